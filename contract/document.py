@@ -1,0 +1,175 @@
+"""The contract JSON that each model version carries: one dataclass that reads and writes it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Mapping, cast, get_args
+
+CONTRACT_VERSION = 1
+PREDICT_SIGNATURE = "serving_default"
+DESCRIBE_SIGNATURE = "describe"
+IMAGES, PROBABILITIES = "images", "probabilities"
+QUERY, CONTRACT = "query", "contract"
+
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Aspect = Literal["crop", "stretch", "pad"]
+Orientation = Literal["exif", "ignore"]
+
+
+class ContractError(ValueError):
+    """A contract that this release cannot read; the message says which member and why."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an encoded image becomes pixels.
+
+    Attributes:
+        height: Rows of the pixels.
+        width: Columns of the pixels.
+        filter: Resampling filter, by Pillow's name.
+        aspect: `crop` takes the largest centred box of the target's aspect, `stretch` ignores the aspect, `pad` fits
+            the whole image and fills the rest with `background`.
+        crop: Part of that centred box's sides that is kept, in (0, 1]; only for `crop`.
+        background: RGB under transparent pixels and around padded images, each 0-255.
+        orientation: `exif` turns the image the way its EXIF tag says, `ignore` does not.
+    """
+
+    height: int
+    width: int
+    filter: Filter = "bicubic"
+    aspect: Aspect = "crop"
+    crop: float = 1.0
+    background: tuple[int, int, int] = (255, 255, 255)
+    orientation: Orientation = "exif"
+
+    def __post_init__(self) -> None:
+        _expect(1 <= self.height <= 4096 and 1 <= self.width <= 4096, "height and width from 1 to 4096", self)
+        _expect(self.filter in get_args(Filter), f"a filter of {get_args(Filter)}", self.filter)
+        _expect(self.aspect in get_args(Aspect), f"an aspect of {get_args(Aspect)}", self.aspect)
+        _expect(self.orientation in get_args(Orientation), f"an orientation of {get_args(Orientation)}", self)
+        _expect(0 < self.crop <= 1, "a crop above 0 and up to 1", self.crop)
+        _expect(
+            len(self.background) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in self.background),
+            "a background of three integers from 0 to 255",
+            self.background,
+        )
+
+
+@dataclass(frozen=True)
+class GoldenExample:
+    """An encoded image and the probabilities (k,) that the file carrying this contract gave for it at export."""
+
+    name: str
+    image: bytes = field(repr=False)
+    probabilities: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Every fact about one model version.
+
+    Attributes:
+        model: Name of the model.
+        classes: Class names in output order.
+        image: How an encoded image becomes pixels.
+        origin: How the model was made: architecture, weights, data digest, source revision, time.
+        metrics: Figures on held-out data, by name.
+        golden: Examples that a gateway replays before it trusts the version.
+        tolerance: Largest absolute difference in a probability that a replay may show.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    image: ImageSpec
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    golden: tuple[GoldenExample, ...] = ()
+    tolerance: float = 1e-3
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contract as JSON values, golden images in base64."""
+        return {
+            "contract_version": CONTRACT_VERSION,
+            "model": self.model,
+            "classes": list(self.classes),
+            "image": {**vars(self.image), "background": list(self.image.background)},
+            "origin": dict(self.origin),
+            "metrics": dict(self.metrics),
+            "golden": {
+                "tolerance": self.tolerance,
+                "examples": [
+                    {
+                        "name": example.name,
+                        "image": base64.b64encode(example.image).decode("ascii"),
+                        "probabilities": list(example.probabilities),
+                    }
+                    for example in self.golden
+                ],
+            },
+        }
+
+    def to_json(self) -> bytes:
+        """Return the contract as UTF-8 JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Contract:
+        """Read a contract.
+
+        Raises:
+            ContractError: The text is no contract, or one of another contract version.
+        """
+        try:
+            document = json.loads(text)
+        except ValueError as exc:
+            raise ContractError(f"Expected a contract in JSON. Received text that does not parse: {exc}") from exc
+        _expect(isinstance(document, dict), "a JSON object", type(document).__name__)
+        version = document.get("contract_version")
+        _expect(version == CONTRACT_VERSION, f"contract_version {CONTRACT_VERSION}", version)
+        try:
+            return cls._from_document(document)
+        except (KeyError, TypeError, AttributeError, binascii.Error) as exc:
+            raise ContractError(f"Expected a complete contract. Received one with: {exc!r}") from exc
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Contract:
+        classes = tuple(document["classes"])
+        _expect(bool(classes) and all(isinstance(name, str) for name in classes), "class names", classes[:3])
+        golden = tuple(
+            GoldenExample(
+                name=str(example["name"]),
+                image=base64.b64decode(example["image"], validate=True),
+                probabilities=tuple(float(p) for p in example["probabilities"]),
+            )
+            for example in document["golden"]["examples"]
+        )
+        for example in golden:
+            count = len(example.probabilities)
+            _expect(count == len(classes), f"{len(classes)} probabilities in golden example {example.name!r}", count)
+        image = dict(document["image"])
+        return cls(
+            model=str(document["model"]),
+            classes=classes,
+            image=ImageSpec(**{**image, "background": cast(Any, tuple(image["background"]))}),
+            origin=dict(document["origin"]),
+            metrics=dict(document["metrics"]),
+            golden=golden,
+            tolerance=float(document["golden"]["tolerance"]),
+        )
+
+    def with_golden(self, golden: tuple[GoldenExample, ...]) -> Contract:
+        """Return the same contract with other golden examples."""
+        return replace(self, golden=golden)
+
+    def named(self, model: str) -> Contract:
+        """Return the same contract for a model of another name."""
+        return replace(self, model=model)
+
+
+def _expect(condition: bool, expected: str, received: object) -> None:
+    if not condition:
+        raise ContractError(f"Expected {expected}. Received: {received!r}")

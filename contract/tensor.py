@@ -1,0 +1,109 @@
+"""NumPy arrays to TensorFlow Serving's tensors and back, without TensorFlow."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import messages_pb2 as messages
+
+# Type on the wire, NumPy type, and the field that holds its values when tensor_content does not.
+# Source: the value fields of TensorFlow's TensorProto; 8- and 16-bit integers share int_val.
+_TYPES: tuple[tuple[messages.DataType, Any, str], ...] = (
+    (messages.DT_FLOAT, np.float32, "float_val"),
+    (messages.DT_DOUBLE, np.float64, "double_val"),
+    (messages.DT_INT32, np.int32, "int_val"),
+    (messages.DT_UINT8, np.uint8, "int_val"),
+    (messages.DT_INT16, np.int16, "int_val"),
+    (messages.DT_INT8, np.int8, "int_val"),
+    (messages.DT_UINT16, np.uint16, "int_val"),
+    (messages.DT_INT64, np.int64, "int64_val"),
+    (messages.DT_BOOL, np.bool_, "bool_val"),
+    (messages.DT_HALF, np.float16, "half_val"),
+    (messages.DT_UINT32, np.uint32, "uint32_val"),
+    (messages.DT_UINT64, np.uint64, "uint64_val"),
+)
+_TO_NUMPY = {wire: (np.dtype(kind), values) for wire, kind, values in _TYPES}
+_FROM_NUMPY = {np.dtype(kind): (wire, values) for wire, kind, values in _TYPES}
+
+
+class TensorError(ValueError):
+    """A tensor message whose type, shape and values do not fit together."""
+
+
+def data_type(dtype: np.dtype[Any]) -> messages.DataType:
+    """Return the type on the wire; strings are object or bytes arrays.
+
+    Raises:
+        TensorError: The type has no place in the contract.
+    """
+    if dtype.kind in "OS":
+        return messages.DT_STRING
+    if dtype not in _FROM_NUMPY:
+        raise TensorError(f"Expected a numeric, bool or bytes array. Received dtype {dtype}")
+    return _FROM_NUMPY[dtype][0]
+
+
+def to_proto(array: NDArray[Any], typed: bool = False) -> messages.TensorProto:
+    """Return an array as a message.
+
+    Args:
+        array: Any shape; numeric, bool, or bytes in an object array.
+        typed: Put numbers into the field of their type, as TensorFlow Serving answers and its clients read, in place
+            of raw bytes.
+    """
+    proto = messages.TensorProto(dtype=data_type(array.dtype))
+    proto.tensor_shape.dim.extend(messages.TensorShapeProto.Dim(size=size) for size in array.shape)
+    if proto.dtype == messages.DT_STRING:
+        proto.string_val.extend(array.reshape(-1).tolist())
+    elif not typed:
+        proto.tensor_content = array.tobytes()
+    else:
+        flat = array.reshape(-1)
+        flat = flat.view(np.uint16) if array.dtype == np.float16 else flat
+        getattr(proto, _FROM_NUMPY[array.dtype][1]).extend(flat.tolist())
+    return proto
+
+
+def to_array(proto: messages.TensorProto) -> NDArray[Any]:
+    """Return a message as an array; strings become bytes in an object array.
+
+    As in TensorFlow, too few typed values repeat the last one, and none at all are zeros.
+
+    Raises:
+        TensorError: Unknown type, a negative or unknown dimension, or values that do not fill the shape.
+    """
+    if proto.dtype != messages.DT_STRING and proto.dtype not in _TO_NUMPY:
+        raise TensorError(f"Expected a known tensor type. Received: {proto.dtype}")
+    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    count = prod(shape)
+    if any(size < 0 for size in shape) or count > 2**31:
+        raise TensorError(f"Expected a known shape of at most 2^31 values. Received: {shape}")
+    if proto.dtype == messages.DT_STRING:
+        strings = np.empty(count, dtype=object)
+        strings[:] = _fill(list(proto.string_val), count, b"")
+        return strings.reshape(shape)
+    dtype, field = _TO_NUMPY[proto.dtype]
+    if proto.tensor_content:
+        if len(proto.tensor_content) != count * dtype.itemsize:
+            raise TensorError(
+                f"Expected {count * dtype.itemsize} bytes for shape {shape}. Received: {len(proto.tensor_content)}"
+            )
+        return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
+    values = getattr(proto, field)
+    if len(values) > count:
+        raise TensorError(f"Expected at most {count} values for shape {shape}. Received: {len(values)}")
+    raw = np.dtype(np.uint16) if dtype == np.float16 else dtype
+    filled = np.empty(count, raw)
+    filled[: len(values)] = np.array(values, dtype=np.float64 if dtype.kind == "f" else object).astype(raw)
+    filled[len(values) :] = filled[len(values) - 1] if values else 0
+    return filled.view(dtype).reshape(shape)
+
+
+def _fill(values: list[bytes], count: int, default: bytes) -> list[bytes]:
+    if len(values) > count:
+        raise TensorError(f"Expected at most {count} values. Received: {len(values)}")
+    return values + [values[-1] if values else default] * (count - len(values))

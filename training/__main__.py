@@ -1,0 +1,164 @@
+"""`python -m training`: train on a folder of photos, or export ready weights."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+from training.errors import TrainingError
+
+say = partial(print, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, or 1 after a message on standard error."""
+    options = _parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices hide our own lines
+    try:
+        options.command(options)
+    except TrainingError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    from training import architectures, train
+
+    recipe = train.Recipe(**{field.name: getattr(options, field.name) for field in fields(train.Recipe)})
+    run = train.train(
+        options.folder,
+        options.name,
+        architectures.find(options.architecture),
+        None if options.weights == "none" else options.weights,
+        recipe,
+        options.runs,
+        options.cache,
+        say,
+    )
+    say(f"Kept the run in {run}")
+    _release_run(run, options.name, options.store)
+
+
+def _export(options: argparse.Namespace) -> None:
+    if options.run:
+        _release_run(options.run, options.name, options.store)
+    elif options.weights in ("imagenet", "none"):
+        _export_architecture(options)
+    else:
+        _export_file(options)
+
+
+def _release_run(run: Path, name: str | None, store: Path) -> None:
+    from training import runs
+
+    model, contract, photos = runs.read(run)
+    _release(model, contract.named(name or contract.model), store, photos)
+
+
+def _export_architecture(options: argparse.Namespace) -> None:
+    from contract.document import Contract
+    from training import architectures, runs
+
+    if not options.architecture or not options.name:
+        raise TrainingError("Expected --architecture and --name. Received: " + " ".join(sys.argv[1:]))
+    architecture = architectures.find(options.architecture)
+    classes = _read_classes(options.classes) if options.classes else architectures.imagenet_classes()
+    say(f"Building {architecture.name} with weights: {options.weights}")
+    weights = None if options.weights == "none" else options.weights
+    if weights and options.classes:
+        raise TrainingError("Expected no --classes with ImageNet weights, whose classes are known")
+    model = architecture.classifier(weights, len(classes))
+    origin = {"architecture": architecture.name, "weights": options.weights, **runs.provenance()}
+    _release(model, Contract(options.name, classes, architecture.image, origin), options.store)
+
+
+def _export_file(options: argparse.Namespace) -> None:
+    from contract.document import Contract, ImageSpec
+    from training import architectures, runs
+
+    if not options.classes or not options.preprocessing or not options.name:
+        raise TrainingError(
+            "Expected --classes FILE, --preprocessing MODE and --name NAME with a file of weights: how its inputs were"
+            f" scaled and what its outputs mean is not in the file. Modes: {', '.join(architectures.PREPROCESSING)}"
+        )
+    classes = _read_classes(options.classes)
+    architecture = architectures.find(options.architecture) if options.architecture else None
+    path = Path(options.weights)
+    say(f"Loading {path}")
+    mode = options.preprocessing.replace("+-", "±")
+    model = architectures.load_file(path, architecture, len(classes), mode, options.size)
+    height, width = model.input_shape[1:3]
+    image = ImageSpec(height, width, options.filter, options.aspect, options.crop)
+    origin = {
+        "architecture": architecture.name if architecture else model.name,
+        "weights": path.name,
+        "weights_sha256": runs.sha256(path),
+        **runs.provenance(),
+    }
+    _release(model, Contract(options.name, classes, image, origin), options.store)
+
+
+def _release(model: object, contract: object, store: Path, photos: Sequence[bytes] = ()) -> None:
+    from training import architectures, export
+
+    probabilities = architectures.as_probabilities(model, len(contract.classes))  # type: ignore[attr-defined]
+    version = export.export(probabilities, contract, store, photos, say)  # type: ignore[arg-type]
+    size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
+    say(f"Released {version} ({size_mb:.0f} MB)")
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise TrainingError(f"Expected a file of class names, one a line. Received a path where there is none: {path}")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
+
+    train = commands.add_parser("train", parents=[common], help="train on a folder of photos, then release")
+    train.set_defaults(command=_train)
+    train.add_argument("folder", type=Path, help="FOLDER/CLASS/photo, or FOLDER/train/CLASS/photo and so on")
+    train.add_argument("--name", required=True, help="the model's name in the store")
+    train.add_argument("--architecture", default="efficientnet-lite0", help="the backbone (%(default)s)")
+    train.add_argument("--weights", default="imagenet", choices=("imagenet", "none"), help="to start from")
+    train.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (%(default)s)")
+    train.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
+    _add_recipe(train)
+
+    export = commands.add_parser("export", parents=[common], help="release ready weights, a Keras file, or a run")
+    export.set_defaults(command=_export)
+    export.add_argument("--name", help="the model's name in the store")
+    source = export.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="a run folder that train left")
+    source.add_argument("--weights", help="imagenet, none (random), or a .keras, .h5 or .weights.h5 file")
+    export.add_argument("--architecture", help="of imagenet and none, and of a .weights.h5 file")
+    export.add_argument("--classes", type=Path, help="class names in output order, one a line")
+    export.add_argument("--preprocessing", help="what a file's model expects: none, 0-1, ±1 (or +-1), caffe, torch")
+    export.add_argument("--size", type=int, help="input size in pixels, for a file that leaves it open")
+    export.add_argument("--filter", default="bicubic", help="resampling filter for a file (%(default)s)")
+    export.add_argument("--aspect", default="stretch", help="crop, stretch or pad, for a file (%(default)s)")
+    export.add_argument("--crop", type=float, default=1.0, help="part kept by --aspect crop (%(default)s)")
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    from training.recipe import Recipe
+
+    for field in fields(Recipe):
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"), type=type(field.default), default=field.default, help="(%(default)s)"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The Keras models that can be exported or trained, each with the preprocessing that it was made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from contract.document import ImageSpec
+from training import efficientnet_lite
+from training.errors import WeightsError
+
+PREPROCESSING = ("none", "0-1", "±1", "caffe", "torch")
+
+# Function of keras.applications, input size in pixels, preprocessing. Families that scale their input themselves have
+# "none". Source: the defaults of each function in Keras 3.15.
+_APPLICATIONS: tuple[tuple[str, int, str], ...] = (
+    *((f"EfficientNetB{i}", size, "none") for i, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))),
+    *((f"EfficientNetV2B{i}", size, "none") for i, size in enumerate((224, 240, 260, 300))),
+    *((f"EfficientNetV2{size}", px, "none") for size, px in (("S", 384), ("M", 480), ("L", 480))),
+    *((f"ConvNeXt{size}", 224, "none") for size in ("Tiny", "Small", "Base", "Large", "XLarge")),
+    *((f"MobileNetV3{size}", 224, "none") for size in ("Small", "Large")),
+    *((name, 224, "±1") for name in ("MobileNet", "MobileNetV2", "NASNetMobile")),
+    *((f"ResNet{depth}", 224, "caffe") for depth in (50, 101, 152)),
+    *((f"ResNet{depth}V2", 224, "±1") for depth in (50, 101, 152)),
+    *((f"DenseNet{depth}", 224, "torch") for depth in (121, 169, 201)),
+    *((f"VGG{depth}", 224, "caffe") for depth in (16, 19)),
+    *((name, 299, "±1") for name in ("Xception", "InceptionV3", "InceptionResNetV2")),
+    ("NASNetLarge", 331, "±1"),
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of model: its name, the size of its input in pixels, and the preprocessing that it expects."""
+
+    name: str
+    size_px: int
+    preprocessing: str
+
+    @property
+    def image(self) -> ImageSpec:
+        """How ImageNet photos become pixels: the centre 87.5 % of the shorter side, bicubic."""
+        return ImageSpec(self.size_px, self.size_px, filter="bicubic", aspect="crop", crop=0.875)
+
+    def backbone(self, weights: str | None, include_top: bool, classes: int = 1000) -> keras.Model:
+        """Build the model for preprocessed input, with its classes on top or ending in pooled features (n, c)."""
+        if self.name in efficientnet_lite.VARIANTS:
+            return efficientnet_lite.build(self.name, weights, include_top, classes)
+        options: dict[str, Any] = {"classes": classes} if include_top else {"pooling": "avg"}
+        build = getattr(keras.applications, self.name)
+        try:
+            return build(
+                weights=weights,
+                include_top=include_top,
+                input_shape=(self.size_px, self.size_px, 3),
+                **options,
+            )
+        except Exception as exc:
+            if weights != "imagenet":
+                raise
+            raise WeightsError(
+                f"Expected to download the ImageNet weights of {self.name}. Received: {exc}. Without a network, use"
+                " efficientnet-lite0, whose weights are installed, or --weights FILE."
+            ) from exc
+
+    def classifier(self, weights: str | None, classes: int = 1000) -> keras.Model:
+        """Build the whole model for pixels 0-255, float32 (n, h, w, 3), to class outputs (n, classes)."""
+        return with_preprocessing(self.backbone(weights, include_top=True, classes=classes), self.preprocessing)
+
+
+ARCHITECTURES = {
+    **{
+        name: Architecture(name, variant.size_px, "efficientnet-lite")
+        for name, variant in efficientnet_lite.VARIANTS.items()
+    },
+    **{name.lower(): Architecture(name, size_px, mode) for name, size_px, mode in _APPLICATIONS},
+}
+
+
+def find(name: str) -> Architecture:
+    """Return an architecture by its name, in any case.
+
+    Raises:
+        WeightsError: No such architecture; the message lists those there are.
+    """
+    if name.lower() not in ARCHITECTURES:
+        names = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
+        raise WeightsError(f"Expected an architecture of: {names}. Received: {name!r}")
+    return ARCHITECTURES[name.lower()]
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Return ImageNet's 1,000 class names in Keras' order, that of sorted WordNet ids; two names stand twice."""
+    return tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+
+
+def preprocess(x: Any, mode: str) -> Any:
+    """Scale pixels 0-255, float32 (n, h, w, 3), RGB, in the graph and with Keras' own layers.
+
+    Source: keras.applications.imagenet_utils for `±1`, `caffe` (BGR less the mean) and `torch` (mean and deviation).
+    """
+    if mode == "none":
+        return x
+    if mode == "0-1":
+        return layers.Rescaling(1 / 255, name="rescale")(x)
+    if mode == "±1":
+        return layers.Rescaling(1 / 127.5, -1.0, name="rescale")(x)
+    if mode == "efficientnet-lite":
+        return layers.Rescaling(1 / 128, -127 / 128, name="rescale")(x)
+    if mode == "caffe":
+        return layers.Rescaling(1.0, [-103.939, -116.779, -123.68], name="rescale")(keras.ops.flip(x, axis=-1))
+    if mode == "torch":
+        mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        return layers.Rescaling((1 / (255 * deviation)).tolist(), (-mean / deviation).tolist(), name="rescale")(x)
+    raise WeightsError(f"Expected a preprocessing of: {', '.join(PREPROCESSING)}. Received: {mode!r}")
+
+
+def with_preprocessing(model: keras.Model, mode: str) -> keras.Model:
+    """Put the preprocessing in front of a model, so that it takes pixels 0-255."""
+    inputs = keras.Input(model.input_shape[1:], name="pixels")
+    return keras.Model(inputs, model(preprocess(inputs, mode)), name=model.name)
+
+
+def load_file(
+    path: Path, architecture: Architecture | None, classes: int, preprocessing: str, size_px: int | None = None
+) -> keras.Model:
+    """Load a Keras model, or the weights of an architecture, as a model for pixels 0-255.
+
+    Args:
+        path: `.keras` or `.h5` with a whole model, or `.weights.h5`, which needs the architecture.
+        architecture: What `.weights.h5` belongs to.
+        classes: Number of class outputs expected.
+        preprocessing: One of `PREPROCESSING`.
+        size_px: Height and width for a model whose input leaves them open.
+
+    Raises:
+        WeightsError: The file does not load, or its outputs do not fit the classes.
+    """
+    if not path.is_file():
+        raise WeightsError(f"Expected a file of weights. Received a path where there is none: {path}")
+    if path.name.endswith(".weights.h5"):
+        if architecture is None:
+            raise WeightsError("Expected --architecture with a .weights.h5 file, which holds no model")
+        model = architecture.backbone(None, include_top=True, classes=classes)
+        _loading(path, lambda: model.load_weights(path))
+    else:
+        model = _loading(path, lambda: keras.models.load_model(path, compile=False, safe_mode=True))
+    if len(model.inputs) != 1 or len(model.input_shape) != 4 or model.input_shape[-1] != 3:
+        raise WeightsError(f"Expected a model of one input (n, height, width, 3). Received: {model.input_shape}")
+    if None in model.input_shape[1:3]:
+        if size_px is None:
+            raise WeightsError("Expected --size, since the model's input leaves height and width open")
+        inputs = keras.Input((size_px, size_px, 3))
+        model = keras.Model(inputs, model(inputs), name=model.name)
+    return with_preprocessing(model, preprocessing)
+
+
+def _loading(path: Path, load: Any) -> Any:
+    try:
+        return load()
+    except Exception as exc:
+        advice = (
+            " If Keras 2 (tf.keras before TensorFlow 2.16) wrote it: install tf-keras, load the file with it, save its"
+            " weights as NAME.weights.h5, and export those with --architecture."
+            if path.suffix in (".h5", ".keras")
+            else ""
+        )
+        raise WeightsError(f"Expected {path} to load in Keras {keras.__version__}. Received: {exc}.{advice}") from exc
+
+
+def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
+    """Make a model end in probabilities (n, classes): a softmax on linear outputs, one unit to two classes.
+
+    Raises:
+        WeightsError: The outputs do not fit the classes, or are not one choice among them.
+    """
+    if len(model.output_shape) != 2:
+        raise WeightsError(f"Expected class outputs (n, {classes}). Received: {model.output_shape}")
+    units = model.output_shape[-1]
+    activation = _last_activation(model)
+    x = model.output
+    if units == 1:
+        if activation == "linear":
+            x = layers.Activation("sigmoid")(x)
+        elif activation != "sigmoid":
+            raise WeightsError(f"Expected a sigmoid or linear output of one unit. Received: {activation}")
+        x = layers.Concatenate(name="probabilities")([layers.Rescaling(-1.0, 1.0)(x), x])
+    elif activation == "linear":
+        x = layers.Softmax(name="probabilities")(x)
+    elif activation != "softmax":
+        raise WeightsError(
+            f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
+        )
+    if x.shape[-1] != classes:
+        raise WeightsError(f"Expected as many classes as the model has outputs, {x.shape[-1]}. Received: {classes}")
+    return keras.Model(model.input, x, name=model.name)
+
+
+def _last_activation(model: keras.Model) -> str:
+    operation: Any = model
+    while isinstance(operation, keras.Model):
+        operation = operation.outputs[0]._keras_history.operation
+    name = type(operation).__name__.lower()
+    if name in ("softmax", "sigmoid"):
+        return name
+    return getattr(getattr(operation, "activation", None), "__name__", "linear")

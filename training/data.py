@@ -1,0 +1,212 @@
+"""A folder of photos to labelled pixels: classes, splits, and a cache of decoded images on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.document import ImageSpec
+from contract.image import ImageError, decode
+from training.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
+SPLIT_FOLDERS = {
+    "train": ("train", "training", "seg_train"),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test", "testing", "seg_test"),
+}
+HELD_OUT_PART = 0.1  # of each class, for each of validation and test, where the folder has no such split
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A file and the index of its class."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Classes in the order of their names, and the photos of the splits `train`, `validation` and perhaps `test`."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[Photo]]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One split, decoded.
+
+    Attributes:
+        images: uint8 (n, h, w, 3), mapped from disk.
+        labels: int64 (n).
+        paths: The file of each image.
+        digest: SHA-256 over labels and file contents.
+        skipped: Files that do not decode, and why.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    paths: list[Path]
+    digest: str
+    skipped: dict[str, str]
+
+
+def read_folder(folder: Path, seed: int = 0) -> Dataset:
+    """Find classes and splits in a folder: `FOLDER/CLASS/photo` or `FOLDER/SPLIT/CLASS/photo`.
+
+    Splits that are not there are taken from train, a tenth of each class, the same for the same seed. A folder with a
+    validation split of its own needs no test split.
+
+    Raises:
+        DataError: No photos, fewer than two classes, an empty class, or a class that train does not have.
+    """
+    if not folder.is_dir():
+        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
+    folders = {split: _split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
+    train_folder = folders["train"] or folder
+    classes = tuple(sorted(path.name for path in train_folder.iterdir() if _is_class(path)))
+    if len(classes) < 2:
+        raise DataError(
+            f"Expected a folder for each class in {train_folder}, two or more, each with photos"
+            f" ({', '.join(SUFFIXES)}). Received: {len(classes)}"
+        )
+    splits = {"train": _read_split(train_folder, classes, complete=True)}
+    for split in ("validation", "test"):
+        if path := folders[split]:
+            splits[split] = _read_split(path, classes, complete=False)
+    if "validation" not in splits:
+        missing = ["validation"] if "test" in splits else ["validation", "test"]
+        splits |= _hold_out(splits, missing, seed)
+    return Dataset(classes, splits)
+
+
+def load(
+    photos: Sequence[Photo], spec: ImageSpec, cache: Path, progress: Callable[[int, int], None] | None = None
+) -> Pixels:
+    """Decode photos with the contract's decode, on all cores, or map what an earlier call left in the cache.
+
+    Args:
+        photos: One split.
+        spec: How images become pixels.
+        cache: A folder for decoded pixels, 3 bytes each; files whose size or time changed are decoded again.
+        progress: Called with how many are done, and of how many.
+
+    Raises:
+        DataError: None of the photos decodes.
+    """
+    stats = [(str(photo.path.resolve()), photo.label, photo.path.stat()) for photo in photos]
+    state = [asdict(spec), [(path, label, stat.st_size, stat.st_mtime_ns) for path, label, stat in stats]]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
+    index, array = cache / f"{key}.json", cache / f"{key}.npy"
+    if not (index.is_file() and array.is_file()):
+        cache.mkdir(parents=True, exist_ok=True)
+        _decode_all(photos, spec, index, array, progress)
+    found = json.loads(index.read_text())
+    kept = [photos[i] for i in found["kept"]]
+    return Pixels(
+        images=np.load(array, mmap_mode="r"),
+        labels=np.array([photo.label for photo in kept], np.int64),
+        paths=[photo.path for photo in kept],
+        digest=found["digest"],
+        skipped=found["skipped"],
+    )
+
+
+def _decode_all(
+    photos: Sequence[Photo],
+    spec: ImageSpec,
+    index: Path,
+    array: Path,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write decoded pixels, then the index that makes them count."""
+
+    def read(photo: Photo) -> tuple[bytes, NDArray[np.uint8] | ImageError]:
+        data = photo.path.read_bytes()
+        digest = hashlib.sha256(photo.label.to_bytes(4, "big") + data).digest()
+        try:
+            return digest, decode(data, spec).pixels
+        except ImageError as exc:
+            return digest, exc
+
+    kept: list[int] = []
+    skipped: dict[str, str] = {}
+    digest = hashlib.sha256()
+    draft = array.with_suffix(".draft")
+    shape = (len(photos), spec.height, spec.width, 3)
+    images = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
+    # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for position, (part, result) in enumerate(pool.map(read, photos)):
+            if isinstance(result, ImageError):
+                skipped[str(photos[position].path)] = str(result)
+            else:
+                images[len(kept)] = result
+                kept.append(position)
+                digest.update(part)
+            if progress:
+                progress(position + 1, len(photos))
+    if not kept:
+        raise DataError(f"Expected photos that decode. Received {len(photos)} that do not: {skipped}")
+    with array.open("wb") as file:
+        np.save(file, images[: len(kept)])
+    draft.unlink()
+    index.write_text(json.dumps({"kept": kept, "skipped": skipped, "digest": digest.hexdigest()}))
+
+
+def _split_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    for path in (folder / name for name in names):
+        if path.is_dir():  # some archives hold seg_train/seg_train/CLASS
+            return path / path.name if (path / path.name).is_dir() else path
+    return None
+
+
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _photos(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Photo]:
+    found = {path.name: _photos(path) for path in sorted(folder.iterdir()) if _is_class(path)}
+    if strange := sorted(set(found) - set(classes)):
+        raise DataError(f"Expected in {folder} only classes that train has. Received also: {', '.join(strange)}")
+    if complete and (empty := [name for name in classes if not found[name]]):
+        raise DataError(f"Expected photos in each class of {folder}. Received empty folders: {', '.join(empty)}")
+    photos = [Photo(path, label) for label, name in enumerate(classes) for path in found.get(name, [])]
+    if not photos:
+        raise DataError(f"Expected photos in {folder}. Received a folder without any")
+    return photos
+
+
+def _hold_out(splits: dict[str, list[Photo]], missing: Sequence[str], seed: int) -> dict[str, list[Photo]]:
+    """Take a tenth of each class of train, at least one photo, for each missing split."""
+    result: dict[str, list[Photo]] = {split: [] for split in ("train", *missing)}
+    shuffled = sorted(splits["train"], key=lambda photo: (photo.label, str(photo.path)))
+    random.Random(seed).shuffle(shuffled)
+    for label in sorted({photo.label for photo in shuffled}):
+        rest = [photo for photo in shuffled if photo.label == label]
+        part = max(1, round(len(rest) * HELD_OUT_PART))
+        if len(rest) <= part * len(missing):
+            raise DataError(
+                f"Expected at least {len(missing) + 1} photos in each class, to hold some out."
+                f" Received {len(rest)} in {rest[0].path.parent}"
+            )
+        for split in missing:
+            result[split] += rest[:part]
+            rest = rest[part:]
+        result["train"] += rest
+    return result

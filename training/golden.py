@@ -1,0 +1,89 @@
+"""Golden examples: encoded images that exercise the whole decode, and what a model file says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from contract.document import GoldenExample, ImageSpec
+from contract.image import decode
+
+MAX_PHOTO_BYTES = 1024 * 1024
+
+_ORIENTATION_TAG, _ROTATED_RIGHT = 0x0112, 6
+
+
+def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[tuple[str, bytes]]:
+    """Return named, encoded images that reach each branch of the decode.
+
+    A JPEG of four times the target's sides (scaled while decoding), a JPEG with an EXIF rotation, a PNG with alpha, and
+    the photos themselves.
+
+    Args:
+        spec: The target size.
+        photos: Encoded held-out photos to make them of; without any, they are drawn.
+    """
+    small = [photo for photo in photos if len(photo) <= MAX_PHOTO_BYTES]
+    sources = [Image.open(BytesIO(photo)).convert("RGB") for photo in small] or [_draw(seed) for seed in range(3)]
+    large, rotated, layered = (sources[index % len(sources)] for index in range(3))
+    width, height = spec.width, spec.height
+    return [
+        ("large-jpeg", _encode(_cover(large, 4 * width, 4 * height), "JPEG", quality=90)),
+        ("rotated-jpeg", _encode_rotated(_cover(rotated, 2 * width, round(1.5 * height)))),
+        ("alpha-png", _encode(_with_alpha(_cover(layered, round(1.2 * width), round(1.2 * height))), "PNG")),
+        *((f"photo-{index}", photo) for index, photo in enumerate(small)),
+    ]
+
+
+def answer(
+    images: Sequence[tuple[str, bytes]], spec: ImageSpec, predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+) -> tuple[GoldenExample, ...]:
+    """Return examples with the probabilities that `predict`, (1, h, w, 3) to (1, k), gives for each image."""
+    return tuple(
+        GoldenExample(name, data, tuple(float(p) for p in predict(decode(data, spec).pixels[np.newaxis])[0]))
+        for name, data in images
+    )
+
+
+def _cover(img: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale an image so that both its sides reach the given ones."""
+    scale = max(width / img.width, height / img.height)
+    return img.resize((max(width, round(img.width * scale)), max(height, round(img.height * scale))))
+
+
+def _encode(img: Image.Image, format: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    img.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _encode_rotated(img: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[_ORIENTATION_TAG] = _ROTATED_RIGHT
+    return _encode(img.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=90, exif=exif)
+
+
+def _with_alpha(img: Image.Image) -> Image.Image:
+    ramp = np.linspace(0, 255, img.width, dtype=np.uint8)
+    img.putalpha(Image.fromarray(np.tile(ramp, (img.height, 1))))
+    return img
+
+
+def _draw(seed: int) -> Image.Image:
+    """Draw shapes over a gradient with fine texture, so that another filter or crop changes the pixels visibly."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:480, 0:640]
+    waves = [
+        127 + 60 * np.sin(columns * random.uniform(0.02, 0.9) + rows * random.uniform(0.02, 0.9)) for _ in range(3)
+    ]
+    img = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+    draw = ImageDraw.Draw(img)
+    for _ in range(12):
+        x, y, size = (int(value) for value in random.integers((0, 0, 40), (560, 400, 240)))
+        shape = draw.ellipse if random.random() < 0.5 else draw.rectangle
+        shape((x, y, x + size, y + size), fill=tuple(int(c) for c in random.integers(0, 256, 3)))
+    return img
