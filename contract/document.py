@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Mapping, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 CONTRACT_VERSION = 1
 PREDICT_SIGNATURE = "serving_default"

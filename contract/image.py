@@ -132,7 +132,7 @@ class ContractPreprocessor(BasePreprocessor):  # type: ignore[misc]  # keras-ima
     def image_to_array(self, img: Image.Image) -> NDArray[np.uint8]:
         return np.asarray(img, dtype=np.uint8)
 
-    def preprocess(self, X: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def preprocess(self, X: NDArray[np.uint8]) -> NDArray[np.uint8]:  # noqa: N803  # the helper's name
         return X
 
 
@@ -163,13 +163,13 @@ def _orientation(img: Image.Image) -> int:
 def _scale_while_decoding(img: Image.Image, spec: ImageSpec, sideways: bool) -> None:
     """Ask a JPEG for the smallest of its 1/1, 1/2, 1/4 and 1/8 sizes that still holds every target pixel."""
     width, height = (img.height, img.width) if sideways else img.size
-    box_width, box_height = _source_box(width, height, spec)[2:]
+    box_width = _source_box(width, height, spec)[2]
     scale = {"stretch": None, "crop": spec.width / box_width, "pad": min(spec.width / width, spec.height / height)}
     factor = scale[spec.aspect]
     needed = (
         (spec.width, spec.height) if factor is None else (max(1, ceil(width * factor)), max(1, ceil(height * factor)))
     )
-    img.draft(None, needed[::-1] if sideways else needed)  # type: ignore[arg-type]  # None leaves the mode alone
+    img.draft(None, needed[::-1] if sideways else needed)  # None leaves the mode alone
 
 
 def _source_box(width: int, height: int, spec: ImageSpec) -> tuple[float, float, float, float]:
@@ -178,7 +178,7 @@ def _source_box(width: int, height: int, spec: ImageSpec) -> tuple[float, float,
         return 0.0, 0.0, float(width), float(height)
     aspect = spec.width / spec.height
     box_width = min(float(width), height * aspect) * spec.crop
-    box_height = box_width / aspect
+    box_height = min(height * spec.crop, box_width / aspect)  # a rounding error above it would be out of the image
     return (width - box_width) / 2, (height - box_height) / 2, box_width, box_height
 
 

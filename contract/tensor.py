@@ -26,6 +26,7 @@ _TYPES: tuple[tuple[messages.DataType, Any, str], ...] = (
     (messages.DT_UINT32, np.uint32, "uint32_val"),
     (messages.DT_UINT64, np.uint64, "uint64_val"),
 )
+MAX_VALUES = 2**27  # a message of a few bytes may name any shape; this one would take 512 MiB of float32
 _TO_NUMPY = {wire: (np.dtype(kind), values) for wire, kind, values in _TYPES}
 _FROM_NUMPY = {np.dtype(kind): (wire, values) for wire, kind, values in _TYPES}
 
@@ -80,8 +81,8 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
         raise TensorError(f"Expected a known tensor type. Received: {proto.dtype}")
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     count = prod(shape)
-    if any(size < 0 for size in shape) or count > 2**31:
-        raise TensorError(f"Expected a known shape of at most 2^31 values. Received: {shape}")
+    if any(size < 0 for size in shape) or count > MAX_VALUES:
+        raise TensorError(f"Expected a known shape of at most {MAX_VALUES:,} values. Received: {shape}")
     if proto.dtype == messages.DT_STRING:
         strings = np.empty(count, dtype=object)
         strings[:] = _fill(list(proto.string_val), count, b"")
@@ -97,10 +98,11 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
     if len(values) > count:
         raise TensorError(f"Expected at most {count} values for shape {shape}. Received: {len(values)}")
     raw = np.dtype(np.uint16) if dtype == np.float16 else dtype
-    filled = np.empty(count, raw)
+    filled: NDArray[Any] = np.empty(count, raw)
     filled[: len(values)] = np.array(values, dtype=np.float64 if dtype.kind == "f" else object).astype(raw)
     filled[len(values) :] = filled[len(values) - 1] if values else 0
-    return filled.view(dtype).reshape(shape)
+    values_of_type: NDArray[Any] = filled.view(dtype)
+    return values_of_type.reshape(shape)
 
 
 def _fill(values: list[bytes], count: int, default: bytes) -> list[bytes]:

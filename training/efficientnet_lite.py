@@ -72,9 +72,7 @@ VARIANTS = {
 }
 
 
-def build(
-    name: str, weights: str | None = "imagenet", include_top: bool = True, classes: int = 1000
-) -> keras.Model:
+def build(name: str, weights: str | None = "imagenet", include_top: bool = True, classes: int = 1000) -> keras.Model:
     """Build one variant for input scaled to `(x - 127) / 128`, float32 (n, size, size, 3).
 
     Args:

@@ -147,9 +147,7 @@ def _write_warmup(contract: Contract, path: Path) -> None:
             writer.write(log.SerializeToString())
 
 
-def _check(
-    engine: Engine, name: str, expected: Sequence[Any], contract: Contract, say: Callable[[str], None]
-) -> None:
+def _check(engine: Engine, name: str, expected: Sequence[Any], contract: Contract, say: Callable[[str], None]) -> None:
     """Load and run what was written: against Keras, and against the golden examples that it carries."""
     answer = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})
     written = Contract.from_json(answer[CONTRACT][0])

@@ -1,0 +1,54 @@
+# What a person does, a verb each. `make run` and `make test` need Python 3.11 or newer with venv, and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= imagenet
+PORT ?= 9696
+
+.PHONY: help setup run test check format messages requirements benchmark-engines benchmark-gateway clean
+
+help:  ## show the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(VENV)/installed  ## make .venv with everything that is pinned in requirements/dev.txt
+
+$(VENV)/installed: requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Expected Python 3.11 or newer. Received: " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12")'
+	@echo "==> Installing into $(VENV) (about 2.5 GB with TensorFlow, one to three minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+run: setup  ## model server and gateway in the foreground; MODEL= and PORT= choose
+	@MODEL=$(MODEL) PORT=$(PORT) $(BIN)/python run.py
+
+test: setup  ## the whole test suite
+	@$(BIN)/python -m pytest
+
+check: setup  ## formatting, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: setup  ## format, and mend what lint can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+messages: setup  ## generate contract/messages_pb2.py from messages.proto
+	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. contract/messages.proto
+
+requirements: setup  ## pin what pyproject.toml asks for, with hashes
+	@for extra in gateway serving training dev; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --extra $$extra -o requirements/$$extra.txt pyproject.toml; \
+	done
+
+benchmark-engines: setup  ## images a second of each engine, as a ratio to the plain Keras export
+	@$(BIN)/python -m benchmarks.engines
+
+benchmark-gateway: setup  ## requests a second through the whole stack
+	@$(BIN)/python -m benchmarks.gateway
+
+clean:  ## remove the environment and caches; models and runs stay
+	@rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

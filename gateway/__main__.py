@@ -1,0 +1,61 @@
+"""`python -m gateway`: the gateway under gunicorn, configured by `GATEWAY_…` variables."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+
+from gateway.settings import Settings, SettingsError
+
+
+class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """The application in gunicorn's hands."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        options: dict[str, Any] = {
+            "bind": f"{self.settings.host}:{self.settings.port}",
+            "workers": self.settings.workers,
+            "threads": self.settings.threads,
+            "worker_class": "gthread",
+            "graceful_timeout": int(self.settings.request_timeout_s) + 5,
+            "control_socket_disable": True,  # it would write to the home directory, which may be read-only
+            "proc_name": "gateway",
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """Make the application; gunicorn calls this in each worker, so the gRPC channel is made after the fork."""
+        from gateway.app import create_app
+        from gateway.client import ModelClient
+
+        settings = self.settings
+        model = ModelClient(
+            settings.model_address, settings.model_name, settings.model_poll_s, settings.model_timeout_s
+        )
+        model.start()
+        return create_app(settings, model)
+
+
+def main() -> int:
+    """Run until a signal; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = Settings.from_env(os.environ)
+    except SettingsError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    Gateway(settings).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""The model server as the gateway sees it: which versions may answer, and what they say of pixels."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import messages_pb2 as messages
+from contract import tensor
+from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
+from gateway.errors import (
+    GatewayError,
+    ModelFailed,
+    ModelTimeout,
+    ModelUnavailable,
+    Overloaded,
+    VersionGone,
+    from_grpc,
+)
+from gateway.gate import Refusal, open_gate
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a contract with 20,000 classes fits
+STATUS_TIMEOUT_S = 2.0
+# Replicas behind one address take turns in answering, so one look shows one replica's versions.
+FORGET_AFTER_S = 10.0  # a version counts as gone once no look has seen it for so long
+SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that holds a version
+SEARCH_PAUSE_S = 0.005
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    (
+        "grpc.service_config",
+        """{"loadBalancingConfig": [{"round_robin": {}}],
+            "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+            "methodConfig": [{"name": [{"service": "tensorflow.serving.PredictionService"}],
+                              "retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.1s",
+                                              "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]}""",
+    ),
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version that passed the golden gate."""
+
+    number: int
+    contract: Contract
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the last look found: accepted versions that are loaded, refused ones with the reason, and what failed."""
+
+    versions: list[int] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    error: str | None = "Not looked yet"
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.versions) and self.error is None
+
+
+class ModelClient:
+    """One process's client of the model server. Safe for threads; to be made after a fork, since it opens a channel."""
+
+    def __init__(self, address: str, model: str, poll_s: float = 0.5, timeout_s: float = 5.0) -> None:
+        self.model = model
+        self._poll_s, self._timeout_s = poll_s, timeout_s
+        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        prediction, status = "/tensorflow.serving.PredictionService/", "/tensorflow.serving.ModelService/"
+        self._predict = self._method(prediction + "Predict", messages.PredictResponse)
+        self._get_status = self._method(status + "GetModelStatus", messages.GetModelStatusResponse)
+        self._accepted: dict[int, Version] = {}
+        self._refused: dict[int, str] = {}
+        self._available: set[int] = set()
+        self._seen: dict[int, float] = {}
+        self.health = Health()
+        self._looking = threading.Lock()
+        self._looks = 0
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Look for versions from now on, in the background."""
+        threading.Thread(target=self._watch, name="model-watch", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop looking, and close the channel."""
+        self._stopped.set()
+        self._channel.close()
+
+    def newest(self) -> Version:
+        """Return the version that answers first.
+
+        Raises:
+            ModelUnavailable: There is none.
+        """
+        return next(self.candidates(time.monotonic() + STATUS_TIMEOUT_S))
+
+    def candidates(self, deadline: float) -> Iterator[Version]:
+        """Yield versions to try until one is loaded where the call arrives: newest first, then looking again.
+
+        Replicas need not hold the same versions, so each call may reach one that lacks the version asked for. After
+        the first round the order is random: in a fixed one, two replicas that take turns could refuse for ever.
+
+        Raises:
+            ModelUnavailable: No accepted version is loaded anywhere, or the deadline passed.
+        """
+        give_up = min(deadline, time.monotonic() + SEARCH_S)
+        versions = sorted(self._accepted.values(), key=lambda version: -version.number)
+        while True:
+            yield from versions
+            self._look_again()
+            versions = list(self._accepted.values())
+            random.shuffle(versions)
+            if not (versions and self._available) or time.monotonic() > give_up:
+                raise ModelUnavailable(
+                    "Expected a usable version of the model. Received: none at the moment; /readyz says why."
+                )
+            time.sleep(SEARCH_PAUSE_S)
+
+    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
+        """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version.
+
+        Raises:
+            VersionGone: The version is not loaded where the call arrived.
+            GatewayError: What else a call can end in.
+        """
+        timeout_s = min(self._timeout_s, deadline - time.monotonic())
+        if timeout_s <= 0:
+            raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
+        return self._probabilities(version.number, version.contract, pixels, timeout_s)
+
+    def _probabilities(
+        self, number: int, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float
+    ) -> NDArray[np.float32]:
+        # Checked here because a tensor of the wrong rank ends TensorFlow Serving's process, and one of another size
+        # gets a wrong answer from a fully convolutional model.
+        expected = (contract.image.height, contract.image.width, 3)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected or len(pixels) == 0:
+            raise ValueError(f"Expected uint8 (n, {expected}). Received: {pixels.dtype} {pixels.shape}")
+        output = self._call_signature(number, PREDICT_SIGNATURE, IMAGES, pixels, PROBABILITIES, timeout_s)
+        if output.shape != (len(pixels), len(contract.classes)) or not np.isfinite(output).all():
+            _log.error("version %d answered probabilities of shape %s, or not finite", number, output.shape)
+            raise ModelFailed("Expected a probability for each class. Received: other numbers.")
+        return output.astype(np.float32)
+
+    def _call_signature(
+        self, number: int, signature: str, alias: str, array: NDArray[Any], output: str, timeout_s: float
+    ) -> NDArray[Any]:
+        request = messages.PredictRequest(inputs={alias: tensor.to_proto(array)}, output_filter=[output])
+        request.model_spec.name = self.model
+        request.model_spec.version.value = number
+        request.model_spec.signature_name = signature
+        response = self._call(self._predict, request, timeout_s)
+        if response.model_spec.version.value != number or output not in response.outputs:
+            raise ModelFailed("Expected an answer of the version that was asked. Received: another one.")
+        return tensor.to_array(response.outputs[output])
+
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        """Make one call; the only place where gRPC's exceptions become ours."""
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as exc:
+            code = exc.code()
+            if code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
+                _log.warning("model server answered %s: %s", code.name, exc.details())
+            raise from_grpc(code) from exc
+
+    def _method(self, path: str, answer: Any) -> Any:
+        return self._channel.unary_unary(
+            path,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=answer.FromString,
+        )
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._look_again()
+            except Exception:
+                if not self._stopped.is_set():  # a closed channel ends the watch; anything else must not
+                    _log.exception("looking for versions failed")
+            self._stopped.wait(self._poll_s)
+
+    def _look_again(self) -> None:
+        """Look now, or wait for a look that began after this call."""
+        asked = self._looks
+        with self._looking:
+            if self._looks < asked + 2:  # a look that was under way when this was called may have missed the news
+                self._look()
+
+    def _look(self) -> None:
+        self._looks += 1
+        request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name=self.model))
+        try:
+            statuses = self._call(
+                self._get_status, request, min(STATUS_TIMEOUT_S, self._timeout_s)
+            ).model_version_status
+        except VersionGone:
+            statuses = []
+        except GatewayError as exc:
+            self._available = set()
+            self._set_health(Health(refused=dict(self._refused), error=exc.detail))
+            return
+        available = {each.version for each in statuses if each.state == messages.ModelVersionStatus.AVAILABLE}
+        self._forget_unseen(available)
+        error = None
+        for number in sorted(available - set(self._accepted) - set(self._refused), reverse=True):
+            error = self._admit(number) or error
+        loaded = sorted(available & set(self._accepted), reverse=True)
+        if not loaded and error is None:
+            error = f"No usable version of {self.model!r} is loaded at the model server"
+        self._available = available
+        self._set_health(Health(loaded, dict(self._refused), None if loaded else error))
+
+    def _forget_unseen(self, available: set[int]) -> None:
+        now = time.monotonic()
+        self._seen |= dict.fromkeys(available, now)
+        for number in [number for number, seen in self._seen.items() if now - seen > FORGET_AFTER_S]:
+            del self._seen[number]
+            self._accepted.pop(number, None)
+            self._refused.pop(number, None)
+
+    def _admit(self, number: int) -> str | None:
+        """Open the golden gate for a version, or refuse it; return what kept it from being tried, if anything."""
+
+        give_up = time.monotonic() + SEARCH_S
+
+        def describe() -> NDArray[Any]:
+            query = np.array([b""], dtype=object)
+            return self._call_signature(number, DESCRIBE_SIGNATURE, QUERY, query, CONTRACT, self._timeout_s)
+
+        def predict(contract: Contract, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return _search(lambda: self._probabilities(number, contract, pixels, self._timeout_s), give_up)
+
+        try:
+            self._accepted[number] = Version(number, open_gate(bytes(_search(describe, give_up)[0]), predict))
+            _log.info("version %d of %s passed the golden gate", number, self.model)
+        except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
+            return f"Version {number} could not be tried: {exc.detail}"  # the next look tries again
+        except (Refusal, ModelFailed, tensor.TensorError) as exc:
+            cause = exc.__cause__
+            reason = f"{exc} ({cause.details()})" if isinstance(cause, grpc.RpcError) else str(exc)
+            self._refused[number] = reason
+            _log.warning("version %d of %s is refused: %s", number, self.model, reason)
+        return None
+
+    def _set_health(self, health: Health) -> None:
+        if health.error and health.error != self.health.error:
+            _log.warning("model %s is not ready: %s", self.model, health.error)
+        if health.ready and not self.health.ready:
+            _log.info("model %s is ready: versions %s", self.model, health.versions)
+        self.health = health
+
+
+def _search(call: Callable[[], NDArray[Any]], give_up: float) -> NDArray[Any]:
+    """Repeat a call until it reaches a replica that holds the version."""
+    while True:
+        try:
+            return call()
+        except VersionGone:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(SEARCH_PAUSE_S)

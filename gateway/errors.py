@@ -1,0 +1,163 @@
+"""Every way the gateway can fail: one tree of errors, each with its HTTP status and its stable code.
+
+GatewayError
+├── BadRequest           400 bad_request         the request is not what the API describes
+├── UrlNotAllowed        403 url_not_allowed     the URL, or one it redirects to, is closed
+├── NotFound             404 not_found           no such path
+├── MethodNotAllowed     405 method_not_allowed  the path answers other methods
+├── TooLarge             413 too_large           the body, the image's bytes or its pixels exceed a limit
+├── UnsupportedMedia     415 unsupported_media   not an image of an accepted format
+├── BadImage             422 bad_image           an image that does not decode
+├── InternalError        500 internal_error      a defect of ours; the log has the traceback
+├── FetchFailed          502 fetch_failed        the image's host did not deliver it
+├── ModelFailed          502 model_failed        the model server refused, or answered nonsense
+├── ModelUnavailable     503 model_unavailable   no model server, or no usable version; come back
+│   └── VersionGone                              that version is not loaded there; another may be
+├── Overloaded           503 overloaded          the model server is busy; come back
+├── FetchTimeout         504 fetch_timeout       the image did not come in time
+└── ModelTimeout         504 model_timeout       the prediction did not come in time
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import grpc
+
+from contract.image import ImageError, ImageTooLargeError, UnsupportedImageError
+
+
+class GatewayError(Exception):
+    """A failure with a name; the detail says what was expected and what came."""
+
+    status: int
+    code: str
+    retry_after_s: int | None = None
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def problem(self) -> dict[str, Any]:
+        """Return the problem details (RFC 9457) that the client gets."""
+        return {
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+
+
+class BadRequest(GatewayError):
+    status, code = 400, "bad_request"
+
+
+class UrlNotAllowed(GatewayError):
+    status, code = 403, "url_not_allowed"
+
+
+class NotFound(GatewayError):
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    status, code = 405, "method_not_allowed"
+
+
+class TooLarge(GatewayError):
+    status, code = 413, "too_large"
+
+
+class UnsupportedMedia(GatewayError):
+    status, code = 415, "unsupported_media"
+
+
+class BadImage(GatewayError):
+    status, code = 422, "bad_image"
+
+
+class InternalError(GatewayError):
+    status, code = 500, "internal_error"
+
+
+class FetchFailed(GatewayError):
+    status, code = 502, "fetch_failed"
+
+
+class ModelFailed(GatewayError):
+    status, code = 502, "model_failed"
+
+
+class ModelUnavailable(GatewayError):
+    status, code = 503, "model_unavailable"
+    retry_after_s = 2
+
+
+class VersionGone(ModelUnavailable):
+    """The model server that was asked has not loaded that version, or no longer."""
+
+
+class Overloaded(GatewayError):
+    status, code = 503, "overloaded"
+    retry_after_s = 1
+
+
+class FetchTimeout(GatewayError):
+    status, code = 504, "fetch_timeout"
+
+
+class ModelTimeout(GatewayError):
+    status, code = 504, "model_timeout"
+
+
+# Total over grpc.StatusCode. Source of the codes' meaning: TensorFlow Serving 2.20 and gRPC's own.
+_FROM_GRPC: dict[grpc.StatusCode, type[GatewayError]] = {
+    grpc.StatusCode.OK: InternalError,  # no error: nobody should ask
+    grpc.StatusCode.CANCELLED: ModelUnavailable,
+    grpc.StatusCode.UNKNOWN: ModelFailed,
+    grpc.StatusCode.INVALID_ARGUMENT: ModelFailed,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
+    grpc.StatusCode.NOT_FOUND: VersionGone,
+    grpc.StatusCode.ALREADY_EXISTS: ModelFailed,
+    grpc.StatusCode.PERMISSION_DENIED: ModelFailed,
+    grpc.StatusCode.UNAUTHENTICATED: ModelFailed,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.FAILED_PRECONDITION: ModelFailed,
+    grpc.StatusCode.ABORTED: ModelUnavailable,
+    grpc.StatusCode.OUT_OF_RANGE: ModelFailed,
+    grpc.StatusCode.UNIMPLEMENTED: ModelFailed,
+    grpc.StatusCode.INTERNAL: ModelFailed,
+    grpc.StatusCode.UNAVAILABLE: ModelUnavailable,
+    grpc.StatusCode.DATA_LOSS: ModelFailed,
+}
+# What the client is told; the model server's own words go to the log, since they may name hosts and paths.
+_MODEL_DETAILS: dict[type[GatewayError], str] = {
+    ModelFailed: "Expected the model server to answer. Received: an error, which the gateway's log holds.",
+    ModelUnavailable: "Expected a model server that answers. Received: no connection. Try again shortly.",
+    VersionGone: "Expected a loaded version of the model. Received: none at the moment. Try again shortly.",
+    Overloaded: "Expected a model server with room for one more request. Received: none. Try again shortly.",
+    ModelTimeout: "Expected the prediction in time. Received: no answer before the deadline.",
+    InternalError: "Expected an error from the model server. Received: success.",
+}
+
+
+def from_grpc(code: grpc.StatusCode) -> GatewayError:
+    """Return the failure that a status of the model server means."""
+    kind = _FROM_GRPC[code]
+    return kind(_MODEL_DETAILS[kind])
+
+
+def from_image_error(error: ImageError) -> GatewayError:
+    """Return the failure that bytes which do not become pixels mean."""
+    if isinstance(error, ImageTooLargeError):
+        return TooLarge(str(error))
+    if isinstance(error, UnsupportedImageError):
+        return UnsupportedMedia(str(error))
+    return BadImage(str(error))
+
+
+def from_http(status: int, detail: str) -> GatewayError:
+    """Return the failure that one of the web framework's own errors means."""
+    kinds = {404: NotFound, 405: MethodNotAllowed, 413: TooLarge}
+    return kinds.get(status, BadRequest if status < 500 else InternalError)(detail)

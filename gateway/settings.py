@@ -1,0 +1,104 @@
+"""Everything about the gateway that can be tuned: `GATEWAY_` and the field's name, read once at start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gateway.addresses import AllowList
+from gateway.fetch import FetchRules
+
+PREFIX = "GATEWAY_"
+
+
+class SettingsError(ValueError):
+    """Bad values in the environment, all of them in one message."""
+
+
+def _setting(default: Any, help: str, least: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "least": least})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The gateway's settings. `help` of each field is its line in the README."""
+
+    host: str = _setting("0.0.0.0", "address to listen on")  # noqa: S104  # a server in a container listens everywhere
+    port: int = _setting(9696, "port to listen on", 1)
+    workers: int = _setting(2, "processes; each watches the model server for itself", 1)
+    threads: int = _setting(8, "requests that a process works on at once", 1)
+    model_name: str = _setting("imagenet", "name of the model at the model server")
+    model_address: str = _setting("localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…")
+    model_poll_s: float = _setting(0.5, "how often to look for new versions", 0.01)
+    model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)
+    request_timeout_s: float = _setting(20.0, "limit for a whole request", 0.01)
+    fetch_timeout_s: float = _setting(10.0, "limit for fetching an image, redirects included", 0.01)
+    fetch_max_bytes: int = _setting(10 * 1024 * 1024, "limit for an image's bytes", 1)
+    fetch_max_redirects: int = _setting(3, "redirects to follow", 0)
+    fetch_user_agent: str = _setting("image-classifier-gateway/0.1", "how the gateway names itself to image hosts")
+    fetch_allow: str = _setting("", "what may be fetched though it is not public: host:port or networks, by commas")
+    fetch_deny: str = _setting("", "what may not be fetched in any case, written the same way")
+    max_pixels: int = _setting(50_000_000, "limit for an image's width times height", 1)
+    max_body_bytes: int = _setting(64 * 1024, "limit for a request's body", 1)
+    top_k: int = _setting(5, "predictions in an answer that does not ask for a number", 1)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read settings from environment variables.
+
+        Raises:
+            SettingsError: Some values are bad, or a variable with the prefix is no setting; all are named.
+        """
+        known = {PREFIX + each.name.upper(): each for each in fields(cls)}
+        values: dict[str, Any] = {}
+        bad = [
+            f"{name}: Expected one of the settings. Received a name that is none of them"
+            for name in sorted(environ)
+            if name.startswith(PREFIX) and name not in known
+        ]
+        for name, each in known.items():
+            if name in environ:
+                try:
+                    values[each.name] = _parse(environ[name], type(each.default), each.metadata["least"])
+                except ValueError as exc:
+                    bad.append(f"{name}: {exc}")
+        settings = cls(**values)
+        checks: tuple[tuple[str, Callable[[], object]], ...] = (
+            ("FETCH_ALLOW", lambda: AllowList.parse(settings.fetch_allow)),
+            ("FETCH_DENY", lambda: AllowList.parse(settings.fetch_deny)),
+            ("FETCH_USER_AGENT", lambda: FetchRules(user_agent=settings.fetch_user_agent)),
+        )
+        for name, check in checks:
+            try:
+                check()
+            except ValueError as exc:
+                bad.append(f"{PREFIX}{name}: {exc}")
+        if bad:
+            raise SettingsError("\n".join(bad))
+        return settings
+
+    @property
+    def fetch_rules(self) -> FetchRules:
+        """What may be fetched and how long it may take."""
+        return FetchRules(
+            timeout_s=self.fetch_timeout_s,
+            max_bytes=self.fetch_max_bytes,
+            max_redirects=self.fetch_max_redirects,
+            user_agent=self.fetch_user_agent,
+            allow=AllowList.parse(self.fetch_allow),
+            deny=AllowList.parse(self.fetch_deny),
+        )
+
+
+def _parse(text: str, kind: type, least: float | None) -> Any:
+    if kind is str:
+        return text
+    expected = ("an integer" if kind is int else "a number") + (f" of at least {least:g}" if least is not None else "")
+    try:
+        value = kind(text)
+    except ValueError as exc:
+        raise ValueError(f"Expected {expected}. Received: {text!r}") from exc
+    if least is not None and not value >= least:
+        raise ValueError(f"Expected {expected}. Received: {text!r}")
+    return value

@@ -1,0 +1,90 @@
+"""`python -m serving`: from flags to a running server, and from a signal to a clean end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from serving.engines import Engine, open_engine
+from serving.errors import ServingError
+from serving.lifecycle import Lifecycle
+from serving.service import Server, Service
+from serving.settings import Settings
+from serving.warmup import warm_up
+
+FAILED = 255  # the exit status of TensorFlow Serving for every start error
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    stopping = _stop_on_signals()
+    try:
+        settings = Settings.from_argv(argv)
+        lifecycle = Lifecycle(
+            settings.models,
+            partial(load_version, settings=settings),
+            poll_wait_s=settings.file_system_poll_wait_seconds,
+            max_retries=settings.max_num_load_retries,
+            retry_interval_s=settings.load_retry_interval_micros / 1e6,
+        )
+        lifecycle.start()
+        # As in the original, nothing listens before every model can answer: connection refused means still loading.
+        if not lifecycle.wait_until_available(cancelled=stopping):
+            return 0
+        addresses = _addresses(settings)
+        server = Server(Service(lifecycle), addresses, settings.grpc_max_threads)
+    except ServingError as exc:
+        print(f"Failed to start server. Error: {exc.code.name}: {exc}", flush=True)
+        return FAILED
+    for address in addresses:
+        log.info("Running gRPC ModelServer at %s ...", address)
+    stopping.wait()
+    log.info("Draining: requests under way have %g s to finish", settings.drain_seconds)
+    server.drain(settings.drain_seconds)
+    lifecycle.stop()
+    return 0
+
+
+def load_version(directory: Path, settings: Settings) -> Engine:
+    """Open a version, and warm it up if that is on."""
+    engine = open_engine(directory, settings.engine, settings.engine_threads)
+    if settings.enable_model_warmup and (count := warm_up(engine, directory)):
+        log.info("Ran %d warm-up request(s) of %s", count, directory)
+    return engine
+
+
+def _addresses(settings: Settings) -> list[str]:
+    addresses = [f"0.0.0.0:{settings.port}"] if settings.port else []
+    if settings.grpc_socket_path:
+        addresses.append(f"unix:{settings.grpc_socket_path}")
+    return addresses
+
+
+def _stop_on_signals() -> threading.Event:
+    stopping = threading.Event()
+
+    # A second signal changes nothing: wrappers such as timeout(1) deliver the first one twice.
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return stopping
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not sys.exit: a model that is loading in another thread, deep in C++, would crash the interpreter's teardown.
+    os._exit(status)

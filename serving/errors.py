@@ -1,0 +1,80 @@
+"""Every way a request, a load or a start can fail, under the canonical status codes. Free of gRPC."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    """The canonical codes, by the names and numbers of gRPC and of TensorFlow."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class ServingError(Exception):
+    """A failure with a code and a message for the person who sees it.
+
+    ServingError
+    ├── InvalidArgumentError      the request, a flag or a configuration is wrong
+    ├── NotFoundError             no such model, version or model file
+    ├── FailedPreconditionError   no such signature, or a package that the model needs is missing
+    ├── DeadlineExceededError     the client's deadline passed while the request waited
+    ├── UnimplementedError        a feature of TensorFlow Serving that is not here
+    ├── DataLossError             a file is truncated or corrupt
+    ├── UnavailableError          the address cannot be listened on
+    └── GraphError                the model itself failed; carries the code that the runtime gave
+    """
+
+    code: Code = Code.UNKNOWN
+
+
+class InvalidArgumentError(ServingError):
+    code = Code.INVALID_ARGUMENT
+
+
+class NotFoundError(ServingError):
+    code = Code.NOT_FOUND
+
+
+class FailedPreconditionError(ServingError):
+    code = Code.FAILED_PRECONDITION
+
+
+class DeadlineExceededError(ServingError):
+    code = Code.DEADLINE_EXCEEDED
+
+
+class UnimplementedError(ServingError):
+    code = Code.UNIMPLEMENTED
+
+
+class DataLossError(ServingError):
+    code = Code.DATA_LOSS
+
+
+class UnavailableError(ServingError):
+    code = Code.UNAVAILABLE
+
+
+class GraphError(ServingError):
+    """The model itself failed, while it was loaded or run."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code

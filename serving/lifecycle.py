@@ -1,0 +1,302 @@
+"""Loads and unloads versions as they come and go on disk, without ever leaving a model unanswered in between.
+
+One thread looks at the disk, one thread a model does what follows, and requests only take a lock. A version goes
+START -> LOADING -> AVAILABLE -> UNLOADING -> END; one that cannot be loaded goes from LOADING to END, with its error.
+
+Source: tensorflow/serving 2.20, core/availability_preserving_policy.cc and core/basic_manager.cc, for the transitions.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract import messages_pb2 as messages
+from serving.engines import Engine
+from serving.errors import Code, NotFoundError, ServingError
+from serving.versions import ModelConfig, choose_versions, find_versions
+
+State = messages.ModelVersionStatus.State
+START = messages.ModelVersionStatus.START
+LOADING = messages.ModelVersionStatus.LOADING
+AVAILABLE = messages.ModelVersionStatus.AVAILABLE
+UNLOADING = messages.ModelVersionStatus.UNLOADING
+END = messages.ModelVersionStatus.END
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Version:
+    """One version in one life; when it has ended and its directory comes back, a new one takes its place."""
+
+    number: int
+    directory: Path
+    state: State = START
+    wanted: bool = True
+    engine: Engine | None = None
+    users: int = 0
+    attempts: int = 0
+    retry_at: float = 0.0
+    # Not the exception: its traceback would keep alive what was loaded by then.
+    error: messages.StatusProto | None = None
+
+    def end(self, error: messages.StatusProto | None = None) -> None:
+        self.state, self.error, self.engine = END, error, None
+
+
+class Lifecycle:
+    """The versions of every configured model, from the start of the process to its end.
+
+    Args:
+        models: What to serve.
+        load: Turns a version's directory into an engine; called outside of every lock.
+        poll_wait_s: Time between two looks at the disk; 0 looks once.
+        max_retries: How often a failed load is tried again.
+        retry_interval_s: Wait before each of these.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelConfig],
+        load: Callable[[Path], Engine],
+        poll_wait_s: float = 1.0,
+        max_retries: int = 5,
+        retry_interval_s: float = 60.0,
+    ) -> None:
+        self._models = models
+        self._load = load
+        self._poll_wait_s = poll_wait_s
+        self._max_retries = max_retries
+        self._retry_interval_s = retry_interval_s
+        self._versions: dict[str, dict[int, _Version]] = {model.name: {} for model in models}
+        self._changed = threading.Condition()  # guards everything in _versions
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin to look for versions and to load them."""
+        threading.Thread(target=self._watch, name="versions", daemon=True).start()
+        for model in self._models:
+            threading.Thread(target=self._work, args=(model.name,), name=f"load-{model.name}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Change nothing any more; what is loaded stays usable. A load that is under way is not waited for."""
+        self._stopped.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_until_available(self, cancelled: threading.Event) -> bool:
+        """Wait until every model has an available version; False when cancelled before that.
+
+        A model without any version on disk is waited for.
+
+        Raises:
+            ServingError: Every version of a model has failed for good.
+        """
+        while not cancelled.is_set():
+            with self._changed:
+                waiting = [name for name, versions in self._versions.items() if not _available(versions)]
+                if not waiting:
+                    return True
+                failed = {name: failure for name in waiting if (failure := _failure(self._versions[name]))}
+                if len(failed) < len(waiting):
+                    self._changed.wait(0.1)  # so that a signal, which sets `cancelled`, is seen soon
+                    continue
+            errors = "".join(
+                f"{{{{name: {name} version: {number}}} due to error: {_text(error)}}}, "
+                for name, (number, error) in failed.items()
+            )
+            raise ServingError(f"{len(failed)} servable(s) did not become available: {{{errors}}}")
+        return False
+
+    @contextmanager
+    def use(self, name: str, number: int | None = None) -> Iterator[tuple[int, Engine]]:
+        """Hold an available version for one request: the given one, or else the newest; its number and its engine.
+
+        Raises:
+            NotFoundError: There is no such model, or it has no such version available.
+        """
+        with self._changed:
+            available = _available(self._versions.get(name, {}))
+            version = available.get(max(available, default=0) if number is None else number)
+            if version is None or version.engine is None:  # an available one always has its engine
+                wanted = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+                raise NotFoundError(f"Servable not found for request: {wanted}")
+            version.users += 1
+            engine = version.engine
+        try:
+            yield version.number, engine
+        finally:
+            with self._changed:
+                version.users -= 1
+                self._finish_unload(name, version)
+
+    def status(self, name: str, number: int | None = None) -> list[messages.ModelVersionStatus]:
+        """Return the state of one version, or of every version of this process's life, highest first.
+
+        Raises:
+            NotFoundError: The process has never seen such a version.
+        """
+        with self._changed:
+            versions = self._versions.get(name, {})
+            if number is None and not versions:
+                raise NotFoundError(f"Could not find any versions of model {name}")
+            if number is not None and number not in versions:
+                raise NotFoundError(f"Could not find version {number} of model {name}")
+            numbers = sorted(versions, reverse=True) if number is None else [number]
+            return [_status(versions[n]) for n in numbers]
+
+    def poll(self) -> None:
+        """Look at the disk once; a base path that cannot be read skips the look for all models, as in the original."""
+        found: dict[str, dict[int, Path]] = {}
+        for model in self._models:
+            try:
+                found[model.name] = find_versions(model.base_path)
+            except OSError as exc:
+                log.error("Could not find base path %s for servable %s (%s)", model.base_path, model.name, exc.strerror)
+                return
+            _warn_of_missing(model, found[model.name])
+        with self._changed:
+            for model in self._models:
+                on_disk = found[model.name]
+                wanted = choose_versions(on_disk, model.policy)
+                _want(self._versions[model.name], {number: on_disk[number] for number in wanted})
+            self._changed.notify_all()
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            self.poll()
+            if self._poll_wait_s == 0:
+                return
+            self._stopped.wait(self._poll_wait_s)
+
+    def _work(self, name: str) -> None:
+        versions = self._versions[name]
+        while not self._stopped.is_set():
+            with self._changed:
+                unloaded = self._unload_unwanted(name)
+                version = _next_to_load(versions)
+                if version is None and not unloaded:
+                    self._changed.wait(_until_retry_s(versions))
+                    continue
+                if version is not None:
+                    version.state = LOADING
+            if unloaded:
+                # A TensorFlow model is full of reference cycles: without this, eight swaps of MobileNetV2 left 740 MB
+                # behind, with it 120 MB. It takes 0.2 s then, and 0.01 s in a process that only runs TFLite.
+                gc.collect()
+            if version is not None:
+                self._attempt(name, version)
+
+    def _attempt(self, name: str, version: _Version) -> None:
+        log.info("Loading servable version {name: %s version: %d}", name, version.number)
+        engine: Engine | None = None
+        error: messages.StatusProto | None = None
+        try:
+            engine = self._load(version.directory)
+        except ServingError as exc:
+            error = messages.StatusProto(error_code=exc.code, error_message=str(exc))
+        except Exception as exc:  # whatever an engine raises, it must not end this thread
+            log.exception("Unexpected error while loading {name: %s version: %d}", name, version.number)
+            error = messages.StatusProto(error_code=Code.UNKNOWN, error_message=f"{type(exc).__name__}: {exc}")
+        with self._changed:
+            version.attempts += 1
+            if not version.wanted or (error and version.attempts > self._max_retries):
+                version.end(error)
+            elif error:
+                version.error, version.retry_at = error, time.monotonic() + self._retry_interval_s
+            else:
+                version.state, version.engine, version.error = AVAILABLE, engine, None
+            self._changed.notify_all()
+        if error:
+            log.error(
+                "Loading servable: {name: %s version: %d} failed: %s (attempt %d of %d)",
+                name, version.number, _text(error), version.attempts, self._max_retries + 1,
+            )  # fmt: skip
+        else:
+            log.info("Successfully loaded servable version {name: %s version: %d}", name, version.number)
+
+    def _unload_unwanted(self, name: str) -> bool:
+        """Unload one version if that leaves the model with an answer, or if no version is wanted at all."""
+        versions = self._versions[name].values()
+        for version in versions:
+            if version.state in (START, LOADING) and not version.wanted:
+                version.end(version.error)
+        available = _available(self._versions[name])
+        unwanted = sorted(number for number, version in available.items() if not version.wanted)
+        none_wanted = not any(version.wanted for version in versions)
+        if not unwanted or not (len(unwanted) < len(available) or len(unwanted) > 1 or none_wanted):
+            return False
+        available[unwanted[0]].state = UNLOADING
+        self._finish_unload(name, available[unwanted[0]])
+        return True
+
+    def _finish_unload(self, name: str, version: _Version) -> None:
+        if version.state == UNLOADING and version.users == 0:
+            version.end()
+            log.info("Unloaded servable version {name: %s version: %d}", name, version.number)
+
+
+def _warn_of_missing(model: ModelConfig, on_disk: Mapping[int, Path]) -> None:
+    if not on_disk:
+        log.warning(
+            "No versions of servable %s found under base path %s. "
+            "Did you forget to name your leaf directory as a number (eg. '/1/')?",
+            model.name,
+            model.base_path,
+        )
+    elif missing := set(model.policy.specific.versions) - set(on_disk):
+        log.warning("Version(s) %s of servable %s not found under %s", sorted(missing), model.name, model.base_path)
+
+
+def _want(versions: dict[int, _Version], directories: Mapping[int, Path]) -> None:
+    for number, version in versions.items():
+        version.wanted = version.wanted and number in directories
+    for number, directory in directories.items():
+        known = versions.get(number)
+        if known is None or (known.state == END and not known.wanted):
+            versions[number] = _Version(number, directory)
+        elif known.wanted or known.state == AVAILABLE:
+            known.wanted, known.directory = True, directory
+        # Otherwise it is on its way out, and a later look finds it ended and begins anew.
+
+
+def _next_to_load(versions: Mapping[int, _Version]) -> _Version | None:
+    now = time.monotonic()
+    due = [v for v in versions.values() if v.wanted and v.state in (START, LOADING) and v.retry_at <= now]
+    return max(due, key=lambda version: version.number, default=None)
+
+
+def _until_retry_s(versions: Mapping[int, _Version]) -> float | None:
+    waits = [version.retry_at - time.monotonic() for version in versions.values() if version.state == LOADING]
+    return max(0.0, min(waits)) if waits else None
+
+
+def _available(versions: Mapping[int, _Version]) -> dict[int, _Version]:
+    return {number: version for number, version in versions.items() if version.state == AVAILABLE}
+
+
+def _failure(versions: Mapping[int, _Version]) -> tuple[int, messages.StatusProto] | None:
+    """Return the newest version and its error, if every wanted version has ended with one."""
+    wanted = {number: version.error for number, version in versions.items() if version.wanted}
+    ended = all(versions[number].state == END for number in wanted)
+    error = wanted[max(wanted)] if wanted and ended else None
+    return (max(wanted), error) if error else None
+
+
+def _text(error: messages.StatusProto) -> str:
+    return f"{Code(error.error_code).name}: {error.error_message}"
+
+
+def _status(version: _Version) -> messages.ModelVersionStatus:
+    # The error of a version that will be tried again is not the client's concern yet.
+    error = version.error if version.state == END else None
+    return messages.ModelVersionStatus(
+        version=version.number, state=version.state, status=error or messages.StatusProto()
+    )

@@ -1,0 +1,129 @@
+"""One Predict request against one loaded version: check it, run it, answer it. Free of gRPC.
+
+The checks come in TensorFlow Serving's order and with its words, except for the shapes, which it leaves to the graph.
+
+Source: tensorflow/serving 2.20, servables/tensorflow/predict_util.cc, for order and messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from contract import messages_pb2 as messages
+from contract.tensor import TensorError, data_type, to_array, to_proto
+from serving.engines import Engine, Signature, TensorSpec
+from serving.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+def predict(
+    engine: Engine, request: messages.PredictRequest, timeout_s: float | None = None
+) -> messages.PredictResponse:
+    """Answer a request; `model_spec` of the answer holds the name and the signature, the version is the caller's.
+
+    Raises:
+        FailedPreconditionError: The model has no such signature.
+        InvalidArgumentError: An input or the output filter does not fit the signature.
+        ServingError: The engine's, see `Engine.run`.
+    """
+    key = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    if key not in engine.signatures:
+        raise FailedPreconditionError(f'Serving signature key "{key}" not found.')
+    signature = engine.signatures[key]
+    _check_names(request.inputs, signature)
+    inputs = {alias: _parse(alias, request.inputs[alias]) for alias in sorted(signature.inputs)}
+    wanted = _wanted_outputs(request.output_filter, signature)
+    for i, (alias, array) in enumerate(inputs.items()):
+        _check_type(i, array, signature.inputs[alias])
+        _check_shape(alias, array, signature.inputs[alias])
+    outputs = engine.run(key, inputs, timeout_s)
+    return messages.PredictResponse(
+        outputs={alias: _encode(alias, outputs[alias]) for alias in wanted},
+        model_spec=messages.ModelSpec(name=request.model_spec.name, signature_name=key),
+    )
+
+
+def _check_names(sent: Iterable[str], signature: Signature) -> None:
+    sent, expected = set(sent), set(signature.inputs)
+    if len(sent) != len(expected):
+        raise InvalidArgumentError(
+            f"input size does not match signature: {len(sent)}!={len(expected)} "
+            f"len({_braced(sent)}) != len({_braced(expected)}). "
+            f"Sent extra: {_braced(sent - expected)}. Missing but required: {_braced(expected - sent)}."
+        )
+    if missing := sorted(expected - sent):
+        alias = missing[0]
+        raise InvalidArgumentError(
+            f"Signature input alias: {alias}(feed name: {signature.inputs[alias].name}) not found in request and no "
+            f"default value provided. Inputs expected to be in the request {_braced(sent)}, "
+            f"or default input alias set: "
+        )
+
+
+def _parse(alias: str, proto: messages.TensorProto) -> NDArray[Any]:
+    try:
+        return to_array(proto)
+    except TensorError as exc:
+        raise InvalidArgumentError(f"tensor parsing error: {alias}") from exc
+
+
+def _wanted_outputs(output_filter: Sequence[str], signature: Signature) -> Sequence[str]:
+    for i, alias in enumerate(output_filter):
+        if alias not in signature.outputs:
+            raise InvalidArgumentError(
+                f"output tensor alias not found in signature: {alias} "
+                f"Outputs expected to be in the set {_braced(signature.outputs)}."
+            )
+        if alias in output_filter[:i]:
+            raise InvalidArgumentError(f"duplicate output tensor alias: {alias}")
+    return output_filter or list(signature.outputs)
+
+
+def _check_type(position: int, array: NDArray[Any], spec: TensorSpec) -> None:
+    received = data_type(array.dtype)
+    if received != spec.dtype:
+        raise InvalidArgumentError(
+            f"Expects arg[{position}] to be {_type_name(spec.dtype)} but {_type_name(received)} is provided"
+        )
+
+
+def _check_shape(alias: str, array: NDArray[Any], spec: TensorSpec) -> None:
+    """Refuse a wrong rank, size or an empty batch.
+
+    TensorFlow Serving passes them on. A rank-3 image then aborts its whole process where oneDNN is on, and another
+    height and width is silently answered wrongly by a fully convolutional model.
+    """
+    if spec.shape is None:
+        return
+    fits = len(array.shape) == len(spec.shape) and all(
+        expected in (None, size) for expected, size in zip(spec.shape, array.shape, strict=True)
+    )
+    batched = spec.shape[:1] == (None,)
+    if fits and not (batched and array.shape[0] == 0):
+        return
+    sizes = ["any" if size is None else str(size) for size in spec.shape]
+    if batched:
+        sizes[0] = "n"
+    shape = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+    rows = " with n >= 1" if batched else ""
+    raise InvalidArgumentError(f"Expected {alias} of shape {shape}{rows}. Received: {array.shape}")
+
+
+def _encode(alias: str, array: NDArray[Any]) -> messages.TensorProto:
+    try:
+        return to_proto(array, typed=True)
+    except TensorError as exc:
+        raise UnimplementedError(f"The output {alias} cannot be answered. {exc}") from exc
+
+
+def _braced(names: Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
+
+
+def _type_name(dtype: messages.DataType) -> str:
+    known: Mapping[int, str] = {number: name for name, number in messages.DataType.items()}
+    return known.get(dtype, f"type {dtype}").removeprefix("DT_").lower()

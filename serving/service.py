@@ -1,0 +1,189 @@
+"""Speaks gRPC: TensorFlow Serving's method paths, with the contract's messages in place of the official stubs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import Int64Value
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from contract import messages_pb2 as messages
+from serving.engines import Engine, TensorSpec
+from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
+from serving.lifecycle import Lifecycle
+from serving.prediction import predict
+
+# Source: tensorflow/serving 2.20, model_servers/grpc_status_util.cc
+MAX_MESSAGE_CHARS = 1024
+TRUNCATED = "...TRUNCATED"
+
+_PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+_MODEL_SERVICE = "tensorflow.serving.ModelService"
+# The names a health check may ask for; the short ones are the original's.
+_HEALTH_NAMES = ("", "PredictionService", "ModelService", _PREDICTION_SERVICE, _MODEL_SERVICE)
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """The three methods, each a request and its context to a response, or a ServingError."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    def predict(self, request: messages.PredictRequest, context: grpc.ServicerContext) -> messages.PredictResponse:
+        name, version = _asked(request)
+        with self._lifecycle.use(name, version) as (number, engine):
+            response = predict(engine, request, context.time_remaining())
+        response.model_spec.version.value = number
+        return response
+
+    def get_model_metadata(
+        self, request: messages.GetModelMetadataRequest, context: grpc.ServicerContext
+    ) -> messages.GetModelMetadataResponse:
+        if not request.metadata_field:
+            raise InvalidArgumentError("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != "signature_def":
+                raise InvalidArgumentError(f"Metadata field {field} is not supported")
+        name, version = _asked(request)
+        with self._lifecycle.use(name, version) as (number, engine):
+            signatures = _signature_map(engine)
+        return messages.GetModelMetadataResponse(
+            model_spec=messages.ModelSpec(name=name, version=Int64Value(value=number)),
+            metadata={
+                "signature_def": AnyMessage(
+                    type_url="type.googleapis.com/tensorflow.serving.SignatureDefMap",
+                    value=signatures.SerializeToString(),
+                )
+            },
+        )
+
+    def get_model_status(
+        self, request: messages.GetModelStatusRequest, context: grpc.ServicerContext
+    ) -> messages.GetModelStatusResponse:
+        # Unlike in the other methods, an empty name is merely not found and a label is ignored.
+        spec = _spec(request)
+        version = spec.version.value if spec.HasField("version") else None
+        return messages.GetModelStatusResponse(model_version_status=self._lifecycle.status(spec.name, version))
+
+
+class Server:
+    """A listening gRPC server."""
+
+    def __init__(self, service: Service, addresses: list[str], max_threads: int) -> None:
+        """Listen on addresses, such as `0.0.0.0:8500` and `unix:/run/serving.sock`.
+
+        Raises:
+            UnavailableError: An address cannot be listened on.
+        """
+        self._health = health.HealthServicer()
+        self._server = grpc.server(
+            ThreadPoolExecutor(max_threads, thread_name_prefix="request"),
+            maximum_concurrent_rpcs=max_threads,
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # on, two servers would share a taken port without a word
+            ],
+        )
+        self._server.add_generic_rpc_handlers(_handlers(service))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.ports = [self._listen(address) for address in addresses]
+        self._server.start()
+        for name in _HEALTH_NAMES:
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def drain(self, grace_s: float) -> None:
+        """Say NOT_SERVING, accept no more requests, and give those under way some seconds to finish."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_s).wait()
+
+    def _listen(self, address: str) -> int:
+        try:
+            return int(self._server.add_insecure_port(address))
+        except RuntimeError as exc:
+            raise UnavailableError(f"Expected {address} to be free to listen on. {exc}") from exc
+
+
+def _handlers(service: Service) -> list[Any]:
+    return [
+        grpc.method_handlers_generic_handler(
+            _PREDICTION_SERVICE,
+            {
+                "Predict": _handler(service.predict, messages.PredictRequest),
+                "GetModelMetadata": _handler(service.get_model_metadata, messages.GetModelMetadataRequest),
+            },
+        ),
+        grpc.method_handlers_generic_handler(
+            _MODEL_SERVICE, {"GetModelStatus": _handler(service.get_model_status, messages.GetModelStatusRequest)}
+        ),
+    ]
+
+
+def _handler(method: Callable[[Request, Any], Response], request_type: type[Request]) -> Any:
+    """Wrap a method for gRPC; the one place where an error becomes a status."""
+
+    def answer(request: Request, context: grpc.ServicerContext) -> Response:
+        try:
+            return method(request, context)
+        except ServingError as exc:
+            code, message = exc.code, str(exc)
+        except Exception as exc:
+            log.exception("Unexpected error in %s", method.__name__)
+            code, message = Code.INTERNAL, f"{type(exc).__name__}: {exc}"
+        if len(message) > MAX_MESSAGE_CHARS:
+            message = message[:MAX_MESSAGE_CHARS] + TRUNCATED
+        context.abort(grpc.StatusCode[code.name], message)
+        raise AssertionError("abort raises")  # for type checkers
+
+    return grpc.unary_unary_rpc_method_handler(
+        answer,
+        request_deserializer=request_type.FromString,
+        response_serializer=lambda response: response.SerializeToString(),
+    )
+
+
+def _spec(request: Any) -> messages.ModelSpec:
+    if not request.HasField("model_spec"):
+        raise InvalidArgumentError("Missing ModelSpec")
+    spec: messages.ModelSpec = request.model_spec
+    return spec
+
+
+def _asked(request: Any) -> tuple[str, int | None]:
+    """Return the model that a request asks for, and the version, if it asks for one."""
+    spec = _spec(request)
+    if not spec.name:
+        raise InvalidArgumentError("ModelSpec has no name specified.")
+    if spec.WhichOneof("version_choice") == "version_label":
+        raise InvalidArgumentError(f"Unrecognized servable version label: {spec.version_label}")
+    return spec.name, spec.version.value if spec.HasField("version") else None
+
+
+def _signature_map(engine: Engine) -> messages.SignatureDefMap:
+    return messages.SignatureDefMap(
+        signature_def={
+            key: messages.SignatureDef(
+                inputs={alias: _tensor_info(spec) for alias, spec in signature.inputs.items()},
+                outputs={alias: _tensor_info(spec) for alias, spec in signature.outputs.items()},
+                method_name="tensorflow/serving/predict",
+            )
+            for key, signature in engine.signatures.items()
+        }
+    )
+
+
+def _tensor_info(spec: TensorSpec) -> messages.TensorInfo:
+    shape = messages.TensorShapeProto(unknown_rank=spec.shape is None)
+    shape.dim.extend(messages.TensorShapeProto.Dim(size=-1 if size is None else size) for size in spec.shape or ())
+    return messages.TensorInfo(name=spec.name, dtype=spec.dtype, tensor_shape=shape)

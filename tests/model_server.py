@@ -1,0 +1,123 @@
+"""A model server in this process, behind the gRPC seam: versions by script, predictions by arithmetic."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import messages_pb2 as messages
+from contract import tensor
+from contract.document import Contract, GoldenExample, ImageSpec
+from contract.image import decode
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+def mean_colour(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the share of red, green and blue in pixels (n, h, w, 3) as probabilities (n, 3)."""
+    sums = pixels.astype(np.float64).sum(axis=(1, 2)) + 1.0
+    return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass
+class FakeVersion:
+    """One version: what it says of itself, and of pixels."""
+
+    description: bytes
+    predict: Predict = mean_colour
+
+    @classmethod
+    def of(
+        cls,
+        images: list[bytes],
+        classes: tuple[str, ...] = ("red", "green", "blue"),
+        spec: ImageSpec | None = None,
+        predict: Predict = mean_colour,
+        **contract: Any,
+    ) -> FakeVersion:
+        """Return a version whose golden examples are true."""
+        spec = spec or ImageSpec(8, 8)
+        golden = tuple(
+            GoldenExample(str(i), data, tuple(map(float, predict(decode(data, spec).pixels[np.newaxis])[0])))
+            for i, data in enumerate(images)
+        )
+        return cls(Contract("tiny", classes, spec, golden=golden, **contract).to_json(), predict)
+
+
+class FakeModelServer:
+    """PredictionService.Predict and ModelService.GetModelStatus on a free port of the loopback address."""
+
+    def __init__(self, versions: dict[int, FakeVersion], address: str = "127.0.0.1:0") -> None:
+        self.versions = versions
+        self.failure: grpc.StatusCode | None = None
+        self.calls: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        handler = grpc.unary_unary_rpc_method_handler
+        encode = messages.PredictResponse.SerializeToString
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    "tensorflow.serving.PredictionService",
+                    {"Predict": handler(self._predict, messages.PredictRequest.FromString, encode)},
+                ),
+                grpc.method_handlers_generic_handler(
+                    "tensorflow.serving.ModelService",
+                    {
+                        "GetModelStatus": handler(
+                            self._status,
+                            messages.GetModelStatusRequest.FromString,
+                            messages.GetModelStatusResponse.SerializeToString,
+                        )
+                    },
+                ),
+            )
+        )
+        self.port = self._server.add_insecure_port(address)
+        self._server.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+
+    def _predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+        number, signature = request.model_spec.version.value, request.model_spec.signature_name
+        self.calls.append(f"{signature} {number}")
+        self.gate.wait(10)
+        if self.failure is not None:
+            context.abort(self.failure, "as the test wants it")
+        version = self.versions.get(number)
+        if version is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Specific(tiny, {number})")
+        assert version is not None
+        if signature == "describe":
+            count = request.inputs["query"].tensor_shape.dim[0].size
+            outputs = {"contract": np.array([version.description] * count, dtype=object)}
+        else:
+            outputs = {"probabilities": version.predict(tensor.to_array(request.inputs["images"]))}
+        response = messages.PredictResponse()
+        response.model_spec.version.value = number
+        for alias, array in outputs.items():
+            response.outputs[alias].CopyFrom(tensor.to_proto(array, typed=True))
+        return response
+
+    def _status(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if not self.versions:
+            context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model tiny")
+        return messages.GetModelStatusResponse(
+            model_version_status=[
+                messages.ModelVersionStatus(version=number, state=messages.ModelVersionStatus.AVAILABLE)
+                for number in sorted(self.versions, reverse=True)
+            ]
+        )

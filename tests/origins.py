@@ -1,0 +1,98 @@
+"""Real servers on loopback that answer as told, count their connections and keep what they were sent."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+Answer = bytes | Callable[[socket.socket], None]
+
+
+def http_answer(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
+    """Write a whole answer; underscores in header names stand for hyphens, Content-Length is added if not given."""
+    lines = {"Content-Length": str(len(body))} | {name.replace("_", "-"): value for name, value in headers.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
+
+
+class Origin:
+    """A server on a free port of a loopback address; every connection gets the same answer and is closed.
+
+    Attributes:
+        connections: How many came, whether or not they sent anything.
+        requests: What each of them sent, up to the end of the headers.
+        names: The server names that TLS clients asked for.
+    """
+
+    def __init__(
+        self, answer: Answer = b"", host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.answer = answer
+        self.connections = 0
+        self.requests: list[str] = []
+        self.names: list[str | None] = []
+        self.stopped = threading.Event()
+        self._tls = tls
+        if tls is not None:
+            tls.sni_callback = lambda sock, name, context: self.names.append(name)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=100)
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def drip(self, data: bytes, every_s: float) -> Callable[[socket.socket], None]:
+        """Return an answer that sends one byte at a time."""
+
+        def send(sock: socket.socket) -> None:
+            for position in range(len(data)):
+                sock.sendall(data[position : position + 1])
+                if self.stopped.wait(every_s):
+                    return
+
+        return send
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock, suppress(OSError):
+            stream = sock if self._tls is None else self._tls.wrap_socket(sock, server_side=True)
+            with stream:
+                request = b""
+                # 0x16 begins a TLS handshake, which only a client of a server without TLS gets to show here.
+                while b"\r\n\r\n" not in request and request[:1] != b"\x16" and (data := stream.recv(4096)):
+                    request += data
+                self.requests.append(request.decode("latin-1"))
+                if callable(self.answer):
+                    self.answer(stream)
+                else:
+                    stream.sendall(self.answer)
+
+
+def endless(start: bytes, piece: bytes) -> Callable[[socket.socket], None]:
+    """Return an answer that goes on until the client closes."""
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(start)
+        while True:
+            sock.sendall(piece)
+
+    return send

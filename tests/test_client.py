@@ -1,0 +1,289 @@
+"""gateway/client.py and gateway/gate.py: which versions answer, in a swap, with mixed replicas, and when one is bad."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import grpc
+import numpy as np
+import pytest
+
+from contract.document import ImageSpec
+from contract.image import decode
+from gateway.client import ModelClient
+from gateway.errors import _FROM_GRPC, _MODEL_DETAILS, ModelUnavailable, VersionGone
+from tests.model_server import FakeModelServer, FakeVersion
+from tests.photos import encode, photo
+
+Connect = Callable[[str], ModelClient]
+IMAGE = encode(photo(seed=3))
+
+
+def constant(*probabilities: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a model that answers the same for any pixels."""
+    return lambda pixels: np.tile(np.array(probabilities, np.float32), (len(pixels), 1))
+
+
+def ask(client: ModelClient, image: bytes = IMAGE) -> tuple[int, str]:
+    """Answer as the gateway does: the version, and the name that it gives to its most probable class."""
+    deadline = time.monotonic() + 5
+    for version in client.candidates(deadline):
+        pixels = decode(image, version.contract.image).pixels
+        try:
+            probabilities = client.predict(version, pixels[np.newaxis], deadline)[0]
+        except VersionGone:
+            continue
+        return version.number, version.contract.classes[int(probabilities.argmax())]
+    raise AssertionError
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come to hold"
+        time.sleep(0.01)
+
+
+def test_a_new_version_takes_over_and_a_removed_one_is_left(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """Forward and back, with each version's own pixels and names."""
+    client = connect(model_server.address)
+    client.start()
+    assert ask(client)[0] == 1
+    model_server.versions[2] = FakeVersion.of(golden, ("x", "y"), ImageSpec(4, 6), constant(0.2, 0.8))
+    eventually(lambda: client.health.versions == [2, 1])
+    assert ask(client) == (2, "y")
+    del model_server.versions[2]
+    assert ask(client)[0] == 1
+    eventually(lambda: client.health.versions == [1])
+
+
+def test_a_swap_under_load_loses_nothing_and_mixes_nothing(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """While versions come and go, each answer is one version's, with its own names."""
+    client = connect(model_server.address)
+    client.start()
+    ask(client)
+    answers: Counter[tuple[int, str]] = Counter()
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            while not stop.is_set():
+                answers[ask(client)] += 1
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    names = ("zero", "one")
+    for number in range(2, 8):
+        time.sleep(0.15)
+        wins = number % 2
+        spec = ImageSpec(4 + number, 4)
+        model_server.versions[number] = FakeVersion.of(
+            golden, tuple(f"{name}-{number}" for name in names), spec, constant(1 - wins, wins)
+        )
+        eventually(lambda number=number: number in client.health.versions)  # type: ignore[misc]
+        time.sleep(0.05)
+        model_server.versions.pop(number - 1)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert {number for number, _ in answers} >= {1, 2, 7}
+    for number, name in answers:
+        assert number == 1 or name == f"{names[number % 2]}-{number}"
+
+
+@pytest.fixture
+def mixed(golden: list[bytes]) -> Iterator[str]:
+    """One address behind which two model servers take turns, connection by connection, with different versions."""
+    servers = [
+        FakeModelServer({1: FakeVersion.of(golden, ("old", "old"), ImageSpec(4, 4), constant(0.9, 0.1))}),
+        FakeModelServer({2: FakeVersion.of(golden, ("new", "new"), ImageSpec(6, 6), constant(0.1, 0.9))}),
+    ]
+    yield "ipv4:" + ",".join(server.address for server in servers)
+    for server in servers:
+        server.stop()
+
+
+def test_replicas_with_different_versions_behind_one_address_lose_and_mix_nothing(mixed: str, connect: Connect) -> None:
+    """A call that reaches the replica without its version goes on to the other version."""
+    client = connect(mixed)
+    client.start()
+    answers = Counter(ask(client) for _ in range(300))
+    assert set(answers) == {(1, "old"), (2, "new")}
+
+
+def test_a_version_whose_golden_examples_do_not_replay_is_refused_and_the_old_one_answers(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The skew between training and serving becomes a refused release; health and the log say why."""
+    client = connect(model_server.address)
+    version = FakeVersion.of(golden)
+    version.predict = constant(0.2, 0.3, 0.5)
+    model_server.versions[2] = version
+    assert ask(client)[0] == 1
+    assert client.health.ready
+    assert "Golden example '0'" in client.health.refused[2]
+    assert "version 2 of tiny is refused" in caplog.text
+    calls = len(model_server.calls)
+    assert ask(client)[0] == 1
+    assert len(model_server.calls) == calls + 1, "a refused version is not tried again"
+
+
+def test_pixels_made_otherwise_are_noticed(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """A contract that states another filter than the one its examples were made with is refused."""
+    texture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    from PIL import Image
+
+    version = FakeVersion.of([encode(Image.fromarray(texture), "PNG")], predict=first_pixel)
+    document = json.loads(version.description)
+    document["image"]["filter"] = "nearest"
+    version.description = json.dumps(document).encode()
+    model_server.versions[2] = version
+    client = connect(model_server.address)
+    assert ask(client)[0] == 1
+    assert "The gateway decodes images otherwise" in client.health.refused[2]
+
+
+def first_pixel(pixels: np.ndarray) -> np.ndarray:
+    """Return the colour of the first pixel as probabilities, which averages nothing away."""
+    values = pixels[:, 0, 0].astype(np.float32) + 1
+    return values / values.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("description", "reason"),
+    [
+        (b"not json", "Expected a contract in JSON"),
+        (b'{"contract_version": 99}', "Expected contract_version 1. Received: 99"),
+    ],
+)
+def test_a_version_whose_contract_cannot_be_read_is_refused(
+    model_server: FakeModelServer, connect: Connect, description: bytes, reason: str
+) -> None:
+    """The reason is the contract's own message."""
+    model_server.versions[2] = FakeVersion(description)
+    client = connect(model_server.address)
+    assert ask(client)[0] == 1
+    assert reason in client.health.refused[2]
+
+
+def test_a_version_without_golden_examples_is_refused(model_server: FakeModelServer, connect: Connect) -> None:
+    """Nothing replayed is nothing checked."""
+    model_server.versions[2] = FakeVersion.of([])
+    client = connect(model_server.address)
+    assert ask(client)[0] == 1
+    assert "golden examples" in client.health.refused[2]
+
+
+def test_a_model_server_that_cannot_describe_a_version_refuses_it(
+    model_server: FakeModelServer, connect: Connect
+) -> None:
+    """A plain Keras export has no `describe`; the refusal carries the model server's words."""
+    model_server.failure = grpc.StatusCode.FAILED_PRECONDITION
+    client = connect(model_server.address)
+    with pytest.raises(ModelUnavailable):
+        client.newest()
+    assert "as the test wants it" in client.health.refused[1]
+    assert not client.health.ready
+
+
+def test_a_busy_model_server_does_not_refuse_a_version_for_good(
+    model_server: FakeModelServer, connect: Connect
+) -> None:
+    """What could not be tried is tried again at the next look."""
+    model_server.failure = grpc.StatusCode.RESOURCE_EXHAUSTED
+    client = connect(model_server.address)
+    with pytest.raises(ModelUnavailable):
+        client.newest()
+    assert client.health.refused == {}
+    assert "could not be tried" in (client.health.error or "")
+    model_server.failure = None
+    assert ask(client)[0] == 1
+
+
+def test_an_emptied_store_is_a_clear_503_and_recovers(model_server: FakeModelServer, connect: Connect) -> None:
+    """No version loaded is told at once, and a version that returns answers again (F5)."""
+    client = connect(model_server.address)
+    ask(client)
+    version = model_server.versions.pop(1)
+    started = time.monotonic()
+    with pytest.raises(ModelUnavailable, match="usable version"):
+        ask(client)
+    assert time.monotonic() - started < 1
+    assert "No usable version" in (client.health.error or "")
+    model_server.versions[1] = version
+    assert ask(client)[0] == 1
+
+
+def test_a_version_that_stays_away_is_forgotten(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When its number returns, it passes the gate anew."""
+    monkeypatch.setattr("gateway.client.FORGET_AFTER_S", 0.2)
+    client = connect(model_server.address)
+    client.start()
+    ask(client)
+    model_server.versions[2] = FakeVersion(b"bad")
+    eventually(lambda: 2 in client.health.refused)
+    del model_server.versions[2]
+    eventually(lambda: 2 not in client.health.refused)
+    model_server.versions[2] = FakeVersion.of(golden)
+    eventually(lambda: client.health.versions == [2, 1])
+
+
+def test_no_model_server_is_unavailable_at_once_and_its_return_is_noticed(
+    golden: list[bytes], connect: Connect
+) -> None:
+    """Requests fail fast while it is away, and succeed within two seconds of its port opening (F1)."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    client = connect(f"127.0.0.1:{port}")
+    client.start()
+    for _ in range(3):
+        started = time.monotonic()
+        with pytest.raises(ModelUnavailable):
+            ask(client)
+        assert time.monotonic() - started < 0.5
+    server = FakeModelServer({1: FakeVersion.of(golden)}, f"127.0.0.1:{port}")
+    try:
+        eventually(lambda: client.health.ready, timeout_s=2)
+        assert ask(client)[0] == 1
+    finally:
+        server.stop()
+
+
+def test_a_tensor_that_would_kill_tensorflow_serving_is_never_sent(
+    model_server: FakeModelServer, connect: Connect
+) -> None:
+    """Rank, size, channels, type and a batch that is not empty are checked before the call."""
+    client = connect(model_server.address)
+    version = client.newest()
+    calls = len(model_server.calls)
+    shapes = [(8, 8, 3), (0, 8, 8, 3), (1, 9, 8, 3), (1, 8, 8, 1), (1, 8, 8), (1, 1, 8, 8, 3)]
+    for shape, dtype in itertools.chain(((shape, np.uint8) for shape in shapes), [((1, 8, 8, 3), np.float32)]):
+        with pytest.raises(ValueError, match="Expected uint8"):
+            client.predict(version, np.zeros(shape, dtype), time.monotonic() + 1)  # type: ignore[arg-type]
+    assert len(model_server.calls) == calls
+
+
+def test_every_grpc_status_has_a_failure_with_words() -> None:
+    """The map stays total when gRPC adds a status."""
+    assert set(_FROM_GRPC) == set(grpc.StatusCode)
+    assert set(_FROM_GRPC.values()) == set(_MODEL_DETAILS)

@@ -1,0 +1,55 @@
+"""contract/document.py: the contract JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from contract.document import Contract, ContractError, GoldenExample, ImageSpec
+
+CONTRACT = Contract(
+    model="pets",
+    classes=("cat", "dog", "cat"),
+    image=ImageSpec(32, 48, filter="lanczos", aspect="pad", background=(1, 2, 3)),
+    origin={"architecture": "tiny"},
+    metrics={"test_accuracy": 0.5},
+    golden=(GoldenExample("one", b"\x00\xff", (0.25, 0.5, 0.25)),),
+    tolerance=0.01,
+)
+
+
+def test_a_contract_reads_back_as_it_was_written() -> None:
+    """JSON keeps every member, names that stand twice included."""
+    assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("contract_version",), 2, "contract_version 1"),
+        (("classes",), [], "class names"),
+        (("classes",), ["a", "b"], "2 probabilities in golden example 'one'"),
+        (("image", "filter"), "sharp", "a filter of"),
+        (("image", "height"), 0, "height and width"),
+        (("image", "background"), [0, 0, 300], "a background"),
+        (("image", "new_member"), 1, "new_member"),
+        (("golden",), None, "complete contract"),
+    ],
+)
+def test_a_contract_that_cannot_be_read_says_which_member(path: tuple[str, ...], value: object, message: str) -> None:
+    """Each kind of bad member is named."""
+    document = json.loads(CONTRACT.to_json())
+    holder = document
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    with pytest.raises(ContractError, match=message):
+        Contract.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"contract_version": 1}'])
+def test_text_that_is_no_contract_is_refused(text: str) -> None:
+    """Neither broken JSON nor JSON of another kind passes."""
+    with pytest.raises(ContractError, match="Expected"):
+        Contract.from_json(text)

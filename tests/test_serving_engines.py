@@ -1,0 +1,159 @@
+"""serving/engines.py with real models: TFLite and TensorFlow give the same answers behind the same interface."""
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from contract import messages_pb2 as messages
+from serving.engines import open_engine
+from serving.errors import DataLossError, DeadlineExceededError, InvalidArgumentError, NotFoundError
+
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture(scope="module")
+def version(tiny_store):
+    """The directory of the tiny model's version."""
+    return tiny_store / "tiny" / "1"
+
+
+@pytest.fixture(scope="module", params=["tflite", "tensorflow"])
+def engine(request, version):
+    """The tiny model in each engine."""
+    return open_engine(version, request.param, threads=2)
+
+
+def images(count, seed=0):
+    return {"images": np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), np.uint8)}
+
+
+def test_signatures_are_the_contracts(engine):
+    """Both engines report aliases, types and shapes alike; pseudo-signatures are not among them."""
+    assert sorted(engine.signatures) == ["describe", "serving_default"]
+    default, describe = engine.signatures["serving_default"], engine.signatures["describe"]
+    assert {alias: (spec.dtype, spec.shape) for alias, spec in default.inputs.items()} == {
+        "images": (messages.DT_UINT8, (None, 16, 16, 3))
+    }
+    assert {alias: (spec.dtype, spec.shape) for alias, spec in default.outputs.items()} == {
+        "probabilities": (messages.DT_FLOAT, (None, 3))
+    }
+    assert {alias: (spec.dtype, spec.shape) for alias, spec in describe.inputs.items()} == {
+        "query": (messages.DT_STRING, (None,))
+    }
+    assert default.inputs["images"].name == "serving_default_images:0"
+
+
+def test_engines_agree(version):
+    """The same images get the same probabilities from both engines, in any batch."""
+    tflite, tensorflow = (open_engine(version, name, threads=2) for name in ("tflite", "tensorflow"))
+    batch = images(5)
+    first = tflite.run("serving_default", batch)["probabilities"]
+    assert first.shape == (5, 3) and first.dtype == np.float32
+    np.testing.assert_allclose(first, tensorflow.run("serving_default", batch)["probabilities"], atol=1e-5)
+    one_by_one = [tflite.run("serving_default", {"images": batch["images"][i : i + 1]}) for i in range(5)]
+    np.testing.assert_array_equal(first, np.concatenate([result["probabilities"] for result in one_by_one]))
+
+
+def test_strings_come_back_once_a_row(engine):
+    """The describe signature gives the same bytes in each row."""
+    (contract,) = engine.run("describe", {"query": np.array([b"", b"\xff\x00"], object)}).values()
+    assert contract.shape == (2,)
+    assert contract[0] == contract[1] and contract[0].startswith(b"{")
+
+
+def test_signatures_do_not_disturb_each_other(engine):
+    """Runs of both signatures in turn and from many threads at once give what each gives alone."""
+    expected = [engine.run("serving_default", images(2, seed))["probabilities"] for seed in range(4)]
+    wrong = []
+
+    def ask(seed):
+        for _ in range(25):
+            answer = engine.run("serving_default", images(2, seed))["probabilities"]
+            engine.run("describe", {"query": np.array([b""], object)})
+            if not np.allclose(answer, expected[seed], atol=1e-6):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_auto_prefers_tflite(version, tmp_path):
+    """With a model.tflite the SavedModel is not read, without one it is."""
+    shutil.copytree(version, tmp_path / "both")
+    (tmp_path / "both" / "saved_model.pb").write_bytes(b"not read")
+    assert open_engine(tmp_path / "both", "auto", threads=1).signatures
+    shutil.copytree(version, tmp_path / "one", ignore=shutil.ignore_patterns("model.tflite"))
+    assert open_engine(tmp_path / "one", "auto", threads=1).signatures
+    with pytest.raises(NotFoundError, match=r"Expected a file model.tflite for --engine=tflite"):
+        open_engine(tmp_path / "one", "tflite", threads=1)
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "saved_model.pb"])
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_a_broken_file_is_named(version, tmp_path, name, content):
+    """An empty, a foreign and a truncated file fail to load, with their directory in the message."""
+    half = (version / name).read_bytes()[:2000]
+    (tmp_path / name).write_bytes(half if content is None else content)
+    with pytest.raises(DataLossError, match=str(tmp_path)):
+        open_engine(tmp_path, "auto", threads=1)
+
+
+def test_a_half_copied_saved_model_does_not_load(tmp_path):
+    """Without its variables a version fails to load; TensorFlow Serving makes it available, and fails every request."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.scale = tf.Variable(2.0)
+    module.double = tf.function(lambda x: {"y": x * module.scale}, input_signature=[tf.TensorSpec((None,), tf.float32)])
+    tf.saved_model.save(module, str(tmp_path), signatures=module.double)
+    assert open_engine(tmp_path, "auto", threads=1).signatures
+    shutil.rmtree(tmp_path / "variables")
+    with pytest.raises(DataLossError, match="variables"):
+        open_engine(tmp_path, "auto", threads=1)
+
+
+def test_a_request_waits_for_the_interpreter_only_as_long_as_it_may(version):
+    """A request of a busy TFLite engine ends with its timeout, and so does a batch that takes too long."""
+    engine = open_engine(version, "tflite", threads=1)
+    long = {"images": np.zeros((200_000, 16, 16, 3), np.uint8)}
+    ends = []
+
+    def run_long():
+        with pytest.raises(DeadlineExceededError, match="between the rows"):
+            engine.run("serving_default", long, timeout_s=1.0)
+        ends.append(time.monotonic())
+
+    busy = threading.Thread(target=run_long)
+    busy.start()
+    time.sleep(0.5)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match="waiting for the engine"):
+        engine.run("serving_default", images(1), timeout_s=0.05)
+    assert time.monotonic() - started < 0.3, "the interpreter holds the GIL"
+    busy.join()
+    assert ends and ends[0] > started
+    assert engine.run("serving_default", images(1), timeout_s=5)
+
+
+def test_rows_must_be_common(version):
+    """TFLite rows run one by one, so an empty batch has no answer."""
+    with pytest.raises(InvalidArgumentError, match=r"at least 1\. Received: {'images': 0}"):
+        open_engine(version, "tflite", threads=1).run("serving_default", images(0))
+
+
+def test_engines_need_no_grpc_and_tflite_no_tensorflow(version):
+    """training imports the engines without gRPC, and a TFLite model runs where TensorFlow cannot be imported."""
+    code = (
+        "import sys; from pathlib import Path; sys.modules.update(grpc=None, tensorflow=None);"
+        "from serving.engines import open_engine; open_engine(Path(sys.argv[1]), 'auto', 1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(version)], check=True, timeout=20)

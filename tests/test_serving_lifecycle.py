@@ -1,0 +1,276 @@
+"""serving/lifecycle.py: what is loaded while directories come and go, with a fake load at the engine seam."""
+
+import logging
+import shutil
+import threading
+import time
+
+import pytest
+from google.protobuf import text_format
+
+from contract import messages_pb2 as messages
+from serving.errors import NotFoundError, ServingError
+from serving.lifecycle import AVAILABLE, END, LOADING, UNLOADING, Lifecycle
+from serving.versions import ModelConfig
+
+
+class Loader:
+    """A load that reads `broken` from the directory, and counts."""
+
+    def __init__(self):
+        self.attempts = []
+
+    def __call__(self, directory):
+        self.attempts.append(directory.name)
+        if (directory / "broken").exists():
+            raise NotFoundError(f"no model in {directory.name}")
+        return f"engine of {directory.name}"
+
+
+def wait_for(condition, timeout_s=5.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the awaited state was not reached"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A base path, and a function that puts a version into it."""
+
+    def put(name, broken=False, model="m"):
+        staging = tmp_path / "staging"
+        staging.mkdir(parents=True)
+        if broken:
+            (staging / "broken").touch()
+        (tmp_path / model).mkdir(exist_ok=True)
+        staging.rename(tmp_path / model / str(name))
+
+    put.path = tmp_path / "m"
+    put.path.mkdir()
+    return put
+
+
+@pytest.fixture
+def start(store):
+    """A function that starts a lifecycle over the store; stopped at the end."""
+    started = []
+
+    def start_(load, policy="latest { num_versions: 1 }", models=("m",), **options):
+        options = {"poll_wait_s": 0.01, "max_retries": 1, "retry_interval_s": 0.02, **options}
+        policy = text_format.Parse(policy, messages.VersionPolicy())
+        configs = [ModelConfig(name, store.path.parent / name, policy) for name in models]
+        lifecycle = Lifecycle(configs, load, **options)
+        lifecycle.start()
+        started.append(lifecycle)
+        return lifecycle
+
+    yield start_
+    for lifecycle in started:
+        lifecycle.stop()
+
+
+def states(lifecycle, name="m"):
+    try:
+        return [(version.version, version.state) for version in lifecycle.status(name)]
+    except NotFoundError:
+        return []
+
+
+def newest(lifecycle, name="m"):
+    with lifecycle.use(name) as (number, _):
+        return number
+
+
+def test_a_new_version_replaces_the_old_one(store, start):
+    """The newest version answers, and an unloaded one stays listed as END, newest first."""
+    store(1)
+    lifecycle = start(Loader())
+    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    store(2)
+    wait_for(lambda: states(lifecycle) == [(2, AVAILABLE), (1, END)])
+    assert newest(lifecycle) == 2
+    with pytest.raises(NotFoundError, match=r"Specific\(m, 1\)"), lifecycle.use("m", 1):
+        pass
+
+
+def test_a_model_is_never_without_an_answer_while_versions_change(store, start):
+    """In a tight loop over ten swaps, every request finds a version, and never an older one than before."""
+    store(1)
+    lifecycle = start(Loader())
+    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    seen, failures, done = [], [], threading.Event()
+
+    def ask():
+        while not done.is_set():
+            try:
+                with lifecycle.use("m") as (number, engine):
+                    assert engine == f"engine of {number}"
+                    seen.append(number)
+            except Exception as exc:
+                failures.append(exc)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for number in range(2, 12):
+        store(number)
+        wait_for(lambda n=number: states(lifecycle)[0] == (n, AVAILABLE))
+    done.set()
+    thread.join()
+    assert not failures
+    assert seen == sorted(seen)
+
+
+def test_removing_the_newest_rolls_back(store, start):
+    """With the last two loaded, the older one answers as soon as the newer one is gone."""
+    store(1)
+    store(2)
+    lifecycle = start(Loader(), "latest { num_versions: 2 }")
+    wait_for(lambda: states(lifecycle) == [(2, AVAILABLE), (1, AVAILABLE)])
+    shutil.rmtree(store.path / "2")
+    wait_for(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
+    assert newest(lifecycle) == 1
+
+
+def test_a_rollback_loads_before_it_unloads(store, start):
+    """Under `latest 1`, the older version is loaded again before the newer one goes."""
+    store(1)
+    store(2)
+    loader = Loader()
+    lifecycle = start(loader)
+    wait_for(lambda: states(lifecycle) == [(2, AVAILABLE)])
+    shutil.rmtree(store.path / "2")
+    wait_for(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
+    assert loader.attempts == ["2", "1"]
+
+
+def test_an_emptied_store_unloads_everything_and_a_missing_one_nothing(store, start, caplog):
+    """An empty base path means that nothing is wanted; a missing one is an accident."""
+    store(1)
+    lifecycle = start(Loader())
+    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    with caplog.at_level(logging.ERROR):
+        store.path.rename(store.path.parent / "away")
+        wait_for(lambda: "Could not find base path" in caplog.text)
+    assert newest(lifecycle) == 1
+    shutil.rmtree(store.path.parent / "away" / "1")
+    (store.path.parent / "away").rename(store.path)
+    wait_for(lambda: states(lifecycle) == [(1, END)])
+    with pytest.raises(NotFoundError, match=r"Latest\(m\)"), lifecycle.use("m"):
+        pass
+
+
+def test_a_missing_base_path_skips_the_poll_for_all_models(store, start, caplog):
+    """As in the original, nobody gets a new version while one model's base path is missing."""
+    store(1)
+    with caplog.at_level(logging.ERROR):
+        lifecycle = start(Loader(), models=("m", "other"))
+        wait_for(lambda: "for servable other" in caplog.text)
+    assert states(lifecycle) == []
+
+
+def test_a_broken_version_is_retried_and_then_given_up(store, start):
+    """After its retries a version is END with the error of the load, and the old version still answers."""
+    store(1)
+    loader = Loader()
+    lifecycle = start(loader, max_retries=2)
+    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    store(2, broken=True)
+    wait_for(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
+    time.sleep(0.05)
+    assert loader.attempts == ["1", "2", "2", "2"]
+    (status,) = lifecycle.status("m", 2)
+    assert (status.status.error_code, status.status.error_message) == (5, "no model in 2")
+    assert newest(lifecycle) == 1
+
+
+def test_a_failed_version_is_tried_again_after_it_was_away(store, start):
+    """Mending a failed version in place changes nothing; taking it out for a poll and putting it back does."""
+    store(1)
+    loader = Loader()
+    lifecycle = start(loader)
+    store(2, broken=True)
+    wait_for(lambda: states(lifecycle)[0] == (2, END))
+    (store.path / "2" / "broken").unlink()
+    time.sleep(0.05)
+    assert states(lifecycle)[0] == (2, END)
+    (store.path / "2").rename(store.path / "mending")
+    time.sleep(0.05)
+    (store.path / "mending").rename(store.path / "2")
+    wait_for(lambda: states(lifecycle) == [(2, AVAILABLE), (1, END)])
+
+
+def test_a_waiting_retry_holds_up_nothing(store, start):
+    """While version 2 waits a minute for its retry, version 3 and another model load at once."""
+    store(1)
+    store(1, model="other")
+    lifecycle = start(Loader(), models=("m", "other"), retry_interval_s=60)
+    store(2, broken=True)
+    wait_for(lambda: (2, LOADING) in states(lifecycle))
+    store(3)
+    store(2, model="other")
+    wait_for(lambda: (3, AVAILABLE) in states(lifecycle))
+    wait_for(lambda: (2, AVAILABLE) in states(lifecycle, "other"))
+    wait_for(lambda: states(lifecycle) == [(3, AVAILABLE), (2, END), (1, END)])
+
+
+def test_an_unload_waits_for_the_request_under_way(store, start):
+    """A version in use is UNLOADING, out of the lookup, and END when its last request ends."""
+    store(1)
+    lifecycle = start(Loader())
+    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    with lifecycle.use("m") as (number, engine):
+        store(2)
+        wait_for(lambda: states(lifecycle) == [(2, AVAILABLE), (1, UNLOADING)])
+        assert (number, engine) == (1, "engine of 1")
+    assert states(lifecycle) == [(2, AVAILABLE), (1, END)]
+
+
+def test_an_unexpected_error_is_a_failed_load(store, start, caplog):
+    """An exception that no engine should raise becomes an error in the status, and later versions still load."""
+    caplog.set_level(logging.CRITICAL)
+
+    def load(directory):
+        if directory.name == "1":
+            raise ZeroDivisionError("oops")
+        return "engine"
+
+    store(1)
+    lifecycle = start(load, max_retries=0)
+    wait_for(lambda: states(lifecycle) == [(1, END)])
+    assert lifecycle.status("m")[0].status.error_message == "ZeroDivisionError: oops"
+    store(2)
+    wait_for(lambda: (2, AVAILABLE) in states(lifecycle))
+
+
+def test_waiting_ends_when_every_model_has_a_version(store, start):
+    """The start waits for a model without versions, and ends with its first one."""
+    store(1)
+    (store.path.parent / "late").mkdir()
+    lifecycle = start(Loader(), models=("m", "late"))
+    result = []
+    thread = threading.Thread(target=lambda: result.append(lifecycle.wait_until_available(threading.Event())))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    store(1, model="late")
+    thread.join(5)
+    assert result == [True]
+
+
+def test_waiting_fails_when_a_model_cannot_be_loaded(store, start):
+    """The error names the model, the version and why."""
+    store(4, broken=True)
+    lifecycle = start(Loader())
+    with pytest.raises(ServingError) as raised:
+        lifecycle.wait_until_available(threading.Event())
+    assert str(raised.value) == (
+        "1 servable(s) did not become available: {{{name: m version: 4} due to error: NOT_FOUND: no model in 4}, }"
+    )
+
+
+def test_waiting_can_be_cancelled(start):
+    """A signal during the start ends it."""
+    cancelled = threading.Event()
+    threading.Timer(0.05, cancelled.set).start()
+    assert start(Loader()).wait_until_available(cancelled) is False

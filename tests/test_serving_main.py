@@ -1,0 +1,176 @@
+"""python -m serving as a process: start errors, signals, and life without TensorFlow."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from contract import messages_pb2 as messages
+from contract.tensor import to_array, to_proto
+
+# Runs the server in a Python that cannot import TensorFlow.
+WITHOUT_TENSORFLOW = "import sys, runpy; sys.modules['tensorflow'] = None; sys.argv[0] = 'serving'; \
+runpy.run_module('serving', run_name='__main__', alter_sys=True)"
+
+
+class Process:
+    """A server process whose log is read as it comes."""
+
+    def __init__(self, *flags):
+        self.port = free_port()
+        self.lines = []
+        self._popen = subprocess.Popen(
+            [sys.executable, "-c", WITHOUT_TENSORFLOW, f"--port={self.port}", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=lambda: self.lines.extend(self._popen.stdout), daemon=True)
+        self._reader.start()
+        self.pid, self.send_signal = self._popen.pid, self._popen.send_signal
+
+    def wait_for(self, text, timeout_s=20):
+        deadline = time.monotonic() + timeout_s
+        while not any(text in line for line in self.lines):
+            assert self._popen.poll() is None and time.monotonic() < deadline, self.lines
+            time.sleep(0.01)
+
+    def wait(self, timeout_s=20):
+        status = self._popen.wait(timeout_s)
+        self._reader.join()
+        self._popen.stdout.close()
+        return status, "".join(self.lines)
+
+    def kill(self):
+        self._popen.kill()
+        self.wait()
+
+
+@pytest.fixture
+def serve():
+    """A function that starts a server process; killed at the end if it still runs."""
+    started = []
+
+    def start(*flags):
+        started.append(Process(*flags))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def predict(channel):
+    return channel.unary_unary(
+        "/tensorflow.serving.PredictionService/Predict",
+        request_serializer=messages.PredictRequest.SerializeToString,
+        response_deserializer=messages.PredictResponse.FromString,
+    )
+
+
+def images(count):
+    request = messages.PredictRequest(model_spec=messages.ModelSpec(name="tiny"))
+    request.inputs["images"].CopyFrom(to_proto(np.zeros((count, 16, 16, 3), np.uint8)))
+    return request
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "INVALID_ARGUMENT: Both server_options.model_base_path and server_options.model_config_file are empty!"),
+        (["--model_base_path=/m", "--port=x"], "INVALID_ARGUMENT: Expected --port to be an integer from 0 to 65535."),
+        (["--model_base_path=/m", "--port=0"], "INVALID_ARGUMENT: Expected --port above 0, or --grpc_socket_path."),
+    ],
+)
+def test_a_start_error_exits_with_255(serve, flags, message):
+    """What is wrong is the last thing on the terminal, and the exit status is TensorFlow Serving's."""
+    status, output = serve(*flags).wait()
+    assert status == 255
+    assert output.startswith(f"Failed to start server. Error: {message}")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_start(serve, tmp_path):
+    """After its retries the process ends with the reason."""
+    (tmp_path / "1").mkdir()
+    status, output = serve(
+        f"--model_base_path={tmp_path}", "--max_num_load_retries=1", "--load_retry_interval_micros=1000"
+    ).wait()
+    assert status == 255
+    assert (
+        "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
+        "{{{name: default version: 1} due to error: NOT_FOUND: Specified file path does not appear to contain a "
+        "SavedModel bundle (should have a file called `saved_model.pb`) or a TFLite model (`model.tflite`)\n"
+        f"Specified file path: {tmp_path}/1}}, }}"
+    ) in output
+
+
+def test_a_saved_model_without_tensorflow_says_what_to_install(serve, tmp_path):
+    """A version that needs a package which is missing names it."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").touch()
+    status, output = serve(f"--model_base_path={tmp_path}", "--max_num_load_retries=0").wait()
+    assert status == 255
+    assert "FAILED_PRECONDITION: Expected the package tensorflow, which " in output
+
+
+def test_an_empty_base_path_is_waited_for_until_a_signal(serve, tmp_path):
+    """Without versions the port stays closed, each look warns, and SIGTERM ends the process cleanly."""
+    process = serve(f"--model_base_path={tmp_path}", "--model_name=m")
+    process.wait_for(f"No versions of servable m found under base path {tmp_path}. Did you forget to name your leaf")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", process.port), timeout=1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait()[0] == 0
+
+
+@pytest.mark.tensorflow
+def test_it_serves_without_tensorflow(serve, tiny_store):
+    """A version with a model.tflite is warmed up and served by a process that cannot import TensorFlow."""
+    process = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny", "--rest_api_port=8501")
+    process.wait_for(f"Running gRPC ModelServer at 0.0.0.0:{process.port} ...")
+    with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+        response = predict(channel)(images(2), timeout=5)
+    assert to_array(response.outputs["probabilities"]).shape == (2, 3)
+    process.send_signal(signal.SIGINT)
+    status, output = process.wait()
+    assert status == 0
+    assert "warm-up request(s) of" in output
+    assert "--rest_api_port of TensorFlow Serving has no effect here" in output
+
+
+@pytest.mark.tensorflow
+def test_a_taken_port_ends_the_start(serve, tiny_store):
+    """A second server on the same port fails, in place of sharing it silently."""
+    first = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny")
+    first.wait_for("Running gRPC ModelServer")
+    status, output = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny", f"--port={first.port}").wait()
+    assert status == 255
+    assert f"Error: UNAVAILABLE: Expected 0.0.0.0:{first.port} to be free to listen on." in output
+
+
+@pytest.mark.tensorflow
+def test_sigterm_drains(serve, tiny_store):
+    """A request under way is answered after SIGTERM, even if the signal comes twice, and the process exits with 0."""
+    process = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny", "--engine_threads=1")
+    process.wait_for("Running gRPC ModelServer")
+    with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+        predict(channel)(images(1), timeout=5)
+        running = predict(channel).future(images(20_000), timeout=30)  # most of a second of work
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        process.wait_for("Draining")
+        process.send_signal(signal.SIGTERM)
+        assert not running.done()
+        assert to_array(running.result().outputs["probabilities"]).shape == (20_000, 3)
+    assert process.wait()[0] == 0

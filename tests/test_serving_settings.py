@@ -1,0 +1,131 @@
+"""serving/settings.py: flags and the configuration file."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from serving.errors import InvalidArgumentError
+from serving.settings import Settings
+
+BASE = "--model_base_path=/models/m"
+
+
+def test_defaults_are_the_originals():
+    """Without flags, every value is TensorFlow Serving's, but the policy keeps two versions."""
+    settings = Settings.from_argv([BASE])
+    (model,) = settings.models
+    assert (model.name, model.base_path, model.policy.latest.num_versions) == ("default", Path("/models/m"), 2)
+    assert (settings.port, settings.grpc_socket_path, settings.file_system_poll_wait_seconds) == (8500, "", 1.0)
+    assert (settings.max_num_load_retries, settings.load_retry_interval_micros) == (5, 60_000_000)
+    assert settings.enable_model_warmup
+    assert settings.grpc_max_threads == 4 * settings.engine_threads
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("", True), ("=true", True), ("=false", False), ("=1", True), ("=0", False)]
+)
+def test_switches_take_three_forms(argument, value):
+    """A switch is --flag, --flag=true or --flag=false."""
+    assert Settings.from_argv([BASE, f"--enable_model_warmup{argument}"]).enable_model_warmup is value
+
+
+def test_all_bad_values_are_reported_at_once():
+    """One start tells every flag that is wrong, what was expected and what came."""
+    with pytest.raises(InvalidArgumentError) as raised:
+        Settings.from_argv(
+            [BASE, "--port=70000", "--drain_seconds=soon", "--engine=onnx", "--enable_model_warmup=maybe"]
+        )
+    assert str(raised.value).splitlines() == [
+        "Expected --port to be an integer from 0 to 65535. Received: '70000'",
+        "Expected --enable_model_warmup to be true or false. Received: 'maybe'",
+        "Expected --engine to be one of auto, tflite, tensorflow. Received: 'onnx'",
+        "Expected --drain_seconds to be a number of 0 or more. Received: 'soon'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--rest_api_port=8501",
+        "--enable_batching",
+        "--monitoring_config_file=/etc/monitoring",
+        "--tensorflow_intra_op_parallelism=2",
+        "--prefer_tflite_model=true",
+    ],
+)
+def test_flags_of_the_original_are_accepted_with_a_warning(caplog, argv):
+    """A command line for TensorFlow Serving works here, and says what has no effect."""
+    with caplog.at_level(logging.WARNING):
+        Settings.from_argv([BASE, argv])
+    (record,) = caplog.records
+    assert f"The flag {argv.partition('=')[0]} of TensorFlow Serving has no effect here" in record.getMessage()
+
+
+def test_an_unknown_flag_is_a_warning(caplog):
+    """As in the original, a flag that nobody knows does not stop the start; abbreviations are unknown, too."""
+    with caplog.at_level(logging.WARNING):
+        assert Settings.from_argv([BASE, "--modle_name=x", "--grpc_max=3"]).models[0].name == "default"
+    assert [record.getMessage() for record in caplog.records] == [
+        "Unknown argument, ignored: --modle_name=x",
+        "Unknown argument, ignored: --grpc_max=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "Both server_options.model_base_path and server_options.model_config_file are empty!"),
+        (["--model_base_path=models/m"], "Expected model default to have an absolute path or URI; got base_path()=mod"),
+        ([BASE, "--port=0"], "Expected --port above 0, or --grpc_socket_path"),
+        (["--model_config_file=/nowhere"], "Expected a readable --model_config_file"),
+    ],
+)
+def test_start_errors(argv, message):
+    """What cannot work is refused before anything is loaded."""
+    with pytest.raises(InvalidArgumentError, match=message[:60].replace("(", r"\(").replace(")", r"\)")):
+        Settings.from_argv(argv)
+
+
+def test_a_config_file_replaces_the_flags(tmp_path):
+    """Names, paths and policies come from the file; without a policy two versions are kept."""
+    path = tmp_path / "models.config"
+    path.write_text(
+        """
+        model_config_list {
+          config { name: "a" base_path: "/models/a" model_platform: "tensorflow" }
+          config {
+            name: "b" base_path: "/models/b" model_platform: "tensorflow"
+            model_version_policy { specific { versions: 4 } }
+          }
+        }
+        """
+    )
+    first, second = Settings.from_argv([f"--model_config_file={path}", "--model_name=ignored"]).models
+    assert (first.name, first.base_path, first.policy.latest.num_versions) == ("a", Path("/models/a"), 2)
+    assert (second.name, list(second.policy.specific.versions)) == ("b", [4])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model_config_list {", "Invalid protobuf file: .*Error parsing text-format tensorflow.serving.ModelServerC"),
+        ('model_config_list { config { version_labels { key: "a" } } }', "Invalid protobuf file: .*version_labels"),
+        ("", "Expected at least one model"),
+        (
+            'model_config_list { config { name: "a" base_path: "/a" } }',
+            'Expected model a to have model_platform: "tensorflow"',
+        ),
+        (
+            'model_config_list { config { name: "a" base_path: "/a" model_platform: "tensorflow" }'
+            ' config { name: "a" base_path: "/b" model_platform: "tensorflow" } }',
+            "Illegal to list model a multiple times in config list",
+        ),
+    ],
+)
+def test_a_bad_config_file_is_refused(tmp_path, text, message):
+    """The message says which part of the file is wrong."""
+    path = tmp_path / "models.config"
+    path.write_text(text)
+    with pytest.raises(InvalidArgumentError, match=message):
+        Settings.from_argv([f"--model_config_file={path}"])

@@ -1,0 +1,45 @@
+"""gateway/settings.py: what the environment may say."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.settings import Settings, SettingsError
+
+
+def test_variables_are_read_by_prefix_and_name() -> None:
+    """Each type is read, and what is not set keeps its default."""
+    settings = Settings.from_env({"GATEWAY_PORT": "80", "GATEWAY_MODEL_TIMEOUT_S": "1.5", "PATH": "/bin"})
+    assert (settings.port, settings.model_timeout_s, settings.threads) == (80, 1.5, Settings().threads)
+
+
+def test_all_bad_values_are_told_at_once() -> None:
+    """Someone who made three mistakes starts once, not three times."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(
+            {
+                "GATEWAY_PORT": "http",
+                "GATEWAY_THREADS": "0",
+                "GATEWAY_MODEL_TIMEOUT_S": "nan",
+                "GATEWAY_FETCH_ALLOW": "localhost",
+                "GATEWAY_FETCH_USER_AGENT": "a\nb",
+                "GATEWAY_PROT": "80",
+            }
+        )
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "GATEWAY_PROT",
+        "GATEWAY_PORT",
+        "GATEWAY_THREADS",
+        "GATEWAY_MODEL_TIMEOUT_S",
+        "GATEWAY_FETCH_ALLOW",
+        "GATEWAY_FETCH_USER_AGENT",
+    ]
+    assert "Expected an integer of at least 1. Received: 'http'" in lines[1]
+
+
+def test_fetch_rules_carry_the_settings() -> None:
+    """What is set is what the fetch holds to."""
+    settings = Settings.from_env({"GATEWAY_FETCH_MAX_BYTES": "5", "GATEWAY_FETCH_ALLOW": "localhost:80"})
+    assert settings.fetch_rules.max_bytes == 5
+    assert settings.fetch_rules.allow.hosts

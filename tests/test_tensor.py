@@ -1,0 +1,58 @@
+"""contract/tensor.py and messages.proto: arrays to messages, without TensorFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract import messages_pb2 as messages
+from contract import tensor
+
+DTYPES = ["f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
+
+
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_come_back_as_they_went(dtype: str, typed: bool) -> None:
+    """Type, shape and values survive in either encoding."""
+    array = (np.arange(12).reshape(3, 4) % 5).astype(dtype)
+    received = tensor.to_array(tensor.to_proto(array, typed))
+    assert received.dtype == array.dtype
+    np.testing.assert_array_equal(received, array)
+
+
+def test_strings_are_bytes() -> None:
+    """Any bytes go through, those that are no UTF-8 too."""
+    array = np.array([[b"\xff\x00", b""]], dtype=object)
+    assert tensor.to_array(tensor.to_proto(array)).tolist() == [[b"\xff\x00", b""]]
+
+
+def test_one_typed_value_fills_the_shape_and_none_are_zeros() -> None:
+    """As TensorFlow reads them."""
+    proto = tensor.to_proto(np.zeros((2, 2), np.float32), typed=True)
+    del proto.float_val[1:]
+    proto.float_val[0] = 7
+    assert tensor.to_array(proto).tolist() == [[7, 7], [7, 7]]
+    del proto.float_val[:]
+    assert tensor.to_array(proto).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": messages.DT_INVALID},
+        {"tensor_content": b"123"},
+        {"tensor_shape": messages.TensorShapeProto(dim=[messages.TensorShapeProto.Dim(size=-1)])},
+        {"tensor_shape": messages.TensorShapeProto(dim=[messages.TensorShapeProto.Dim(size=2**40)])},
+    ],
+)
+def test_a_message_that_does_not_fit_together_is_refused(change: dict[str, Any]) -> None:
+    """Unknown type, values that do not fill the shape, or a shape without bounds."""
+    proto = tensor.to_proto(np.zeros((2, 2), np.float32))
+    for name in change:
+        proto.ClearField(name)
+    proto.MergeFrom(messages.TensorProto(**change))
+    with pytest.raises(tensor.TensorError, match="Expected"):
+        tensor.to_array(proto)

@@ -1,0 +1,33 @@
+"""`python -m tests.tiny_model STORE NAME SEED`: export a small Keras model of random weights, as users' models are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import keras
+from keras import layers
+
+from contract.document import Contract, ImageSpec
+from training.export import export
+
+CLASSES = ("cat", "dog", "bird")
+SPEC = ImageSpec(16, 16, crop=0.9)
+
+
+def build(seed: int) -> keras.Model:
+    """Return pixels 0-255 (n, 16, 16, 3) to probabilities (n, 3)."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 127.5, -1.0)(inputs)
+    x = layers.Conv2D(8, 3, strides=2, activation="relu")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dense(16, activation="relu")(x)))
+
+
+def main(store: Path, name: str, seed: int) -> None:
+    export(build(seed), Contract(name, CLASSES, SPEC), store)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
