@@ -98,8 +98,10 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
     if len(values) > count:
         raise TensorError(f"Expected at most {count} values for shape {shape}. Received: {len(values)}")
     raw = np.dtype(np.uint16) if dtype == np.float16 else dtype
+    # Integers that do not fit wrap around, as a C++ cast does: the field is wider than the type.
+    wide = {"f": np.float64, "i": np.int64, "u": np.uint64 if field == "uint64_val" else np.int64, "b": np.bool_}
     filled: NDArray[Any] = np.empty(count, raw)
-    filled[: len(values)] = np.array(values, dtype=np.float64 if dtype.kind == "f" else object).astype(raw)
+    filled[: len(values)] = np.array(values, dtype=wide[raw.kind]).astype(raw)
     filled[len(values) :] = filled[len(values) - 1] if values else 0
     values_of_type: NDArray[Any] = filled.view(dtype)
     return values_of_type.reshape(shape)

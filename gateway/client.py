@@ -118,17 +118,22 @@ class ModelClient:
             ModelUnavailable: No accepted version is loaded anywhere, or the deadline passed.
         """
         give_up = min(deadline, time.monotonic() + SEARCH_S)
-        versions = sorted(self._accepted.values(), key=lambda version: -version.number)
+        versions = self._newest_first()
         while True:
             yield from versions
+            tried = bool(versions)
             self._look_again()
-            versions = list(self._accepted.values())
-            random.shuffle(versions)
+            versions = self._newest_first()
+            if tried:
+                random.shuffle(versions)
             if not (versions and self._available) or time.monotonic() > give_up:
                 raise ModelUnavailable(
                     "Expected a usable version of the model. Received: none at the moment; /readyz says why."
                 )
             time.sleep(SEARCH_PAUSE_S)
+
+    def _newest_first(self) -> list[Version]:
+        return sorted(self._accepted.values(), key=lambda version: -version.number)
 
     def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
         """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version.

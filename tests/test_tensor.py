@@ -39,6 +39,13 @@ def test_one_typed_value_fills_the_shape_and_none_are_zeros() -> None:
     assert tensor.to_array(proto).tolist() == [[0, 0], [0, 0]]
 
 
+def test_integers_wider_than_their_type_wrap_around() -> None:
+    """The value field is wider than the type, and no value of it raises."""
+    proto = tensor.to_proto(np.zeros(2, np.uint8), typed=True)
+    proto.int_val[:] = [300, -1]
+    assert tensor.to_array(proto).tolist() == [44, 255]
+
+
 @pytest.mark.parametrize(
     "change",
     [

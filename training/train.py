@@ -19,6 +19,8 @@ from training.architectures import Architecture, preprocess
 from training.recipe import Recipe
 
 GOLDEN_PHOTOS = 3
+# Keras turns XLA on by itself. On a CPU it runs EfficientNetB0 at 6 images a second where plain TensorFlow makes 57.
+JIT_COMPILE = False
 
 
 def train(
@@ -125,6 +127,7 @@ def _train_head(
         keras.optimizers.AdamW(recipe.head_learning_rate, weight_decay=recipe.weight_decay),
         _loss(recipe),
         metrics=["accuracy"],
+        jit_compile=JIT_COMPILE,
     )
     history = head.fit(
         features["train"],
@@ -161,6 +164,7 @@ def _train_upper_layers(
         keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay),
         _loss(recipe),
         metrics=["accuracy"],
+        jit_compile=JIT_COMPILE,
     )
     history = model.fit(
         _batches(splits["train"], model, recipe, augment=True),
