@@ -61,7 +61,13 @@ class Version:
 
 @dataclass(frozen=True)
 class Health:
-    """What the last look found: accepted versions that are loaded, refused ones with the reason, and what failed."""
+    """What the last look found.
+
+    Attributes:
+        versions: Accepted and loaded ones, newest first.
+        refused: Those that the gate refused or the model server could not load, with the reason.
+        error: Why no version is usable, or None.
+    """
 
     versions: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
@@ -84,6 +90,7 @@ class ModelClient:
         self._get_status = self._method(status + "GetModelStatus", messages.GetModelStatusResponse)
         self._accepted: dict[int, Version] = {}
         self._refused: dict[int, str] = {}
+        self._broken: dict[int, str] = {}
         self._available: set[int] = set()
         self._seen: dict[int, float] = {}
         self.health = Health()
@@ -217,10 +224,15 @@ class ModelClient:
             statuses = []
         except GatewayError as exc:
             self._available = set()
-            self._set_health(Health(refused=dict(self._refused), error=exc.detail))
+            self._set_health(Health(refused=self._refused | self._broken, error=exc.detail))
             return
         available = {each.version for each in statuses if each.state == messages.ModelVersionStatus.AVAILABLE}
         self._forget_unseen(available)
+        self._broken = {
+            each.version: f"The model server could not load it: {each.status.error_message}"
+            for each in statuses
+            if each.state == messages.ModelVersionStatus.END and each.status.error_code
+        }
         error = None
         for number in sorted(available - set(self._accepted) - set(self._refused), reverse=True):
             error = self._admit(number) or error
@@ -228,7 +240,7 @@ class ModelClient:
         if not loaded and error is None:
             error = f"No usable version of {self.model!r} is loaded at the model server"
         self._available = available
-        self._set_health(Health(loaded, dict(self._refused), None if loaded else error))
+        self._set_health(Health(loaded, self._refused | self._broken, None if loaded else error))
 
     def _forget_unseen(self, available: set[int]) -> None:
         now = time.monotonic()

@@ -21,8 +21,9 @@ def build(seed: int) -> keras.Model:
     inputs = keras.Input((16, 16, 3))
     x = layers.Rescaling(1 / 127.5, -1.0)(inputs)
     x = layers.Conv2D(8, 3, strides=2, activation="relu")(x)
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dense(16, activation="relu")(x)))
+    x = layers.Flatten()(x)
+    x = layers.Rescaling(5.0)(layers.Dense(3)(x))  # sure of itself, so that other pixels give other answers
+    return keras.Model(inputs, layers.Softmax()(x))
 
 
 def main(store: Path, name: str, seed: int) -> None:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
+from contract.document import Aspect, ContractError, Filter
+from training import store
 from training.errors import TrainingError
 
 say = partial(print, flush=True)
@@ -20,8 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices hide our own lines
     try:
+        if options.name:
+            store.check_name(options.name)
         options.command(options)
-    except TrainingError as exc:
+    except (TrainingError, ContractError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
     return 0
@@ -65,15 +70,13 @@ def _export_architecture(options: argparse.Namespace) -> None:
     from contract.document import Contract
     from training import architectures, runs
 
-    if not options.architecture or not options.name:
-        raise TrainingError("Expected --architecture and --name. Received: " + " ".join(sys.argv[1:]))
+    _require(options, "architecture", "name")
+    if options.weights == "imagenet" and options.classes:
+        raise TrainingError("Expected no --classes with ImageNet weights, whose classes are known")
     architecture = architectures.find(options.architecture)
     classes = _read_classes(options.classes) if options.classes else architectures.imagenet_classes()
     say(f"Building {architecture.name} with weights: {options.weights}")
-    weights = None if options.weights == "none" else options.weights
-    if weights and options.classes:
-        raise TrainingError("Expected no --classes with ImageNet weights, whose classes are known")
-    model = architecture.classifier(weights, len(classes))
+    model = architecture.classifier(None if options.weights == "none" else options.weights, len(classes))
     origin = {"architecture": architecture.name, "weights": options.weights, **runs.provenance()}
     _release(model, Contract(options.name, classes, architecture.image, origin), options.store)
 
@@ -82,11 +85,7 @@ def _export_file(options: argparse.Namespace) -> None:
     from contract.document import Contract, ImageSpec
     from training import architectures, runs
 
-    if not options.classes or not options.preprocessing or not options.name:
-        raise TrainingError(
-            "Expected --classes FILE, --preprocessing MODE and --name NAME with a file of weights: how its inputs were"
-            f" scaled and what its outputs mean is not in the file. Modes: {', '.join(architectures.PREPROCESSING)}"
-        )
+    _require(options, "classes", "preprocessing", "name")
     classes = _read_classes(options.classes)
     architecture = architectures.find(options.architecture) if options.architecture else None
     path = Path(options.weights)
@@ -113,10 +112,20 @@ def _release(model: object, contract: object, store: Path, photos: Sequence[byte
     say(f"Released {version} ({size_mb:.0f} MB)")
 
 
+def _require(options: argparse.Namespace, *names: str) -> None:
+    if missing := [f"--{name}" for name in names if not getattr(options, name)]:
+        expected = ", ".join(f"--{name}" for name in names)
+        raise TrainingError(f"Expected {expected} with --weights {options.weights}. Missing: {', '.join(missing)}")
+
+
 def _read_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise TrainingError(f"Expected a file of class names, one a line. Received a path where there is none: {path}")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a byte order mark first
+    except UnicodeDecodeError as exc:
+        raise TrainingError(f"Expected class names in UTF-8. Received {path}: {exc}") from exc
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,8 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--classes", type=Path, help="class names in output order, one a line")
     export.add_argument("--preprocessing", help="what a file's model expects: none, 0-1, ±1 (or +-1), caffe, torch")
     export.add_argument("--size", type=int, help="input size in pixels, for a file that leaves it open")
-    export.add_argument("--filter", default="bicubic", help="resampling filter for a file (%(default)s)")
-    export.add_argument("--aspect", default="stretch", help="crop, stretch or pad, for a file (%(default)s)")
+    export.add_argument(
+        "--filter", default="bicubic", choices=get_args(Filter), help="resampling filter for a file (%(default)s)"
+    )
+    export.add_argument("--aspect", default="stretch", choices=get_args(Aspect), help="for a file (%(default)s)")
     export.add_argument("--crop", type=float, default=1.0, help="part kept by --aspect crop (%(default)s)")
     return parser
 

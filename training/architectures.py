@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,10 @@ from training import efficientnet_lite
 from training.errors import WeightsError
 
 PREPROCESSING = ("none", "0-1", "±1", "caffe", "torch")
+_KERAS_2_ADVICE = (
+    "If Keras 2 (tf.keras before TensorFlow 2.16) wrote it: install tf-keras, load the file with it, save its weights as"
+    " NAME.weights.h5, and export those with --architecture."
+)
 
 # Function of keras.applications, input size in pixels, preprocessing. Families that scale their input themselves have
 # "none". Source: the defaults of each function in Keras 3.15.
@@ -147,11 +153,13 @@ def load_file(
         if architecture is None:
             raise WeightsError("Expected --architecture with a .weights.h5 file, which holds no model")
         model = architecture.backbone(None, include_top=True, classes=classes)
-        _loading(path, lambda: model.load_weights(path))
+        advice = f"Expected are all weights of {architecture.name}, with {classes} classes on top."
+        _loading(path, lambda: model.load_weights(path), advice)
     else:
-        model = _loading(path, lambda: keras.models.load_model(path, compile=False, safe_mode=True))
-    if len(model.inputs) != 1 or len(model.input_shape) != 4 or model.input_shape[-1] != 3:
-        raise WeightsError(f"Expected a model of one input (n, height, width, 3). Received: {model.input_shape}")
+        model = _loading(path, lambda: keras.models.load_model(path, compile=False, safe_mode=True), _KERAS_2_ADVICE)
+    shapes = [tuple(each.shape) for each in getattr(model, "inputs", None) or ()]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] != 3:
+        raise WeightsError(f"Expected a model of one input (n, height, width, 3). Received: {shapes or 'none defined'}")
     if None in model.input_shape[1:3]:
         if size_px is None:
             raise WeightsError("Expected --size, since the model's input leaves height and width open")
@@ -160,17 +168,26 @@ def load_file(
     return with_preprocessing(model, preprocessing)
 
 
-def _loading(path: Path, load: Any) -> Any:
+def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
+    """Call what loads a file, and name every way in which it can fail; Keras only warns of layers that it leaves random."""
     try:
-        return load()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = load()
+        if skipped := [str(each.message) for each in caught if "freshly-initialized" in str(each.message)]:
+            raise ValueError(skipped[0])
     except Exception as exc:
-        advice = (
-            " If Keras 2 (tf.keras before TensorFlow 2.16) wrote it: install tf-keras, load the file with it, save its"
-            " weights as NAME.weights.h5, and export those with --architecture."
-            if path.suffix in (".h5", ".keras")
-            else ""
-        )
-        raise WeightsError(f"Expected {path} to load in Keras {keras.__version__}. Received: {exc}.{advice}") from exc
+        reason = " ".join(str(exc).split()).rstrip(".")
+        if "`Lambda` layer" in reason:
+            advice = (
+                "A Lambda layer is code inside the file. Put one of Keras' own layers in its place, and save again."
+            )
+        if len(reason) > 800:  # Keras lists whole configurations and variables between the start and the cause
+            reason = f"{reason[:400]} … {reason[-400:]}"
+        raise WeightsError(
+            f"Expected {path} to load in Keras {keras.__version__}. Received: {reason}. {advice}"
+        ) from exc
+    return loaded
 
 
 def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
@@ -191,7 +208,8 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
             raise WeightsError(f"Expected a sigmoid or linear output of one unit. Received: {activation}")
         x = layers.Concatenate(name="probabilities")([layers.Rescaling(-1.0, 1.0)(x), x])
     elif activation == "linear":
-        x = layers.Softmax(name="probabilities")(x)
+        if not _sums_to_one(model):
+            x = layers.Softmax(name="probabilities")(x)
     elif activation != "softmax":
         raise WeightsError(
             f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
@@ -199,6 +217,13 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
     if x.shape[-1] != classes:
         raise WeightsError(f"Expected as many classes as the model has outputs, {x.shape[-1]}. Received: {classes}")
     return keras.Model(model.input, x, name=model.name)
+
+
+def _sums_to_one(model: keras.Model) -> bool:
+    """Try whether outputs are probabilities though their last operation is none that says so, such as an average."""
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:])).astype(np.float32)
+    outputs = np.asarray(model(pixels, training=False))
+    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-4))
 
 
 def _last_activation(model: keras.Model) -> str:

@@ -74,12 +74,15 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
     folders = {split: _split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
+    others = [str(path) for split, path in folders.items() if path and split != "train"]
+    if others and not folders["train"]:
+        raise DataError(f"Expected a folder {folder / 'train'}, with a folder for each class. Received only: {others}")
     train_folder = folders["train"] or folder
-    classes = tuple(sorted(path.name for path in train_folder.iterdir() if _is_class(path)))
+    classes = tuple(path.name for path in _class_folders(train_folder))
     if len(classes) < 2:
         raise DataError(
             f"Expected a folder for each class in {train_folder}, two or more, each with photos"
-            f" ({', '.join(SUFFIXES)}). Received: {len(classes)}"
+            f" ({', '.join(SUFFIXES)}). Received: {', '.join(classes) or 'no folder'}"
         )
     splits = {"train": _read_split(train_folder, classes, complete=True)}
     for split in ("validation", "test"):
@@ -108,14 +111,17 @@ def load(
     stats = [(str(photo.path.resolve()), photo.label, photo.path.stat()) for photo in photos]
     state = [asdict(spec), [(path, label, stat.st_size, stat.st_mtime_ns) for path, label, stat in stats]]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
-    index, array = cache / f"{key}.json", cache / f"{key}.npy"
+    index, array = cache / f"{key}.json", cache / f"{key}.pixels"
     if not (index.is_file() and array.is_file()):
-        cache.mkdir(parents=True, exist_ok=True)
-        _decode_all(photos, spec, index, array, progress)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _decode_all(photos, spec, index, array, progress)
+        except OSError as exc:
+            raise DataError(f"Expected to write decoded photos to {cache}. Received: {exc}") from exc
     found = json.loads(index.read_text())
     kept = [photos[i] for i in found["kept"]]
     return Pixels(
-        images=np.load(array, mmap_mode="r"),
+        images=np.memmap(array, np.uint8, "r", shape=(len(kept), spec.height, spec.width, 3)),
         labels=np.array([photo.label for photo in kept], np.int64),
         paths=[photo.path for photo in kept],
         digest=found["digest"],
@@ -130,58 +136,71 @@ def _decode_all(
     array: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write decoded pixels, then the index that makes them count."""
+    """Write decoded pixels, then the index that makes them count; each appears whole, by a rename."""
 
-    def read(photo: Photo) -> tuple[bytes, NDArray[np.uint8] | ImageError]:
-        data = photo.path.read_bytes()
-        digest = hashlib.sha256(photo.label.to_bytes(4, "big") + data).digest()
+    def read(photo: Photo) -> tuple[bytes, NDArray[np.uint8]] | Exception:
         try:
-            return digest, decode(data, spec).pixels
-        except ImageError as exc:
-            return digest, exc
+            data = photo.path.read_bytes()
+            return hashlib.sha256(photo.label.to_bytes(4, "big") + data).digest(), decode(data, spec).pixels
+        except (OSError, ImageError) as exc:
+            return exc
 
     kept: list[int] = []
     skipped: dict[str, str] = {}
     digest = hashlib.sha256()
-    draft = array.with_suffix(".draft")
-    shape = (len(photos), spec.height, spec.width, 3)
-    images = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
-    # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for position, (part, result) in enumerate(pool.map(read, photos)):
-            if isinstance(result, ImageError):
-                skipped[str(photos[position].path)] = str(result)
-            else:
-                images[len(kept)] = result
-                kept.append(position)
-                digest.update(part)
-            if progress:
-                progress(position + 1, len(photos))
-    if not kept:
-        raise DataError(f"Expected photos that decode. Received {len(photos)} that do not: {skipped}")
-    with array.open("wb") as file:
-        np.save(file, images[: len(kept)])
-    draft.unlink()
-    index.write_text(json.dumps({"kept": kept, "skipped": skipped, "digest": digest.hexdigest()}))
+    draft = array.with_suffix(f".draft-{os.getpid()}")
+    try:
+        # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
+        with ThreadPoolExecutor(os.cpu_count()) as pool, draft.open("wb") as file:
+            for position, result in enumerate(pool.map(read, photos)):
+                if isinstance(result, Exception):
+                    skipped[str(photos[position].path)] = str(result)
+                else:
+                    part, pixels = result
+                    file.write(pixels.tobytes())
+                    digest.update(part)
+                    kept.append(position)
+                if progress:
+                    progress(position + 1, len(photos))
+        if not kept:
+            raise DataError(f"Expected photos that decode. Received {len(photos)} that do not: {skipped}")
+        draft.rename(array)
+        draft.write_text(json.dumps({"kept": kept, "skipped": skipped, "digest": digest.hexdigest()}))
+        draft.rename(index)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _split_folder(folder: Path, names: Sequence[str]) -> Path | None:
-    for path in (folder / name for name in names):
-        if path.is_dir():  # some archives hold seg_train/seg_train/CLASS
-            return path / path.name if (path / path.name).is_dir() else path
+    """Return the folder of a split, by its name in any case; without folders inside it is a class of that name."""
+    for path in _class_folders(folder):
+        if path.name.lower() in names and (inside := _class_folders(path)):
+            # Some archives hold seg_train/seg_train/CLASS.
+            return inside[0] if [each.name for each in inside] == [path.name] else path
     return None
 
 
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path))
 
 
 def _photos(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(_is_hidden(part) for part in (path, *path.relative_to(folder).parents))
+    )
+
+
+def _is_hidden(path: Path) -> bool:
+    """Tell what file managers, notebooks and macOS archives leave beside photos."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def _read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Photo]:
-    found = {path.name: _photos(path) for path in sorted(folder.iterdir()) if _is_class(path)}
+    found = {path.name: _photos(path) for path in _class_folders(folder)}
     if strange := sorted(set(found) - set(classes)):
         raise DataError(f"Expected in {folder} only classes that train has. Received also: {', '.join(strange)}")
     if complete and (empty := [name for name in classes if not found[name]]):

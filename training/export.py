@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.lite.python.convert_phase import ConverterError
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from contract import messages_pb2 as messages
@@ -57,7 +58,7 @@ def export(
     images = golden.golden_images(spec, photos)
     say(f"Running {len(images)} golden examples through Keras")
     expected = golden.answer(images, spec, lambda pixels: np.asarray(model(pixels.astype(np.float32), training=False)))
-    _check_probabilities(expected)
+    _check_probabilities(expected, len(contract.classes))
     frozen = _freeze(model, spec.height, spec.width)
     try:
         with staged_version(store, contract.model) as staging:
@@ -120,7 +121,10 @@ def _convert(frozen: Any, contract: Contract, images: Sequence[tuple[str, bytes]
             converter = tf.lite.TFLiteConverter.from_saved_model(
                 str(path), signature_keys=[PREDICT_SIGNATURE, DESCRIBE_SIGNATURE]
             )
-            content: bytes = converter.convert()
+            try:
+                content: bytes = converter.convert()
+            except ConverterError as exc:
+                raise ExportError(f"Expected a model that converts to TFLite. Received: {exc}") from exc
             (path / "model.tflite").write_bytes(content)
             if attempt == "measured":
                 engine = _open(path, "tflite")
@@ -183,9 +187,11 @@ def _difference(received: Sequence[Any], expected: Sequence[Any]) -> float:
     return float(np.max([np.abs(np.subtract(a.probabilities, b.probabilities)).max() for a, b in pairs]))
 
 
-def _check_probabilities(examples: Sequence[Any]) -> None:
+def _check_probabilities(examples: Sequence[Any], classes: int) -> None:
     for example in examples:
         probabilities = np.array(example.probabilities)
+        if len(probabilities) != classes:
+            raise ExportError(f"Expected as many probabilities as classes, {classes}. Received: {len(probabilities)}")
         if not (np.isfinite(probabilities).all() and abs(probabilities.sum() - 1) < 1e-3 and probabilities.min() >= 0):
             raise ExportError(
                 f"Expected probabilities that sum to 1 for golden example {example.name!r}. Received a sum of"

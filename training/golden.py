@@ -7,7 +7,7 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from contract.document import GoldenExample, ImageSpec
 from contract.image import decode
@@ -21,7 +21,7 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[tuple[s
     """Return named, encoded images that reach each branch of the decode.
 
     A JPEG of four times the target's sides (scaled while decoding), a JPEG with an EXIF rotation, a PNG with alpha, and
-    the photos themselves.
+    the photos themselves. None but the photos has the target's aspect, so that another crop shows.
 
     Args:
         spec: The target size.
@@ -32,9 +32,9 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[tuple[s
     large, rotated, layered = (sources[index % len(sources)] for index in range(3))
     width, height = spec.width, spec.height
     return [
-        ("large-jpeg", _encode(_cover(large, 4 * width, 4 * height), "JPEG", quality=90)),
-        ("rotated-jpeg", _encode_rotated(_cover(rotated, 2 * width, round(1.5 * height)))),
-        ("alpha-png", _encode(_with_alpha(_cover(layered, round(1.2 * width), round(1.2 * height))), "PNG")),
+        ("large-jpeg", _encode(ImageOps.fit(large, (5 * width, 4 * height)), "JPEG", quality=90)),
+        ("rotated-jpeg", _encode_rotated(ImageOps.fit(rotated, (2 * width, round(1.5 * height))))),
+        ("alpha-png", _encode(_with_alpha(ImageOps.fit(layered, (round(1.2 * width), round(1.5 * height)))), "PNG")),
         *((f"photo-{index}", photo) for index, photo in enumerate(small)),
     ]
 
@@ -47,12 +47,6 @@ def answer(
         GoldenExample(name, data, tuple(float(p) for p in predict(decode(data, spec).pixels[np.newaxis])[0]))
         for name, data in images
     )
-
-
-def _cover(img: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale an image so that both its sides reach the given ones."""
-    scale = max(width / img.width, height / img.height)
-    return img.resize((max(width, round(img.width * scale)), max(height, round(img.height * scale))))
 
 
 def _encode(img: Image.Image, format: str, **options: object) -> bytes:

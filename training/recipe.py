@@ -24,13 +24,13 @@ class Recipe:
     """
 
     head_epochs: int = 40
-    epochs: int = 10
-    patience: int = 5
+    epochs: int = 6
+    patience: int = 4
     batch_size: int = 32
     head_learning_rate: float = 1e-3
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     weight_decay: float = 1e-2
     dropout: float = 0.3
     label_smoothing: float = 0.1
-    unfreeze: float = 0.7
+    unfreeze: float = 0.5
     seed: int = 0

@@ -30,8 +30,10 @@ class StagedVersion:
             for name in (*files, "."):
                 _sync(Path(folder) / name)
         home = self.path.parent
-        (home / _LAST).write_text(f"{self.number}\n")
-        _sync(home / _LAST)
+        last = home / f"{_LAST}.draft"  # a full disk must not empty the file itself
+        last.write_text(f"{self.number}\n")
+        _sync(last)
+        last.rename(home / _LAST)
         target = home / str(self.number)
         self.path.rename(target)
         _sync(home)
@@ -45,8 +47,7 @@ def staged_version(store: Path, model: str) -> Iterator[StagedVersion]:
     Raises:
         ExportError: The name cannot be a model's, or another export of the same model runs.
     """
-    if not _NAME.fullmatch(model):
-        raise ExportError(f"Expected a model name of letters, digits, '.', '_' and '-'. Received: {model!r}")
+    check_name(model)
     home = store / model
     home.mkdir(parents=True, exist_ok=True)
     with (home / _LOCK).open("w") as lock:
@@ -61,6 +62,16 @@ def staged_version(store: Path, model: str) -> Iterator[StagedVersion]:
             yield StagedVersion(staging, _next_number(home))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_name(model: str) -> None:
+    """Refuse what cannot be a model's name, before work is spent on it.
+
+    Raises:
+        ExportError: The name is not made of letters, digits, `.`, `_` and `-`.
+    """
+    if not _NAME.fullmatch(model):
+        raise ExportError(f"Expected a model name of letters, digits, '.', '_' and '-'. Received: {model!r}")
 
 
 def versions(store: Path, model: str) -> list[int]:

@@ -50,9 +50,9 @@ def train(
     """
     keras.utils.set_random_seed(recipe.seed)
     dataset = data.read_folder(folder, recipe.seed)
-    # The whole photo, squeezed: objects that fill a portrait photo lose their ends to a square crop. Frozen features
-    # on clothing photos: 0.88 of the validation split right.
-    spec = ImageSpec(architecture.size_px, architecture.size_px, filter="bicubic", aspect="stretch")
+    # A linear head on frozen features of clothing photos, accuracy in 5-fold cross-validation on the training split:
+    # crop 0.878, pad 0.866, stretch 0.854 (standard errors 0.004).
+    spec = ImageSpec(architecture.size_px, architecture.size_px, filter="bicubic", aspect="crop")
     splits = {split: _load(split, photos, spec, cache, say) for split, photos in dataset.splits.items()}
 
     backbone = architecture.backbone(weights, include_top=False)

@@ -1,0 +1,95 @@
+"""`make benchmark-engines`: images per second of each engine on the ImageNet model, and the ratio to a plain export.
+
+The plain export is what `model.export()` writes. Rounds are interleaved, so that a machine whose speed drifts treats
+all engines alike; the ratio is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import tensorflow as tf
+
+from contract.document import IMAGES, PREDICT_SIGNATURE
+from serving.engines import open_engine
+from training.architectures import find
+from training.store import versions
+
+STORE, MODEL, ARCHITECTURE = Path("model-store"), "imagenet", "efficientnet-lite0"
+ROUNDS, ROUND_S = 9, 1.0
+
+
+def main() -> None:
+    """Measure at batch 1 and 8, and print a table for each."""
+    version = STORE / MODEL / str(versions(STORE, MODEL)[-1])
+    threads = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        engines = {
+            "TensorFlow, plain Keras export": plain_export(Path(folder)),
+            "TensorFlow, frozen (saved_model.pb)": exported(version, "tensorflow", threads),
+            "TFLite fp32 (model.tflite)": exported(version, "tflite", threads),
+        }
+        print(
+            f"{ARCHITECTURE}, 224 px, {threads} threads, TensorFlow {tf.__version__}, {ROUNDS} rounds of {ROUND_S:g} s"
+        )
+        for batch in (1, 8):
+            report(batch, measure(engines, batch))
+
+
+def print_plain_rate() -> None:
+    """Print the plain export's images per second at batch 1, and nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        print(statistics.median(measure({"plain": plain_export(Path(folder))}, batch=1)["plain"]))
+
+
+def plain_export(folder: Path) -> Callable[[Any], Any]:
+    """Return a run of the model as Keras exports it; it takes float32."""
+    find(ARCHITECTURE).classifier("imagenet").export(folder, verbose=False)
+    loaded = tf.saved_model.load(str(folder))
+    return lambda pixels: loaded.signatures["serving_default"](tf.constant(pixels, tf.float32))
+
+
+def exported(version: Path, engine: str, threads: int) -> Callable[[Any], Any]:
+    """Return a run of one of a version's files."""
+    opened = open_engine(version, engine, threads)
+    return lambda pixels: opened.run(PREDICT_SIGNATURE, {IMAGES: pixels})
+
+
+def measure(engines: dict[str, Callable[[Any], Any]], batch: int) -> dict[str, list[float]]:
+    """Return images per second of each engine in each round."""
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
+    rates: dict[str, list[float]] = {name: [] for name in engines}
+    for run in engines.values():
+        run(pixels)
+    for _ in range(ROUNDS):
+        for name, run in engines.items():
+            count, started = 0, time.perf_counter()
+            while (passed := time.perf_counter() - started) < ROUND_S:
+                run(pixels)
+                count += batch
+            rates[name].append(count / passed)
+    return rates
+
+
+def report(batch: int, rates: dict[str, list[float]]) -> None:
+    """Print images per second and the ratio to the first engine, with its spread over rounds."""
+    base = next(iter(rates.values()))
+    print(f"\n{f'batch of {batch}':38} images/s   ratio (least to most)")
+    for name, values in rates.items():
+        ratios = [value / other for value, other in zip(values, base, strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{name:38} {statistics.median(values):8.1f}   {spread}")
+
+
+if __name__ == "__main__":
+    print_plain_rate() if sys.argv[1:] == ["plain"] else main()
