@@ -1,0 +1,77 @@
+"""README.md: its tables are the code's, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from dataclasses import fields
+
+import pytest
+
+from gateway import errors
+from gateway.settings import PREFIX, Settings
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+def error_rows() -> list[str]:
+    """Return a table row for each public failure, from the tree in the module's docstring."""
+    assert errors.__doc__
+    return [
+        f"| {status} | `{code}` | {meaning.strip()} |"
+        for status, code, meaning in re.findall(r"─ \w+ +(\d{3}) (\w+) +(.+)", errors.__doc__)
+    ]
+
+
+def setting_rows() -> list[str]:
+    """Return a table row for each setting."""
+    return [
+        f"| `{PREFIX}{each.name.upper()}` | {f'`{each.default}`' if each.default != '' else ''} | {each.metadata['help']} |"
+        for each in fields(Settings)
+    ]
+
+
+@pytest.mark.parametrize("row", error_rows() + setting_rows())
+def test_each_error_and_setting_has_its_row(row: str) -> None:
+    """The tables are what the code says."""
+    assert row in README
+
+
+def test_the_error_tree_in_the_docstring_is_the_code() -> None:
+    """Every class of the tree has the status and code that its docstring line names."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GatewayError)]
+    assert errors.__doc__
+    listed = {name: (int(status), code) for name, status, code in re.findall(r"─ (\w+) +(\d{3}) (\w+)", errors.__doc__)}
+    assert listed == {
+        kind.__name__: (kind.status, kind.code)
+        for kind in kinds
+        if kind not in (errors.GatewayError, errors.VersionGone)
+    }
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
+def test_make_verbs_exist(command: str) -> None:
+    """Each `make` line of the README is a target that make can plan."""
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "-m training" in command])
+def test_training_commands_parse(command: str) -> None:
+    """Each `python -m training` line of the README has arguments that the program takes."""
+    from training.__main__ import _parser
+
+    _parser().parse_args(shlex.split(command)[3:])
+
+
+def test_the_readme_has_commands_and_stays_short() -> None:
+    """The tests above have something to hold, and a person reads it in a sitting."""
+    assert len(COMMANDS) >= 6
+    assert len(README.splitlines()) < 250
