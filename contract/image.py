@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from io import BytesIO
 from math import ceil
@@ -30,6 +31,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+# How accepted formats begin: with such bytes, content that cannot be opened is broken rather than something else.
+_STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]", re.DOTALL)
 # What people send by mistake, by its first bytes, to be named in the error.
 _OTHER_KINDS = (
     (b"<", "an HTML, SVG or XML document"),
@@ -73,6 +76,7 @@ class DecodedImage:
     format: str
     width: int
     height: int
+    size_bytes: int
 
 
 def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -102,7 +106,7 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
         raise BrokenImageError(
             f"Expected a complete {kind} image. Received {len(data):,} bytes that do not decode: {exc}"
         ) from exc
-    return DecodedImage(pixels, kind, width, height)
+    return DecodedImage(pixels, kind, width, height, len(data))
 
 
 class ContractPreprocessor(BasePreprocessor):  # type: ignore[misc]  # keras-image-helper has no types
@@ -142,6 +146,10 @@ def _open(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageTooLargeError(f"Expected an image of at most {MAX_PIXELS:,} pixels. {exc}") from exc
     except Exception as exc:
+        if _STARTS.match(data):
+            raise BrokenImageError(
+                f"Expected a complete image. Received {len(data):,} bytes that begin as one and do not open"
+            ) from exc
         start = data[:64].lstrip()
         received = next((kind for magic, kind in _OTHER_KINDS if start.startswith(magic)), None)
         if b"ftyphei" in start or b"ftypmif1" in start:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import logging.config
 import os
 import sys
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
+from gateway import logs, metrics
 from gateway.settings import Settings, SettingsError
 
 
@@ -23,11 +24,14 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         options: dict[str, Any] = {
             "bind": f"{self.settings.host}:{self.settings.port}",
             "workers": self.settings.workers,
-            "threads": self.settings.threads,
-            "worker_class": "gthread",
+            "worker_class": "asgi",
+            "asgi_loop": "asyncio",
             "graceful_timeout": int(self.settings.request_timeout_s) + 5,
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
+            "child_exit": lambda _, worker: metrics.forget_worker(worker.pid),
+            "on_exit": lambda _: metrics.unshare(),
+            "logconfig_dict": logs.CONFIG,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -36,23 +40,30 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Make the application; gunicorn calls this in each worker, so the gRPC channel is made after the fork."""
         from gateway.app import create_app
         from gateway.client import ModelClient
+        from gateway.front import Front
 
-        settings = self.settings
+        settings, measured = self.settings, metrics.Metrics()
         model = ModelClient(
-            settings.model_address, settings.model_name, settings.model_poll_s, settings.model_timeout_s
+            settings.model_address,
+            settings.model_name,
+            settings.model_poll_s,
+            settings.model_timeout_s,
+            settings.max_batch,
+            measured.show,
         )
         model.start()
-        return create_app(settings, model)
+        return Front(create_app(settings, model, measured), settings)
 
 
 def main() -> int:
     """Run until a signal; return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.config.dictConfig(logs.CONFIG)
     try:
         settings = Settings.from_env(os.environ)
     except SettingsError as exc:
         print(exc, file=sys.stderr)
         return 2
+    metrics.share()
     Gateway(settings).run()
     return 0
 

@@ -2,58 +2,69 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
 
 import numpy as np
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Request, Response, g, jsonify, request
 from numpy.typing import NDArray
 from werkzeug.exceptions import HTTPException
 
-from contract.image import DecodedImage, ImageError, decode
+from contract.image import DecodedImage
+from gateway import logs
 from gateway.client import ModelClient, Version
-from gateway.errors import BadRequest, GatewayError, InternalError, VersionGone, from_http, from_image_error
-from gateway.fetch import Fetcher
+from gateway.errors import GatewayError, InternalError, VersionGone, from_http
+from gateway.inputs import read_query
+from gateway.keys import Keys
+from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.stages import Clock, Stages
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, model: ModelClient) -> Flask:
+def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flask:
     """Return the application; `model` has been started, or the caller lets it look by hand."""
     app = Flask(__name__)
+    app.request_class = InMemoryRequest
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
-    fetcher = Fetcher(settings.fetch_rules)
+    stages, keys = Stages(settings), Keys(settings.api_keys)
 
     @app.post("/predict")
     def predict() -> Response:
-        clock = Clock()
-        url, top_k = read_request(settings.top_k)
-        deadline = time.monotonic() + settings.request_timeout_s
+        query = read_query(request, settings)
+        clock, deadline = Clock(), time.monotonic() + settings.request_timeout_s
+        model.newest()  # without a usable version nothing is fetched
         with clock.time("fetch"):
-            image = fetcher.fetch(url, settings.request_timeout_s)
+            images = stages.fetch(query.images, deadline)
         for version in model.candidates(deadline):
             with clock.time("decode"):
-                decoded = decode(image, version.contract.image, settings.max_pixels)
+                decoded = stages.decode(images, version.contract.image, deadline)
             try:
                 with clock.time("predict"):
-                    probabilities = model.predict(version, decoded.pixels[np.newaxis], deadline)[0]
+                    probabilities = model.predict(version, stack_pixels(decoded, version), deadline)
                 break
             except VersionGone:  # a replica without that version; the next one may mean other pixels
                 continue
-        return jsonify(
-            {
-                "model": {"name": model.model, "version": version.number},
-                "predictions": best(probabilities, version, top_k),
-                "image": describe(image, decoded),
-                "timing_ms": clock.milliseconds(),
-            }
-        )
+        rows = iter(probabilities)
+        results = [
+            answer(version, each, next(rows), query.top_k) if isinstance(each, DecodedImage) else each
+            for each in decoded
+        ]
+        metrics.observe(version.number, clock.seconds, results)
+        body: dict[str, Any] = {"model": {"name": model.model, "version": version.number}}
+        if query.is_list:
+            body["results"] = [
+                {"error": each.problem()} if isinstance(each, GatewayError) else each for each in results
+            ]
+        elif isinstance(results[0], GatewayError):
+            raise results[0]
+        else:
+            body |= results[0]
+        return jsonify(body | {"timing_ms": clock.milliseconds()})
 
     @app.get("/model")
     def show_model() -> Response:
@@ -80,9 +91,33 @@ def create_app(settings: Settings, model: ModelClient) -> Flask:
         }
         return jsonify(body), 200 if health.ready else 503
 
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.before_request
+    def begin() -> None:
+        g.started = time.perf_counter()
+        logs.current.set(logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent")))
+        if request.endpoint in ("predict", "show_model"):
+            keys.check(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        trace = logs.current.get()
+        response.headers["X-Request-ID"] = trace.request_id if trace else ""
+        path, code = request.endpoint or "none", g.get("code", "")
+        metrics.answers.labels(path, response.status_code, code).inc()
+        if request.endpoint not in ("is_alive", "is_ready", "show_metrics"):  # asked for every few seconds
+            milliseconds = round((time.perf_counter() - g.started) * 1000, 1)
+            fields = {"method": request.method, "path": request.path, "status": response.status_code, "code": code}
+            _log.info("answered", extra={"fields": {**fields, "ms": milliseconds}})
+        return response
+
     @app.errorhandler(Exception)
     def answer_problem(error: Exception) -> Response:
         problem = as_gateway_error(error)
+        g.code = problem.code
         response = jsonify(problem.problem())
         response.status_code = problem.status
         response.content_type = "application/problem+json"
@@ -93,69 +128,38 @@ def create_app(settings: Settings, model: ModelClient) -> Flask:
     return app
 
 
-class Clock:
-    """Milliseconds by stage; a stage that is repeated adds up."""
+class InMemoryRequest(Request):
+    """A request whose uploads stay in memory, where its body is already: no disk is needed, nor left full."""
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._stages_s: dict[str, float] = {}
+    max_form_memory_size = None  # the body's own limit holds
 
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stages_s[stage] = self._stages_s.get(stage, 0.0) + time.perf_counter() - started
-
-    def milliseconds(self) -> dict[str, float]:
-        total_s = time.perf_counter() - self._started
-        return {stage: round(s * 1000, 1) for stage, s in {**self._stages_s, "total": total_s}.items()}
+    def _get_file_stream(self, *_: Any, **__: Any) -> BytesIO:
+        return BytesIO()
 
 
-def read_request(default_top_k: int) -> tuple[str, int]:
-    """Return the URL and the number of predictions that the request's body asks for.
-
-    Raises:
-        BadRequest: The body is not what the API describes.
-    """
-    expected = 'Expected a JSON object such as {"url": "https://example.com/photo.jpg", "top_k": 5}.'
-    try:
-        body = json.loads(request.get_data())
-    except (ValueError, RecursionError) as exc:
-        raise BadRequest(f"{expected} Received a body that is not JSON: {exc}") from exc
-    if not isinstance(body, dict):
-        raise BadRequest(f"{expected} Received JSON of another type: {type(body).__name__}")
-    if unknown := sorted(set(body) - {"url", "top_k"}):
-        raise BadRequest(f"{expected} Received also: {', '.join(map(repr, unknown))}")
-    url, top_k = body.get("url"), body.get("top_k", default_top_k)
-    if not isinstance(url, str):
-        raise BadRequest(f"{expected} Received as url: {json.dumps(url)[:100]}")
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise BadRequest(f"{expected} Received as top_k, an integer from 1: {json.dumps(top_k)[:100]}")
-    return url, top_k
+def stack_pixels(decoded: list[DecodedImage | GatewayError], version: Version) -> NDArray[np.uint8]:
+    """Return the pixels (n, h, w, 3) of the images that were decoded; n may be 0."""
+    spec = version.contract.image
+    pixels = [each.pixels for each in decoded if isinstance(each, DecodedImage)]
+    return np.stack(pixels) if pixels else np.empty((0, spec.height, spec.width, 3), np.uint8)
 
 
-def best(probabilities: NDArray[np.float32], version: Version, top_k: int) -> list[dict[str, Any]]:
-    """Return the most probable classes of (k,) first, at most `top_k`; of equal ones the lower index."""
+def answer(version: Version, image: DecodedImage, probabilities: NDArray[np.float32], top_k: int) -> dict[str, Any]:
+    """Return what is said of one image: most probable classes of (k,) first, of equal ones the lower index."""
     order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [
-        {"class": version.contract.classes[i], "index": int(i), "probability": round(float(probabilities[i]), 6)}
-        for i in order
-    ]
-
-
-def describe(image: bytes, decoded: DecodedImage) -> dict[str, Any]:
-    """Return what the image was, as a viewer shows it."""
-    return {"format": decoded.format, "width": decoded.width, "height": decoded.height, "bytes": len(image)}
+    return {
+        "predictions": [
+            {"class": version.contract.classes[i], "index": int(i), "probability": round(float(probabilities[i]), 6)}
+            for i in order
+        ],
+        "image": {"format": image.format, "width": image.width, "height": image.height, "bytes": image.size_bytes},
+    }
 
 
 def as_gateway_error(error: Exception) -> GatewayError:
-    """Return the failure that an exception means; the only place where foreign ones become ours."""
+    """Return the failure that an exception means; the only place where the web framework's own become ours."""
     if isinstance(error, GatewayError):
         return error
-    if isinstance(error, ImageError):
-        return from_image_error(error)
     if isinstance(error, HTTPException):
         return from_http(error.code or 500, error.description or error.name)
     _log.error("request failed", exc_info=error)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from contract import messages_pb2 as messages
 from contract import tensor
 from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
+from gateway import logs
 from gateway.errors import (
     GatewayError,
     ModelFailed,
@@ -81,9 +82,27 @@ class Health:
 class ModelClient:
     """One process's client of the model server. Safe for threads; to be made after a fork, since it opens a channel."""
 
-    def __init__(self, address: str, model: str, poll_s: float = 0.5, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        poll_s: float = 0.5,
+        timeout_s: float = 5.0,
+        max_batch: int = 16,
+        on_health: Callable[[Health], None] = lambda health: None,
+    ) -> None:
+        """Open a channel.
+
+        Args:
+            address: The model server's, as gRPC names it.
+            model: The name that the model server knows the model by.
+            poll_s: How often to look for versions, once started.
+            timeout_s: Limit for one call.
+            max_batch: Most images in one call.
+            on_health: Called with what each look found.
+        """
         self.model = model
-        self._poll_s, self._timeout_s = poll_s, timeout_s
+        self._poll_s, self._timeout_s, self._max_batch, self._on_health = poll_s, timeout_s, max_batch, on_health
         self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
         prediction, status = "/tensorflow.serving.PredictionService/", "/tensorflow.serving.ModelService/"
         self._predict = self._method(prediction + "Predict", messages.PredictResponse)
@@ -143,16 +162,20 @@ class ModelClient:
         return sorted(self._accepted.values(), key=lambda version: -version.number)
 
     def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version.
+        """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version, in calls of at most `max_batch`.
 
         Raises:
             VersionGone: The version is not loaded where the call arrived.
             GatewayError: What else a call can end in.
         """
-        timeout_s = min(self._timeout_s, deadline - time.monotonic())
-        if timeout_s <= 0:
-            raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
-        return self._probabilities(version.number, version.contract, pixels, timeout_s)
+        parts = [np.empty((0, len(version.contract.classes)), np.float32)]
+        for start in range(0, len(pixels), self._max_batch):
+            timeout_s = min(self._timeout_s, deadline - time.monotonic())
+            if timeout_s <= 0:
+                raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
+            chunk = pixels[start : start + self._max_batch]
+            parts.append(self._probabilities(version.number, version.contract, chunk, timeout_s))
+        return np.concatenate(parts)
 
     def _probabilities(
         self, number: int, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float
@@ -183,7 +206,9 @@ class ModelClient:
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         """Make one call; the only place where gRPC's exceptions become ours."""
         try:
-            return method(request, timeout=timeout_s)
+            trace = logs.current.get()
+            metadata = (("traceparent", trace.traceparent), ("x-request-id", trace.request_id)) if trace else None
+            return method(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as exc:
             code = exc.code()
             if code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
@@ -280,6 +305,7 @@ class ModelClient:
         if health.ready and not self.health.ready:
             _log.info("model %s is ready: versions %s", self.model, health.versions)
         self.health = health
+        self._on_health(health)
 
 
 def _search(call: Callable[[], NDArray[Any]], give_up: float) -> NDArray[Any]:

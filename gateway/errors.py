@@ -2,9 +2,11 @@
 
 GatewayError
 ├── BadRequest           400 bad_request         the request is not what the API describes
+├── Unauthorized         401 unauthorized        the gateway asks for an API key
 ├── UrlNotAllowed        403 url_not_allowed     the URL, or one it redirects to, is closed
 ├── NotFound             404 not_found           no such path
 ├── MethodNotAllowed     405 method_not_allowed  the path answers other methods
+├── RequestTimeout       408 request_timeout     the request itself did not come in time
 ├── TooLarge             413 too_large           the body, the image's bytes or its pixels exceed a limit
 ├── UnsupportedMedia     415 unsupported_media   not an image of an accepted format
 ├── BadImage             422 bad_image           an image that does not decode
@@ -13,7 +15,7 @@ GatewayError
 ├── ModelFailed          502 model_failed        the model server refused, or answered nonsense
 ├── ModelUnavailable     503 model_unavailable   no model server, or no usable version; come back
 │   └── VersionGone                              that version is not loaded there; another may be
-├── Overloaded           503 overloaded          the model server is busy; come back
+├── Overloaded           503 overloaded          the gateway or the model server is busy; come back
 ├── FetchTimeout         504 fetch_timeout       the image did not come in time
 └── ModelTimeout         504 model_timeout       the prediction did not come in time
 """
@@ -53,6 +55,10 @@ class BadRequest(GatewayError):
     status, code = 400, "bad_request"
 
 
+class Unauthorized(GatewayError):
+    status, code = 401, "unauthorized"
+
+
 class UrlNotAllowed(GatewayError):
     status, code = 403, "url_not_allowed"
 
@@ -63,6 +69,10 @@ class NotFound(GatewayError):
 
 class MethodNotAllowed(GatewayError):
     status, code = 405, "method_not_allowed"
+
+
+class RequestTimeout(GatewayError):
+    status, code = 408, "request_timeout"
 
 
 class TooLarge(GatewayError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.addresses import AllowList
 from gateway.fetch import FetchRules
+from gateway.keys import Keys
 
 PREFIX = "GATEWAY_"
 
@@ -28,19 +29,26 @@ class Settings:
     port: int = _setting(9696, "port to listen on", 1)
     workers: int = _setting(2, "processes; each watches the model server for itself", 1)
     threads: int = _setting(8, "requests that a process works on at once", 1)
+    max_waiting: int = _setting(64, "requests that wait in a process for a thread; more are answered 503", 0)
+    api_keys: str = _setting("", "SHA-256 digests of the keys that open the gateway, by commas; none leave it open")
     model_name: str = _setting("imagenet", "name of the model at the model server")
     model_address: str = _setting("localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…")
     model_poll_s: float = _setting(0.5, "how often to look for new versions", 0.01)
     model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)
-    request_timeout_s: float = _setting(20.0, "limit for a whole request", 0.01)
+    request_timeout_s: float = _setting(20.0, "limit for a whole request, once it is read", 0.01)
+    body_timeout_s: float = _setting(15.0, "limit for reading a request", 0.01)
+    max_body_bytes: int = _setting(32 * 1024 * 1024, "limit for a request's body", 1)
+    max_images: int = _setting(64, "limit for the images in a request", 1)
+    max_batch: int = _setting(16, "images that go to the model server in one call", 1)
+    max_image_bytes: int = _setting(10 * 1024 * 1024, "limit for an image's bytes, fetched or sent", 1)
+    max_pixels: int = _setting(50_000_000, "limit for an image's width times height", 1)
+    fetch_limit: int = _setting(16, "images that a process fetches at once", 1)
     fetch_timeout_s: float = _setting(10.0, "limit for fetching an image, redirects included", 0.01)
-    fetch_max_bytes: int = _setting(10 * 1024 * 1024, "limit for an image's bytes", 1)
     fetch_max_redirects: int = _setting(3, "redirects to follow", 0)
     fetch_user_agent: str = _setting("image-classifier-gateway/0.1", "how the gateway names itself to image hosts")
     fetch_allow: str = _setting("", "what may be fetched though it is not public: host:port or networks, by commas")
     fetch_deny: str = _setting("", "what may not be fetched in any case, written the same way")
-    max_pixels: int = _setting(50_000_000, "limit for an image's width times height", 1)
-    max_body_bytes: int = _setting(64 * 1024, "limit for a request's body", 1)
+    decode_limit: int = _setting(2, "images that a process decodes at once; each may take 4 bytes a pixel", 1)
     top_k: int = _setting(5, "predictions in an answer that does not ask for a number", 1)
 
     @classmethod
@@ -67,6 +75,7 @@ class Settings:
         checks: tuple[tuple[str, Callable[[], object]], ...] = (
             ("FETCH_ALLOW", lambda: AllowList.parse(settings.fetch_allow)),
             ("FETCH_DENY", lambda: AllowList.parse(settings.fetch_deny)),
+            ("API_KEYS", lambda: Keys(settings.api_keys)),
             ("FETCH_USER_AGENT", lambda: FetchRules(user_agent=settings.fetch_user_agent)),
         )
         for name, check in checks:
@@ -83,7 +92,7 @@ class Settings:
         """What may be fetched and how long it may take."""
         return FetchRules(
             timeout_s=self.fetch_timeout_s,
-            max_bytes=self.fetch_max_bytes,
+            max_bytes=self.max_image_bytes,
             max_redirects=self.fetch_max_redirects,
             user_agent=self.fetch_user_agent,
             allow=AllowList.parse(self.fetch_allow),

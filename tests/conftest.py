@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 
 from gateway.app import create_app
 from gateway.client import ModelClient
+from gateway.metrics import Metrics
 from gateway.settings import Settings
 from tests.model_server import FakeModelServer, FakeVersion
 from tests.photos import encode, photo
@@ -99,7 +100,7 @@ def connect() -> Iterator[Callable[[str], ModelClient]]:
 def gateway(model_server: FakeModelServer, origin: Origin, connect: Callable[[str], ModelClient]) -> FlaskClient:
     """The gateway in front of `model_server`, which may fetch from `origin`; it looks for versions only when asked."""
     settings = Settings(fetch_allow=origin.authority, model_name="tiny", request_timeout_s=5.0)
-    return create_app(settings, connect(model_server.address)).test_client()
+    return create_app(settings, connect(model_server.address), Metrics()).test_client()
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,9 @@ def error_rows() -> list[str]:
 
 def setting_rows() -> list[str]:
     """Return a table row for each setting."""
+    defaults = {each.name: f"`{each.default}`" if each.default != "" else "" for each in fields(Settings)}
     return [
-        f"| `{PREFIX}{each.name.upper()}` | {f'`{each.default}`' if each.default != '' else ''} | {each.metadata['help']} |"
+        f"| `{PREFIX}{each.name.upper()}` | {defaults[each.name]} | {each.metadata['help']} |"
         for each in fields(Settings)
     ]
 

@@ -22,6 +22,7 @@ def test_all_bad_values_are_told_at_once() -> None:
                 "GATEWAY_THREADS": "0",
                 "GATEWAY_MODEL_TIMEOUT_S": "nan",
                 "GATEWAY_FETCH_ALLOW": "localhost",
+                "GATEWAY_API_KEYS": "secret",
                 "GATEWAY_FETCH_USER_AGENT": "a\nb",
                 "GATEWAY_PROT": "80",
             }
@@ -33,6 +34,7 @@ def test_all_bad_values_are_told_at_once() -> None:
         "GATEWAY_THREADS",
         "GATEWAY_MODEL_TIMEOUT_S",
         "GATEWAY_FETCH_ALLOW",
+        "GATEWAY_API_KEYS",
         "GATEWAY_FETCH_USER_AGENT",
     ]
     assert "Expected an integer of at least 1. Received: 'http'" in lines[1]
@@ -40,6 +42,6 @@ def test_all_bad_values_are_told_at_once() -> None:
 
 def test_fetch_rules_carry_the_settings() -> None:
     """What is set is what the fetch holds to."""
-    settings = Settings.from_env({"GATEWAY_FETCH_MAX_BYTES": "5", "GATEWAY_FETCH_ALLOW": "localhost:80"})
+    settings = Settings.from_env({"GATEWAY_MAX_IMAGE_BYTES": "5", "GATEWAY_FETCH_ALLOW": "localhost:80"})
     assert settings.fetch_rules.max_bytes == 5
     assert settings.fetch_rules.allow.hosts

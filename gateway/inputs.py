@@ -1,0 +1,120 @@
+"""What a request asks: every form of input, read into one list of image references."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from werkzeug import Request
+
+from gateway.errors import BadRequest, TooLarge
+from gateway.settings import Settings
+
+EXPECTED = (
+    'Expected {"url": "https://…"}, {"urls": […]}, {"image": "<base64 or data: URL>"} or {"images": […]} as JSON,'
+    " with an optional top_k; or files as multipart/form-data; or the image itself as the body, with its Content-Type."
+)
+
+
+@dataclass(frozen=True)
+class Url:
+    """An image that is to be fetched."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked.
+
+    Attributes:
+        images: URLs to fetch, and encoded images that came with the request.
+        is_list: Whether the answer is a list, by the form that was used, whatever the number of images.
+        top_k: How many predictions each answer has at most.
+    """
+
+    images: list[Url | bytes]
+    is_list: bool
+    top_k: int
+
+
+def read_query(request: Request, settings: Settings) -> Query:
+    """Read a request of any form.
+
+    Raises:
+        BadRequest: The request is none of the forms.
+        TooLarge: More images than allowed, or one with more bytes.
+    """
+    kind = request.mimetype
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        query = Query([request.get_data()], False, _top_k(request.args.get("top_k"), settings))
+    elif kind == "multipart/form-data":
+        query = _read_files(request, settings)
+    else:  # curl -d without a header says application/x-www-form-urlencoded, and means JSON
+        query = _read_json(request.get_data(), request.args.get("top_k"), settings)
+    if len(query.images) > settings.max_images:
+        raise TooLarge(f"Expected at most {settings.max_images} images in a request. Received: {len(query.images)}")
+    for image in query.images:
+        if isinstance(image, bytes) and len(image) > settings.max_image_bytes:
+            raise TooLarge(f"Expected images of at most {settings.max_image_bytes:,} bytes. Received: {len(image):,}")
+    return query
+
+
+def _read_files(request: Request, settings: Settings) -> Query:
+    files = [file.read() for name in request.files for file in request.files.getlist(name)]
+    if not files:
+        raise BadRequest(f"{EXPECTED} Received a form without a file.")
+    top_k = request.form.get("top_k", request.args.get("top_k"))
+    return Query(list(files), len(files) > 1, _top_k(top_k, settings))
+
+
+def _read_json(data: bytes, top_k_argument: str | None, settings: Settings) -> Query:
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest(f"{EXPECTED} Received a body that is not JSON: {exc}") from exc
+    if not isinstance(body, dict):
+        raise BadRequest(f"{EXPECTED} Received JSON of another type: {type(body).__name__}")
+    forms = [name for name in ("url", "urls", "image", "images") if name in body]
+    if unknown := sorted(set(body) - {*forms, "top_k"}):
+        raise BadRequest(f"{EXPECTED} Received also: {', '.join(map(repr, unknown))[:200]}")
+    if len(forms) != 1:
+        raise BadRequest(f"{EXPECTED} Received {' and '.join(forms) or 'none of them'}.")
+    (form,) = forms
+    is_list = form.endswith("s")
+    values = body[form] if is_list else [body[form]]
+    if not isinstance(values, list) or not values:
+        raise BadRequest(f"Expected {form} to be a list that is not empty. Received: {_short(values)}")
+    if wrong := [value for value in values if not isinstance(value, str)]:
+        raise BadRequest(f"Expected {form} to be text. Received: {_short(wrong[0])}")
+    images = [Url(value) if form.startswith("url") else _from_base64(value) for value in values]
+    return Query(images, is_list, _top_k(body.get("top_k", top_k_argument), settings))
+
+
+def _from_base64(text: str) -> bytes:
+    """Return the bytes of base64, as it is or in a data: URL; line breaks are fine."""
+    if text.startswith("data:"):
+        header, comma, text = text.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise BadRequest(f"Expected a data: URL of the form data:image/…;base64,…. Received: {_short(header)}")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise BadRequest(f"Expected an image in base64. Received text that is not: {exc}") from exc
+
+
+def _top_k(value: Any, settings: Settings) -> int:
+    if value is None:
+        return settings.top_k
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadRequest(f"Expected top_k to be an integer from 1. Received: {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:100]

@@ -1,0 +1,86 @@
+"""Prometheus metrics, right under several workers: each writes to a shared folder, and a scrape adds them up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.client import Health
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+def share() -> None:
+    """Make the folder that all workers write to; before the client library is imported, which reads the variable."""
+    if FOLDER not in os.environ:
+        memory = "/dev/shm"  # noqa: S108  # in memory where there is one: the files are counters, mapped by each worker
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="metrics-", dir=memory if os.access(memory, os.W_OK) else None)
+
+
+def unshare() -> None:
+    """Remove the folder, at the end of the last process."""
+    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
+
+
+def forget_worker(pid: int) -> None:
+    """Drop the gauges of a worker that ended; its counters stay."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """What the gateway counts and measures."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self._registry = CollectorRegistry()
+        self._shown: set[tuple[Any, int]] = set()
+        options: dict[str, Any] = {"registry": self._registry}
+        self.answers = Counter("gateway_answers", "Answers, by path, status and error code.",
+                               ["path", "status", "code"], **options)  # fmt: skip
+        self.stages = Histogram("gateway_stage_seconds", "Time in each stage of a prediction, by model version.",
+                                ["stage", "version"], buckets=STAGE_BUCKETS_S, **options)  # fmt: skip
+        self.classes = Counter("gateway_predictions", "Images by the class that was most probable, and version.",
+                               ["version", "class"], **options)  # fmt: skip
+        self.confidence = Histogram("gateway_confidence", "Probability of the most probable class, by version.",
+                                    ["version"], buckets=CONFIDENCE_BUCKETS, **options)  # fmt: skip
+        self.accepted = Gauge("gateway_version_accepted", "1 for each loaded version that passed the golden gate.",
+                              ["version"], multiprocess_mode="livemin", **options)  # fmt: skip
+        self.refused = Gauge("gateway_version_refused", "1 for each version that was refused or could not be loaded.",
+                             ["version"], multiprocess_mode="livemax", **options)  # fmt: skip
+        self.ready = Gauge("gateway_ready", "1 while a usable version is loaded, in every worker.",
+                           multiprocess_mode="livemin", **options)  # fmt: skip
+
+    def observe(self, version: int, seconds: Mapping[str, float], results: Sequence[Any]) -> None:
+        """Count a request's results, those that are errors excepted, and measure its stages."""
+        for stage, value in seconds.items():
+            self.stages.labels(stage, version).observe(value)
+        for best in (result["predictions"][0] for result in results if isinstance(result, dict)):
+            self.classes.labels(version, best["class"]).inc()
+            self.confidence.labels(version).observe(best["probability"])
+
+    def show(self, health: Health) -> None:
+        """Show what a worker found of the model server's versions."""
+        self.ready.set(health.ready)
+        for gauge, versions in ((self.accepted, health.versions), (self.refused, health.refused)):
+            self._shown |= {(gauge, version) for version in versions}
+            for other, version in self._shown:
+                if other is gauge:
+                    gauge.labels(version).set(version in versions)
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+
+        if FOLDER not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)

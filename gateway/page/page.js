@@ -1,0 +1,263 @@
+// The page's behaviour: take an image, ask POST /predict, show the answer. What comes from outside is set as text only.
+
+const TOP_K = 5;
+const TITLES = {
+  // by the problem's code, as gateway/errors.py has them
+  bad_request: "That request was not understood",
+  unauthorized: "This classifier asks for an API key",
+  url_not_allowed: "That address is closed to the classifier",
+  not_found: "There is nothing at that address",
+  method_not_allowed: "The classifier does not answer that",
+  request_timeout: "Sending the image took too long",
+  too_large: "That is too large",
+  unsupported_media: "That is not an image the classifier can read",
+  bad_image: "That image is damaged",
+  internal_error: "Something broke inside the classifier",
+  fetch_failed: "That image could not be fetched",
+  fetch_timeout: "That image took too long to arrive",
+  model_failed: "The model could not answer",
+  model_unavailable: "No model is ready at the moment",
+  model_timeout: "The model took too long",
+  overloaded: "The classifier is busy",
+  no_connection: "No connection to the classifier",
+};
+
+const $ = (id) => document.getElementById(id);
+let key = ""; // the API key, in memory only
+let image = null; // the last one asked about: {url} or {file}
+let running = null; // the AbortController of the newest request; an older one never shows anything
+let shown = {}; // what the page says of the image and the model at the moment
+
+// ---- taking an image
+
+$("link").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = $("url").value.trim();
+  if (text) classify({ url: /^([a-z][a-z0-9+.-]*:\/\/|data:)/i.test(text) ? text : `https://${text}` });
+});
+
+for (const input of [$("file"), $("camera")]) {
+  input.addEventListener("change", () => {
+    if (input.files.length) classify({ file: input.files[0] });
+    input.value = ""; // so that choosing the same file again counts as a change
+  });
+}
+
+/** Classify what was dropped or pasted; return whether there was an image or a URL in it. */
+function take(data) {
+  const [file] = data.files;
+  const lines = (data.getData("text/uri-list") || data.getData("text/plain")).split("\n");
+  const text = lines.find((line) => !line.startsWith("#"))?.trim(); // a list of URLs has comments
+  if (file) classify({ file });
+  else if (/^https?:\/\/\S+$/i.test(text)) classify({ url: ($("url").value = text) });
+  else return false;
+  return true;
+}
+
+document.addEventListener("paste", (event) => {
+  const typing = event.target.matches?.("input:not([type=file])") && event.clipboardData.getData("text/plain");
+  if (!typing && take(event.clipboardData)) event.preventDefault();
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault(); // else the browser leaves the page to show the file
+  $("drop").classList.add("over");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) $("drop").classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  take(event.dataTransfer);
+});
+
+$("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key = $("key").value.trim();
+  classify(image);
+});
+$("again").addEventListener("click", () => classify(image));
+$("cancel").addEventListener("click", () => {
+  running.abort();
+  show(null);
+  say("Cancelled");
+  $("url").focus();
+});
+$("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText($("curl").textContent);
+    $("copy").textContent = "Copied";
+    say("Copied");
+  } catch { // no clipboard on plain http, or not allowed: select it, so that the person can
+    getSelection().selectAllChildren($("curl"));
+    say("Selected; copy it with your keyboard");
+  }
+});
+
+// ---- asking
+
+/** Ask about an image, and show what comes back unless a newer question was asked meanwhile. */
+async function classify(next) {
+  running?.abort();
+  const mine = (running = new AbortController());
+  image = next;
+  say("Looking at the image");
+  const slow = setTimeout(show, 150, "busy"); // a quick answer takes the old one's place without a flicker
+  try {
+    const body = await ask(mine.signal);
+    if (mine.signal.aborted) return;
+    $("access").hidden = true;
+    showResult(body);
+  } catch (problem) {
+    if (!mine.signal.aborted) showProblem(problem);
+  } finally {
+    clearTimeout(slow);
+  }
+}
+
+/** Return the request for the image: a file as it is, or a URL in JSON. */
+function question() {
+  const { file, url } = image;
+  if (!file) return { path: "predict", type: "application/json", body: JSON.stringify({ url, top_k: TOP_K }) };
+  const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
+  return { path: `predict?top_k=${TOP_K}`, type, body: file };
+}
+
+/** Return the answer's body, or throw a problem: {code, status, detail}. */
+async function ask(signal) {
+  const { path, type, body } = question();
+  let answer;
+  try {
+    answer = await fetch(path, { method: "POST", signal, body, headers: { "Content-Type": type, ...authorization() } });
+  } catch {
+    const also = image.file ? " A file that is much too large ends like this too." : "";
+    throw { code: "no_connection", detail: `Expected an answer from ${location.host}. Received: none.${also}` };
+  }
+  const read = await answer.json().catch(() => null);
+  if (answer.ok && read?.predictions) return read;
+  const { status } = answer;
+  throw { code: "", status, detail: "Expected an answer of the classifier. Received: something else.", ...read };
+}
+
+const authorization = () => (key ? { Authorization: `Bearer ${key}` } : {});
+
+/** Return the request as a command for a POSIX shell; a key stays out of it, since commands are kept and shared. */
+function curlCommand() {
+  const quote = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+  const { path, type, body } = question();
+  return [
+    `curl -s ${quote(new URL(path, document.baseURI).href)}`,
+    ...(key ? ['-H "Authorization: Bearer $API_KEY"'] : []),
+    `-H ${quote(`Content-Type: ${type}`)}`,
+    image.file ? `--data-binary ${quote(`@${image.file.name}`)}` : `-d ${quote(body)}`,
+  ].join(" \\\n  ");
+}
+
+// ---- showing
+
+/** Show one panel of the result card, or no card; keep the focus in it if it was there. */
+function show(panel) {
+  const focused = $("stage").contains(document.activeElement);
+  for (const id of ["busy", "problem", "result"]) $(id).hidden = id !== panel;
+  $("request").hidden = panel !== "result" && panel !== "problem";
+  $("stage").hidden = !panel;
+  $("stage").ariaBusy = String(panel === "busy");
+  if (!panel) return;
+  if (focused) $("stage").focus({ preventScroll: true });
+  if (shown.image !== image) showImage();
+  $("curl").textContent = curlCommand();
+  $("copy").textContent = "Copy the command";
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  $("stage").scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
+}
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+/** Show which image it is: a file's own pixels, a URL's host and name (gateway/page.py says why not its pixels). */
+function showImage() {
+  shown.image = image;
+  URL.revokeObjectURL($("thumbnail").src);
+  $("thumbnail").hidden = !image.file;
+  $("original").hidden = !/^https?:/i.test(image.url);
+  if (image.file) $("thumbnail").src = URL.createObjectURL(image.file);
+  else $("thumbnail").removeAttribute("src");
+  $("original").href = $("original").hidden ? "" : image.url;
+  $("name").textContent = image.file ? image.file.name : shortName(image.url);
+}
+$("thumbnail").addEventListener("error", () => ($("thumbnail").hidden = true)); // a format this browser cannot show
+
+function shortName(url) {
+  if (!URL.canParse(url)) return url;
+  const { host, pathname } = new URL(url);
+  return `${pathname.split("/").pop()} ${host && `from ${host}`}`.trim();
+}
+
+const number = (value, options) => new Intl.NumberFormat("en", options).format(value);
+const readable = (name) => name.replaceAll("_", " ");
+
+/** Return a probability as a percentage that never rounds to certain or impossible. */
+function percent(probability) {
+  if (probability < 0.001) return "< 0.1%";
+  if (probability > 0.999 && probability < 1) return "> 99.9%";
+  return number(probability, { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+}
+
+/** Return a new element; its children are text or elements. */
+function element(tag, className, ...children) {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.append(...children);
+  return made;
+}
+
+function showResult({ model, predictions, image: facts, timing_ms }) {
+  $("predictions").replaceChildren(
+    ...predictions.map((prediction) => {
+      const fill = element("i", "");
+      fill.style.setProperty("--share", `${prediction.probability * 100}%`); // CSSOM: the policy has no inline styles
+      const name = element("span", "class", readable(prediction.class));
+      const share = element("span", "probability", percent(prediction.probability));
+      return element("li", "", name, " ", share, element("div", "bar", fill));
+    }),
+  );
+  const kilobytes = number(facts.bytes / 1000, { maximumSignificantDigits: 3 });
+  const rows = {
+    Image: `${facts.format}, ${facts.width} × ${facts.height} pixels, ${kilobytes} kB`,
+    Model: `${model.name}, version ${model.version}`,
+    Time: Object.entries(timing_ms).map(([stage, ms]) => `${stage} ${number(ms)} ms`).join(" · "),
+  };
+  $("facts").replaceChildren(
+    ...Object.entries(rows).flatMap(([term, text]) => [element("dt", "", term), element("dd", "", text)]),
+  );
+  show("result");
+  const [best] = predictions;
+  say(`${readable(best.class)}, ${percent(best.probability)}. ${predictions.length} predictions are listed.`);
+  if (shown.version !== model.version) showModel(); // a new version took over, or a key opened /model
+}
+
+function showProblem({ code, status, detail }) {
+  $("problem-title").textContent = TITLES[code] ?? "The classifier did not answer as expected";
+  $("problem-detail").textContent = detail;
+  $("problem-code").textContent = [status, code].filter(Boolean).join(" ");
+  $("again").hidden = status < 500 && status !== 408; // another try would end the same
+  say("");
+  show("problem");
+  if (status === 401) {
+    $("access").hidden = false;
+    $("key").select();
+  }
+}
+
+/** Show the model's facts in the header, if the gateway tells them. */
+async function showModel() {
+  const answer = await fetch("model", { headers: authorization() }).catch(() => null);
+  if (!answer?.ok) return;
+  const { name, version, contract } = await answer.json();
+  shown.version = version;
+  $("model").textContent = `${name}, version ${version}, tells ${number(contract.classes.length)} classes apart`;
+  $("model").hidden = false;
+}
+
+showModel();

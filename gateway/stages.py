@@ -1,0 +1,110 @@
+"""A request's stages before the model: fetch and decode, each bounded, side by side for a list; and their clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from threading import BoundedSemaphore
+from typing import Any, TypeVar
+
+from contract.document import ImageSpec
+from contract.image import DecodedImage, ImageError, decode
+from gateway.errors import GatewayError, Overloaded, from_image_error
+from gateway.fetch import Fetcher
+from gateway.inputs import Url
+from gateway.settings import Settings
+
+U = TypeVar("U")
+
+
+class Stages:
+    """What happens to images on their way to the model. An image that failed is its error from there on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._fetcher = Fetcher(settings.fetch_rules)
+        self._fetching = Stage("fetch", settings.fetch_limit)
+        self._decoding = Stage("decode", settings.decode_limit)
+        self._max_pixels = settings.max_pixels
+
+    def fetch(self, images: Sequence[Url | bytes], deadline: float) -> list[bytes | GatewayError]:
+        """Return the bytes of each image; those that came with the request are there already."""
+
+        def fetch(image: Url | bytes) -> bytes:
+            if isinstance(image, bytes):
+                return image
+            return self._fetcher.fetch(image.text, max(0.001, deadline - time.monotonic()))
+
+        return self._fetching.map(fetch, images, deadline)
+
+    def decode(
+        self, images: Sequence[bytes | GatewayError], spec: ImageSpec, deadline: float
+    ) -> list[DecodedImage | GatewayError]:
+        """Return the pixels of each image."""
+
+        def decode_image(image: bytes) -> DecodedImage:
+            try:
+                return decode(image, spec, self._max_pixels)
+            except ImageError as exc:
+                raise from_image_error(exc) from exc
+
+        return self._decoding.map(decode_image, images, deadline)
+
+
+class Stage:
+    """A bounded part of the work: so many items at once, the others wait as long as their request may."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._places = BoundedSemaphore(limit)
+        self._pool = ThreadPoolExecutor(limit, thread_name_prefix=name)
+
+    def map(self, work: Callable[[Any], U], items: Sequence[Any], deadline: float) -> list[U | GatewayError]:
+        """Return what the work makes of each item, or its error; one item is worked on in this very thread."""
+
+        def attempt(item: Any) -> U | GatewayError:
+            if isinstance(item, GatewayError):
+                return item
+            try:
+                with self._place(deadline):
+                    return work(item)
+            except GatewayError as error:
+                return error
+
+        if len(items) == 1:
+            return [attempt(items[0])]
+        context = copy_context()  # the log lines of the stage's threads belong to this request
+        return list(self._pool.map(lambda item: context.copy().run(attempt, item), items))
+
+    @contextmanager
+    def _place(self, deadline: float) -> Iterator[None]:
+        if not self._places.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise Overloaded(f"Expected a free place to {self._name} in time. Received: none. Try again shortly.")
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+class Clock:
+    """Seconds by stage; a stage that is repeated adds up."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Measure a block as one stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def milliseconds(self) -> dict[str, float]:
+        """Return what was measured so far, and the total since the clock was made."""
+        total_s = time.perf_counter() - self._started
+        return {stage: round(s * 1000, 1) for stage, s in {**self.seconds, "total": total_s}.items()}
