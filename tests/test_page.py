@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+LOCAL = re.compile(r"http://127\.0\.0\.1:|blob:|about:")
+DESK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light", "reduced_motion": "reduce"}
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 PNG = encode(photo(160, 120), "PNG")
 CAT = "https://example.com/photos/cat.jpg"
 ANSWER: dict[str, Any] = {
@@ -62,6 +65,8 @@ class Gateway:
             self.requests.append((request.query_string.decode(), request.mimetype, body, authorization))
             if b"slow" in body:
                 time.sleep(0.5)
+            if b"proxy" in body:
+                return Response("<html>Bad gateway</html>", 502)
             problem = self.problems.pop(0).problem() if self.problems else None
             if self.key and authorization != f"Bearer {self.key}":
                 problem = {"title": "Unauthorized", "status": 401, "code": "unauthorized", "detail": "Expected a key."}
@@ -88,41 +93,54 @@ def gateway() -> Iterator[Gateway]:
     gateway.close()
 
 
+class Tabs:
+    """Open tabs, one for each way in which a browser presents itself; a new one costs half a second."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._tabs: dict[str, tuple[Page, list[str]]] = {}
+
+    def open(self, options: dict[str, Any]) -> tuple[Page, list[str]]:
+        """Return the tab, and what its console says and what it asks of other hosts from now on."""
+        if (key := repr(sorted(options.items()))) not in self._tabs:
+            page, said = self._browser.new_context(**options).new_page(), list[str]()
+            page.set_default_timeout(5000)
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("request", lambda asked: LOCAL.match(asked.url) or said.append(asked.url))
+            self._tabs[key] = page, said
+        page, said = self._tabs[key]
+        said.clear()
+        return page, said
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def tabs() -> Iterator[Tabs]:
     if CHROMIUM is None:
         pytest.skip("needs Chromium on the PATH: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)  # headless, in a new profile
+        yield Tabs(browser)
         browser.close()
 
 
 @pytest.fixture
 def options() -> dict[str, Any]:
-    """Return how the browser presents itself; a test parametrizes it."""
-    return {"viewport": {"width": 1280, "height": 900}}
+    """Return how the browser differs from the default; a test parametrizes it."""
+    return {}
 
 
 @pytest.fixture
-def page(browser: Browser, gateway: Gateway, options: dict[str, Any]) -> Iterator[Page]:
-    """Yield the opened page; at the end its console must be clean, but for the network's own notes of a 4xx or 5xx."""
-    context = browser.new_context(**{"reduced_motion": "reduce", **options})
-    context.set_default_timeout(5000)
-    page = context.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on(
-        "request", lambda asked: None if asked.url.startswith((gateway.address, "blob:")) else said.append(asked.url)
-    )
+def page(tabs: Tabs, gateway: Gateway, options: dict[str, Any]) -> Iterator[Page]:
+    """Yield the opened page; at the end its console must be clean, but for the network's own notes of failures."""
+    page, said = tabs.open({**DESK, **options})
     page.goto(gateway.address)
     page.wait_for_selector("#model:not([hidden])")
     yield page
-    context.close()
-    assert [text for text in said if "the server responded with a status of" not in text] == []
+    page.goto("about:blank")
+    assert [text for text in said if not text.startswith("Failed to load resource")] == []
 
 
 def classify_url(page: Page, url: str) -> None:
@@ -303,10 +321,13 @@ def test_a_passing_failure_can_be_tried_again(page: Page, gateway: Gateway) -> N
 
 
 def test_a_gateway_that_is_gone_is_told(page: Page, gateway: Gateway) -> None:
-    """No answer at all."""
-    page.route("**/predict", lambda route: route.fulfill(status=502, body="<html>proxy</html>"))
-    classify_url(page, CAT)
+    """What a proxy answers in its place, and no answer at all."""
+    classify_url(page, "https://example.com/proxy.jpg")
     page.wait_for_selector("text=The classifier did not answer as expected")
+    assert page.text_content("#problem-code") == "502"
+    gateway.close()
+    page.click("text=Try again")
+    page.wait_for_selector("text=No connection to the classifier")
 
 
 def test_a_new_request_cancels_the_older(page: Page, gateway: Gateway) -> None:
@@ -366,9 +387,6 @@ def test_the_keyboard_is_enough(page: Page) -> None:
 
 
 # ---- how it looks
-
-
-PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
 
 @pytest.mark.parametrize("options", [PHONE], ids=["phone"])

@@ -1,0 +1,170 @@
+"""gateway/front.py under gunicorn, as it runs: slow clients, overload, health in a busy gateway, and a clean end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.model_server import FakeModelServer, FakeVersion
+from tests.photos import encode, photo
+from tests.stack import Gateway, free_port, running
+
+IMAGE = encode(photo())
+SETTINGS = {
+    "GATEWAY_WORKERS": "1",
+    "GATEWAY_THREADS": "2",
+    "GATEWAY_MAX_WAITING": "2",
+    "GATEWAY_BODY_TIMEOUT_S": "1",
+    "GATEWAY_MAX_BODY_BYTES": "100000",
+    "GATEWAY_MODEL_NAME": "tiny",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeModelServer]:
+    """A model server that all tests here share; `gate` holds its answers back."""
+    fake = FakeModelServer({1: FakeVersion.of([IMAGE])})
+    yield fake
+    fake.gate.set()
+    fake.stop()
+
+
+@pytest.fixture(scope="module")
+def client(server: FakeModelServer) -> Iterator[Gateway]:
+    """A gateway of one process and two threads."""
+    with start(server) as gateway:
+        yield gateway
+
+
+class start:  # noqa: N801  # reads as the function it stands for
+    """Run a gateway in front of a model server."""
+
+    def __init__(self, server: FakeModelServer, **settings: str) -> None:
+        self.port = free_port()
+        environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": server.address, "GATEWAY_PORT": str(self.port), **settings}
+        self.program = running("-m", "gateway", **environ)
+
+    def __enter__(self) -> Gateway:
+        self.process = self.program.__enter__()
+        gateway = Gateway(self.port, self.process.pid)
+        gateway.wait(lambda: gateway.get("/readyz")[0] == 200)
+        return gateway
+
+    def __exit__(self, *exc: Any) -> None:
+        self.program.__exit__(*exc)
+
+
+def post(port: int, body: bytes = IMAGE, timeout_s: float = 20.0) -> tuple[int, Any, dict[str, str]]:
+    """Send an image and return status, JSON and headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        connection.request("POST", "/predict", body, {"Content-Type": "image/jpeg"})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read()), dict(response.headers)
+    finally:
+        connection.close()
+
+
+def in_threads(count: int, work: Callable[[], Any]) -> tuple[list[Any], list[threading.Thread]]:
+    """Start some threads and return where their results will be."""
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(work())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return results, threads
+
+
+def test_clients_that_dribble_take_no_thread(client: Gateway) -> None:
+    """While fifty clients send a byte now and then, others are answered as ever; the fifty get 408 in time (F15)."""
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 5000\r\n\r\n"
+    slow = [socket.create_connection(("127.0.0.1", client.port)) for _ in range(50)]
+    for connection in slow:
+        connection.sendall(head)
+    for _ in range(5):
+        for connection in slow:
+            connection.sendall(b"x")
+        started = time.monotonic()
+        assert post(client.port)[0] == 200
+        assert client.get("/livez")[0] == 200
+        assert time.monotonic() - started < 0.5
+    for connection in slow:
+        connection.settimeout(5)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+        connection.close()
+
+
+def test_a_huge_body_is_refused_before_it_is_read(client: Gateway) -> None:
+    """By its Content-Length, or once the limit is passed (F15)."""
+    with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100001\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+    with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"".join(b"2000\r\n" + b"x" * 0x2000 + b"\r\n" for _ in range(13)))
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_beyond_threads_and_line_requests_are_refused_at_once_and_health_is_answered(
+    client: Gateway, server: FakeModelServer
+) -> None:
+    """Two at work, two in line; the rest get 503 with Retry-After in well under a second (F14)."""
+    server.gate.clear()
+    results, threads = in_threads(4, lambda: post(client.port)[0])
+    time.sleep(0.5)
+    started = time.monotonic()
+    status, problem, headers = post(client.port)
+    assert (status, problem["code"]) == (503, "overloaded")
+    assert {name.lower(): value for name, value in headers.items()}["retry-after"] == "1"
+    assert client.get("/livez")[0] == 200
+    assert client.get("/readyz")[0] == 200
+    assert time.monotonic() - started < 0.5
+    server.gate.set()
+    for thread in threads:
+        thread.join()
+    assert results == [200] * 4
+
+
+def test_a_client_that_leaves_early_harms_nothing(client: Gateway) -> None:
+    """Half a request and a closed connection is no error."""
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\nxx")
+    assert post(client.port)[0] == 200
+
+
+def test_sigterm_lets_accepted_requests_finish_and_exits_with_0(server: FakeModelServer) -> None:
+    """What was accepted is answered (F11)."""
+    starter = start(server)
+    with starter as gateway:
+        server.gate.clear()
+        results, threads = in_threads(3, lambda: post(gateway.port)[0])
+        time.sleep(0.5)
+        starter.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        server.gate.set()
+        for thread in threads:
+            thread.join()
+        assert results == [200] * 3
+        assert starter.process.wait(20) == 0
+
+
+def test_a_killed_worker_is_replaced(server: FakeModelServer) -> None:
+    """Within two seconds another answers; its gauges do not count twice (F12)."""
+    with start(server, GATEWAY_WORKERS="2") as gateway:
+        import os
+
+        os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+        gateway.wait(lambda: len(gateway.worker_pids()) == 2, timeout_s=3)
+        gateway.wait(lambda: post(gateway.port)[0] == 200, timeout_s=3)
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=5)
+        connection.request("GET", "/metrics")
+        assert b"gateway_ready 1.0" in connection.getresponse().read()
+        connection.close()
