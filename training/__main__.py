@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from contract.document import Aspect, ContractError, Filter
-from training import store
+from contract.document import Aspect, Contract, ContractError, Filter, ImageSpec
 from training.errors import TrainingError
+from training.store import check_name
 
 say = partial(print, flush=True)
 
@@ -24,11 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices hide our own lines
     try:
         if options.name:
-            store.check_name(options.name)
+            check_name(options.name)
         options.command(options)
     except (TrainingError, ContractError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped; nothing was released.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -67,12 +70,12 @@ def _release_run(run: Path, name: str | None, store: Path) -> None:
 
 
 def _export_architecture(options: argparse.Namespace) -> None:
-    from contract.document import Contract
-    from training import architectures, runs
-
     _require(options, "architecture", "name")
     if options.weights == "imagenet" and options.classes:
         raise TrainingError("Expected no --classes with ImageNet weights, whose classes are known")
+
+    from training import architectures, runs
+
     architecture = architectures.find(options.architecture)
     classes = _read_classes(options.classes) if options.classes else architectures.imagenet_classes()
     say(f"Building {architecture.name} with weights: {options.weights}")
@@ -82,13 +85,17 @@ def _export_architecture(options: argparse.Namespace) -> None:
 
 
 def _export_file(options: argparse.Namespace) -> None:
-    from contract.document import Contract, ImageSpec
+    path = Path(options.weights)
+    if not path.is_file():
+        raise TrainingError(
+            f"Expected --weights imagenet, none, or a file. Received a path where there is none: {path}"
+        )
+    _require(options, "classes", "preprocessing", "name")
+
     from training import architectures, runs
 
-    _require(options, "classes", "preprocessing", "name")
     classes = _read_classes(options.classes)
     architecture = architectures.find(options.architecture) if options.architecture else None
-    path = Path(options.weights)
     say(f"Loading {path}")
     mode = options.preprocessing.replace("+-", "±")
     model = architectures.load_file(path, architecture, len(classes), mode, options.size)
@@ -115,7 +122,7 @@ def _release(model: object, contract: object, store: Path, photos: Sequence[byte
 def _require(options: argparse.Namespace, *names: str) -> None:
     if missing := [f"--{name}" for name in names if not getattr(options, name)]:
         expected = ", ".join(f"--{name}" for name in names)
-        raise TrainingError(f"Expected {expected} with --weights {options.weights}. Missing: {', '.join(missing)}")
+        raise TrainingError(f"Expected {expected} with --weights {options.weights}. Missing: {' and '.join(missing)}")
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
@@ -152,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--weights", help="imagenet, none (random), or a .keras, .h5 or .weights.h5 file")
     export.add_argument("--architecture", help="of imagenet and none, and of a .weights.h5 file")
     export.add_argument("--classes", type=Path, help="class names in output order, one a line")
-    export.add_argument("--preprocessing", help="what a file's model expects: none, 0-1, ±1 (or +-1), caffe, torch")
+    export.add_argument(
+        "--preprocessing", help="what a file's model expects: none, 0-1, ±1 (or +-1), caffe, torch, efficientnet-lite"
+    )
     export.add_argument("--size", type=int, help="input size in pixels, for a file that leaves it open")
     export.add_argument(
         "--filter", default="bicubic", choices=get_args(Filter), help="resampling filter for a file (%(default)s)"

@@ -16,10 +16,10 @@ from contract.document import ImageSpec
 from training import efficientnet_lite
 from training.errors import WeightsError
 
-PREPROCESSING = ("none", "0-1", "±1", "caffe", "torch")
+PREPROCESSING = ("none", "0-1", "±1", "caffe", "torch", "efficientnet-lite")
 _KERAS_2_ADVICE = (
-    "If Keras 2 (tf.keras before TensorFlow 2.16) wrote it: install tf-keras, load the file with it, save its weights as"
-    " NAME.weights.h5, and export those with --architecture."
+    "If Keras 2 (tf.keras before TensorFlow 2.16) wrote it: install tf-keras, load the file with it, save its weights"
+    " as NAME.weights.h5, and export those with --architecture."
 )
 
 # Function of keras.applications, input size in pixels, preprocessing. Families that scale their input themselves have
@@ -169,7 +169,7 @@ def load_file(
 
 
 def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
-    """Call what loads a file, and name every way in which it can fail; Keras only warns of layers that it leaves random."""
+    """Call what loads a file, and name every way in which it fails; of layers left random, Keras only warns."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -200,7 +200,7 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
         raise WeightsError(f"Expected class outputs (n, {classes}). Received: {model.output_shape}")
     units = model.output_shape[-1]
     activation = _last_activation(model)
-    x = model.output
+    x = model.outputs[0]
     if units == 1:
         if activation == "linear":
             x = layers.Activation("sigmoid")(x)
@@ -216,7 +216,7 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
         )
     if x.shape[-1] != classes:
         raise WeightsError(f"Expected as many classes as the model has outputs, {x.shape[-1]}. Received: {classes}")
-    return keras.Model(model.input, x, name=model.name)
+    return keras.Model(model.inputs[0], x, name=model.name)
 
 
 def _sums_to_one(model: keras.Model) -> bool:

@@ -124,7 +124,8 @@ def _convert(frozen: Any, contract: Contract, images: Sequence[tuple[str, bytes]
             try:
                 content: bytes = converter.convert()
             except ConverterError as exc:
-                raise ExportError(f"Expected a model that converts to TFLite. Received: {exc}") from exc
+                unsupported = [line for line in str(exc).splitlines() if " ops: " in line] or [str(exc)]
+                raise ExportError(f"Expected a model that converts to TFLite. Received: {unsupported[0]}") from exc
             (path / "model.tflite").write_bytes(content)
             if attempt == "measured":
                 engine = _open(path, "tflite")

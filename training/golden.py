@@ -21,7 +21,7 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[tuple[s
     """Return named, encoded images that reach each branch of the decode.
 
     A JPEG of four times the target's sides (scaled while decoding), a JPEG with an EXIF rotation, a PNG with alpha, and
-    the photos themselves. None but the photos has the target's aspect, so that another crop shows.
+    the photos themselves. The aspects are not the target's, so that another crop shows.
 
     Args:
         spec: The target size.

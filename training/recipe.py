@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from training.errors import TrainingError
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -34,3 +36,11 @@ class Recipe:
     label_smoothing: float = 0.1
     unfreeze: float = 0.5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "label_smoothing", "unfreeze"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"Expected {name} from 0 to 1. Received: {getattr(self, name)}")
+        for name in ("batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"Expected {name} of at least 1. Received: {getattr(self, name)}")

@@ -28,10 +28,10 @@ def write(
     run = folder / contract.model / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     (run / "golden").mkdir(parents=True)
     model.save(run / "model.keras")
-    (run / "contract.json").write_bytes(contract.to_json())
     (run / "history.json").write_text(json.dumps(history, indent=2))
     for position, photo in enumerate(photos):
         (run / "golden" / str(position)).write_bytes(photo)
+    (run / "contract.json").write_bytes(contract.to_json())  # last: a run without it is not complete
     return run
 
 

@@ -114,6 +114,8 @@ def _train_head(
     say: Callable[[str], None],
 ) -> dict[str, list[float]]:
     """Compute the frozen features once, and train the head alone on them."""
+    if recipe.head_epochs == 0:
+        return {}
     started = time.monotonic()
     features_of = keras.Model(model.input, model.get_layer("head_dropout").input)
     features = {
