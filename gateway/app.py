@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from flask import Flask, Request, Response, g, jsonify, request
 from numpy.typing import NDArray
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from contract.image import DecodedImage
-from gateway import logs
+from gateway import logs, openapi
 from gateway.client import ModelClient, Version
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
 from gateway.inputs import read_query
@@ -91,6 +91,10 @@ def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flas
         }
         return jsonify(body), 200 if health.ready else 503
 
+    @app.get("/openapi.json")
+    def show_api() -> Response:
+        return jsonify(openapi.document(settings))
+
     @app.get("/metrics")
     def show_metrics() -> Response:
         return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
@@ -123,6 +127,8 @@ def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flas
         response.content_type = "application/problem+json"
         if problem.retry_after_s is not None:
             response.headers["Retry-After"] = str(problem.retry_after_s)
+        if isinstance(error, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(error.valid_methods or ())
         return response
 
     return app

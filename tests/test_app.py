@@ -152,7 +152,9 @@ def test_ready_means_a_usable_version_and_alive_means_the_process(
 def test_unknown_paths_and_methods_are_problems_too(gateway: FlaskClient) -> None:
     """Every error has the same shape."""
     assert_problem(gateway.get("/nothing"), 404, "not_found")
-    assert_problem(gateway.get("/predict"), 405, "method_not_allowed")
+    wrong = gateway.get("/predict")
+    assert_problem(wrong, 405, "method_not_allowed")
+    assert "POST" in wrong.headers["Allow"]
 
 
 def test_a_defect_is_a_500_without_a_traceback(

@@ -1,0 +1,74 @@
+"""gateway/openapi.py: the description is what the routes are and do."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import schemathesis
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from gateway.app import create_app
+from gateway.client import ModelClient
+from gateway.front import HEALTH_PATHS
+from gateway.metrics import Metrics
+from gateway.openapi import document
+from gateway.settings import Settings
+from tests.model_server import FakeModelServer
+from tests.photos import encode, photo
+
+
+@pytest.fixture
+def api(model_server: FakeModelServer, connect: Callable[[str], ModelClient]) -> Any:
+    """The gateway's description, with the gateway behind it."""
+    client = connect(model_server.address)
+    client.newest()  # looks
+    app = create_app(Settings(model_name="tiny"), client, Metrics())
+    return schemathesis.openapi.from_wsgi("/openapi.json", app)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("path", document(Settings())["paths"])
+def test_no_request_gets_a_500_or_an_undocumented_answer(api: Any, path: str, mode: GenerationMode) -> None:
+    """Generated requests, good and bad, against every operation, with all of the tool's checks."""
+    (method,) = document(Settings())["paths"][path]
+    operation = api[path][method.upper()]
+    if mode is GenerationMode.NEGATIVE and path != "/predict":
+        return  # there is nothing in the request that could be wrong
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def send(case: Case) -> None:
+        # A schema cannot say which bytes are an image, so a request that fits it may well be refused for its content.
+        case.call_and_validate(excluded_checks=[positive_data_acceptance] if path == "/predict" else [])
+
+    send()
+
+
+def test_every_route_is_described(gateway: FlaskClient) -> None:
+    """What the application answers and what the description lists are the same paths and methods."""
+    described = {(path, method.upper()) for path, item in document(Settings())["paths"].items() for method in item}
+    routes = {
+        (rule.rule, method)
+        for rule in gateway.application.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.endpoint != "static" and not rule.endpoint.startswith("page.")
+    }
+    assert described == routes
+    assert {path for path, _ in routes} >= set(HEALTH_PATHS)
+
+
+@pytest.mark.parametrize("form", ["image", "images"])
+def test_real_answers_fit_the_description(api: Any, gateway: FlaskClient, form: str) -> None:
+    """Single and list answers are valid against the schema they are described by."""
+    text = base64.b64encode(encode(photo())).decode()
+    body = {form: text if form == "image" else [text, "AAAA"], "top_k": 2}
+    operation = api["/predict"]["POST"]
+    response = operation.Case(body=body, media_type="application/json").call()
+    assert response.status_code == 200
+    operation.validate_response(response)
