@@ -129,7 +129,7 @@ def _wait_ready(port: int, children: list[tuple[str, subprocess.Popen[bytes]]]) 
 
 
 def _say_how_to_ask(port: int) -> None:
-    _say("Ask it, from another terminal:")
+    _say(f"Open http://localhost:{port}/ in a browser, or ask it from another terminal:")
     print(
         f"\n    curl -s http://localhost:{port}/predict -H 'Content-Type: application/json' \\\n"
         f'      -d \'{{"url": "{PHOTO}"}}\'\n',

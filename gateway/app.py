@@ -16,9 +16,11 @@ from contract.image import DecodedImage
 from gateway import logs, openapi
 from gateway.client import ModelClient, Version
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
+from gateway.front import HEALTH_PATHS
 from gateway.inputs import read_query
 from gateway.keys import Keys
 from gateway.metrics import Metrics
+from gateway.page import page
 from gateway.settings import Settings
 from gateway.stages import Clock, Stages
 
@@ -27,10 +29,11 @@ _log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flask:
     """Return the application; `model` has been started, or the caller lets it look by hand."""
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     app.request_class = InMemoryRequest
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
+    app.register_blueprint(page)
     stages, keys = Stages(settings), Keys(settings.api_keys)
 
     @app.post("/predict")
@@ -112,7 +115,7 @@ def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flas
         response.headers["X-Request-ID"] = trace.request_id if trace else ""
         path, code = request.endpoint or "none", g.get("code", "")
         metrics.answers.labels(path, response.status_code, code).inc()
-        if request.endpoint not in ("is_alive", "is_ready", "show_metrics"):  # asked for every few seconds
+        if request.path not in HEALTH_PATHS:  # asked for every few seconds
             milliseconds = round((time.perf_counter() - g.started) * 1000, 1)
             fields = {"method": request.method, "path": request.path, "status": response.status_code, "code": code}
             _log.info("answered", extra={"fields": {**fields, "ms": milliseconds}})

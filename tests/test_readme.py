@@ -72,6 +72,20 @@ def test_training_commands_parse(command: str) -> None:
     _parser().parse_args(shlex.split(command)[3:])
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "-m gateway.batch" in command])
+def test_batch_commands_parse(command: str) -> None:
+    """Each `python -m gateway.batch` line of the README has arguments that the program takes."""
+    from gateway.batch import _parser
+
+    _parser().parse_args(shlex.split(command)[3:])
+
+
+def test_every_command_is_held_by_a_test() -> None:
+    """A new kind of command needs a test of its own here."""
+    known = ("make", ".venv/bin/python -m training", ".venv/bin/python -m gateway.batch")
+    assert [command for command in COMMANDS if not command.startswith(known)] == []
+
+
 def test_the_readme_has_commands_and_stays_short() -> None:
     """The tests above have something to hold, and a person reads it in a sitting."""
     assert len(COMMANDS) >= 6

@@ -32,6 +32,7 @@ let shown = {}; // what the page says of the image and the model at the moment
 
 $("link").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (matchMedia("(pointer: coarse)").matches) $("url").blur(); // puts a phone's keyboard away, the result is under it
   const text = $("url").value.trim();
   if (text) classify({ url: /^([a-z][a-z0-9+.-]*:\/\/|data:)/i.test(text) ? text : `https://${text}` });
 });
@@ -222,11 +223,12 @@ function showResult({ model, predictions, image: facts, timing_ms }) {
       return element("li", "", name, " ", share, element("div", "bar", fill));
     }),
   );
-  const kilobytes = number(facts.bytes / 1000, { maximumSignificantDigits: 3 });
+  const [unit, scale] = facts.bytes < 1e6 ? ["kB", 1e3] : ["MB", 1e6];
+  const size = `${number(facts.bytes / scale, { maximumFractionDigits: 1 })} ${unit}`;
   const rows = {
-    Image: `${facts.format}, ${facts.width} × ${facts.height} pixels, ${kilobytes} kB`,
+    Image: `${facts.format}, ${facts.width} × ${facts.height} pixels, ${size}`,
     Model: `${model.name}, version ${model.version}`,
-    Time: Object.entries(timing_ms).map(([stage, ms]) => `${stage} ${number(ms)} ms`).join(" · "),
+    Time: Object.entries(timing_ms).map(([stage, ms]) => `${stage}\u00a0${number(ms)}\u00a0ms`).join(", "),
   };
   $("facts").replaceChildren(
     ...Object.entries(rows).flatMap(([term, text]) => [element("dt", "", term), element("dd", "", text)]),

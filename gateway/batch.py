@@ -1,0 +1,161 @@
+"""`python -m gateway.batch`: predictions for many images, by a running gateway, into a CSV or JSON lines file.
+
+A run that was stopped goes on where it was: what the output file already answers is not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import urllib3
+from tqdm import tqdm
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
+COLUMNS = ("source", "version", "rank", "class", "index", "probability", "error", "detail")
+ALL_ANSWERED, SOME_FAILED, NOT_STARTED = 0, 1, 2
+# A gateway that is busy says when to come back; a request that it did not take changed nothing.
+RETRIES = urllib3.Retry(
+    total=8, connect=2, status_forcelist=(503,), allowed_methods=("POST",), backoff_factor=0.2, raise_on_status=False
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, and return 0 if every image was answered, 1 if some failed, 2 if nothing could begin."""
+    options = _parser().parse_args(argv)
+    try:
+        images = list(dict.fromkeys(image for source in options.sources for image in _expand(source)))
+        done = _answered(options.out)
+    except (OSError, ValueError) as exc:
+        print(exc, file=sys.stderr)
+        return NOT_STARTED
+    todo = [image for image in images if image not in done]
+    if len(todo) < len(images):
+        print(f"{len(images) - len(todo)} of {len(images)} are answered in {options.out} already", file=sys.stderr)
+    http = urllib3.PoolManager(maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout)
+    headers = {"Authorization": f"Bearer {os.environ['GATEWAY_KEY']}"} if "GATEWAY_KEY" in os.environ else {}
+    failed = 0
+    with _open_output(options.out) as file, ThreadPoolExecutor(options.concurrency) as pool:
+
+        def ask(image: str) -> dict[str, Any]:
+            return _ask(http, options.gateway, headers, image, options.top_k)
+
+        answers = _ask_all(pool, options.concurrency, todo, ask)
+        try:
+            for image, answer in tqdm(answers, total=len(todo), unit="image", disable=not sys.stderr.isatty()):
+                _write(file, options.out, image, answer)
+                failed += "error" in answer
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            print("Stopped; run the same command to go on.", file=sys.stderr)
+            return SOME_FAILED
+    print(f"{len(todo) - failed} answered, {failed} failed", file=sys.stderr)
+    return SOME_FAILED if failed else ALL_ANSWERED
+
+
+def _expand(source: str) -> list[str]:
+    """Return the images that an argument names: a URL, an image, a folder of them, or a text file of them."""
+    if source.startswith(("http://", "https://")):
+        return [source]
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(str(each) for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+        if not found:
+            raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {path}. Received: a folder without any")
+        return found
+    if not path.is_file():
+        raise ValueError(f"Expected a URL, an image, a folder, or a list of them. Received: {source}")
+    if path.suffix.lower() in SUFFIXES:
+        return [source]
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _answered(out: Path | None) -> set[str]:
+    """Return the images that the output file answers; those that failed are asked again."""
+    if out is None or not out.is_file():
+        return set()
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file) if out.suffix == ".csv" else map(json.loads, file)
+        return {row["source"] for row in rows if not row.get("error")}
+
+
+def _open_output(out: Path | None) -> TextIO:
+    if out is None:
+        return open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")  # noqa: PTH123  # closing it leaves stdout open
+    new = not out.is_file()
+    file = out.open("a", encoding="utf-8", newline="")
+    if new and out.suffix == ".csv":
+        csv.writer(file).writerow(COLUMNS)
+    return file
+
+
+def _ask_all(
+    pool: ThreadPoolExecutor, concurrency: int, images: Sequence[str], ask: Callable[[str], dict[str, Any]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield answers as they come, with few requests waiting, however long the list is."""
+    queue = iter(images)
+    running = {pool.submit(ask, image): image for image in islice(queue, 2 * concurrency)}
+    while running:
+        done = next(as_completed(running))
+        yield running.pop(done), done.result()
+        for image in islice(queue, 1):
+            running[pool.submit(ask, image)] = image
+
+
+def _ask(http: urllib3.PoolManager, gateway: str, headers: dict[str, str], image: str, top_k: int) -> dict[str, Any]:
+    """Return the gateway's answer, or `{"error": code, "detail": …}`."""
+    url = f"{gateway.rstrip('/')}/predict?top_k={top_k}"
+    try:
+        if image.startswith(("http://", "https://")):
+            body, kind = json.dumps({"url": image}).encode(), "application/json"
+        else:
+            body, kind = Path(image).read_bytes(), "application/octet-stream"
+        response = http.request("POST", url, body=body, headers={**headers, "Content-Type": kind})
+        answer: dict[str, Any] = json.loads(response.data)
+    except OSError as exc:
+        return {"error": "unreadable", "detail": str(exc)}
+    except urllib3.exceptions.HTTPError as exc:
+        return {"error": "unreachable", "detail": f"Expected a gateway at {gateway}. Received: {exc}"}
+    except ValueError:
+        return {"error": "not_a_gateway", "detail": f"Expected JSON from {gateway}. Received: status {response.status}"}
+    return {"error": answer["code"], "detail": answer["detail"]} if "code" in answer else answer
+
+
+def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -> None:
+    """Append an answer and flush it, so that a run that is killed keeps it: JSON a line, or CSV a row a prediction."""
+    if out is None or out.suffix != ".csv":
+        file.write(json.dumps({"source": image, **answer}, ensure_ascii=False) + "\n")
+    else:
+        writer = csv.DictWriter(file, COLUMNS)
+        if "error" in answer:
+            writer.writerow({"source": image, "error": answer["error"], "detail": answer["detail"]})
+        else:
+            version = answer["model"]["version"]
+            rows = enumerate(answer["predictions"], start=1)
+            writer.writerows({"source": image, "version": version, "rank": rank, **row} for rank, row in rows)
+    file.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway.batch", description=__doc__, epilog="An API key is taken from GATEWAY_KEY."
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a URL, image, folder, or text file of them")
+    parser.add_argument("--gateway", default="http://localhost:9696", help="(%(default)s)")
+    parser.add_argument("--out", type=Path, help="a .csv or .jsonl file to append to; standard output without it")
+    parser.add_argument("--top-k", type=int, default=1, help="predictions an image (%(default)s)")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests at once (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""gateway/batch.py against a gateway over HTTP: what it asks, writes, resumes and returns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.serving import make_server
+
+from gateway.batch import main
+from tests.conftest import Origin
+from tests.model_server import FakeModelServer
+from tests.photos import encode, photo
+
+
+@pytest.fixture
+def address(gateway: FlaskClient) -> Iterator[str]:
+    """The gateway behind a socket."""
+    server = make_server("127.0.0.1", 0, gateway.application, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images, one of them broken, and a file that is none."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.jpg", "b.png"):
+        (photos / name).write_bytes(encode(photo(), "JPEG" if name.endswith("jpg") else "PNG"))
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (photos / "notes.txt").write_text("no image")
+    return photos
+
+
+def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(address: str, folder: Path, tmp_path: Path) -> None:
+    """A row for each prediction, a row with its error for each failure."""
+    out = tmp_path / "out.csv"
+    assert main([str(folder), "--gateway", address, "--out", str(out), "--top-k", "2"]) == 1
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert sorted((Path(row["source"]).name, row["rank"]) for row in rows) == [
+        ("a.jpg", "1"),
+        ("a.jpg", "2"),
+        ("b.png", "1"),
+        ("b.png", "2"),
+        ("broken.jpg", ""),
+    ]
+    assert next(row["error"] for row in rows if row["source"].endswith("broken.jpg")) == "bad_image"
+
+
+def test_a_second_run_asks_only_what_was_not_answered(
+    address: str, folder: Path, tmp_path: Path, model_server: FakeModelServer
+) -> None:
+    """Failures are tried again, answers are not."""
+    out = tmp_path / "out.jsonl"
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 1
+    (folder / "broken.jpg").write_bytes(encode(photo()))
+    calls = len(model_server.calls)
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 0
+    assert len(model_server.calls) == calls + 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[-1]["source"] == str(folder / "broken.jpg")
+    assert lines[-1]["predictions"][0]["class"] in ("red", "green", "blue")
+
+
+def test_urls_lists_and_images_go_to_standard_output_as_json_lines(
+    address: str, folder: Path, origin: Origin, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A URL, a list of URLs, and one image; what is named twice is asked once."""
+    url = origin.add("photo.jpg", encode(photo()))
+    listed = tmp_path / "urls.txt"
+    listed.write_text(f"{url}\n\n{url}?again\n")
+    origin.images["/photo.jpg?again"] = origin.images["/photo.jpg"]
+    assert main([url, str(listed), str(folder / "a.jpg"), "--gateway", address]) == 0
+    sources = {json.loads(line)["source"] for line in capfd.readouterr().out.splitlines()}
+    assert sources == {url, f"{url}?again", str(folder / "a.jpg")}
+
+
+def test_nothing_to_begin_with_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path that is not there and a folder without images are mistakes of the caller."""
+    assert main([str(tmp_path / "none")]) == 2
+    assert main([str(tmp_path)]) == 2
+    assert "Expected" in capsys.readouterr().err
+
+
+def test_a_gateway_that_is_away_fails_each_image(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The address is in the message."""
+    assert main([str(folder / "a.jpg"), "--gateway", "http://127.0.0.1:1"]) == 1
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["error"] == "unreachable"
+    assert "http://127.0.0.1:1" in answer["detail"]
