@@ -1,0 +1,442 @@
+"""`make faults`: injects each fault into the running programs, and prints what was seen beside what is expected.
+
+The load is a closed loop of two clients unless a row says otherwise. *Lost* is a connection error, a hang, or a 5xx
+other than the one expected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import random
+import signal
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.gateway import draw
+from tests.stack import Gateway, Load, free_port, gateway, post, running
+
+STORE, MODEL = Path("model-store"), "imagenet"
+PHOTO = draw(640, 480)
+REQUEST_TIMEOUT_S = 4.0
+SETTINGS = {"GATEWAY_REQUEST_TIMEOUT_S": "4", "GATEWAY_MODEL_TIMEOUT_S": "2", "GATEWAY_BODY_TIMEOUT_S": "3"}
+
+Row = tuple[str, str, str]
+FAULTS: dict[str, Callable[[], Row]] = {}
+
+
+def fault(name: str) -> Callable[[Callable[[], Row]], Callable[[], Row]]:
+    """Register a fault under the name that the command line takes."""
+
+    def register(inject: Callable[[], Row]) -> Callable[[], Row]:
+        FAULTS[name] = inject
+        return inject
+
+    return register
+
+
+@contextlib.contextmanager
+def stack(**settings: str) -> Iterator[tuple[Gateway, ModelServer, str]]:
+    """Run origin, model server and gateway; yield the gateway, the model server, and the URL of a photo."""
+    with Origin() as origin, ModelServer() as server:
+        allow = {"GATEWAY_FETCH_ALLOW": origin.authority}
+        with gateway(f"127.0.0.1:{server.port}", MODEL, **allow, **SETTINGS, **settings) as client:
+            yield client, server, f"http://{origin.authority}/photo.jpg"
+
+
+class ModelServer:
+    """The embedded model server, which can be killed, frozen and started again on its port."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+
+    def __enter__(self) -> ModelServer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+        self._program.__exit__(None, None, None)
+
+    def start(self) -> None:
+        base = (STORE / MODEL).resolve()
+        flags = (f"--model_name={MODEL}", f"--model_base_path={base}", f"--port={self.port}", "--grpc_max_threads=64")
+        self._program = running("-m", "serving", *flags)
+        self.process = self._program.__enter__()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._program.__exit__(None, None, None)
+
+
+class Origin:
+    """An image host: `/photo.jpg` at once, `/slow` at a byte a second, and other ways to fail."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.authority = f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Origin:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            path = connection.recv(4096).split(b" ")[1]
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+            if path == b"/slow":
+                connection.sendall(head % len(PHOTO))
+                for byte in PHOTO:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(1)
+            elif path == b"/short":
+                connection.sendall(head % len(PHOTO) + PHOTO[:100])
+            elif path == b"/500":
+                connection.sendall(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+            elif path == b"/loop":
+                connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /loop\r\nContent-Length: 0\r\n\r\n")
+            elif path != b"/reset":
+                connection.sendall(head % len(PHOTO) + PHOTO)
+
+
+@fault("F1")
+def model_server_killed() -> Row:
+    with stack() as (client, server, url), TimedLoad(client, [url], 2) as load:
+        time.sleep(2)
+        server.kill()
+        killed = time.monotonic()
+        client.wait(lambda: client.get("/readyz")[0] == 503, 5)
+        unready_s = time.monotonic() - killed
+        alive = client.get("/livez")[0]
+        time.sleep(max(0.0, 5 - (time.monotonic() - killed)))
+        server.start()
+        while socket.socket().connect_ex(("127.0.0.1", server.port)):
+            time.sleep(0.005)
+        opened = time.monotonic()
+        client.wait(lambda: any(each.status == 200 and each.ended > opened for each in load.timed), 10)
+        back_s = min(each.ended for each in load.timed if each.status == 200 and each.ended > opened) - opened
+    away = [each.ended - each.started for each in load.timed if each.status == 503]
+    return (
+        "F1 model server killed under load, started again after 5 s",
+        "only 503, each <= 250 ms; /livez 200, /readyz 503 <= 2 s; success <= 2 s after its port opens; 0 lost",
+        f"{load.statuses()}, 503 at most {max(away) * 1000:.0f} ms; /livez {alive}, /readyz 503 after"
+        f" {unready_s:.1f} s; success after {back_s:.1f} s; {len(load.lost)} lost",
+    )
+
+
+@fault("F2")
+def model_server_frozen() -> Row:
+    with stack() as (client, server, url), TimedLoad(client, [url], 2) as load:
+        time.sleep(2)
+        server.process.send_signal(signal.SIGSTOP)
+        frozen = time.monotonic()
+        alive_s = []
+        while time.monotonic() - frozen < 10:
+            asked = time.perf_counter()
+            client.get("/livez")
+            alive_s.append(time.perf_counter() - asked)
+            time.sleep(0.05)
+        server.process.send_signal(signal.SIGCONT)
+        thawed = time.monotonic()
+        client.wait(lambda: any(each.status == 200 and each.started > thawed for each in load.timed), 10)
+        back_s = min(each.ended for each in load.timed if each.status == 200 and each.started > thawed) - thawed
+    late = [each.ended - each.started for each in load.timed if each.status == 504]
+    return (
+        "F2 model server frozen for 10 s",
+        "504 at the deadline (2 s) +- 10 %; /livez p99 < 50 ms; normal <= 5 s after; 0 lost",
+        f"{load.statuses()}, 504 after {min(late, default=0):.2f} to {max(late, default=0):.2f} s; /livez p99"
+        f" {percentile(alive_s, 99) * 1000:.0f} ms; normal after {back_s:.1f} s; {len(load.lost)} lost",
+    )
+
+
+@fault("F6")
+def slow_origin() -> Row:
+    with stack(GATEWAY_FETCH_TIMEOUT_S="2") as (client, _, url):
+        with TimedLoad(client, [url], 2) as before:
+            time.sleep(4)
+        with TimedLoad(client, [url], 2) as beside, TimedLoad(client, [url.replace("photo.jpg", "slow")], 4) as slow:
+            time.sleep(7)
+    took = [each.ended - each.started for each in slow.timed]
+    ratio = beside.p99() / before.p99()
+    return (
+        "F6 four clients ask for an image that comes at a byte a second",
+        "fetch_timeout at 2 s +- 10 %; p99 of others <= 1.5 times",
+        f"{slow.codes()}, after {min(took):.2f} to {max(took):.2f} s; p99 of others {ratio:.2f} times",
+    )
+
+
+@fault("F7")
+def failing_origin() -> Row:
+    expected = {"/500": "fetch_failed", "/loop": "fetch_failed", "/reset": "fetch_failed", "/short": "fetch_failed"}
+    with stack() as (client, _, url):
+        seen = {path: client.predict(url.replace("/photo.jpg", path))[1]["code"] for path in expected}
+    return (
+        "F7 origin answers 500, redirects in a loop, resets, sends half",
+        "fetch_failed each",
+        str(Counter(seen.values())),
+    )
+
+
+@fault("F11")
+def gateway_terminated() -> Row:
+    with Origin() as origin, ModelServer() as server:
+        port = free_port()
+        environ = {"GATEWAY_PORT": str(port), "GATEWAY_MODEL_NAME": MODEL, "GATEWAY_FETCH_ALLOW": origin.authority}
+        address = f"127.0.0.1:{server.port}"
+        with running("-m", "gateway", GATEWAY_MODEL_ADDRESS=address, **environ, **SETTINGS) as process:
+            client = Gateway(port, process.pid)
+            client.wait(lambda: client.get("/readyz")[0] == 200)
+            with TimedLoad(client, [f"http://{origin.authority}/photo.jpg"], 8) as load:
+                time.sleep(2)
+                process.terminate()
+                terminated = time.monotonic()
+                status = process.wait(30)
+                ended_s = time.monotonic() - terminated
+    # A connection refused after the end is the next server's business; an accepted request without an answer is ours.
+    lost = [each for each in load.lost if not isinstance(each, ConnectionRefusedError)]
+    return (
+        "F11 gateway gets SIGTERM under 8 clients",
+        "accepted requests finish: 0 lost; exit status 0",
+        f"{load.statuses()}; {len(lost)} lost; exit status {status} after {ended_s:.1f} s",
+    )
+
+
+@fault("F12")
+def worker_killed() -> Row:
+    with stack() as (client, _, url), TimedLoad(client, [url], 4) as load:
+        time.sleep(2)
+        os.kill(client.worker_pids()[0], signal.SIGKILL)
+        killed = time.monotonic()
+        client.wait(lambda: len(client.worker_pids()) == 2, 10)
+        back_s = time.monotonic() - killed
+        time.sleep(2)
+    return (
+        "F12 one of two workers killed under 4 clients",
+        "only its own requests lost (at most 4); another in its place <= 2 s",
+        f"{load.statuses()}; {len(load.lost)} lost; another after {back_s:.1f} s",
+    )
+
+
+@fault("F13")
+def huge_images() -> Row:
+    bodies = [bomb(), encode(Image.new("L", (9000, 9000))), encode(Image.new("RGB", (7000, 7000)))]
+    with stack() as (client, _, url):
+        for _ in range(20):
+            client.predict(url)
+        send(client, bodies[2])
+        before = resident_mb(client)
+        statuses = Counter(send(client, body) for _ in range(10) for body in bodies)
+        growth = resident_mb(client) - before
+    return (
+        "F13 bombs, 81 and 49 megapixels, ten times each",
+        "413 for the first two, 200 for the last; growth < 50 MB",
+        f"{dict(statuses)}; growth {growth:.0f} MB",
+    )
+
+
+@fault("F14")
+def overload() -> Row:
+    with stack() as (client, _, url):
+        with TimedLoad(client, [url], 8) as capacity:
+            time.sleep(8)
+        with TimedLoad(client, [url], 80) as load:
+            time.sleep(10)
+        ended = time.monotonic()
+        client.wait(lambda: client.predict(url)[0] == 200, 10)
+        back_s = time.monotonic() - ended
+    refused = [each.ended - each.started for each in load.timed if each.status == 503]
+    share = load.rate() / capacity.rate()
+    return (
+        "F14 80 clients where 8 saturate",
+        "goodput >= 90 % of capacity; the rest 503 < 100 ms; recovery <= 5 s",
+        f"{load.statuses()}; goodput {share:.0%}; 503 p99 {percentile(refused, 99) * 1000:.0f} ms; recovery"
+        f" {back_s:.1f} s; {len(load.lost)} lost",
+    )
+
+
+@fault("F15")
+def slow_clients() -> Row:
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 5000\r\n\r\n"
+    with stack() as (client, _, url):
+        with TimedLoad(client, [url], 2) as before:
+            time.sleep(4)
+        stop = threading.Event()
+        answers: Counter[str] = Counter()
+
+        def dribble() -> None:
+            with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+                connection.sendall(head)
+                with contextlib.suppress(OSError):
+                    while not stop.is_set() and not connection_answered(connection):
+                        connection.sendall(b"x")
+                        time.sleep(1)
+                    answers[connection.recv(100)[9:12].decode() or "closed"] += 1
+
+        threads = [threading.Thread(target=dribble) for _ in range(100)]
+        for thread in threads:
+            thread.start()
+        with TimedLoad(client, [url], 2) as beside:
+            time.sleep(6)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        nested = [send(client, b"[" * 100_000, "application/json"), send(client, b"{", "application/json")]
+        huge = send(client, b" " * 40_000_000, "application/json")
+    ratio = beside.p99() / before.p99()
+    return (
+        "F15 100 clients send a byte a second; nested and huge bodies",
+        "408 each; p99 of others <= 2 times; 400 and 413",
+        f"{dict(answers)}; p99 of others {ratio:.2f} times; {nested} and {huge}",
+    )
+
+
+@fault("F17")
+def garbled_requests() -> Row:
+    """Send mutated requests and mutated images."""
+    chance = random.Random(0)
+    statuses: Counter[int] = Counter()
+    traceback = 0
+    images = [
+        PHOTO,
+        *(encode(Image.new("RGB", (60, 40), "red"), name) for name in ("PNG", "GIF", "WEBP", "BMP", "AVIF")),
+    ]
+    with stack() as (client, _, _):
+        for _ in range(1500):
+            data = bytearray(chance.choice(images))
+            for _ in range(chance.randint(1, 30)):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            kind = chance.choice(
+                ["image/jpeg", "application/json", "multipart/form-data; boundary=x", "text/plain", ""]
+            )
+            cut = chance.randrange(len(data)) if chance.random() < 0.3 else len(data)
+            status, body = ask(client, bytes(data[:cut]), kind)
+            statuses[status] += 1
+            traceback += b"Traceback" in body
+    return (
+        "F17 1,500 mutated bodies under five content types",
+        "200 or 4xx; no 500, no traceback",
+        f"{dict(sorted(statuses.items()))}; {traceback} tracebacks",
+    )
+
+
+class Timed:
+    """One answer and its times."""
+
+    def __init__(self, started: float, status: int, body: Any) -> None:
+        self.started, self.ended, self.status, self.body = started, time.monotonic(), status, body
+
+
+class TimedLoad(Load):
+    """A load that keeps the time of each answer."""
+
+    def __init__(self, client: Gateway, urls: list[str], threads: int) -> None:
+        super().__init__(client, urls, threads)
+        self.timed: list[Timed] = []
+
+    def _run(self, index: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=30)
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                self.timed.append(Timed(started, *post(connection, self.urls[0])))
+            except (OSError, http.client.HTTPException) as exc:
+                self.lost.append(exc)
+                connection.close()
+                time.sleep(0.05)
+        connection.close()
+
+    def statuses(self) -> dict[int, int]:
+        return dict(sorted(Counter(each.status for each in self.timed).items()))
+
+    def codes(self) -> dict[str, int]:
+        return dict(Counter(each.body.get("code", "ok") for each in self.timed))
+
+    def p99(self) -> float:
+        return percentile([each.ended - each.started for each in self.timed], 99)
+
+    def rate(self) -> float:
+        """Return good answers per second, the first second left out."""
+        good = [each.ended for each in self.timed if each.status == 200]
+        late = [ended for ended in good if ended > min(good) + 1]
+        return len(late) / (max(late) - min(late))
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100)[percent - 1] if len(values) > 1 else (values or [0.0])[0]
+
+
+def connection_answered(connection: socket.socket) -> bool:
+    """Tell whether there is something to read."""
+    connection.setblocking(False)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK)) or True
+    except BlockingIOError:
+        return False
+    finally:
+        connection.settimeout(10)
+
+
+def ask(client: Gateway, body: bytes, kind: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
+    try:
+        connection.request("POST", "/predict", body, {"Content-Type": kind})
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (BrokenPipeError, ConnectionResetError):  # refused by its length, before it was read
+        return 413, b""
+    finally:
+        connection.close()
+
+
+def send(client: Gateway, body: bytes, kind: str = "image/png") -> int:
+    return ask(client, body, kind)[0]
+
+
+def bomb() -> bytes:
+    """Return a PNG of a few kilobytes that unfolds to 144 megapixels."""
+    return encode(Image.new("1", (12_000, 12_000)))
+
+
+def encode(img: Image.Image, format: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    img.save(buffer, format)
+    return buffer.getvalue()
+
+
+def resident_mb(client: Gateway) -> float:
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in client.worker_pids()]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main(names: list[str]) -> None:
+    """Inject all faults, or those named."""
+    for name in names or FAULTS:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+            what, expected, seen = FAULTS[name]()
+        print(f"{what}\n  expected  {expected}\n  seen      {seen}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
