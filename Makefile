@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODEL ?= imagenet
 PORT ?= 9696
 
-.PHONY: help setup run test check format messages requirements benchmark-engines benchmark-gateway faults clean
+.PHONY: help setup run test check format messages requirements benchmark-engines benchmark-gateway faults corpus clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -52,6 +52,9 @@ benchmark-gateway: setup  ## requests a second through the whole stack
 
 faults: setup  ## inject each fault into the running stack, and print what is seen beside what is expected
 	@$(BIN)/python -m benchmarks.faults
+
+corpus: setup  ## send Pillow's own test images through the running stack, in every form
+	@$(BIN)/python -m benchmarks.corpus
 
 clean:  ## remove the environment and caches; models and runs stay
 	@rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

@@ -158,6 +158,19 @@ def test_other_content_is_unsupported(data: bytes) -> None:
         decode(data, SPEC)
 
 
+@pytest.mark.parametrize("format", ["TIFF", "PDF", "EPS", "ICNS", "ICO", "PPM", "TGA", "SGI", "PCX", "JPEG2000"])
+def test_real_files_of_other_formats_are_unsupported(format: str) -> None:
+    """What Pillow could open, some of it by other programs, is closed; a name or type would not open it either (S16)."""
+    with pytest.raises(UnsupportedImageError):
+        decode(encode(photo(64, 64), format), SPEC)
+
+
+def test_what_follows_an_image_does_not_matter() -> None:
+    """A GIF with an archive behind it is the GIF (S16)."""
+    data = encode(photo(), "GIF")
+    np.testing.assert_array_equal(decode(data + b"PK\x03\x04" * 50, SPEC).pixels, decode(data, SPEC).pixels)
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
 def test_a_truncated_image_is_broken(format: str) -> None:
     """Half an image is refused, not guessed."""
