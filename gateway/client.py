@@ -110,6 +110,7 @@ class ModelClient:
         self._accepted: dict[int, Version] = {}
         self._refused: dict[int, str] = {}
         self._broken: dict[int, str] = {}
+        self._away: str | None = None
         self._available: set[int] = set()
         self._seen: dict[int, float] = {}
         self.health = Health()
@@ -127,11 +128,13 @@ class ModelClient:
         self._channel.close()
 
     def newest(self) -> Version:
-        """Return the version that answers first.
+        """Return the version that answers first; while the model server is away, fail at once (a circuit breaker).
 
         Raises:
-            ModelUnavailable: There is none.
+            ModelUnavailable: There is none, or the last look found no model server.
         """
+        if self._accepted and self._away:
+            raise ModelUnavailable(self._away)
         return next(self.candidates(time.monotonic() + STATUS_TIMEOUT_S))
 
     def candidates(self, deadline: float) -> Iterator[Version]:
@@ -247,10 +250,13 @@ class ModelClient:
             ).model_version_status
         except VersionGone:
             statuses = []
+        except Overloaded:  # it is there, and busy: what the last look found still holds
+            return
         except GatewayError as exc:
-            self._available = set()
+            self._available, self._away = set(), exc.detail
             self._set_health(Health(refused=self._refused | self._broken, error=exc.detail))
             return
+        self._away = None
         available = {each.version for each in statuses if each.state == messages.ModelVersionStatus.AVAILABLE}
         self._forget_unseen(available)
         self._broken = {

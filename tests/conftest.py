@@ -28,9 +28,12 @@ class Origin:
 
     def __init__(self) -> None:
         images: dict[str, bytes] = {}
+        self.requests = 0
+        origin = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                origin.requests += 1
                 body = images.get(self.path)
                 self.send_response(404 if body is None else 200)
                 self.send_header("Content-Length", str(len(body or b"")))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -11,6 +13,10 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
+from gateway.app import create_app
+from gateway.client import ModelClient
+from gateway.metrics import Metrics
+from gateway.settings import Settings
 from tests.conftest import Origin
 from tests.model_server import FakeModelServer, FakeVersion
 from tests.photos import encode, photo
@@ -181,6 +187,26 @@ def test_the_newest_version_answers_with_its_own_size_and_classes(
     body = gateway.post("/predict", json={"url": origin.add("red.png", RED)}).get_json()
     assert body["model"]["version"] == 2
     assert body["predictions"][0]["class"] == "d"
+
+
+def test_while_the_model_server_is_away_nothing_is_fetched(
+    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, connect: Callable[[str], ModelClient]
+) -> None:
+    """Once a look found nobody, requests fail at once, and image hosts are left alone."""
+    client = connect(model_server.address)
+    app = create_app(Settings(fetch_allow=origin.authority, model_name="tiny"), client, Metrics()).test_client()
+    url = origin.add("red.png", RED)
+    assert app.post("/predict", json={"url": url}).status_code == 200
+    model_server.stop()
+    client.start()
+    deadline = time.monotonic() + 5
+    while client.health.ready and time.monotonic() < deadline:
+        time.sleep(0.02)
+    fetched = origin.requests
+    answer = app.post("/predict", json={"url": url})
+    assert_problem(answer, 503, "model_unavailable")
+    assert answer.headers["Retry-After"]
+    assert origin.requests == fetched
 
 
 def assert_problem(answer: Any, status: int, code: str) -> None:

@@ -160,7 +160,7 @@ def test_other_content_is_unsupported(data: bytes) -> None:
 
 @pytest.mark.parametrize("format", ["TIFF", "PDF", "EPS", "ICNS", "ICO", "PPM", "TGA", "SGI", "PCX", "JPEG2000"])
 def test_real_files_of_other_formats_are_unsupported(format: str) -> None:
-    """What Pillow could open, some of it by other programs, is closed; a name or type would not open it either (S16)."""
+    """What Pillow could open, some of it by other programs, is closed, whatever it calls itself (S16)."""
     with pytest.raises(UnsupportedImageError):
         decode(encode(photo(64, 64), format), SPEC)
 
