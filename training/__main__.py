@@ -21,7 +21,7 @@ say = partial(print, flush=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 after a message on standard error."""
     options = _parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices hide our own lines
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without a GPU, TensorFlow logs that as errors before our lines
     try:
         if options.name:
             check_name(options.name)
