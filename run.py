@@ -6,6 +6,7 @@ SIGTERM. `MODEL` and `PORT` choose; `GATEWAY_…` settings pass through.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -21,17 +22,19 @@ from types import FrameType
 from typing import NoReturn
 
 READY_TIMEOUT_S = 60.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STORE = Path(os.environ.get("MODEL_STORE", "model-store"))
 PHOTO = "https://upload.wikimedia.org/wikipedia/commons/3/3a/Cat03.jpg"
 
 
 def main() -> int:
     """Run until a signal; return the exit status."""
-    model, port = os.environ.get("MODEL", "imagenet"), int(os.environ.get("PORT", "9696"))
-    signal.signal(signal.SIGTERM, _interrupt)
+    model = os.environ.get("MODEL", "imagenet")
+    for number in ENDING:
+        signal.signal(number, _interrupt)
     children: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
-        _check_port(port)
+        port = _read_port(os.environ.get("PORT", "9696"))
         _ensure_version(model)
         with tempfile.TemporaryDirectory(prefix="image-classifier-") as folder:
             address = f"unix:{folder}/model.sock"
@@ -62,13 +65,18 @@ def _say(line: str) -> None:
     print(f"==> {line}", flush=True)
 
 
-def _check_port(port: int) -> None:
+def _read_port(text: str) -> int:
+    """Return a port that is free."""
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise RuntimeError(f"Expected PORT from 1 to 65535. Received: {text!r}")
+    port = int(text)
     try:
         socket.create_server(("0.0.0.0", port)).close()  # noqa: S104  # as the gateway will
     except OSError as exc:
         raise RuntimeError(
             f"Expected port {port} to be free. Received: {exc.strerror}. Choose another: make run PORT=9697"
         ) from exc
+    return port
 
 
 def _ensure_version(model: str) -> None:
@@ -107,7 +115,14 @@ def _start_gateway(model: str, port: int, address: str) -> subprocess.Popen[byte
 def _start(program: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, so that Ctrl-C reaches it through us, in order."""
     command = [sys.executable, "-m", program, *flags]
-    return subprocess.Popen(command, env={**os.environ, **environ}, start_new_session=True)
+    environ = {**os.environ, **environ}
+    return subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for SIGTERM when this process's parent ends, however it ends. Source: prctl(2), PR_SET_PDEATHSIG."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _wait_ready(port: int, children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
@@ -151,7 +166,9 @@ def _check_alive(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
 
 
 def _stop(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
-    """End the gateway first, so that its last requests still find a model server."""
+    """End the gateway first, so that its last requests still find a model server; nothing interrupts that."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     for name, child in reversed(children):
         if child.poll() is None:
             _say(f"Stopping the {name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -126,14 +125,16 @@ class Contract:
         """
         try:
             document = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ContractError(f"Expected a contract in JSON. Received text that does not parse: {exc}") from exc
         _expect(isinstance(document, dict), "a JSON object", type(document).__name__)
         version = document.get("contract_version")
         _expect(version == CONTRACT_VERSION, f"contract_version {CONTRACT_VERSION}", version)
         try:
             return cls._from_document(document)
-        except (KeyError, TypeError, AttributeError, binascii.Error) as exc:
+        except ContractError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as exc:
             raise ContractError(f"Expected a complete contract. Received one with: {exc!r}") from exc
 
     @classmethod

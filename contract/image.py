@@ -144,7 +144,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise ImageTooLargeError(f"Expected an image of at most {MAX_PIXELS:,} pixels. {exc}") from exc
+        raise ImageTooLargeError("Expected an image of fewer pixels. Received a decompression bomb") from exc
     except Exception as exc:
         if _STARTS.match(data):
             raise BrokenImageError(
@@ -206,9 +206,11 @@ def _to_rgb(img: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if img.mode == "RGB" and "transparency" not in img.info:
         return img
     if img.mode.startswith("I") or img.mode == "F":  # a plain convert() clips 16-bit images to white
-        return Image.fromarray((np.clip(np.asarray(img), 0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
+        high_bytes = np.clip(np.asarray(img), 0, 65535).astype(np.uint16) >> 8
+        return Image.fromarray(high_bytes.astype(np.uint8)).convert("RGB")
     if img.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in img.info:
-        layer = img.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, (*background, 255))
-        return Image.alpha_composite(canvas, layer).convert("RGB")
+        layer = img if img.mode == "RGBA" else img.convert("RGBA")
+        canvas = Image.new("RGB", layer.size, background)
+        canvas.paste(layer, mask=layer)  # 9 bytes a pixel; alpha_composite() and two conversions take 20
+        return canvas
     return img.convert("RGB")

@@ -26,6 +26,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "workers": self.settings.workers,
             "worker_class": "asgi",
             "asgi_loop": "asyncio",
+            "timeout": max(30, int(self.settings.body_timeout_s) + 5),  # it also bounds each wait for a part of a body
             "graceful_timeout": int(self.settings.request_timeout_s) + 5,
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
@@ -52,7 +53,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             measured.show,
         )
         model.start()
-        return Front(create_app(settings, model, measured), settings)
+        return Front(create_app(settings, model, measured), settings, measured)
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from contract.image import DecodedImage
 from gateway import logs, openapi
 from gateway.client import ModelClient, Version
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
-from gateway.front import HEALTH_PATHS
+from gateway.front import HEALTH_PATHS, RECEIVED
 from gateway.inputs import read_query
 from gateway.keys import Keys
 from gateway.metrics import Metrics
@@ -39,7 +39,7 @@ def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flas
     @app.post("/predict")
     def predict() -> Response:
         query = read_query(request, settings)
-        clock, deadline = Clock(), time.monotonic() + settings.request_timeout_s
+        clock, deadline = Clock(), request.environ.get(RECEIVED, time.monotonic()) + settings.request_timeout_s
         model.newest()  # without a usable version nothing is fetched
         with clock.time("fetch"):
             images = stages.fetch(query.images, deadline)

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         images = list(dict.fromkeys(image for source in options.sources for image in _expand(source)))
         done = _answered(options.out)
+        output = _open_output(options.out)
     except (OSError, ValueError) as exc:
         print(exc, file=sys.stderr)
         return NOT_STARTED
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     http = urllib3.PoolManager(maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout)
     headers = {"Authorization": f"Bearer {os.environ['GATEWAY_KEY']}"} if "GATEWAY_KEY" in os.environ else {}
     failed = 0
-    with _open_output(options.out) as file, ThreadPoolExecutor(options.concurrency) as pool:
+    with output as file, ThreadPoolExecutor(options.concurrency) as pool:
 
         def ask(image: str) -> dict[str, Any]:
             return _ask(http, options.gateway, headers, image, options.top_k)
@@ -82,9 +83,15 @@ def _answered(out: Path | None) -> set[str]:
     """Return the images that the output file answers; those that failed are asked again."""
     if out is None or not out.is_file():
         return set()
-    with out.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file) if out.suffix == ".csv" else map(json.loads, file)
-        return {row["source"] for row in rows if not row.get("error")}
+    text = out.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):  # a run was killed while it wrote; what it wrote last is asked again
+        text = text[: text.rfind("\n") + 1]
+        out.write_text(text, encoding="utf-8")
+    lines = text.splitlines()
+    rows: list[dict[str, Any]] = list(csv.DictReader(lines)) if out.suffix == ".csv" else list(map(json.loads, lines))
+    if any("source" not in row for row in rows):
+        raise ValueError(f"Expected {out} to be of an earlier run. Received a file of another kind")
+    return {row["source"] for row in rows if not row.get("error")}
 
 
 def _open_output(out: Path | None) -> TextIO:
@@ -120,13 +127,16 @@ def _ask(http: urllib3.PoolManager, gateway: str, headers: dict[str, str], image
             body, kind = Path(image).read_bytes(), "application/octet-stream"
         response = http.request("POST", url, body=body, headers={**headers, "Content-Type": kind})
         answer: dict[str, Any] = json.loads(response.data)
+        if response.status == 200:
+            return {key: answer[key] for key in ("model", "predictions", "image", "timing_ms")}
+        return {"error": answer["code"], "detail": answer["detail"]}
     except OSError as exc:
         return {"error": "unreadable", "detail": str(exc)}
     except urllib3.exceptions.HTTPError as exc:
         return {"error": "unreachable", "detail": f"Expected a gateway at {gateway}. Received: {exc}"}
-    except ValueError:
-        return {"error": "not_a_gateway", "detail": f"Expected JSON from {gateway}. Received: status {response.status}"}
-    return {"error": answer["code"], "detail": answer["detail"]} if "code" in answer else answer
+    except (ValueError, KeyError, TypeError):
+        detail = f"Expected a gateway's answer from {gateway}. Received something else, with status {response.status}"
+        return {"error": "not_a_gateway", "detail": detail}
 
 
 def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -> None:
@@ -144,6 +154,12 @@ def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -
     file.flush()
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"Expected an integer from 1. Received: {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gateway.batch", description=__doc__, epilog="An API key is taken from GATEWAY_KEY."
@@ -152,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gateway", default="http://localhost:9696", help="(%(default)s)")
     parser.add_argument("--out", type=Path, help="a .csv or .jsonl file to append to; standard output without it")
     parser.add_argument("--top-k", type=int, default=1, help="predictions an image (%(default)s)")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at once (%(default)s)")
+    parser.add_argument("--concurrency", type=_positive, default=8, help="requests at once (%(default)s)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)")
     return parser
 

@@ -35,6 +35,8 @@ STATUS_TIMEOUT_S = 2.0
 FORGET_AFTER_S = 10.0  # a version counts as gone once no look has seen it for so long
 SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that holds a version
 SEARCH_PAUSE_S = 0.005
+LOOKS_UNTIL_AWAY = 2  # so many looks in a row that found no model server open the circuit breaker
+ATTEMPTS_UNTIL_REFUSED = 3  # how often a version may fail in the model server before it is refused
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -43,7 +45,8 @@ _CHANNEL_OPTIONS = (
         "grpc.service_config",
         """{"loadBalancingConfig": [{"round_robin": {}}],
             "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-            "methodConfig": [{"name": [{"service": "tensorflow.serving.PredictionService"}],
+            "methodConfig": [{"name": [{"service": "tensorflow.serving.PredictionService"},
+                                       {"service": "tensorflow.serving.ModelService"}],
                               "retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.1s",
                                               "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]}""",
     ),
@@ -110,7 +113,8 @@ class ModelClient:
         self._accepted: dict[int, Version] = {}
         self._refused: dict[int, str] = {}
         self._broken: dict[int, str] = {}
-        self._away: str | None = None
+        self._attempts: dict[int, int] = {}
+        self._failed_looks = 0
         self._available: set[int] = set()
         self._seen: dict[int, float] = {}
         self.health = Health()
@@ -133,8 +137,8 @@ class ModelClient:
         Raises:
             ModelUnavailable: There is none, or the last look found no model server.
         """
-        if self._accepted and self._away:
-            raise ModelUnavailable(self._away)
+        if self._failed_looks >= LOOKS_UNTIL_AWAY:
+            raise ModelUnavailable(self.health.error or "Expected a model server. Received: none.")
         return next(self.candidates(time.monotonic() + STATUS_TIMEOUT_S))
 
     def candidates(self, deadline: float) -> Iterator[Version]:
@@ -178,6 +182,7 @@ class ModelClient:
                 raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
             chunk = pixels[start : start + self._max_batch]
             parts.append(self._probabilities(version.number, version.contract, chunk, timeout_s))
+        self._failed_looks = 0  # whatever a look found, the model server answers
         return np.concatenate(parts)
 
     def _probabilities(
@@ -238,7 +243,7 @@ class ModelClient:
         """Look now, or wait for a look that began after this call."""
         asked = self._looks
         with self._looking:
-            if self._looks < asked + 2:  # a look that was under way when this was called may have missed the news
+            if self._looks == asked:  # a look counts from its begin, so that one under way does not stand for this one
                 self._look()
 
     def _look(self) -> None:
@@ -253,10 +258,11 @@ class ModelClient:
         except Overloaded:  # it is there, and busy: what the last look found still holds
             return
         except GatewayError as exc:
-            self._available, self._away = set(), exc.detail
+            self._available = set()
+            self._failed_looks += 1
             self._set_health(Health(refused=self._refused | self._broken, error=exc.detail))
             return
-        self._away = None
+        self._failed_looks = 0
         available = {each.version for each in statuses if each.state == messages.ModelVersionStatus.AVAILABLE}
         self._forget_unseen(available)
         self._broken = {
@@ -280,6 +286,7 @@ class ModelClient:
             del self._seen[number]
             self._accepted.pop(number, None)
             self._refused.pop(number, None)
+            self._attempts.pop(number, None)
 
     def _admit(self, number: int) -> str | None:
         """Open the golden gate for a version, or refuse it; return what kept it from being tried, if anything."""
@@ -298,11 +305,15 @@ class ModelClient:
             _log.info("version %d of %s passed the golden gate", number, self.model)
         except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
             return f"Version {number} could not be tried: {exc.detail}"  # the next look tries again
-        except (Refusal, ModelFailed, tensor.TensorError) as exc:
+        except Exception as exc:  # whatever a version says of itself, it must not keep others from answering
             cause = exc.__cause__
-            reason = f"{exc} ({cause.details()})" if isinstance(cause, grpc.RpcError) else str(exc)
+            reason = f"{exc} ({cause.details()})" if isinstance(cause, grpc.RpcError) else f"{exc}"
+            self._attempts[number] = self._attempts.get(number, 0) + 1
+            if isinstance(exc, ModelFailed) and self._attempts[number] < ATTEMPTS_UNTIL_REFUSED:
+                return f"Version {number} could not be tried: {reason}"
             self._refused[number] = reason
-            _log.warning("version %d of %s is refused: %s", number, self.model, reason)
+            expected = isinstance(exc, Refusal | ModelFailed | tensor.TensorError)
+            _log.warning("version %d of %s is refused: %s", number, self.model, reason, exc_info=not expected)
         return None
 
     def _set_health(self, health: Health) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -17,6 +19,8 @@ from typing import Any
 from werkzeug.test import run_wsgi_app
 
 from gateway.errors import GatewayError, Overloaded, RequestTimeout, TooLarge
+from gateway.logs import Trace
+from gateway.metrics import Metrics
 from gateway.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -25,6 +29,13 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 WsgiApp = Callable[..., Iterable[bytes]]
 
 HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
+RECEIVED = "gateway.received"  # when the request was complete, in the WSGI environment: its time runs from there
+SMALL_BODY_BYTES = 64 * 1024  # for every path that takes none
+MAX_SCRAPES = 4
+
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+
+_log = logging.getLogger(__name__)
 
 
 class ClientGone(Exception):
@@ -34,14 +45,15 @@ class ClientGone(Exception):
 class Front:
     """An ASGI application around a WSGI one."""
 
-    def __init__(self, app: WsgiApp, settings: Settings) -> None:
+    def __init__(self, app: WsgiApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
         self._settings = settings
-        self._capacity = settings.threads + settings.max_waiting
-        self._admitted = 0
-        self._work = ThreadPoolExecutor(settings.threads, thread_name_prefix="request")
-        # Whoever asks for the health of a busy gateway must not wait behind its work.
-        self._health = ThreadPoolExecutor(1, thread_name_prefix="health")
+        self._metrics = metrics
+        self._work = Line("request", settings.threads, settings.threads + settings.max_waiting)
+        # Whoever asks for the health of a busy gateway must not wait behind its work, nor behind a scrape.
+        self._health = Line("health", 1, settings.threads + settings.max_waiting)
+        self._scrapes = Line("metrics", 1, MAX_SCRAPES)
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -50,29 +62,32 @@ class Front:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held = Held(self)
         try:
-            body = await self._read(scope, receive)
-            status, headers, content = await self._admit(scope, body)
+            body = await self._read(scope, receive, held)
+            status, headers, content = await self._line(scope["path"]).run(self._run, [scope, body, time.monotonic()])
         except ClientGone:
             return
         except GatewayError as error:
-            status, headers, content = _problem(error)
+            status, headers, content = self._refuse(scope, error)
+        finally:
+            held.release()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive, held: Held) -> bytes:
         """Return the whole body.
 
         Raises:
             TooLarge: It is longer than allowed; by its Content-Length where it has one, before it is read.
             RequestTimeout: It did not come in time.
+            Overloaded: The bodies that are held at this moment leave no room for it.
         """
-        limit = self._settings.max_body_bytes
+        limit = self._settings.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared) > limit:
-            raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {int(declared):,}")
+        if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+            raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {declared[:20].decode()}")
         parts: list[bytes] = []
-        size = 0
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
                 while True:
@@ -80,32 +95,38 @@ class Front:
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > limit:
+                    held.add(len(parts[-1]))
+                    if held.size > limit:
                         raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: more")
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError as exc:
             raise RequestTimeout(
-                f"Expected the whole request within {self._settings.body_timeout_s:g} s. Received: {size:,} bytes of it"
+                f"Expected the whole request within {self._settings.body_timeout_s:g} s. Received:"
+                f" {held.size:,} bytes of it"
             ) from exc
 
-    async def _admit(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        loop = asyncio.get_running_loop()
-        if scope["path"] in HEALTH_PATHS:
-            return await loop.run_in_executor(self._health, self._run, scope, body)
-        if self._admitted >= self._capacity:
-            raise Overloaded("Expected a gateway with room for one more request. Received: none. Try again shortly.")
-        self._admitted += 1
-        try:
-            return await loop.run_in_executor(self._work, self._run, scope, body)
-        finally:
-            self._admitted -= 1
+    def _line(self, path: str) -> Line:
+        if path == "/metrics":
+            return self._scrapes
+        return self._health if path in HEALTH_PATHS else self._work
 
-    def _run(self, scope: Scope, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        chunks, status, headers = run_wsgi_app(self._app, _environ(scope, body), buffered=True)
+    def _run(self, scope: Scope, body: bytes, received: float) -> Answer:
+        environ = _environ(scope, body)
+        environ[RECEIVED] = received
+        chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)
         fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         return int(status.split(" ", 1)[0]), fields, b"".join(chunks)
+
+    def _refuse(self, scope: Scope, error: GatewayError) -> Answer:
+        """Answer without a thread; counted and logged as the application's own answers are."""
+        headers = dict(scope["headers"])
+        asked_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        trace = Trace.of(asked_id, headers.get(b"traceparent", b"").decode("latin-1"))
+        self._metrics.answers.labels("front", error.status, error.code).inc()
+        fields = {"method": scope["method"], "path": scope["path"], "status": error.status, "code": error.code}
+        _log.info("refused", extra={"fields": {**fields, "request_id": trace.request_id, "trace_id": trace.trace_id}})
+        return _problem(error, trace.request_id)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -115,9 +136,68 @@ class Front:
                 return
 
 
-def _problem(error: GatewayError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+class Line:
+    """Threads, and a bounded line before them."""
+
+    def __init__(self, name: str, threads: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._admitted = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    async def run(self, work: Callable[..., Answer], arguments: list[Any]) -> Answer:
+        """Work in a thread. A place is taken until the work ends, also when its client has gone.
+
+        Raises:
+            Overloaded: The line is full.
+        """
+        if self._admitted >= self._capacity:
+            raise Overloaded("Expected a gateway with room for one more request. Received: none. Try again shortly.")
+        loop = asyncio.get_running_loop()
+        self._admitted += 1
+        future = self._pool.submit(lambda: work(*arguments))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if future.cancelled():
+                arguments.clear()  # the pool keeps the work until a thread comes to it; the body need not stay
+            raise
+
+    def _leave(self) -> None:
+        self._admitted -= 1
+
+
+class Held:
+    """The bytes that one request holds in memory, of all that its process may hold at once."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Hold more.
+
+        Raises:
+            Overloaded: That would be more than the process may hold.
+        """
+        self.size += size
+        self._front._held_bytes += size
+        if self._front._held_bytes > self._front._settings.max_held_bytes:
+            raise Overloaded("Expected room for the request's body. Received: none at the moment. Try again shortly.")
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._front._held_bytes -= self.size
+        self.size = 0
+
+
+def _problem(error: GatewayError, request_id: str) -> Answer:
     content = json.dumps(error.problem()).encode()
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(content)).encode())]
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
     return error.status, headers, content

@@ -28,7 +28,7 @@ class Trace:
     @classmethod
     def of(cls, request_id: str | None, traceparent: str | None) -> Trace:
         """Accept the caller's identifiers where they are well formed, and make those that are missing."""
-        parent = _TRACEPARENT.match(traceparent or "")
+        parent = _TRACEPARENT.fullmatch(traceparent or "")
         return cls(
             request_id if request_id and _REQUEST_ID.fullmatch(request_id) else secrets.token_hex(8),
             parent[1] if parent else secrets.token_hex(16),
@@ -60,7 +60,7 @@ class JsonFormatter(logging.Formatter):
             line |= {"request_id": trace.request_id, "trace_id": trace.trace_id, "span_id": trace.span_id}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)  # in ASCII: a terminal may act on other control characters
 
 
 # All lines, gunicorn's own too, go to standard error as JSON. Its access log is off: the application's line says more.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.client import Health
+from gateway.errors import GatewayError
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -17,9 +18,8 @@ CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1
 
 def share() -> None:
     """Make the folder that all workers write to; before the client library is imported, which reads the variable."""
-    if FOLDER not in os.environ:
-        memory = "/dev/shm"  # noqa: S108  # in memory where there is one: the files are counters, mapped by each worker
-        os.environ[FOLDER] = tempfile.mkdtemp(prefix="metrics-", dir=memory if os.access(memory, os.W_OK) else None)
+    memory = "/dev/shm"  # noqa: S108  # in memory where there is one: the files are counters, mapped by each worker
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix="metrics-", dir=memory if os.access(memory, os.W_OK) else None)
 
 
 def unshare() -> None:
@@ -41,10 +41,12 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self._registry = CollectorRegistry()
-        self._shown: set[tuple[Any, int]] = set()
+        self._shown: set[int] = set()
         options: dict[str, Any] = {"registry": self._registry}
         self.answers = Counter("gateway_answers", "Answers, by path, status and error code.",
                                ["path", "status", "code"], **options)  # fmt: skip
+        self.failures = Counter("gateway_image_failures", "Images without a prediction, by error code.",
+                                ["code"], **options)  # fmt: skip
         self.stages = Histogram("gateway_stage_seconds", "Time in each stage of a prediction, by model version.",
                                 ["stage", "version"], buckets=STAGE_BUCKETS_S, **options)  # fmt: skip
         self.classes = Counter("gateway_predictions", "Images by the class that was most probable, and version.",
@@ -59,9 +61,11 @@ class Metrics:
                            multiprocess_mode="livemin", **options)  # fmt: skip
 
     def observe(self, version: int, seconds: Mapping[str, float], results: Sequence[Any]) -> None:
-        """Count a request's results, those that are errors excepted, and measure its stages."""
+        """Count a request's results and measure its stages."""
         for stage, value in seconds.items():
             self.stages.labels(stage, version).observe(value)
+        for error in (result for result in results if isinstance(result, GatewayError)):
+            self.failures.labels(error.code).inc()
         for best in (result["predictions"][0] for result in results if isinstance(result, dict)):
             self.classes.labels(version, best["class"]).inc()
             self.confidence.labels(version).observe(best["probability"])
@@ -69,11 +73,10 @@ class Metrics:
     def show(self, health: Health) -> None:
         """Show what a worker found of the model server's versions."""
         self.ready.set(health.ready)
-        for gauge, versions in ((self.accepted, health.versions), (self.refused, health.refused)):
-            self._shown |= {(gauge, version) for version in versions}
-            for other, version in self._shown:
-                if other is gauge:
-                    gauge.labels(version).set(version in versions)
+        self._shown |= {*health.versions, *health.refused}
+        for version in self._shown:  # 0 is said too, so that a worker that disagrees is seen
+            self.accepted.labels(version).set(version in health.versions)
+            self.refused.labels(version).set(version in health.refused)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -19,6 +19,9 @@ from gateway.settings import Settings
 
 U = TypeVar("U")
 
+# A request waits so long for a place to fetch; while slow hosts hold them all, the rest is told to come back.
+FETCH_PLACE_WAIT_S = 1.0
+
 
 class Stages:
     """What happens to images on their way to the model. An image that failed is its error from there on."""
@@ -32,12 +35,12 @@ class Stages:
     def fetch(self, images: Sequence[Url | bytes], deadline: float) -> list[bytes | GatewayError]:
         """Return the bytes of each image; those that came with the request are there already."""
 
-        def fetch(image: Url | bytes) -> bytes:
-            if isinstance(image, bytes):
-                return image
-            return self._fetcher.fetch(image.text, max(0.001, deadline - time.monotonic()))
+        def fetch(url: Url) -> bytes:
+            return self._fetcher.fetch(url.text, max(0.001, deadline - time.monotonic()))
 
-        return self._fetching.map(fetch, images, deadline)
+        urls = [image for image in images if isinstance(image, Url)]
+        fetched = iter(self._fetching.map(fetch, urls, min(deadline, time.monotonic() + FETCH_PLACE_WAIT_S)))
+        return [next(fetched) if isinstance(image, Url) else image for image in images]
 
     def decode(
         self, images: Sequence[bytes | GatewayError], spec: ImageSpec, deadline: float
@@ -54,11 +57,12 @@ class Stages:
 
 
 class Stage:
-    """A bounded part of the work: so many items at once, the others wait as long as their request may."""
+    """A bounded part of the work: so many items at once, the others wait for a place until a deadline."""
 
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
         self._places = BoundedSemaphore(limit)
+        self._share = max(1, limit // 2)
         self._pool = ThreadPoolExecutor(limit, thread_name_prefix=name)
 
     def map(self, work: Callable[[Any], U], items: Sequence[Any], deadline: float) -> list[U | GatewayError]:
@@ -73,10 +77,14 @@ class Stage:
             except GatewayError as error:
                 return error
 
-        if len(items) == 1:
-            return [attempt(items[0])]
+        if len(items) < 2:
+            return [attempt(item) for item in items]
         context = copy_context()  # the log lines of the stage's threads belong to this request
-        return list(self._pool.map(lambda item: context.copy().run(attempt, item), items))
+        results: list[U | GatewayError] = []
+        for start in range(0, len(items), self._share):  # a long list leaves places for others
+            part = items[start : start + self._share]
+            results += self._pool.map(lambda item: context.copy().run(attempt, item), part)
+        return results
 
     @contextmanager
     def _place(self, deadline: float) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from PIL import Image
 
 from gateway.app import create_app
 from gateway.client import ModelClient
+from gateway.errors import ModelUnavailable
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from tests.conftest import Origin
@@ -200,8 +202,10 @@ def test_while_the_model_server_is_away_nothing_is_fetched(
     model_server.stop()
     client.start()
     deadline = time.monotonic() + 5
-    while client.health.ready and time.monotonic() < deadline:
-        time.sleep(0.02)
+    with contextlib.suppress(ModelUnavailable):
+        while time.monotonic() < deadline:
+            client.newest()
+            time.sleep(0.02)
     fetched = origin.requests
     answer = app.post("/predict", json={"url": url})
     assert_problem(answer, 503, "model_unavailable")

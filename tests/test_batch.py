@@ -86,6 +86,29 @@ def test_urls_lists_and_images_go_to_standard_output_as_json_lines(
     assert sources == {url, f"{url}?again", str(folder / "a.jpg")}
 
 
+def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_path: Path) -> None:
+    """Half a line is dropped, and its image answered anew."""
+    out = tmp_path / "out.jsonl"
+    image = str(folder / "a.jpg")
+    assert main([image, "--gateway", address, "--out", str(out)]) == 0
+    out.write_text(out.read_text() * 2 + out.read_text()[:30])
+    assert main([image, str(folder / "b.png"), "--gateway", address, "--out", str(out)]) == 0
+    assert [json.loads(line)["source"] for line in out.read_text().splitlines()] == [
+        image,
+        image,
+        str(folder / "b.png"),
+    ]
+
+
+def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """A CSV that no run wrote is not appended to, and a folder that is not there is told."""
+    out = tmp_path / "mine.csv"
+    out.write_text("a,b\n1,2\n")
+    assert main(["http://example.com/a.jpg", "--out", str(out)]) == 2
+    assert out.read_text() == "a,b\n1,2\n"
+    assert main(["http://example.com/a.jpg", "--out", str(tmp_path / "none" / "out.csv")]) == 2
+
+
 def test_nothing_to_begin_with_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A path that is not there and a folder without images are mistakes of the caller."""
     assert main([str(tmp_path / "none")]) == 2

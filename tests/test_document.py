@@ -35,6 +35,10 @@ def test_a_contract_reads_back_as_it_was_written() -> None:
         (("image", "background"), [0, 0, 300], "a background"),
         (("image", "new_member"), 1, "new_member"),
         (("golden",), None, "complete contract"),
+        (("golden", "tolerance"), "abc", "complete contract"),
+        (("golden", "examples"), [{"name": "one", "image": "", "probabilities": [10**400, 0, 0]}], "complete contract"),
+        (("golden", "examples"), [{"name": "one", "image": "", "probabilities": ["a", 0, 0]}], "complete contract"),
+        (("origin",), ["abc"], "complete contract"),
     ],
 )
 def test_a_contract_that_cannot_be_read_says_which_member(path: tuple[str, ...], value: object, message: str) -> None:
@@ -48,7 +52,7 @@ def test_a_contract_that_cannot_be_read_says_which_member(path: tuple[str, ...],
         Contract.from_json(json.dumps(document))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"contract_version": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"contract_version": 1}'])
 def test_text_that_is_no_contract_is_refused(text: str) -> None:
     """Neither broken JSON nor JSON of another kind passes."""
     with pytest.raises(ContractError, match="Expected"):

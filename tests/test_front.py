@@ -140,6 +140,40 @@ def test_a_client_that_leaves_early_harms_nothing(client: Gateway) -> None:
     assert post(client.port)[0] == 200
 
 
+def test_clients_that_leave_keep_their_places_until_their_work_ends(client: Gateway, server: FakeModelServer) -> None:
+    """Requests that were given up do not let more in than there are places."""
+    server.gate.clear()
+    request = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(
+        IMAGE
+    )
+    for _ in range(2):  # the two threads
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            connection.sendall(request + IMAGE)
+            time.sleep(0.3)
+    results, threads = in_threads(6, lambda: post(client.port)[0])
+    time.sleep(1)
+    assert results.count(503) == 4  # two wait in line
+    server.gate.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [200, 200, 503, 503, 503, 503]
+
+
+def test_the_front_counts_and_names_what_it_refuses(client: Gateway) -> None:
+    """A refusal has an id, and shows in the metrics."""
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=5)
+    connection.putrequest("POST", "/predict")
+    connection.putheader("Content-Length", "100001")
+    connection.putheader("X-Request-ID", "mine")
+    connection.endheaders()
+    response = connection.getresponse()
+    assert (response.status, response.headers["X-Request-ID"]) == (413, "mine")
+    connection.close()
+    connection.request("GET", "/metrics")
+    assert b'gateway_answers_total{code="too_large",path="front",status="413"}' in connection.getresponse().read()
+    connection.close()
+
+
 def test_sigterm_lets_accepted_requests_finish_and_exits_with_0(server: FakeModelServer) -> None:
     """What was accepted is answered (F11)."""
     starter = start(server)

@@ -58,7 +58,7 @@ def stack(tiny_store: Path, origin: Origin) -> Iterator[tuple[subprocess.Popen[s
 
 @pytest.mark.tensorflow
 @pytest.mark.skipif(not shutil.which("curl"), reason="pastes a curl command")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_printed_command_works_and_a_signal_ends_everything(
     stack: tuple[subprocess.Popen[str], str], origin: Origin, number: signal.Signals
 ) -> None:
@@ -73,11 +73,44 @@ def test_the_printed_command_works_and_a_signal_ends_everything(
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
     process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)  # an impatient second Ctrl-C
     out, _ = process.communicate(timeout=40)
     assert process.returncode == 0, out
     assert "Stopped." in out
     time.sleep(0.1)
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
+def test_a_kill_leaves_no_process_behind(stack: tuple[subprocess.Popen[str], str]) -> None:
+    """Not even SIGKILL orphans the model server and the gateway."""
+    process, _ = stack
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 15
+    while left := [pid for pid in children if alive(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def alive(pid: str) -> bool:
+    """Tell whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("port", ["http", "0", "70000"])
+def test_a_bad_port_is_told(port: str) -> None:
+    """A word or a number out of range is no traceback."""
+    process = start(MODEL="tiny", PORT=port)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert out == f"Expected PORT from 1 to 65535. Received: {port!r}\n"
 
 
 def test_a_port_in_use_is_told_with_the_way_out() -> None:
