@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODEL ?= imagenet
 PORT ?= 9696
 
-.PHONY: help setup run test check format messages requirements benchmark-engines benchmark-gateway faults corpus clean
+.PHONY: help setup run test check format messages requirements benchmark-engines benchmark-gateway benchmark-overhead faults corpus clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,6 +49,9 @@ benchmark-engines: setup  ## images a second of each engine, as a ratio to the p
 
 benchmark-gateway: setup  ## requests a second through the whole stack
 	@$(BIN)/python -m benchmarks.gateway
+
+benchmark-overhead: setup  ## CPU that the gateway itself spends on a request
+	@$(BIN)/python -m benchmarks.overhead
 
 faults: setup  ## inject each fault into the running stack, and print what is seen beside what is expected
 	@$(BIN)/python -m benchmarks.faults

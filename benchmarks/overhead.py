@@ -1,0 +1,86 @@
+"""`make benchmark-overhead`: CPU that the gateway spends on a request, besides fetching, decoding and the model.
+
+The model server answers 1,000 constant probabilities at once, in this process; only the gateway's workers are measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.faults import encode
+from contract.document import ImageSpec
+from contract.image import decode
+from tests.model_server import FakeModelServer, FakeVersion
+from tests.stack import Gateway, gateway
+
+SPEC = ImageSpec(224, 224)
+REQUESTS, CLIENTS = 3000, 4
+
+
+def main() -> None:
+    """Measure, and print the parts."""
+    image = encode(Image.new("RGB", (224, 224), "teal"))
+    started = time.process_time()
+    for _ in range(300):
+        decode(image, SPEC)
+    decode_ms = (time.process_time() - started) / 300 * 1000
+    classes = tuple(f"class-{i}" for i in range(1000))
+    server = FakeModelServer({1: FakeVersion.of([image], classes, SPEC, constant)})
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        client = stack.enter_context(gateway(server.address, "tiny"))
+        send(client, image, 200)
+        before = cpu_s(client)
+        send(client, image, REQUESTS)
+        spent_ms = (cpu_s(client) - before) / REQUESTS * 1000
+    server.stop()
+    print(f"CPU of the gateway a request, image sent as its body: {spent_ms:.2f} ms, of it decoding {decode_ms:.2f} ms")
+    print(f"the gateway's own: {spent_ms - decode_ms:.2f} ms ({REQUESTS} requests, {CLIENTS} clients)")
+
+
+def constant(pixels: Any) -> Any:
+    """Return the same probabilities (n, 1000) for any pixels."""
+    return np.full((len(pixels), 1000), 0.001, np.float32)
+
+
+def send(client: Gateway, image: bytes, count: int) -> None:
+    """Send an image so often, on a connection a client."""
+
+    def work() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
+        for _ in range(count // CLIENTS):
+            connection.request("POST", "/predict", image, {"Content-Type": "image/png"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise RuntimeError(f"Expected 200. Received: {response.status} {response.read()!r}")
+            response.read()
+        connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def cpu_s(client: Gateway) -> float:
+    """Return the processor time that the workers have used."""
+    ticks = 0
+    for pid in client.worker_pids():
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
