@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.gateway import draw
 from tests.stack import Gateway, Load, free_port, gateway, post, running
 
-STORE, MODEL = Path("model-store"), "imagenet"
+STORE, MODEL = Path("model-store").resolve(), "imagenet"
 PHOTO = draw(640, 480)
 REQUEST_TIMEOUT_S = 4.0
 SETTINGS = {"GATEWAY_REQUEST_TIMEOUT_S": "4", "GATEWAY_MODEL_TIMEOUT_S": "2", "GATEWAY_BODY_TIMEOUT_S": "3"}
@@ -71,7 +71,7 @@ class ModelServer:
         self._program.__exit__(None, None, None)
 
     def start(self) -> None:
-        base = (STORE / MODEL).resolve()
+        base = STORE / MODEL
         flags = (f"--model_name={MODEL}", f"--model_base_path={base}", f"--port={self.port}", "--grpc_max_threads=64")
         self._program = running("-m", "serving", *flags)
         self.process = self._program.__enter__()

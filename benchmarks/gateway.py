@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.stack import Gateway, Load, free_port, gateway, model_server, running
 
-STORE, MODEL = Path("model-store"), "imagenet"
+STORE, MODEL = Path("model-store").resolve(), "imagenet"
 PHOTOS = {"/224-px.jpg": (224, 224), "/1-megapixel.jpg": (1152, 864), "/12-megapixels.jpg": (4000, 3000)}
 ENGINES = ("tflite", "tensorflow")
 CLIENTS, ROUNDS, ROUND_S, WARM_UP_S = 8, 5, 5.0, 1.0
@@ -32,7 +32,8 @@ def main() -> None:
     origin = f"127.0.0.1:{free_port()}"
     plain: list[float] = []
     rates: dict[tuple[str, str], list[float]] = {(path, engine): [] for path in PHOTOS for engine in ENGINES}
-    with contextlib.ExitStack() as stack, open(os.devnull, "w") as nowhere:  # noqa: PTH123
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
         stack.enter_context(contextlib.redirect_stdout(nowhere))  # the programs' own lines, printed as they end
         stack.enter_context(running("-m", "benchmarks.gateway", origin))
         gateways = {}
