@@ -8,9 +8,17 @@ import sys
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 from gateway import logs, metrics
 from gateway.settings import Settings, SettingsError
+
+
+class Quiet(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's logger without its access lines, which it would format for nobody: the application's say more."""
+
+    def access(self, *_: Any) -> None:
+        return None
 
 
 class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -25,7 +33,8 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "bind": f"{self.settings.host}:{self.settings.port}",
             "workers": self.settings.workers,
             "worker_class": "asgi",
-            "asgi_loop": "asyncio",
+            "asgi_loop": "uvloop",
+            "logger_class": Quiet,
             "timeout": max(30, int(self.settings.body_timeout_s) + 5),  # it also bounds each wait for a part of a body
             "graceful_timeout": int(self.settings.request_timeout_s) + 5,
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only

@@ -63,7 +63,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)  # in ASCII: a terminal may act on other control characters
 
 
-# All lines, gunicorn's own too, go to standard error as JSON. Its access log is off: the application's line says more.
+# All lines, gunicorn's own too, go to standard error as JSON.
 CONFIG: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -72,6 +72,5 @@ CONFIG: dict[str, Any] = {
     "root": {"level": "INFO", "handlers": ["console"]},
     "loggers": {
         "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
-        "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
     },
 }
