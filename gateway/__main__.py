@@ -61,7 +61,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             settings.max_batch,
             measured.show,
         )
-        model.start()
+        model.start(wait_s=5.0)  # gunicorn listens after this: the first request finds what the first look found
         return Front(create_app(settings, model, measured), settings, measured)
 
 

@@ -120,11 +120,13 @@ class ModelClient:
         self.health = Health()
         self._looking = threading.Lock()
         self._looks = 0
+        self._looked = threading.Event()
         self._stopped = threading.Event()
 
-    def start(self) -> None:
-        """Look for versions from now on, in the background."""
+    def start(self, wait_s: float = 0.0) -> None:
+        """Look for versions from now on, in the background; wait so long at most for the first look to end."""
         threading.Thread(target=self._watch, name="model-watch", daemon=True).start()
+        self._looked.wait(wait_s)
 
     def close(self) -> None:
         """Stop looking, and close the channel."""
@@ -237,6 +239,7 @@ class ModelClient:
             except Exception:
                 if not self._stopped.is_set():  # a closed channel ends the watch; anything else must not
                     _log.exception("looking for versions failed")
+            self._looked.set()
             self._stopped.wait(self._poll_s)
 
     def _look_again(self) -> None:

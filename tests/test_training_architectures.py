@@ -95,7 +95,7 @@ def test_preprocessing_scales_to_its_range(mode, low, high):
 
 def test_unknown_preprocessing_lists_the_known(pixels):
     """Keras' own word for ±1 is not ours, and the message says which is."""
-    with pytest.raises(WeightsError, match=r"none, 0-1, ±1, caffe, torch\. Received: 'tf'"):
+    with pytest.raises(WeightsError, match=r"none, 0-1, ±1, caffe, torch, efficientnet-lite\. Received: 'tf'"):
         architectures.preprocess(pixels, "tf")
 
 
