@@ -166,11 +166,11 @@ def test_sigterm_drains(serve, tiny_store):
     process.wait_for("Running gRPC ModelServer")
     with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
         predict(channel)(images(1), timeout=5)
-        running = predict(channel).future(images(20_000), timeout=30)  # most of a second of work
+        running = predict(channel).future(images(100_000), timeout=30)  # seconds of work
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         process.wait_for("Draining")
         process.send_signal(signal.SIGTERM)
         assert not running.done()
-        assert to_array(running.result().outputs["probabilities"]).shape == (20_000, 3)
+        assert to_array(running.result().outputs["probabilities"]).shape == (100_000, 3)
     assert process.wait()[0] == 0
