@@ -17,6 +17,8 @@ from tests.model_server import FakeModelServer, FakeVersion
 from tests.photos import encode, photo
 from tests.stack import Gateway, free_port, running
 
+pytestmark = pytest.mark.processes
+
 IMAGE = encode(photo())
 SETTINGS = {
     "GATEWAY_WORKERS": "1",
