@@ -29,7 +29,6 @@ from tests.stack import Gateway, Load, free_port, gateway, post, running
 
 STORE, MODEL = Path("model-store").resolve(), "imagenet"
 PHOTO = draw(640, 480)
-REQUEST_TIMEOUT_S = 4.0
 SETTINGS = {"GATEWAY_REQUEST_TIMEOUT_S": "4", "GATEWAY_MODEL_TIMEOUT_S": "2", "GATEWAY_BODY_TIMEOUT_S": "3"}
 
 Row = tuple[str, str, str]

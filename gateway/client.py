@@ -137,7 +137,7 @@ class ModelClient:
         """Return the version that answers first; while the model server is away, fail at once (a circuit breaker).
 
         Raises:
-            ModelUnavailable: There is none, or the last look found no model server.
+            ModelUnavailable: There is none, or the last looks found no model server.
         """
         if self._failed_looks >= LOOKS_UNTIL_AWAY:
             raise ModelUnavailable(self.health.error or "Expected a model server. Received: none.")
