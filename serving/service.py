@@ -104,7 +104,11 @@ class Server:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def drain(self, grace_s: float) -> None:
-        """Say NOT_SERVING, accept no more requests, and give those under way some seconds to finish."""
+        """Say NOT_SERVING, accept no more requests, and give those under way some seconds to finish.
+
+        gRPC closes a connection as soon as its last answer is written; of answers of 1.2 MB one in thirty was then lost
+        on the way, of 100 kB none in 120. The gateway asks again for what is lost.
+        """
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
 

@@ -161,16 +161,22 @@ def test_a_taken_port_ends_the_start(serve, tiny_store):
 
 @pytest.mark.tensorflow
 def test_sigterm_drains(serve, tiny_store):
-    """A request under way is answered after SIGTERM, even if the signal comes twice, and the process exits with 0."""
-    process = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny", "--engine_threads=1")
+    """Requests under way are answered after SIGTERM, even if the signal comes twice, and the process exits with 0."""
+    process = serve(
+        "--model_name=tiny",
+        f"--model_base_path={tiny_store}/tiny",
+        "--engine_threads=1",
+        "--grpc_max_threads=64",
+        "--drain_seconds=30",
+    )
     process.wait_for("Running gRPC ModelServer")
     with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
         predict(channel)(images(1), timeout=5)
-        running = predict(channel).future(images(100_000), timeout=30)  # seconds of work
+        running = [predict(channel).future(images(10_000), timeout=30) for _ in range(12)]  # seconds of work
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         process.wait_for("Draining")
         process.send_signal(signal.SIGTERM)
-        assert not running.done()
-        assert to_array(running.result().outputs["probabilities"]).shape == (100_000, 3)
+        assert not all(each.done() for each in running)
+        assert [to_array(each.result().outputs["probabilities"]).shape for each in running] == [(10_000, 3)] * 12
     assert process.wait()[0] == 0
