@@ -13,6 +13,7 @@ from gunicorn.glogging import Logger
 
 from gateway import logs, metrics
 from gateway.settings import Settings, SettingsError
+from gateway.worker import Worker
 
 
 class Quiet(Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -33,11 +34,12 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         options: dict[str, Any] = {
             "bind": f"{self.settings.host}:{self.settings.port}",
             "workers": self.settings.workers,
-            "worker_class": "asgi",
+            "worker_class": Worker,
             "asgi_loop": "uvloop",
             "logger_class": Quiet,
             "timeout": max(30, int(self.settings.body_timeout_s) + 5),  # it also bounds each wait for a part of a body
-            "graceful_timeout": int(self.settings.request_timeout_s) + 5,
+            "keepalive": 75,  # longer than load balancers keep theirs, 60 s as a rule: the server must not close first
+            "graceful_timeout": int(self.settings.shutdown_delay_s + self.settings.request_timeout_s) + 5,
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
             "child_exit": lambda _, worker: metrics.forget_worker(worker.pid),

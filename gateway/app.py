@@ -16,7 +16,7 @@ from contract.image import DecodedImage
 from gateway import logs, openapi
 from gateway.client import ModelClient, Version
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
-from gateway.front import HEALTH_PATHS, RECEIVED
+from gateway.front import DRAINING, HEALTH_PATHS, RECEIVED
 from gateway.inputs import read_query
 from gateway.keys import Keys
 from gateway.metrics import Metrics
@@ -82,9 +82,10 @@ def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flas
 
     @app.get("/readyz")
     def is_ready() -> tuple[Response, int]:
-        health = model.health
+        health, draining = model.health, request.environ.get(DRAINING, False)
+        ready = health.ready and not draining
         body = {
-            "status": "ready" if health.ready else "unavailable",
+            "status": "draining" if draining else "ready" if ready else "unavailable",
             "model": {
                 "name": model.model,
                 "versions": health.versions,
@@ -92,7 +93,7 @@ def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flas
                 "error": health.error,
             },
         }
-        return jsonify(body), 200 if health.ready else 503
+        return jsonify(body), 200 if ready else 503
 
     @app.get("/openapi.json")
     def show_api() -> Response:

@@ -7,6 +7,7 @@ and no thread. Requests beyond the threads wait in line; beyond the line they ar
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import logging
 import sys
@@ -29,7 +30,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 WsgiApp = Callable[..., Iterable[bytes]]
 
 HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
-RECEIVED = "gateway.received"  # when the request was complete, in the WSGI environment: its time runs from there
+# In the WSGI environment: when the request was complete, for its time runs from there, and whether the end has begun.
+RECEIVED, DRAINING = "gateway.received", "gateway.draining"
 SMALL_BODY_BYTES = 64 * 1024  # for every path that takes none
 MAX_SCRAPES = 4
 
@@ -46,14 +48,19 @@ class Front:
     """An ASGI application around a WSGI one."""
 
     def __init__(self, app: WsgiApp, settings: Settings, metrics: Metrics) -> None:
+        self.settings = settings
         self._app = app
-        self._settings = settings
         self._metrics = metrics
         self._work = Line("request", settings.threads, settings.threads + settings.max_waiting)
         # Whoever asks for the health of a busy gateway must not wait behind its work, nor behind a scrape.
         self._health = Line("health", 1, settings.threads + settings.max_waiting)
         self._scrapes = Line("metrics", 1, MAX_SCRAPES)
         self._held_bytes = 0
+        self._draining = False
+
+    def drain(self) -> None:
+        """Be not ready from now on, and ask each client to close its connection; go on answering."""
+        self._draining = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -72,6 +79,8 @@ class Front:
             status, headers, content = self._refuse(scope, error)
         finally:
             held.release()
+        if self._draining:
+            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
@@ -83,13 +92,13 @@ class Front:
             RequestTimeout: It did not come in time.
             Overloaded: The bodies that are held at this moment leave no room for it.
         """
-        limit = self._settings.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
+        limit = self.settings.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
             raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {declared[:20].decode()}")
         parts: list[bytes] = []
         try:
-            async with asyncio.timeout(self._settings.body_timeout_s):
+            async with asyncio.timeout(self.settings.body_timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -102,7 +111,7 @@ class Front:
                         return b"".join(parts)
         except TimeoutError as exc:
             raise RequestTimeout(
-                f"Expected the whole request within {self._settings.body_timeout_s:g} s. Received:"
+                f"Expected the whole request within {self.settings.body_timeout_s:g} s. Received:"
                 f" {held.size:,} bytes of it"
             ) from exc
 
@@ -112,8 +121,15 @@ class Front:
         return self._health if path in HEALTH_PATHS else self._work
 
     def _run(self, scope: Scope, body: bytes, received: float) -> Answer:
+        """Answer in a thread.
+
+        Raises:
+            Overloaded: Half of the request's time went by in line; the rest might not do, and the work be for nothing.
+        """
+        if time.monotonic() - received > self.settings.request_timeout_s / 2:
+            raise Overloaded("Expected a free thread in time for the request. Received: none. Try again shortly.")
         environ = _environ(scope, body)
-        environ[RECEIVED] = received
+        environ |= {RECEIVED: received, DRAINING: self._draining}
         chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)
         fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         return int(status.split(" ", 1)[0]), fields, b"".join(chunks)
@@ -153,18 +169,26 @@ class Line:
         if self._admitted >= self._capacity:
             raise Overloaded("Expected a gateway with room for one more request. Received: none. Try again shortly.")
         loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Answer] = loop.create_future()
         self._admitted += 1
         future = self._pool.submit(lambda: work(*arguments))
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, future, answered))
         try:
-            return await asyncio.wrap_future(future)
+            return await answered
         except asyncio.CancelledError:
-            if future.cancelled():
+            if future.cancel():
                 arguments.clear()  # the pool keeps the work until a thread comes to it; the body need not stay
             raise
 
-    def _leave(self) -> None:
+    def _leave(self, future: concurrent.futures.Future[Answer], answered: asyncio.Future[Answer]) -> None:
+        """Give the place back, and the answer to who waits; one call of the loop for both, a request has no other."""
         self._admitted -= 1
+        if answered.done() or future.cancelled():  # the client has gone
+            return
+        if error := future.exception():
+            answered.set_exception(error)
+        else:
+            answered.set_result(future.result())
 
 
 class Held:
@@ -182,7 +206,7 @@ class Held:
         """
         self.size += size
         self._front._held_bytes += size
-        if self._front._held_bytes > self._front._settings.max_held_bytes:
+        if self._front._held_bytes > self._front.settings.max_held_bytes:
             raise Overloaded("Expected room for the request's body. Received: none at the moment. Try again shortly.")
 
     def release(self) -> None:

@@ -111,6 +111,8 @@ def _top_k(value: Any, settings: Settings) -> int:
         return settings.top_k
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         value = int(value)
+    if isinstance(value, float) and value.is_integer():  # JSON does not tell 5.0 from 5
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BadRequest(f"Expected top_k to be an integer from 1. Received: {_short(value)}")
     return value

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gateway import errors
+from gateway.addresses import MAX_URL_CHARACTERS
 from gateway.settings import Settings
 
 Schema = dict[str, Any]
@@ -62,7 +63,9 @@ def _predict(settings: Settings) -> Schema:
                     "schema": {
                         "type": "object",
                         "required": ["file"],
-                        "properties": {"file": {"type": "array", "minItems": 1, "items": {"type": "string"}}},
+                        "properties": {
+                            "file": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+                        },
                     }
                 },
                 **{f"image/{name}": image for name in formats},
@@ -97,6 +100,11 @@ def _metrics() -> Schema:
     return operation
 
 
+# What is taken for sure. Host names of other scripts are taken too, and line breaks in base64.
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
+URL = f"^[Hh][Tt][Tt][Pp][Ss]?://{_LABEL}(\\.{_LABEL}){{0,3}}(:[0-9]{{1,4}})?([/?#][!-\\[\\]-~]*)?$"
+BASE64 = "^(data:[^,]*;base64,)?([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+
 # What the front answers on any path, before a route is asked.
 _ANYWHERE: Kinds = (errors.RequestTimeout, errors.TooLarge, errors.InternalError)
 _CLOSED: Kinds = (errors.Unauthorized, errors.Overloaded, errors.ModelUnavailable)
@@ -126,8 +134,15 @@ def _failures(kinds: Iterable[type[errors.GatewayError]]) -> Schema:
 def _schemas(settings: Settings) -> Schema:
     text: Schema = {"type": "string"}
     top_k = {"type": "integer", "minimum": 1}
-    lists: Schema = {"type": "array", "minItems": 1, "maxItems": settings.max_images, "items": text}
-    forms: dict[str, Schema] = {"url": text, "urls": lists, "image": text, "images": lists}
+    url = {"type": "string", "pattern": URL, "maxLength": MAX_URL_CHARACTERS}
+    image = {"type": "string", "pattern": BASE64}
+    lists: Schema = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
+    forms: dict[str, Schema] = {
+        "url": url,
+        "urls": lists | {"items": url},
+        "image": image,
+        "images": lists | {"items": image},
+    }
     result = _object(
         predictions={
             "type": "array",
@@ -162,7 +177,7 @@ def _schemas(settings: Settings) -> Schema:
         ),
         "Model": _object(name=text, version=_number("integer", 0), contract={"type": "object"}),
         "Alive": _object(status={"const": "alive"}),
-        "Health": _object(status={"enum": ["ready", "unavailable"]}, model=health),
+        "Health": _object(status={"enum": ["ready", "draining", "unavailable"]}, model=health),
         "Api": {"type": "object", "required": ["openapi", "paths"]},
     }
 

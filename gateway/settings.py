@@ -36,6 +36,9 @@ class Settings:
     model_poll_s: float = _setting(0.5, "how often to look for new versions", 0.01)
     model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)
     request_timeout_s: float = _setting(20.0, "limit for a request from when it is complete, waiting included", 0.01)
+    shutdown_delay_s: float = _setting(
+        0.0, "how long to go on answering after SIGTERM, not ready any more, until no new requests come", 0.0
+    )
     body_timeout_s: float = _setting(15.0, "limit for reading a request", 0.01)
     max_body_bytes: int = _setting(32 * 1024 * 1024, "limit for a request's body", 1)
     max_held_bytes: int = _setting(256 * 1024 * 1024, "limit for the bodies that a process holds at once", 1)

@@ -134,6 +134,18 @@ def test_beyond_threads_and_line_requests_are_refused_at_once_and_health_is_answ
     assert results == [200] * 4
 
 
+def test_who_waited_for_half_of_the_time_is_refused(server: FakeModelServer) -> None:
+    """Those at work run into their deadline; for those in line no work is begun that would be for nothing (F14)."""
+    with start(server, GATEWAY_REQUEST_TIMEOUT_S="2") as gateway:
+        server.gate.clear()
+        results, threads = in_threads(4, lambda: post(gateway.port)[:2])
+        for thread in threads:
+            thread.join()
+        server.gate.set()
+        codes = sorted(problem["code"] for _, problem in results)
+        assert codes == ["model_timeout", "model_timeout", "overloaded", "overloaded"]
+
+
 def test_a_client_that_leaves_early_harms_nothing(client: Gateway) -> None:
     """Half a request and a closed connection is no error."""
     for _ in range(5):
@@ -190,6 +202,39 @@ def test_sigterm_lets_accepted_requests_finish_and_exits_with_0(server: FakeMode
             thread.join()
         assert results == [200] * 3
         assert starter.process.wait(20) == 0
+
+
+def test_sigterm_turns_readiness_off_before_anything_closes(server: FakeModelServer) -> None:
+    """For the delay requests and new connections are answered as before, each with `Connection: close`."""
+    starter = start(server, GATEWAY_SHUTDOWN_DELAY_S="3")
+    with starter as gateway:
+        starter.process.send_signal(signal.SIGTERM)
+        gateway.wait(lambda: gateway.get("/readyz")[0] == 503)
+        assert gateway.get("/readyz")[1]["status"] == "draining"
+        status, _, headers = post(gateway.port)
+        assert (status, {name.lower(): value for name, value in headers.items()}["connection"]) == (200, "close")
+        assert gateway.get("/livez")[0] == 200
+        assert starter.process.wait(20) == 0
+
+
+def test_connections_without_a_request_end_in_time_and_delay_no_shutdown(server: FakeModelServer) -> None:
+    """Silent, in the middle of a request's head, or kept open after an answer."""
+    starter = start(server, GATEWAY_BODY_TIMEOUT_S="2")
+    with starter as gateway:
+        for beginning in (b"", b"POST /predict HTTP/1.1\r\nHost: a"):
+            with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+                connection.sendall(beginning)
+                assert connection.recv(100) == b""
+    starter = start(server, GATEWAY_BODY_TIMEOUT_S="60")
+    with starter as gateway:
+        silent = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(3)]
+        silent[1].sendall(b"POST /predict HTTP/1.1\r\nHost: a")
+        silent[2].sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert silent[2].recv(1000).startswith(b"HTTP/1.1 200")
+        starter.process.send_signal(signal.SIGTERM)
+        assert starter.process.wait(20) == 0  # not after the grace period of 25 s
+        for connection in silent:
+            connection.close()
 
 
 def test_a_killed_worker_is_replaced(server: FakeModelServer) -> None:
