@@ -49,12 +49,13 @@ def read_query(request: Request, settings: Settings) -> Query:
         TooLarge: More images than allowed, or one with more bytes.
     """
     kind = request.mimetype
+    top_k = _top_k(request.args.get("top_k", settings.top_k))
     if kind.startswith("image/") or kind == "application/octet-stream":
-        query = Query([request.get_data()], False, _top_k(request.args.get("top_k"), settings))
+        query = Query([request.get_data()], False, top_k)
     elif kind == "multipart/form-data":
-        query = _read_files(request, settings)
+        query = _read_files(request, top_k)
     else:  # curl -d without a header says application/x-www-form-urlencoded, and means JSON
-        query = _read_json(request.get_data(), request.args.get("top_k"), settings)
+        query = _read_json(request.get_data(), top_k)
     if len(query.images) > settings.max_images:
         raise TooLarge(f"Expected at most {settings.max_images} images in a request. Received: {len(query.images)}")
     for image in query.images:
@@ -63,15 +64,14 @@ def read_query(request: Request, settings: Settings) -> Query:
     return query
 
 
-def _read_files(request: Request, settings: Settings) -> Query:
+def _read_files(request: Request, top_k: int) -> Query:
     files = [file.read() for name in request.files for file in request.files.getlist(name)]
     if not files:
         raise BadRequest(f"{EXPECTED} Received a form without a file.")
-    top_k = request.form.get("top_k", request.args.get("top_k"))
-    return Query(list(files), len(files) > 1, _top_k(top_k, settings))
+    return Query(list(files), len(files) > 1, _top_k(request.form.get("top_k", top_k)))
 
 
-def _read_json(data: bytes, top_k_argument: str | None, settings: Settings) -> Query:
+def _read_json(data: bytes, top_k: int) -> Query:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as exc:
@@ -91,7 +91,7 @@ def _read_json(data: bytes, top_k_argument: str | None, settings: Settings) -> Q
     if wrong := [value for value in values if not isinstance(value, str)]:
         raise BadRequest(f"Expected {form} to be text. Received: {_short(wrong[0])}")
     images = [Url(value) if form.startswith("url") else _from_base64(value) for value in values]
-    return Query(images, is_list, _top_k(body.get("top_k", top_k_argument), settings))
+    return Query(images, is_list, _top_k(body.get("top_k", top_k)))
 
 
 def _from_base64(text: str) -> bytes:
@@ -106,9 +106,7 @@ def _from_base64(text: str) -> bytes:
         raise BadRequest(f"Expected an image in base64. Received text that is not: {exc}") from exc
 
 
-def _top_k(value: Any, settings: Settings) -> int:
-    if value is None:
-        return settings.top_k
+def _top_k(value: Any) -> int:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         value = int(value)
     if isinstance(value, float) and value.is_integer():  # JSON does not tell 5.0 from 5
