@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import re
 import shutil
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.conftest import Origin, run_export
+from tests.conftest import ROOT, Origin, run_export
 from tests.containers import Container, Stack, bridge, clone, container, docker, has_engine, run, stack
 from tests.photos import encode, photo
 from tests.stack import UNCONNECTED, Gateway, Load, free_port
@@ -98,15 +98,12 @@ def test_a_clean_clone_answers_an_image_url_with_the_right_class(running: Stack,
 
 
 def test_rest_tells_the_status_and_the_contract(running: Stack) -> None:
-    """The two calls of the README."""
-    url = f"http://127.0.0.1:{running.rest_port}/v1/models/imagenet"
-    with urllib.request.urlopen(url) as response:
-        (status,) = json.load(response)["model_version_status"]
-    assert (status["version"], status["state"]) == ("1", "AVAILABLE")
-    query = json.dumps({"signature_name": "describe", "instances": [""]}).encode()
-    with urllib.request.urlopen(f"{url}:predict", query) as response:
-        (contract,) = json.load(response)["predictions"]
-    assert json.loads(contract)["classes"][409] == "analog_clock"
+    """The two commands of the README, at the port of this stack."""
+    commands = re.findall(r"^curl .*8501.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    pasted = [command.replace("localhost:8501", f"127.0.0.1:{running.rest_port}") for command in commands]
+    status, contract = (json.loads(run("bash", "-c", command)) for command in pasted)
+    assert [(each["version"], each["state"]) for each in status["model_version_status"]] == [("1", "AVAILABLE")]
+    assert json.loads(contract["predictions"][0])["classes"][409] == "analog_clock"
 
 
 def test_neither_server_is_root(running: Stack) -> None:
