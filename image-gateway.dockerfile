@@ -15,13 +15,16 @@ WORKDIR /build
 COPY requirements/gateway.txt requirements/
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes -r requirements/gateway.txt
-
-FROM ${PYTHON_IMAGE}
-COPY --from=packages /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY contract contract
 COPY gateway gateway
+RUN python -m compileall -q --invalidation-mode unchecked-hash .
+
+FROM ${PYTHON_IMAGE}
+COPY --from=packages /opt/venv /opt/venv
+COPY --from=packages /app /app
+WORKDIR /app
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 EXPOSE 9696
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "gateway"]
