@@ -26,6 +26,8 @@ ENVIRON = {
     "SERVING_IMAGE": os.environ.get("SERVING_IMAGE", "embedded"),
     "TAG": "test",
     "COMPOSE_PROJECT_NAME": "image-classifier-test",
+    # docker-compose 1.29 builds by calling `docker`.
+    "PATH": f"{Path(shutil.which(DOCKER) or DOCKER).parent}:{os.environ['PATH']}",
 }
 
 
@@ -44,6 +46,12 @@ def run(*command: str, cwd: Path = ROOT, **environ: str) -> str:
 def has_engine() -> bool:
     """Tell whether a Docker engine answers."""
     return bool(shutil.which(DOCKER)) and subprocess.run([DOCKER, "info"], capture_output=True).returncode == 0
+
+
+def compose() -> list[str]:
+    """Return Compose's command, as the Makefile finds it: the client's plugin, or else docker-compose 1.29."""
+    plugin = subprocess.run([DOCKER, "compose", "version"], capture_output=True).returncode == 0
+    return [DOCKER, "compose"] if plugin else ["docker-compose"]
 
 
 def clone(folder: Path) -> Path:
