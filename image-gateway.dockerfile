@@ -15,6 +15,7 @@ WORKDIR /build
 COPY requirements/gateway.txt requirements/
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes -r requirements/gateway.txt
+# Compiled here, because the image's user cannot write: each process would compile all of it at each start.
 WORKDIR /app
 COPY contract contract
 COPY gateway gateway

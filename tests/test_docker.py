@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import os
 import re
 import shutil
@@ -14,11 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageDraw
 
 from tests.conftest import ROOT, Origin, run_export
 from tests.containers import Container, Stack, bridge, clone, compose, container, docker, has_engine, run, stack
-from tests.photos import encode, photo
+from tests.photos import clock, encode, photo
 from tests.stack import UNCONNECTED, Gateway, Load, free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.tensorflow]
@@ -61,25 +59,9 @@ def clock_url(images: Origin) -> str:
     return f"http://{images.authority}/clock.jpg"
 
 
-def clock(size: int = 480) -> Image.Image:
-    """Draw what ImageNet's models call an analog clock."""
-    image = Image.new("RGB", (size, size), (200, 190, 170))
-    draw, middle = ImageDraw.Draw(image), size / 2
-    draw.ellipse((40, 40, size - 40, size - 40), fill=(250, 250, 250), outline=(30, 30, 30), width=14)
-
-    def point(turn: float, length: float) -> tuple[float, float]:
-        return middle + math.sin(math.tau * turn) * length, middle - math.cos(math.tau * turn) * length
-
-    for hour in range(1, 13):
-        draw.text(point(hour / 12, middle - 80), str(hour), fill=(0, 0, 0), anchor="mm", font_size=36)
-    for turn, length, width in ((0.85, 0.4, 14), (0.17, 0.62, 9)):
-        draw.line(((middle, middle), point(turn, middle * length)), fill=(0, 0, 0), width=width)
-    return image
-
-
-def ask_clock(port: int, host: str = "127.0.0.1") -> str:
+def ask_clock(port: int) -> str:
     """Send the clock itself; return the most probable class."""
-    connection = http.client.HTTPConnection(host, port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("POST", "/predict", encode(clock()), {"Content-Type": "image/jpeg"})
     answer = json.loads(connection.getresponse().read())
     connection.close()
