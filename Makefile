@@ -5,8 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= imagenet
 PORT ?= 9696
+TAG ?= latest
+DOCKER ?= docker
+COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
 
-.PHONY: help setup run test check format messages requirements benchmark-engines benchmark-gateway benchmark-overhead faults corpus clean
+.PHONY: help setup run images up down test test-docker check format messages requirements benchmark-engines benchmark-gateway benchmark-overhead faults corpus clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -23,8 +26,25 @@ $(VENV)/installed: requirements/dev.txt
 run: setup  ## model server and gateway in the foreground; MODEL= and PORT= choose
 	@MODEL=$(MODEL) PORT=$(PORT) $(BIN)/python run.py
 
-test: setup  ## the whole test suite
-	@$(BIN)/python -m pytest
+images: model-image gateway-image single-image  ## build the three images; PYTHON_IMAGE= and SERVING_IMAGE= choose their bases
+
+# Arguments without a value are taken from the environment, and left at the dockerfile's default without one.
+%-image:
+	@DOCKER_BUILDKIT=1 $(DOCKER) build -f image-$*.dockerfile -t image-classifier-$*:$(TAG) \
+	  --build-arg PYTHON_IMAGE $(if $(findstring model,$*),--build-arg SERVING_IMAGE) .
+
+up: model-image gateway-image  ## docker compose up, in the background; MODEL= and PORT= choose
+	@MODEL_NAME=$(MODEL) PORT=$(PORT) TAG=$(TAG) $(COMPOSE) up --detach --no-build
+	@echo "==> Open http://localhost:$(PORT)/ in a browser"
+
+down:  ## docker compose down; the model-store stays
+	@$(COMPOSE) down
+
+test: setup  ## the whole test suite, but for what needs Docker
+	@$(BIN)/python -m pytest -m "not docker"
+
+test-docker: setup  ## build the images and test them, and the stack; DOCKER= is the client
+	@DOCKER=$(DOCKER) $(BIN)/python -m pytest -m docker
 
 check: setup  ## formatting, lint and types
 	@$(BIN)/ruff format --check .

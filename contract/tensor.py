@@ -48,6 +48,18 @@ def data_type(dtype: np.dtype[Any]) -> messages.DataType:
     return _FROM_NUMPY[dtype][0]
 
 
+def numpy_type(dtype: messages.DataType) -> np.dtype[Any]:
+    """Return the NumPy type of a numeric type on the wire.
+
+    Raises:
+        TensorError: The type has no place in the contract.
+    """
+    if dtype not in _TO_NUMPY:
+        raise TensorError(f"Expected a numeric or bool type. Received: {dtype}")
+    kind: np.dtype[Any] = _TO_NUMPY[dtype][0]
+    return kind
+
+
 def to_proto(array: NDArray[Any], typed: bool = False) -> messages.TensorProto:
     """Return an array as a message.
 

@@ -15,6 +15,7 @@ from types import FrameType
 from serving.engines import Engine, open_engine
 from serving.errors import ServingError
 from serving.lifecycle import Lifecycle
+from serving.rest import RestServer
 from serving.service import Server, Service
 from serving.settings import Settings
 from serving.warmup import warm_up
@@ -42,14 +43,20 @@ def main(argv: Sequence[str]) -> int:
         if not lifecycle.wait_until_available(cancelled=stopping):
             return 0
         addresses = _addresses(settings)
-        server = Server(Service(lifecycle), addresses, settings.grpc_max_threads)
+        service = Service(lifecycle)
+        server = Server(service, addresses, settings.grpc_max_threads)
+        rest = RestServer(service, lifecycle, settings.rest_api_port) if settings.rest_api_port else None
     except ServingError as exc:
         print(f"Failed to start server. Error: {exc.code.name}: {exc}", flush=True)
         return FAILED
     for address in addresses:
         log.info("Running gRPC ModelServer at %s ...", address)
+    if rest:
+        log.info("Exporting HTTP/REST API at:localhost:%d ...", settings.rest_api_port)
     stopping.wait()
     log.info("Draining: requests under way have %g s to finish", settings.drain_seconds)
+    if rest:
+        rest.shutdown()
     server.drain(settings.drain_seconds)
     lifecycle.stop()
     return 0

@@ -48,7 +48,7 @@ class Service:
         return response
 
     def get_model_metadata(
-        self, request: messages.GetModelMetadataRequest, context: grpc.ServicerContext
+        self, request: messages.GetModelMetadataRequest, context: grpc.ServicerContext | None = None
     ) -> messages.GetModelMetadataResponse:
         if not request.metadata_field:
             raise InvalidArgumentError("GetModelMetadataRequest must specify at least one metadata_field")
@@ -69,7 +69,7 @@ class Service:
         )
 
     def get_model_status(
-        self, request: messages.GetModelStatusRequest, context: grpc.ServicerContext
+        self, request: messages.GetModelStatusRequest, context: grpc.ServicerContext | None = None
     ) -> messages.GetModelStatusResponse:
         # Unlike in the other methods, an empty name is merely not found and a label is ignored.
         spec = _spec(request)

@@ -28,6 +28,7 @@ class Settings:
     Attributes:
         models: What to serve.
         port: TCP port on every IPv4 address; 0 for none.
+        rest_api_port: TCP port for REST on every IPv4 address; 0 for none.
         grpc_socket_path: UNIX socket to listen on; empty for none.
         file_system_poll_wait_seconds: Time between two looks for new versions; 0 looks once.
         grpc_max_threads: Requests at a time; more are refused with RESOURCE_EXHAUSTED.
@@ -41,6 +42,7 @@ class Settings:
 
     models: tuple[ModelConfig, ...]
     port: int
+    rest_api_port: int
     grpc_socket_path: str
     file_system_poll_wait_seconds: float
     grpc_max_threads: int
@@ -92,6 +94,7 @@ def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any]]:
     count, seconds, switch = "an integer of 0 or more", "a number of 0 or more", "true or false"
     return {
         "port": (_integer(0, 65535), "an integer from 0 to 65535", 8500),
+        "rest_api_port": (_integer(0, 65535), "an integer from 0 to 65535", 0),
         "grpc_socket_path": (str, "a path", ""),
         "model_name": (str, "a name", "default"),
         "model_base_path": (str, "a path", ""),
@@ -116,7 +119,7 @@ _WITHOUT_EFFECT = """
     mixed_precision model_config_file_poll_wait_seconds monitoring_config_file num_load_threads
     num_request_iterations_for_warmup num_unload_threads per_process_gpu_memory_fraction platform_config_file
     prefer_tflite_model remove_unused_fields_from_bundle_metagraph rest_api_enable_cors_support rest_api_num_threads
-    rest_api_port rest_api_timeout_in_ms saved_model_tags skip_initialize_tpu ssl_config_file
+    rest_api_timeout_in_ms saved_model_tags skip_initialize_tpu ssl_config_file
     tensorflow_inter_op_parallelism tensorflow_intra_op_parallelism tensorflow_session_config_file
     tensorflow_session_parallelism thread_pool_factory_config_file xla_cpu_compilation_enabled
 """

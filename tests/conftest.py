@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 class Origin:
     """A web server that holds images by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         images: dict[str, bytes] = {}
         self.requests = 0
         origin = self
@@ -44,13 +44,14 @@ class Origin:
                 pass
 
         self.images = images
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def authority(self) -> str:
-        return f"127.0.0.1:{self._server.server_port}"
+        host, port = self._server.server_address[:2]
+        return f"{host!s}:{port}"
 
     def add(self, path: str, image: bytes) -> str:
         """Serve an image at `/path` and return its URL."""

@@ -26,6 +26,7 @@ from contract.image import decode
 from serving.engines import open_engine
 
 ROOT = Path(__file__).parent.parent
+UNCONNECTED = "nobody took the connection"
 
 
 def free_port() -> int:
@@ -86,11 +87,12 @@ class Gateway:
 
     port: int
     pid: int
+    host: str = "127.0.0.1"
 
     def get(self, path: str) -> tuple[int, Any]:
         """Return status and JSON; status 0 while nobody listens."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
+            with urllib.request.urlopen(f"http://{self.host}:{self.port}{path}", timeout=10) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as exc:
             with exc:
@@ -100,7 +102,7 @@ class Gateway:
 
     def predict(self, url: str) -> tuple[int, Any]:
         """Return status and JSON of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
         try:
             return post(connection, url)
         finally:
@@ -165,16 +167,25 @@ class Load:
         self.gateway.wait(lambda: len(self.answers) + len(self.lost) >= count, timeout_s)
 
     def _run(self, index: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=30)
+        connection = http.client.HTTPConnection(self.gateway.host, self.gateway.port, timeout=30)
         while not self._stop.is_set():
             url = self.urls[index % len(self.urls)]
             index += 1
             try:
+                if connection.sock is None:
+                    self._connect(connection)
                 self.answers.append((url, *post(connection, url)))
             except (OSError, http.client.HTTPException) as exc:
                 self.lost.append(exc)
                 connection.close()
         connection.close()
+
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        try:
+            connection.connect()
+        except OSError as exc:
+            exc.add_note(UNCONNECTED)
+            raise
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import grpc
 import numpy as np
@@ -137,7 +138,7 @@ def test_an_empty_base_path_is_waited_for_until_a_signal(serve, tmp_path):
 @pytest.mark.tensorflow
 def test_it_serves_without_tensorflow(serve, tiny_store):
     """A version with a model.tflite is warmed up and served by a process that cannot import TensorFlow."""
-    process = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny", "--rest_api_port=8501")
+    process = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny", "--enable_batching")
     process.wait_for(f"Running gRPC ModelServer at 0.0.0.0:{process.port} ...")
     with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
         response = predict(channel)(images(2), timeout=5)
@@ -146,7 +147,19 @@ def test_it_serves_without_tensorflow(serve, tiny_store):
     status, output = process.wait()
     assert status == 0
     assert "warm-up request(s) of" in output
-    assert "--rest_api_port of TensorFlow Serving has no effect here" in output
+    assert "--enable_batching of TensorFlow Serving has no effect here" in output
+
+
+@pytest.mark.tensorflow
+def test_rest_is_on_where_it_has_a_port(serve, tiny_store):
+    """The flag and the log line are the original's; a server with a REST client still ends cleanly."""
+    port = free_port()
+    process = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny", f"--rest_api_port={port}")
+    process.wait_for(f"Exporting HTTP/REST API at:localhost:{port} ...")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models/tiny", timeout=5) as response:
+        assert b"AVAILABLE" in response.read()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait()[0] == 0
 
 
 @pytest.mark.tensorflow

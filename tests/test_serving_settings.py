@@ -47,7 +47,7 @@ def test_all_bad_values_are_reported_at_once():
 @pytest.mark.parametrize(
     "argv",
     [
-        "--rest_api_port=8501",
+        "--rest_api_timeout_in_ms=100",
         "--enable_batching",
         "--monitoring_config_file=/etc/monitoring",
         "--tensorflow_intra_op_parallelism=2",

@@ -1,0 +1,33 @@
+# The gateway: HTTP on 9696, settings by GATEWAY_… variables. No TensorFlow.
+#
+#   docker build -f image-gateway.dockerfile -t image-classifier-gateway .
+#
+# With a read-only root it needs a tmpfs at /tmp, where large uploads and gunicorn's heartbeats go.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS packages
+# gunicorn-h1c comes as source. python3-dev is for a base whose Python is Debian's own.
+# hadolint ignore=DL3008  # a compiler that does not reach the image; a pin would end with Debian's next update
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY requirements/gateway.txt requirements/
+RUN python -m venv --without-pip /opt/venv \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes -r requirements/gateway.txt
+# Compiled here, because the image's user cannot write: each process would compile all of it at each start.
+WORKDIR /app
+COPY contract contract
+COPY gateway gateway
+RUN python -m compileall -q --invalidation-mode unchecked-hash .
+
+FROM ${PYTHON_IMAGE}
+COPY --from=packages /opt/venv /opt/venv
+COPY --from=packages /app /app
+WORKDIR /app
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+EXPOSE 9696
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "gateway"]
+# Healthy means that a usable version is loaded. Python because the image has no curl.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('GATEWAY_PORT', '9696')}/readyz\")"]

@@ -1,0 +1,49 @@
+# TensorFlow Serving with a model: gRPC on 8500, REST on 8501, the model-store at /models.
+#
+#   docker build -f image-model.dockerfile -t image-classifier-model .
+#
+# SERVING_IMAGE=embedded takes the embedded model server instead: for arm64, for which TensorFlow Serving has no image,
+# and for tests without a registry. Nothing else differs.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG SERVING_IMAGE=tensorflow/serving:2.20.0
+
+# The newest version of MODEL_NAME in model-store; if there is none, EfficientNet-Lite0 with ImageNet weights.
+FROM ${PYTHON_IMAGE} AS export
+WORKDIR /build
+COPY requirements/training.txt requirements/
+RUN pip install --no-cache-dir --require-hashes -r requirements/training.txt
+COPY contract contract
+COPY serving/*.py serving/
+COPY training training
+COPY model-store model-store
+ARG MODEL_NAME=imagenet
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' | sort -V; }; \
+    [ -d "model-store/$MODEL_NAME" ] && [ -n "$(versions)" ] \
+      || python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
+    mkdir -p "/carried/$MODEL_NAME" "/models/$MODEL_NAME"; \
+    cp -r "$(versions | tail -n 1)" "/carried/$MODEL_NAME/"; \
+    ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"
+
+FROM ${PYTHON_IMAGE} AS embedded
+WORKDIR /opt/serving
+COPY requirements/serving.txt requirements/
+RUN pip install --no-cache-dir --require-hashes -r requirements/serving.txt
+ENV PYTHONPATH=/opt/serving PYTHONUNBUFFERED=1
+COPY contract contract
+COPY serving/*.py serving/
+RUN printf '#!/bin/sh\nexec python -m serving "$@"\n' > /usr/local/bin/tensorflow_model_server \
+    && chmod +x /usr/local/bin/tensorflow_model_server
+
+FROM ${SERVING_IMAGE}
+COPY serving/container /etc/serving
+COPY --from=export /carried /carried
+# A link to the version in /carried. A mount at /models hides it, and entrypoint.sh then copies from /carried.
+COPY --from=export /models /models
+ARG MODEL_NAME=imagenet
+ENV MODEL_BASE_PATH=/models MODEL_NAME=${MODEL_NAME}
+EXPOSE 8500 8501
+USER 10001:10001
+ENTRYPOINT ["/etc/serving/entrypoint.sh"]
+CMD []
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["/etc/serving/healthcheck.sh"]

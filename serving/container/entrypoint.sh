@@ -1,0 +1,67 @@
+#!/bin/sh
+# Starts TensorFlow Serving on the model-store at MODEL_BASE_PATH; arguments are further flags.
+# A store without a version of MODEL_NAME, such as a fresh mount, is first given the one that this image carries.
+set -eu
+
+home=$MODEL_BASE_PATH/$MODEL_NAME
+carried=/carried/$MODEL_NAME
+server_uid=10001  # as USER in image-model.dockerfile
+
+fail() {
+  echo "$1" >&2
+  exit 1
+}
+
+versions() {
+  find "$1" -mindepth 1 -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null
+}
+
+# What root puts into someone's store belongs to its owner.
+give_to_owner() {
+  [ "$(id -u)" != 0 ] || chown -R --reference="$MODEL_BASE_PATH" "$@"
+}
+
+# Copy under a name that is no version, then rename: the server never sees half a version.
+seed() {
+  umask 022
+  mkdir -p "$home" && draft=$(mktemp -d "$home/.seed-XXXXXX") || return 1
+  last=$(cat "$home/.last-version" 2>/dev/null || echo 0)
+  number=$((last + 1))  # numbers are never used twice
+  cp -R "$(versions "$carried")/." "$draft" && chmod 755 "$draft" && echo "$number" >"$home/.last-version" || return 1
+  give_to_owner "$home"
+  mv -T "$draft" "$home/$number" 2>/dev/null || rm -rf "$draft"  # another replica was quicker
+}
+
+if [ -z "$(versions "$home")" ]; then
+  [ -d "$carried" ] || fail "Expected a version of '$MODEL_NAME' in $home. Received: none; this image carries $(ls /carried)"
+  echo "No version in $home: putting the one of this image there"
+  seed || fail "Expected $home to hold a version, or to be writable for user $(id -u), who would put one there. \
+Received: an empty folder that is not. Make it writable, or put a version there: see model-store/README.md"
+fi
+
+# The last two versions stay loaded, so that an old one still answers where a gateway refuses the new one.
+# TensorFlow Serving has this in a file only.
+config=$(mktemp)
+chmod 644 "$config"
+cat >"$config" <<EOF
+model_config_list {
+  config {
+    name: "$MODEL_NAME"
+    base_path: "$home"
+    model_platform: "tensorflow"
+    model_version_policy { latest { num_versions: 2 } }
+  }
+}
+EOF
+
+# num_load_threads: with 0, its default, loading and the retries of a broken version hold up everything else.
+# grpc_max_threads: a gateway asks 32 times at once; by default 4 for each CPU are answered, and the next refused.
+set -- tensorflow_model_server --port=8500 --rest_api_port=8501 "--model_config_file=$config" \
+  --enable_batching --batching_parameters_file=/etc/serving/batching.config \
+  --monitoring_config_file=/etc/serving/monitoring.config --enable_grpc_healthcheck_service \
+  --num_load_threads=2 --grpc_max_threads=256 "$@"
+
+# Root was needed for the store only.
+[ "$(id -u)" != 0 ] ||
+  set -- setpriv "--reuid=$server_uid" "--regid=$server_uid" --clear-groups --inh-caps=-all --no-new-privs "$@"
+exec "$@"

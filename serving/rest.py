@@ -1,0 +1,186 @@
+"""Speaks REST, with TensorFlow Serving's paths and JSON: status, metadata, and `:predict` with `instances`.
+
+For people and health checks; the gateway speaks gRPC. Left out: columnar `inputs`, labels, classify, regress.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import Int64Value
+from numpy.typing import NDArray
+
+from contract import messages_pb2 as messages
+from contract.tensor import numpy_type, to_array, to_proto
+from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
+from serving.lifecycle import Lifecycle
+from serving.prediction import DEFAULT_SIGNATURE, predict
+from serving.service import Service
+
+RUN_TIMEOUT_S = 30.0  # Source: the default of --rest_api_timeout_in_ms
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+_PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,18}))?(/metadata|:predict)?", re.IGNORECASE)
+# Every other code is a 500. Source: tensorflow/serving 2.20, model_servers/http_server.cc.
+_STATUS = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.FAILED_PRECONDITION: 400,
+    Code.OUT_OF_RANGE: 400,
+    Code.NOT_FOUND: 404,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+    Code.DEADLINE_EXCEEDED: 504,
+}
+
+
+class RestServer(ThreadingHTTPServer):
+    """A listening REST server that answers in threads of its own."""
+
+    daemon_threads = True
+
+    def __init__(self, service: Service, lifecycle: Lifecycle, port: int) -> None:
+        """Listen on a TCP port of every IPv4 address.
+
+        Raises:
+            UnavailableError: The port cannot be listened on.
+        """
+        self.service, self.lifecycle = service, lifecycle
+        try:
+            super().__init__(("0.0.0.0", port), _Handler)  # noqa: S104  # as the original
+        except OSError as exc:
+            raise UnavailableError(f"Expected port {port} to be free to listen on. {exc}") from exc
+        threading.Thread(target=self.serve_forever, name="rest", daemon=True).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: RestServer
+    timeout = RUN_TIMEOUT_S  # of a client that stays silent
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: Any) -> None:
+        return None
+
+    def _answer(self) -> None:
+        try:
+            status, answer = 200, self._route()
+        except ServingError as exc:
+            status, answer = _STATUS.get(exc.code, 500), {"error": str(exc)}
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _route(self) -> dict[str, Any]:
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            raise InvalidArgumentError(f"Expected a body of at most {MAX_BODY_BYTES} bytes. Received: {length}")
+        body = self.rfile.read(int(length))
+        matched = _PATH.fullmatch(self.path)
+        verb = (matched[3] or "").lower() if matched else ""
+        if not matched or self.command != ("POST" if verb == ":predict" else "GET"):
+            raise InvalidArgumentError(f"Malformed request: {self.command} {self.path}")
+        version = Int64Value(value=int(matched[2])) if matched[2] else None
+        spec = messages.ModelSpec(name=unquote(matched[1]), version=version)
+        if verb == ":predict":
+            return _predict(self.server.lifecycle, spec, body)
+        return _metadata(self.server.service, spec) if verb else _status(self.server.service, spec)
+
+
+def _status(service: Service, spec: messages.ModelSpec) -> dict[str, Any]:
+    answer = _to_dict(service.get_model_status(messages.GetModelStatusRequest(model_spec=spec)))
+    for each in answer["model_version_status"]:
+        each["status"]["error_code"] = Code(each["status"]["error_code"]).name
+    return answer
+
+
+def _metadata(service: Service, spec: messages.ModelSpec) -> dict[str, Any]:
+    request = messages.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
+    answer = service.get_model_metadata(request)
+    signatures = messages.SignatureDefMap.FromString(answer.metadata["signature_def"].value)
+    found = {"name": spec.name, "signature_name": "", "version": str(answer.model_spec.version.value)}
+    return {"model_spec": found, "metadata": {"signature_def": _to_dict(signatures)}}
+
+
+def _to_dict(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _predict(lifecycle: Lifecycle, spec: messages.ModelSpec, body: bytes) -> dict[str, Any]:
+    try:
+        query = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidArgumentError(f"JSON Parse error: {exc}") from exc
+    rows = query.get("instances") if isinstance(query, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise InvalidArgumentError("Expected a JSON object with a list of `instances`, at least one")
+    spec.signature_name = str(query.get("signature_name") or DEFAULT_SIGNATURE)
+    version = spec.version.value if spec.HasField("version") else None
+    with lifecycle.use(spec.name, version) as (_, engine):
+        if spec.signature_name not in engine.signatures:
+            raise InvalidArgumentError(f'Serving signature name: "{spec.signature_name}" not found in signature def')
+        inputs = engine.signatures[spec.signature_name].inputs
+        columns = {alias: _column(rows, alias, len(inputs) == 1) for alias in inputs}
+        tensors = {alias: to_proto(_typed(columns[alias], alias, inputs[alias].dtype)) for alias in inputs}
+        outputs = predict(engine, messages.PredictRequest(model_spec=spec, inputs=tensors), RUN_TIMEOUT_S).outputs
+    values = {alias: _plain(to_array(proto), alias) for alias, proto in outputs.items()}
+    if len(values) == 1:
+        return {"predictions": next(iter(values.values()))}
+    return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
+
+
+def _column(rows: list[Any], alias: str, alone: bool) -> list[Any]:
+    """Return an input's value in every row: the row itself if there is no other input."""
+    if alone:
+        return rows
+    if any(not isinstance(row, dict) or alias not in row for row in rows):
+        raise InvalidArgumentError(f"Expected every instance to be an object with the input {alias}")
+    return [row[alias] for row in rows]
+
+
+def _typed(values: list[Any], alias: str, wire: messages.DataType) -> NDArray[Any]:
+    """Return values as an array of a type; as in the original, no value changes its kind: 1.0 is no integer."""
+    try:
+        if wire == messages.DT_STRING:
+            texts = np.array(values, dtype=object)
+            return np.array([_bytes(text) for text in texts.reshape(-1)], dtype=object).reshape(texts.shape)
+        array, dtype = np.array(values), numpy_type(wire)
+        if array.dtype.kind in {"f": "fiu", "b": "b"}.get(dtype.kind, "iu"):
+            typed = array.astype(dtype)
+            if dtype.kind == "f" or (typed == array).all():
+                return typed
+    except ValueError as exc:  # rows of different shapes, or what is no text
+        raise InvalidArgumentError(f"Expected {alias} to have one shape and type in all instances. {exc}") from exc
+    raise InvalidArgumentError(f"JSON Value is not of expected type: {dtype}, in the input {alias}")
+
+
+def _bytes(text: Any) -> bytes:
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, dict) and isinstance(text.get("b64"), str):
+        return base64.b64decode(text["b64"])
+    raise ValueError(f"Expected a string. Received: {text!r:.100}")
+
+
+def _plain(array: NDArray[Any], alias: str) -> list[Any]:
+    if array.dtype.kind != "O":
+        return array.tolist()  # type: ignore[no-any-return]
+    binary = alias.endswith("_bytes")
+    texts = [{"b64": base64.b64encode(x).decode()} if binary else x.decode() for x in array.reshape(-1)]
+    return np.array(texts, dtype=object).reshape(array.shape).tolist()  # type: ignore[no-any-return]
