@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         if not lifecycle.wait_until_available(cancelled=stopping):
             return 0
         addresses = _addresses(settings)
-        server = Server(Service(lifecycle), addresses, settings.grpc_max_threads)
+        server = Server(Service(lifecycle), addresses, settings.grpc_max_threads, settings.grpc_channel_arguments)
     except ServingError as exc:
         print(f"Failed to start server. Error: {exc.code.name}: {exc}", flush=True)
         return FAILED
@@ -64,7 +64,7 @@ def load_version(directory: Path, settings: Settings) -> Engine:
 
 
 def _addresses(settings: Settings) -> list[str]:
-    addresses = [f"0.0.0.0:{settings.port}"] if settings.port else []
+    addresses = [f"{settings.host}:{settings.port}"] if settings.port else []
     if settings.grpc_socket_path:
         addresses.append(f"unix:{settings.grpc_socket_path}")
     return addresses
