@@ -65,7 +65,8 @@ corpus: setup  ## send Pillow's own test images through the running stack, in ev
 kube:  ## deploy to the cluster that kubectl points at, and wait until it is ready; OVERLAY=production chooses
 	@echo "==> Applying kube/overlays/$(OVERLAY) to $$(kubectl config current-context)"
 	@kubectl apply -k kube/overlays/$(OVERLAY)
-	@kubectl -n image-classifier rollout status deployment/model deployment/gateway --timeout 10m
+	@kubectl -n image-classifier rollout status deployment/model --timeout 10m
+	@kubectl -n image-classifier rollout status deployment/gateway --timeout 5m
 
 check-kube: setup  ## checkov on what the overlays render; it downloads checkov once, and needs kubectl
 	@mkdir -p .cache/kube
