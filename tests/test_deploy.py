@@ -27,6 +27,7 @@ def test_every_command_is_run_by_a_test_or_says_what_it_needs() -> None:
     """A new command needs a test, or the mark."""
     assert set(RUN_BY) == RUN
     assert len(MARKED) >= 8
+    assert [name for name in RUN_BY.values() if not (ROOT / "tests" / name).exists()] == []
 
 
 @pytest.mark.parametrize("command", sorted({line for block in BLOCKS for line in block if line.startswith("make ")}))
