@@ -33,7 +33,7 @@ class Spec:
         return cls(
             container["startupProbe"],
             container["readinessProbe"],
-            container["lifecycle"]["preStop"]["sleep"]["seconds"],
+            container["lifecycle"]["preStop"]["sleep"]["seconds"] if "lifecycle" in container else 0.0,
             pod["terminationGracePeriodSeconds"],
         )
 
@@ -98,7 +98,6 @@ class Deployment:
 
     def __init__(self, create: Callable[[], Pod], replicas: int, announce_after_s: float) -> None:
         self.pods = [create() for _ in range(replicas)]
-        self.ended: list[Pod] = []
         self.addresses: list[str] = []
         self._create, self._announce_after_s = create, announce_after_s
         self._closed = threading.Event()
@@ -117,7 +116,7 @@ class Deployment:
         """Replace every Pod, with maxUnavailable 0 and maxSurge 1; return the exit statuses of the old ones."""
         statuses: list[int] = []
         stops = []
-        for old in list(self.pods):
+        for old in [pod for pod in self.pods if pod.process.poll() is None]:
             new = self._create()
             self.pods.append(new)
             assert new.ready.wait(120), "the new Pod did not become ready"
