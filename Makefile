@@ -8,8 +8,11 @@ PORT ?= 9696
 TAG ?= latest
 DOCKER ?= docker
 COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
+OVERLAY ?= local
+# By uv, apart from .venv: it pins dozens of packages.
+CHECKOV := checkov@3.3.30
 
-.PHONY: help setup run images up down test test-docker check format messages requirements benchmark-engines benchmark-gateway benchmark-overhead faults corpus clean
+.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark-engines benchmark-gateway benchmark-overhead faults corpus clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -78,6 +81,18 @@ faults: setup  ## inject each fault into the running stack, and print what is se
 
 corpus: setup  ## send Pillow's own test images through the running stack, in every form
 	@$(BIN)/python -m benchmarks.corpus
+
+kube:  ## deploy to the cluster that kubectl points at, and wait until it is ready; OVERLAY=production chooses
+	@echo "==> Applying kube/overlays/$(OVERLAY) to $$(kubectl config current-context)"
+	@kubectl apply -k kube/overlays/$(OVERLAY)
+	@kubectl -n image-classifier rollout status deployment/model --timeout 10m
+	@kubectl -n image-classifier rollout status deployment/gateway --timeout 5m
+
+check-kube: setup  ## checkov on what the overlays render; it downloads checkov once, and needs kubectl
+	@mkdir -p .cache/kube
+	@kubectl kustomize kube/overlays/local > .cache/kube/local.yaml
+	@kubectl kustomize kube/overlays/production > .cache/kube/production.yaml
+	@$(BIN)/uv tool run --quiet $(CHECKOV) --config-file kube/checkov.yaml --directory .cache/kube
 
 clean:  ## remove the environment and caches; models and runs stay
 	@rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

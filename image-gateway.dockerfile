@@ -6,11 +6,6 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS packages
-# gunicorn-h1c comes as source. python3-dev is for a base whose Python is Debian's own.
-# hadolint ignore=DL3008  # a compiler that does not reach the image; a pin would end with Debian's next update
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev \
-    && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements/gateway.txt requirements/
 RUN python -m venv --without-pip /opt/venv \

@@ -7,7 +7,8 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG SERVING_IMAGE=tensorflow/serving:2.20.0
 
-# The newest version of MODEL_NAME in model-store; if there is none, EfficientNet-Lite0 with ImageNet weights.
+# The last two versions of MODEL_NAME in model-store, so that the older answers where a gateway refuses the newer; if there
+# is none, EfficientNet-Lite0 with ImageNet weights.
 FROM ${PYTHON_IMAGE} AS export
 WORKDIR /build
 COPY requirements/training.txt requirements/
@@ -22,7 +23,7 @@ RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[
     [ -d "model-store/$MODEL_NAME" ] && [ -n "$(versions)" ] \
       || python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
     mkdir -p "/carried/$MODEL_NAME" "/models/$MODEL_NAME"; \
-    cp -r "$(versions | tail -n 1)" "/carried/$MODEL_NAME/"; \
+    versions | tail -n 2 | xargs cp -r -t "/carried/$MODEL_NAME"; \
     ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"
 
 FROM ${PYTHON_IMAGE} AS embedded
@@ -38,7 +39,7 @@ RUN printf '#!/bin/sh\nexec python -m serving "$@"\n' > /usr/local/bin/tensorflo
 FROM ${SERVING_IMAGE}
 COPY serving/container /etc/serving
 COPY --from=export /carried /carried
-# A link to the version in /carried. A mount at /models hides it, and entrypoint.sh then copies from /carried.
+# Links to the versions in /carried. A mount at /models hides it, and entrypoint.sh then copies from /carried.
 COPY --from=export /models /models
 ARG MODEL_NAME=imagenet
 ENV MODEL_BASE_PATH=/models MODEL_NAME=${MODEL_NAME}

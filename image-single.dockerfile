@@ -6,7 +6,8 @@
 # With a read-only root it needs a tmpfs at /tmp, where the two meet and large uploads go.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-# The newest version of MODEL_NAME in model-store; if there is none, EfficientNet-Lite0 with ImageNet weights.
+# The last two versions of MODEL_NAME in model-store, so that the older answers where a gateway refuses the newer; if there
+# is none, EfficientNet-Lite0 with ImageNet weights.
 # As in image-model.dockerfile to the letter, so that both come from one cache.
 FROM ${PYTHON_IMAGE} AS export
 WORKDIR /build
@@ -22,7 +23,7 @@ RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[
     [ -d "model-store/$MODEL_NAME" ] && [ -n "$(versions)" ] \
       || python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
     mkdir -p "/carried/$MODEL_NAME" "/models/$MODEL_NAME"; \
-    cp -r "$(versions | tail -n 1)" "/carried/$MODEL_NAME/"; \
+    versions | tail -n 2 | xargs cp -r -t "/carried/$MODEL_NAME"; \
     ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"
 
 # The embedded model server runs model.tflite, which describes itself as the SavedModel does.
@@ -30,11 +31,6 @@ FROM export AS slim
 RUN rm -r /carried/*/*/saved_model.pb
 
 FROM ${PYTHON_IMAGE} AS packages
-# gunicorn-h1c comes as source. python3-dev is for a base whose Python is Debian's own.
-# hadolint ignore=DL3008  # a compiler that does not reach the image; a pin would end with Debian's next update
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev \
-    && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements/gateway.txt requirements/serving.txt requirements/
 RUN python -m venv --without-pip /opt/venv \

@@ -1,4 +1,4 @@
-"""The model server as the gateway sees it: which versions may answer, and what they say of pixels."""
+"""Which versions may answer: looks for them at the model server, and lets them through the golden gate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
-from gateway import logs
+from contract.document import Contract
 from gateway.errors import (
     GatewayError,
     ModelFailed,
@@ -25,32 +24,19 @@ from gateway.errors import (
     ModelUnavailable,
     Overloaded,
     VersionGone,
-    from_grpc,
 )
 from gateway.gate import Refusal, open_gate
+from gateway.replicas import Replicas
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a contract with 20,000 classes fits
-STATUS_TIMEOUT_S = 2.0
 # Replicas behind one address take turns in answering, so one look shows one replica's versions.
 FORGET_AFTER_S = 10.0  # a version counts as gone once no look has seen it for so long
 SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that holds a version
 SEARCH_PAUSE_S = 0.005
 LOOKS_UNTIL_AWAY = 2  # so many looks in a row that found no model server open the circuit breaker
+LOOKS_UNTIL_RENEWED = 10  # after each so many, its address is looked up anew
 ATTEMPTS_UNTIL_REFUSED = 3  # how often a version may fail in the model server before it is refused
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    (
-        "grpc.service_config",
-        """{"loadBalancingConfig": [{"round_robin": {}}],
-            "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-            "methodConfig": [{"name": [{"service": "tensorflow.serving.PredictionService"},
-                                       {"service": "tensorflow.serving.ModelService"}],
-                              "retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.1s",
-                                              "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]}""",
-    ),
-)
+
+Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
 
@@ -105,11 +91,8 @@ class ModelClient:
             on_health: Called with what each look found.
         """
         self.model = model
-        self._poll_s, self._timeout_s, self._max_batch, self._on_health = poll_s, timeout_s, max_batch, on_health
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        prediction, status = "/tensorflow.serving.PredictionService/", "/tensorflow.serving.ModelService/"
-        self._predict = self._method(prediction + "Predict", messages.PredictResponse)
-        self._get_status = self._method(status + "GetModelStatus", messages.GetModelStatusResponse)
+        self._poll_s, self._max_batch, self._on_health = poll_s, max_batch, on_health
+        self._replicas = Replicas(address, model, timeout_s)
         self._accepted: dict[int, Version] = {}
         self._refused: dict[int, str] = {}
         self._broken: dict[int, str] = {}
@@ -131,7 +114,7 @@ class ModelClient:
     def close(self) -> None:
         """Stop looking, and close the channel."""
         self._stopped.set()
-        self._channel.close()
+        self._replicas.close()
 
     def newest(self) -> Version:
         """Return the version that answers first; while the model server is away, fail at once (a circuit breaker).
@@ -141,7 +124,7 @@ class ModelClient:
         """
         if self._failed_looks >= LOOKS_UNTIL_AWAY:
             raise ModelUnavailable(self.health.error or "Expected a model server. Received: none.")
-        return next(self.candidates(time.monotonic() + STATUS_TIMEOUT_S))
+        return next(self.candidates(time.monotonic() + SEARCH_S))
 
     def candidates(self, deadline: float) -> Iterator[Version]:
         """Yield versions to try until one is loaded where the call arrives: newest first, then looking again.
@@ -179,58 +162,13 @@ class ModelClient:
         """
         parts = [np.empty((0, len(version.contract.classes)), np.float32)]
         for start in range(0, len(pixels), self._max_batch):
-            timeout_s = min(self._timeout_s, deadline - time.monotonic())
+            timeout_s = deadline - time.monotonic()
             if timeout_s <= 0:
                 raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
             chunk = pixels[start : start + self._max_batch]
-            parts.append(self._probabilities(version.number, version.contract, chunk, timeout_s))
+            parts.append(self._replicas.predict(version.number, version.contract, chunk, timeout_s))
         self._failed_looks = 0  # whatever a look found, the model server answers
         return np.concatenate(parts)
-
-    def _probabilities(
-        self, number: int, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float
-    ) -> NDArray[np.float32]:
-        # Checked here because a tensor of the wrong rank ends TensorFlow Serving's process, and one of another size
-        # gets a wrong answer from a fully convolutional model.
-        expected = (contract.image.height, contract.image.width, 3)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected or len(pixels) == 0:
-            raise ValueError(f"Expected uint8 (n, {expected}). Received: {pixels.dtype} {pixels.shape}")
-        output = self._call_signature(number, PREDICT_SIGNATURE, IMAGES, pixels, PROBABILITIES, timeout_s)
-        if output.shape != (len(pixels), len(contract.classes)) or not np.isfinite(output).all():
-            _log.error("version %d answered probabilities of shape %s, or not finite", number, output.shape)
-            raise ModelFailed("Expected a probability for each class. Received: other numbers.")
-        return output.astype(np.float32)
-
-    def _call_signature(
-        self, number: int, signature: str, alias: str, array: NDArray[Any], output: str, timeout_s: float
-    ) -> NDArray[Any]:
-        request = messages.PredictRequest(inputs={alias: tensor.to_proto(array)}, output_filter=[output])
-        request.model_spec.name = self.model
-        request.model_spec.version.value = number
-        request.model_spec.signature_name = signature
-        response = self._call(self._predict, request, timeout_s)
-        if response.model_spec.version.value != number or output not in response.outputs:
-            raise ModelFailed("Expected an answer of the version that was asked. Received: another one.")
-        return tensor.to_array(response.outputs[output])
-
-    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
-        """Make one call; the only place where gRPC's exceptions become ours."""
-        try:
-            trace = logs.current.get()
-            metadata = (("traceparent", trace.traceparent), ("x-request-id", trace.request_id)) if trace else None
-            return method(request, timeout=timeout_s, metadata=metadata)
-        except grpc.RpcError as exc:
-            code = exc.code()
-            if code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
-                _log.warning("model server answered %s: %s", code.name, exc.details())
-            raise from_grpc(code) from exc
-
-    def _method(self, path: str, answer: Any) -> Any:
-        return self._channel.unary_unary(
-            path,
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=answer.FromString,
-        )
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
@@ -251,18 +189,17 @@ class ModelClient:
 
     def _look(self) -> None:
         self._looks += 1
-        request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name=self.model))
         try:
-            statuses = self._call(
-                self._get_status, request, min(STATUS_TIMEOUT_S, self._timeout_s)
-            ).model_version_status
+            statuses = self._replicas.statuses()
         except VersionGone:
-            statuses = []
+            statuses = ()
         except Overloaded:  # it is there, and busy: what the last look found still holds
             return
         except GatewayError as exc:
             self._available = set()
             self._failed_looks += 1
+            if isinstance(exc, ModelUnavailable) and self._failed_looks % LOOKS_UNTIL_RENEWED == 0:
+                self._replicas.renew()
             self._set_health(Health(refused=self._refused | self._broken, error=exc.detail))
             return
         self._failed_looks = 0
@@ -296,15 +233,12 @@ class ModelClient:
 
         give_up = time.monotonic() + SEARCH_S
 
-        def describe() -> NDArray[Any]:
-            query = np.array([b""], dtype=object)
-            return self._call_signature(number, DESCRIBE_SIGNATURE, QUERY, query, CONTRACT, self._timeout_s)
-
         def predict(contract: Contract, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return _search(lambda: self._probabilities(number, contract, pixels, self._timeout_s), give_up)
+            return _search(lambda: self._replicas.predict(number, contract, pixels), give_up)
 
         try:
-            self._accepted[number] = Version(number, open_gate(bytes(_search(describe, give_up)[0]), predict))
+            description = _search(lambda: self._replicas.describe(number), give_up)
+            self._accepted[number] = Version(number, open_gate(description, predict))
             _log.info("version %d of %s passed the golden gate", number, self.model)
         except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
             return f"Version {number} could not be tried: {exc.detail}"  # the next look tries again
@@ -328,7 +262,7 @@ class ModelClient:
         self._on_health(health)
 
 
-def _search(call: Callable[[], NDArray[Any]], give_up: float) -> NDArray[Any]:
+def _search(call: Callable[[], Answer], give_up: float) -> Answer:
     """Repeat a call until it reaches a replica that holds the version."""
     while True:
         try:

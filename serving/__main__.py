@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
             return 0
         addresses = _addresses(settings)
         service = Service(lifecycle)
-        server = Server(service, addresses, settings.grpc_max_threads)
-        rest = RestServer(service, lifecycle, settings.rest_api_port) if settings.rest_api_port else None
+        server = Server(service, addresses, settings.grpc_max_threads, settings.grpc_channel_arguments)
+        rest = RestServer(service, lifecycle, settings.host, settings.rest_api_port) if settings.rest_api_port else None
     except ServingError as exc:
         print(f"Failed to start server. Error: {exc.code.name}: {exc}", flush=True)
         return FAILED
@@ -71,7 +71,7 @@ def load_version(directory: Path, settings: Settings) -> Engine:
 
 
 def _addresses(settings: Settings) -> list[str]:
-    addresses = [f"0.0.0.0:{settings.port}"] if settings.port else []
+    addresses = [f"{settings.host}:{settings.port}"] if settings.port else []
     if settings.grpc_socket_path:
         addresses.append(f"unix:{settings.grpc_socket_path}")
     return addresses

@@ -48,15 +48,15 @@ class RestServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, service: Service, lifecycle: Lifecycle, port: int) -> None:
-        """Listen on a TCP port of every IPv4 address.
+    def __init__(self, service: Service, lifecycle: Lifecycle, host: str, port: int) -> None:
+        """Listen on a TCP port of an IPv4 address.
 
         Raises:
             UnavailableError: The port cannot be listened on.
         """
         self.service, self.lifecycle = service, lifecycle
         try:
-            super().__init__(("0.0.0.0", port), _Handler)  # noqa: S104  # as the original
+            super().__init__((host, port), _Handler)
         except OSError as exc:
             raise UnavailableError(f"Expected port {port} to be free to listen on. {exc}") from exc
         threading.Thread(target=self.serve_forever, name="rest", daemon=True).start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -80,7 +80,13 @@ class Service:
 class Server:
     """A listening gRPC server."""
 
-    def __init__(self, service: Service, addresses: list[str], max_threads: int) -> None:
+    def __init__(
+        self,
+        service: Service,
+        addresses: list[str],
+        max_threads: int,
+        channel_arguments: Sequence[tuple[str, int | str]] = (),
+    ) -> None:
         """Listen on addresses, such as `0.0.0.0:8500` and `unix:/run/serving.sock`.
 
         Raises:
@@ -94,6 +100,7 @@ class Server:
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # on, two servers would share a taken port without a word
+                *channel_arguments,
             ],
         )
         self._server.add_generic_rpc_handlers(_handlers(service))

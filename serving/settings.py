@@ -27,10 +27,12 @@ class Settings:
 
     Attributes:
         models: What to serve.
-        port: TCP port on every IPv4 address; 0 for none.
-        rest_api_port: TCP port for REST on every IPv4 address; 0 for none.
+        host: IPv4 address to listen on.
+        port: TCP port; 0 for none.
+        rest_api_port: TCP port for REST; 0 for none.
         grpc_socket_path: UNIX socket to listen on; empty for none.
         file_system_poll_wait_seconds: Time between two looks for new versions; 0 looks once.
+        grpc_channel_arguments: gRPC's own options, such as the age at which a connection is ended.
         grpc_max_threads: Requests at a time; more are refused with RESOURCE_EXHAUSTED.
         max_num_load_retries: How often a version that fails to load is tried again.
         load_retry_interval_micros: Wait before each of these.
@@ -41,10 +43,12 @@ class Settings:
     """
 
     models: tuple[ModelConfig, ...]
+    host: str
     port: int
     rest_api_port: int
     grpc_socket_path: str
     file_system_poll_wait_seconds: float
+    grpc_channel_arguments: tuple[tuple[str, int | str], ...]
     grpc_max_threads: int
     max_num_load_retries: int
     load_retry_interval_micros: int
@@ -93,6 +97,7 @@ def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any]]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count, seconds, switch = "an integer of 0 or more", "a number of 0 or more", "true or false"
     return {
+        "host": (str, "an IPv4 address", "0.0.0.0"),  # noqa: S104  # as the original
         "port": (_integer(0, 65535), "an integer from 0 to 65535", 8500),
         "rest_api_port": (_integer(0, 65535), "an integer from 0 to 65535", 0),
         "grpc_socket_path": (str, "a path", ""),
@@ -100,6 +105,7 @@ def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any]]:
         "model_base_path": (str, "a path", ""),
         "model_config_file": (str, "a path", ""),
         "file_system_poll_wait_seconds": (_seconds, seconds, 1.0),
+        "grpc_channel_arguments": (_channel_arguments, "key=value, by commas", ()),
         "grpc_max_threads": (_integer(1), "an integer of 1 or more", 4 * cpus),
         "max_num_load_retries": (_integer(0), count, 5),
         "load_retry_interval_micros": (_integer(0), count, 60_000_000),
@@ -115,7 +121,7 @@ def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any]]:
 _WITHOUT_EFFECT = """
     allow_version_labels_for_unavailable_models batching_parameters_file enable_batching
     enable_per_model_batching_parameters enable_profiler enable_serialization_as_tensor_content
-    enable_signature_method_name_check experimental_cycle_interval_secs flush_filesystem_caches grpc_channel_arguments
+    enable_signature_method_name_check experimental_cycle_interval_secs flush_filesystem_caches
     mixed_precision model_config_file_poll_wait_seconds monitoring_config_file num_load_threads
     num_request_iterations_for_warmup num_unload_threads per_process_gpu_memory_fraction platform_config_file
     prefer_tflite_model remove_unused_fields_from_bundle_metagraph rest_api_enable_cors_support rest_api_num_threads
@@ -170,6 +176,20 @@ def _choice(allowed: Sequence[str]) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
+    """Read `key=value,key=value`; a value that is an integer is one.
+
+    Source: tensorflow/serving 2.20, model_servers/server.cc.
+    """
+    arguments: list[tuple[str, int | str]] = []
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not (key and equals):
+            raise ValueError(text)
+        arguments.append((key, int(value) if value.removeprefix("-").isdecimal() else value))
+    return tuple(arguments)
 
 
 def _models(name: str, base_path: str, config_file: str) -> tuple[ModelConfig, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +54,18 @@ class FakeVersion:
 class FakeModelServer:
     """PredictionService.Predict and ModelService.GetModelStatus on a free port of the loopback address."""
 
-    def __init__(self, versions: dict[int, FakeVersion], address: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        versions: dict[int, FakeVersion],
+        address: str = "127.0.0.1:0",
+        options: Sequence[tuple[str, int]] = (),
+    ) -> None:
         self.versions = versions
         self.failure: grpc.StatusCode | None = None
         self.calls: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
-        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0), *options])
         handler = grpc.unary_unary_rpc_method_handler
         encode = messages.PredictResponse.SerializeToString
         self._server.add_generic_rpc_handlers(

@@ -163,6 +163,24 @@ def test_rest_is_on_where_it_has_a_port(serve, tiny_store):
 
 
 @pytest.mark.tensorflow
+def test_a_connection_ends_at_its_age_and_the_next_one_answers(serve, tiny_store):
+    """Clients look up the address anew when a connection ends, which is how they find replicas that came later."""
+    process = serve(
+        "--model_name=tiny",
+        f"--model_base_path={tiny_store}/tiny",
+        "--host=127.0.0.2",
+        "--grpc_channel_arguments=grpc.max_connection_age_ms=300",
+    )
+    process.wait_for(f"Running gRPC ModelServer at 127.0.0.2:{process.port} ...")
+    with grpc.insecure_channel(f"127.0.0.2:{process.port}") as channel:
+        predict(channel)(images(1), timeout=5)
+        ended = threading.Event()
+        channel.subscribe(lambda state: ended.set() if state is grpc.ChannelConnectivity.IDLE else None)
+        assert ended.wait(10)
+        predict(channel)(images(1), timeout=5)
+
+
+@pytest.mark.tensorflow
 def test_a_taken_port_ends_the_start(serve, tiny_store):
     """A second server on the same port fails, in place of sharing it silently."""
     first = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny")

@@ -41,7 +41,7 @@ def server(tmp_path):
     lifecycle = Lifecycle([ModelConfig("m", tmp_path / "m", default_policy())], lambda directory: Echo())
     lifecycle.start()
     assert lifecycle.wait_until_available(threading.Event())
-    server = RestServer(Service(lifecycle), lifecycle, 0)
+    server = RestServer(Service(lifecycle), lifecycle, "127.0.0.1", 0)
     yield server
     server.shutdown()
     server.server_close()
@@ -140,4 +140,4 @@ def test_errors_have_the_originals_status(call, path, body, status, message):
 def test_a_taken_port_is_an_error(server):
     """It is told at start."""
     with pytest.raises(UnavailableError, match=f"Expected port {server.server_port} to be free"):
-        RestServer(server.service, server.lifecycle, server.server_port)
+        RestServer(server.service, server.lifecycle, "127.0.0.1", server.server_port)

@@ -16,7 +16,8 @@ def test_defaults_are_the_originals():
     settings = Settings.from_argv([BASE])
     (model,) = settings.models
     assert (model.name, model.base_path, model.policy.latest.num_versions) == ("default", Path("/models/m"), 2)
-    assert (settings.port, settings.grpc_socket_path, settings.file_system_poll_wait_seconds) == (8500, "", 1.0)
+    assert (settings.host, settings.port, settings.grpc_socket_path) == ("0.0.0.0", 8500, "")
+    assert (settings.grpc_channel_arguments, settings.file_system_poll_wait_seconds) == ((), 1.0)
     assert (settings.max_num_load_retries, settings.load_retry_interval_micros) == (5, 60_000_000)
     assert settings.enable_model_warmup
     assert settings.grpc_max_threads == 4 * settings.engine_threads
@@ -129,3 +130,11 @@ def test_a_bad_config_file_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InvalidArgumentError, match=message):
         Settings.from_argv([f"--model_config_file={path}"])
+
+
+def test_channel_arguments_are_integers_where_they_look_like_it():
+    """gRPC knows arguments of two types, and ignores one of the wrong type."""
+    settings = Settings.from_argv([BASE, "--grpc_channel_arguments=grpc.max_connection_age_ms=10000,grpc.x=y=z,"])
+    assert settings.grpc_channel_arguments == (("grpc.max_connection_age_ms", 10_000), ("grpc.x", "y=z"))
+    with pytest.raises(InvalidArgumentError, match="Expected --grpc_channel_arguments to be key=value, by commas"):
+        Settings.from_argv([BASE, "--grpc_channel_arguments=age"])

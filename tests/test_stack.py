@@ -89,26 +89,6 @@ def test_releases_under_load_lose_nothing_and_mix_nothing(
     assert {answer["model"]["version"] for _, _, answer in load.answers} == {1, 2, 3}
 
 
-def test_two_model_servers_with_different_versions_behind_one_address(
-    tmp_path: Path, origin: Origin, urls: dict[str, bytes], releases: dict[int, Path]
-) -> None:
-    """A thousand requests to replicas that never agree on a version: none lost, none mixed."""
-    reference = Reference.of(releases, urls)
-    for number in (1, 2):
-        release(tmp_path / str(number), number, releases[number])
-    with (
-        model_server(tmp_path / "1") as first,
-        model_server(tmp_path / "2") as second,
-        gateway(f"ipv4:{first},{second}", GATEWAY_FETCH_ALLOW=origin.authority) as client,
-    ):
-        with Load(client, list(urls)) as load:
-            load.wait_for(1000)
-        assert load.lost == []
-        assert Counter(status for _, status, _ in load.answers) == {200: len(load.answers)}
-        assert all(reference.matches(url, answer) for url, _, answer in load.answers)
-        assert {answer["model"]["version"] for _, _, answer in load.answers} == {1, 2}
-
-
 def test_a_version_that_decodes_otherwise_is_refused_while_the_old_one_answers(
     stack: Gateway, store: Path, urls: dict[str, bytes], releases: dict[int, Path]
 ) -> None:

@@ -27,7 +27,8 @@ seed() {
   mkdir -p "$home" && draft=$(mktemp -d "$home/.seed-XXXXXX") || return 1
   last=$(cat "$home/.last-version" 2>/dev/null || echo 0)
   number=$((last + 1))  # numbers are never used twice
-  cp -R "$(versions "$carried")/." "$draft" && chmod 755 "$draft" && echo "$number" >"$home/.last-version" || return 1
+  newest=$(versions "$carried" | sort -V | tail -n 1)
+  cp -R "$newest/." "$draft" && chmod 755 "$draft" && echo "$number" >"$home/.last-version" || return 1
   give_to_owner "$home"
   mv -T "$draft" "$home/$number" 2>/dev/null || rm -rf "$draft"  # another replica was quicker
 }
