@@ -83,11 +83,13 @@ def features(inspection: Inspection, cache: Path, say: Callable[[str], None]) ->
     file = cache / f"{inspection.digest[:32]}.features.npy"
     if not file.is_file():
         from training import architectures
+        from training.train import JIT_COMPILE
 
         say(f"Computing features of {len(inspection.photos)} photos, about 60 a second on 2 cores")
         architecture = architectures.find("efficientnet-lite0")
         backbone = architecture.backbone("imagenet", include_top=False)
         model = architectures.with_preprocessing(backbone, architecture.preprocessing)
+        model.compile(jit_compile=JIT_COMPILE)
         draft = file.with_suffix(".draft.npy")
         np.save(draft, model.predict(inspection.pixels, batch_size=32, verbose=0))
         draft.rename(file)
