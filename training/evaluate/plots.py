@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from training.evaluate.metrics import Figures
@@ -87,6 +88,26 @@ def classes(path: Path, figures: Figures) -> None:
         axes.set_yticks(rows, [f"{each.name} ({each.photos})" for each in ordered])
         axes.set_xlim(0, 1.02)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        figure.savefig(path)
+
+
+def curves(path: Path, history: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draw loss and accuracy of both splits by epoch, a column for each phase of training."""
+    phases = [phase for phase in history if history[phase]] or ["not trained"]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * len(phases), 5), layout="constrained")
+        grid = figure.subplots(2, len(phases), squeeze=False, sharex="col", sharey="row")
+        for column, phase in enumerate(phases):
+            for axes, figure_of in zip(grid[:, column], ("accuracy", "loss"), strict=True):
+                for prefix, colour, label in (("", QUIET, "train"), ("val_", ACCENT, "validation")):
+                    values = history.get(phase, {}).get(prefix + figure_of, [])
+                    axes.plot(range(1, len(values) + 1), values, "o-", markersize=3, color=colour, label=label)
+                if column == 0:
+                    axes.set_ylabel(figure_of)
+            grid[0, column].set_title(phase)
+            grid[1, column].set_xlabel("epoch")
+            grid[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0, 0].legend(loc="lower right", frameon=False)
         figure.savefig(path)
 
 

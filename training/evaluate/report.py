@@ -90,18 +90,30 @@ def show(results: Sequence[Result], console: Console) -> None:
 
 
 def write(results: Sequence[Result], photos: Pixels, classes: Sequence[str], told: str, out: Path) -> Path:
-    """Write evaluation.json, the plots and evaluation.html into a folder, and return the page.
+    """Write evaluation.html into a folder with what `draw` leaves there, and return the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    page.write(out / "evaluation.html", "evaluation.html", **draw(results, photos, classes, told, out))
+    return out / "evaluation.html"
+
+
+def draw(results: Sequence[Result], photos: Pixels, classes: Sequence[str], told: str, out: Path) -> dict[str, Any]:
+    """Write evaluation.json and the plots into a folder, and return what a page shows of them.
 
     Plots, confusions and mistakes are those of the first result.
+
+    Args:
+        photos: What the results are of.
+        classes: Names in output order.
+        told: How the photos are told.
     """
-    out.mkdir(parents=True, exist_ok=True)
     first = results[0]
-    mistakes = [
-        _mistake(first, photos, classes, i) for i in worst_mistakes(first.probabilities, photos.labels, MISTAKES)
-    ]
+    positions = worst_mistakes(first.probabilities, photos.labels, MISTAKES)
+    mistakes = [_mistake(first, photos, classes, position) for position in positions]
+    images = [photos.images[position] for position in positions]
+    time = datetime.now(UTC).isoformat(timespec="seconds")
     document = {
         "photos": told,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": time,
         "data_digest": photos.digest,
         "skipped": photos.skipped,
         "results": [
@@ -112,37 +124,32 @@ def write(results: Sequence[Result], photos: Pixels, classes: Sequence[str], tol
             }
             for each in results
         ],
-        "worst_mistakes": [{key: value for key, value in each.items() if key != "position"} for each in mistakes],
+        "worst_mistakes": mistakes,
     }
     (out / "evaluation.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
     plots.confusion(out / "confusion.png", first.figures)
     plots.reliability(out / "reliability.png", first.figures)
     plots.classes(out / "classes.png", first.figures)
-    images = [photos.images[each["position"]] for each in mistakes]
     plots.photos(out / "mistakes.png", images, [f"{each['class']}, not\n{each['predicted']}" for each in mistakes])
-    page.write(
-        out / "evaluation.html",
-        "evaluation.html",
-        told=told,
-        time=document["time"],
-        titles=[each.title for each in results],
-        rows=rows(results),
-        figures=first.figures,
-        confusions=confusions(first.figures),
-        plots={name: page.picture(out / f"{name}.png") for name in ("confusion", "reliability", "classes")},
-        mistakes=[
-            {**each, "name": Path(each["path"]).name, "url": page.thumbnail(photos.images[each["position"]])}
-            for each in mistakes
+    return {
+        "told": told,
+        "time": time,
+        "titles": [each.title for each in results],
+        "rows": rows(results),
+        "figures": first.figures,
+        "confusions": confusions(first.figures),
+        "plots": {name: page.picture(out / f"{name}.png") for name in ("confusion", "reliability", "classes")},
+        "mistakes": [
+            {**each, "name": Path(each["path"]).name, "url": page.thumbnail(image)}
+            for each, image in zip(mistakes, images, strict=True)
         ],
-    )
-    return out / "evaluation.html"
+    }
 
 
 def _mistake(result: Result, photos: Pixels, classes: Sequence[str], position: int) -> dict[str, Any]:
     probabilities, label = result.probabilities[position], int(photos.labels[position])
     predicted = int(probabilities.argmax())
     return {
-        "position": position,
         "path": str(photos.paths[position]),
         "class": classes[label],
         "probability": round(float(probabilities[label]), 4),
