@@ -1,4 +1,4 @@
-"""The commands that look and release nothing: explore, evaluate, predict and runs."""
+"""The commands that look and release nothing: explore, evaluate, predict, runs and explain."""
 
 from __future__ import annotations
 
@@ -59,6 +59,13 @@ def add_parsers(commands: Any) -> None:
     runs.add_argument("run", nargs="*", type=Path, metavar="RUN", help="run folders to compare; all are listed without")
     runs.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are (%(default)s)")
 
+    explain = commands.add_parser("explain", help="show where a run's model looks (Grad-CAM)")
+    explain.set_defaults(command=_explain)
+    explain.add_argument("run", type=Path, help="a run folder of train")
+    explain.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or a folder")
+    explain.add_argument("--label", help="the class to explain; without it, each photo's most probable one")
+    explain.add_argument("--out", type=Path, default=Path("reports/explain"), help="for the report (%(default)s)")
+
 
 def _explore(options: argparse.Namespace) -> None:
     from training.explore.explore import explore
@@ -93,6 +100,13 @@ def _predict(options: argparse.Namespace) -> None:
     version = StoredVersion(options.store, options.model, options.version, options.engine)
     answers = predict.predict(images, version, options.top_k)
     predict.write(answers, version, options.json, say)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from training.explain import explain
+    from training.predict import expand
+
+    explain(options.run, expand(options.sources), options.label, options.out, say)
 
 
 def _runs(options: argparse.Namespace) -> None:
