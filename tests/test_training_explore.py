@@ -78,11 +78,12 @@ def test_a_csv_lists_paths_labels_and_splits(fill: Fill) -> None:
     folder = fill(inbox=3)
     (folder / "list.csv").write_text(
         "sender,Image,label,split\n1,inbox/00.jpg,cat,train\n2,inbox/01.jpg,dog,val\n3,gone.jpg,dog,train\n"
+        "4,inbox/02.jpg,,train\n"
     )
     found = listing.read(folder / "list.csv")
     assert found.counts == {("train", "cat"): 1, ("validation", "dog"): 1}
-    assert [path.name for path in found.missing] == ["gone.jpg"]
-    assert names(by_kind(findings.of_listing(found))["missing"]) == [["gone.jpg"]]
+    told = by_kind(findings.of_listing(found))
+    assert names(told["missing"]) == [["gone.jpg"]] and names(told["unlabelled"]) == [["02.jpg"]]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,12 @@ def test_empty_classes_are_found(fill: Fill) -> None:
     """The folder is named."""
     finding = by_kind(findings.of_listing(listing.read(fill(train__cat=3, train__dog=0))))["empty"]
     assert finding.severity == "problem" and [item.note for item in finding.items] == ["train/dog holds no photo"]
+
+
+def test_a_single_class_is_found(fill: Fill) -> None:
+    """Photos of one folder cannot be told apart."""
+    finding = by_kind(findings.of_listing(listing.read(fill(cat=25))))["single"]
+    assert finding.severity == "problem" and finding.items[0].note == "the only class is cat"
 
 
 def test_names_that_differ_in_case_and_spaces_are_found(fill: Fill) -> None:
@@ -180,6 +187,7 @@ def test_duplicates_conflicts_and_leaks_are_told_apart(fill: Fill) -> None:
     assert names(found["duplicate"]) == [["00.jpg", "again.jpg"]]
     assert found["duplicate"].items[0].note == "the same bytes"
     assert names(found["conflict"]) == [["01.jpg", "other.jpg"]]
+    assert found["conflict"].items[0].note == "look the same, labelled cat and dog"
     assert names(found["leak"]) == [["02.jpg", "leak.jpg"]]
     assert found["leak"].items[0].note == "look the same"
 

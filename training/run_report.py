@@ -55,7 +55,4 @@ def write(
 
 
 def _facts(origin: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name.replace("_", " "): json.dumps(value) if isinstance(value, Mapping) else str(value)
-        for name, value in origin.items()
-    }
+    return {name: json.dumps(value) if isinstance(value, Mapping) else str(value) for name, value in origin.items()}

@@ -15,8 +15,6 @@ from training.evaluate import metrics, report
 from training.evaluate.report import Result
 from training.predictors import Predictor, check_alike
 
-SPLITS = ("auto", "train", "validation", "test", "all")
-
 
 def evaluate(
     folder: Path,
@@ -32,7 +30,7 @@ def evaluate(
     Args:
         folder: Class folders, or split folders with class folders inside.
         predictors: One or more; the others are compared with the first.
-        split: One of `SPLITS`; `auto` takes the most held-out photos there are, see `choose_photos`.
+        split: `train`, `validation`, `test`, `all`, or `auto`, the most held-out photos there are: `choose_photos`.
         out: A folder for evaluation.html, evaluation.json and the plots.
         cache: Where decoded pixels go.
         console: Takes the tables.

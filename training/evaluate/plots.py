@@ -123,4 +123,4 @@ def photos(path: Path, images: Sequence[NDArray[np.uint8]], captions: Sequence[s
         for axes, image, caption in zip(grid, images, captions, strict=False):
             axes.imshow(image)
             axes.set_title(caption, fontsize=8)
-        figure.savefig(path)
+        figure.savefig(path, dpi=100)

@@ -130,7 +130,7 @@ def draw(results: Sequence[Result], photos: Pixels, classes: Sequence[str], told
     plots.confusion(out / "confusion.png", first.figures)
     plots.reliability(out / "reliability.png", first.figures)
     plots.classes(out / "classes.png", first.figures)
-    plots.photos(out / "mistakes.png", images, [f"{each['class']}, not\n{each['predicted']}" for each in mistakes])
+    plots.photos(out / "mistakes.png", images, [f"{each['class']}\ntaken for {each['predicted']}" for each in mistakes])
     return {
         "told": told,
         "time": time,

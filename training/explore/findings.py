@@ -48,11 +48,20 @@ class Finding:
 
 def of_listing(listing: Listing) -> list[Finding]:
     """Return what folders, names and counts tell, before a photo is opened."""
-    findings = [*_empty_classes(listing), *_alike_names(listing), *_uneven_splits(listing), *_few_photos(listing)]
-    if listing.missing:
-        items = tuple(Item((path,)) for path in listing.missing)
-        advice = "Correct the paths in the CSV; they are relative to its folder."
-        findings.append(Finding("missing", PROBLEM, f"{_files(items)} of the CSV not there", advice, items))
+    rules = (_single_class, _empty_classes, _alike_names, _uneven_splits, _few_photos)
+    findings = [finding for rule in rules for finding in rule(listing)]
+    for kind, paths, title, advice in (
+        (
+            "missing",
+            listing.missing,
+            "of the CSV not there",
+            "Correct the paths; they are relative to the CSV's folder.",
+        ),
+        ("unlabelled", listing.unlabelled, "of the CSV without a label", "Fill in the label, or delete the row."),
+    ):
+        if paths:
+            items = tuple(Item((path,)) for path in paths)
+            findings.append(Finding(kind, PROBLEM, f"{_files(items)} {title}", advice, items))
     if listing.ignored:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in listing.ignored)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
@@ -119,8 +128,11 @@ def of_duplicates(inspection: Inspection, groups: Sequence[Sequence[int]]) -> li
     for group in groups:
         photos = [inspection.photos[i] for i in group]
         exact = len({photo.sha256 for photo in photos}) == 1
-        item = Item(tuple(photo.path for photo in photos), "the same bytes" if exact else "look the same")
-        across_classes = len({photo.label for photo in photos}) > 1
+        labels = sorted({photo.label for photo in photos})
+        across_classes = len(labels) > 1
+        note = "the same bytes" if exact else "look the same"
+        note += f", labelled {' and '.join(labels)}" if across_classes else ""
+        item = Item(tuple(photo.path for photo in photos), note)
         across_splits = len({photo.split for photo in photos}) > 1
         if across_classes:
             kinds["conflict"].append(item)
@@ -197,6 +209,14 @@ def _empty_classes(listing: Listing) -> list[Finding]:
     advice = "Put photos into the folder, or delete it; train refuses an empty class."
     title = f"{len(items)} class folder{'s' if len(items) > 1 else ''} without a photo"
     return [Finding("empty", PROBLEM, title, advice, items)]
+
+
+def _single_class(listing: Listing) -> list[Finding]:
+    if len(listing.all_classes) > 1:
+        return []
+    item = Item((), f"the only class is {listing.all_classes[0]}")
+    advice = "Give each class a folder of its own below the one that is named; train needs two."
+    return [Finding("single", PROBLEM, "Fewer than two classes", advice, (item,))]
 
 
 def _alike_names(listing: Listing) -> list[Finding]:

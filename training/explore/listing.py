@@ -40,6 +40,7 @@ class Listing:
         classes: The classes of each split, also those without photos.
         ignored: Files that are no photos by their suffix, or lie outside of the class folders.
         missing: Paths in a CSV where there is no file.
+        unlabelled: Files in a CSV without a label.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Listing:
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ignored: list[Path] = field(default_factory=list)
     missing: list[Path] = field(default_factory=list)
+    unlabelled: list[Path] = field(default_factory=list)
 
     @property
     def all_classes(self) -> tuple[str, ...]:
@@ -114,10 +116,13 @@ def _read_csv(path: Path) -> Listing:
     for row in rows:
         photo = path.parent / (row[columns["path"]] or "").strip()  # an absolute path stays as it is
         split = ((columns["split"] and row[columns["split"]]) or WHOLE).strip().lower()
-        if photo.is_file():
-            listing.photos.append(Listed(photo, spelling.get(split, split), row[columns["label"]] or ""))
-        else:
+        label = row[columns["label"]] or ""
+        if not photo.is_file():
             listing.missing.append(photo)
+        elif not label.strip():
+            listing.unlabelled.append(photo)
+        else:
+            listing.photos.append(Listed(photo, spelling.get(split, split), label))
     for split in dict.fromkeys(photo.split for photo in listing.photos):
         listing.classes[split] = tuple(sorted({each.label for each in listing.photos if each.split == split}))
     return listing
