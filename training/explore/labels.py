@@ -5,6 +5,7 @@ What it cannot see: two class folders that were swapped as a whole and are nowhe
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,19 +85,35 @@ def features(inspection: Inspection, cache: Path, say: Callable[[str], None]) ->
     """Return EfficientNet-Lite0's pooled features (n, 1280) of length 1, computed once for the same photos."""
     file = cache / f"{inspection.digest[:32]}.features.npy"
     if not file.is_file():
-        from training import architectures
-        from training.train import JIT_COMPILE
-
-        say(f"Computing features of {len(inspection.photos)} photos, about 60 a second on 2 cores")
-        architecture = architectures.find("efficientnet-lite0")
-        backbone = architecture.backbone("imagenet", include_top=False)
-        model = architectures.with_preprocessing(backbone, architecture.preprocessing)
-        model.compile(jit_compile=JIT_COMPILE)
+        say(f"Computing features of {len(inspection.photos)} photos")
         draft = file.with_suffix(".draft.npy")
-        np.save(draft, model.predict(inspection.pixels, batch_size=32, verbose=0))
+        np.save(draft, _compute(inspection.pixels))
         draft.rename(file)
     computed = np.load(file)
     return computed / np.maximum(np.linalg.norm(computed, axis=1, keepdims=True), 1e-12)
+
+
+def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Run the network by TFLite, one photo at a time: 15 ms of CPU each, where Keras takes 50."""
+    import tensorflow as tf
+    from ai_edge_litert.interpreter import Interpreter
+
+    from training import architectures
+    from training.export import freeze
+
+    architecture = architectures.find("efficientnet-lite0")
+    backbone = architecture.backbone("imagenet", include_top=False)
+    frozen = freeze(architectures.with_preprocessing(backbone, architecture.preprocessing), *pixels.shape[1:3])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+    interpreter = Interpreter(model_content=converter.convert(), num_threads=os.cpu_count())
+    interpreter.allocate_tensors()
+    given, wanted = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    found = []
+    for photo in pixels:
+        interpreter.set_tensor(given, photo[np.newaxis])
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(wanted)[0])
+    return np.stack(found)
 
 
 def suspect_photos(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[SuspectPhoto]:
