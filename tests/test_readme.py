@@ -19,7 +19,7 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
     if line.strip() and not line.startswith("#")
-]
+] + [".venv/bin/" + command for command in re.findall(r"`(python -m training [^`]+)`", README)]
 
 
 def error_rows() -> list[str]:

@@ -163,8 +163,8 @@ def test_other_number_of_classes_is_refused(model, tmp_path):
 
 def test_file_that_answers_otherwise_is_refused(model, contract, tmp_path, monkeypatch):
     """A conversion that changes the function is found by running what was written."""
-    freeze, other = export._freeze, tiny_model.build(1)
-    monkeypatch.setattr(export, "_freeze", lambda model, *size: freeze(other, *size))
+    freeze, other = export.freeze, tiny_model.build(1)
+    monkeypatch.setattr(export, "freeze", lambda model, *size: freeze(other, *size))
     with pytest.raises(ExportError, match=r"tensorflow file's probabilities within 0\.001 of the Keras model's"):
         export.export(model, contract, tmp_path)
     assert_nothing_released(tmp_path)

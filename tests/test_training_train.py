@@ -125,9 +125,20 @@ def test_contract_says_how_the_model_was_made(trained):
 @tensorflow
 def test_run_folder_is_complete(run):
     """A run keeps the Keras model, the contract, the history and the golden photos."""
-    assert sorted(path.name for path in run.iterdir()) == ["contract.json", "golden", "history.json", "model.keras"]
+    needed = {"contract.json", "golden", "history.json", "model.keras"}
+    plots = {f"{name}.png" for name in ("augmented", "classes", "confusion", "curves", "mistakes", "reliability")}
+    assert {path.name for path in run.iterdir()} == needed | plots | {"evaluation.json", "model.txt", "report.html"}
     history = json.loads((run / "history.json").read_text())
     assert len(history["upper layers"]["val_accuracy"]) == 2
+
+
+@tensorflow
+def test_run_report_shows_training_and_model(run):
+    """One page holds the curves, the figures on test, augmented photos, the recipe and the layers."""
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png") == 4 and page.count('alt="augmented photo"') == 12
+    for told in ("3 photos of test", "Loss and accuracy by epoch", "&#34;epochs&#34;: 2", "head_probabilities"):
+        assert told in page
 
 
 @tensorflow

@@ -1,4 +1,4 @@
-"""`python -m training`: train on a folder of photos, or export ready weights."""
+"""`python -m training`: look at photos, train on them, release what was trained, and judge it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from contract.document import Aspect, Contract, ContractError, Filter, ImageSpec
+from training import commands
 from training.errors import TrainingError
 from training.store import check_name
 
@@ -23,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without a GPU, TensorFlow logs that as errors before our lines
     try:
-        if options.name:
-            check_name(options.name)
+        if name := getattr(options, "name", None):
+            check_name(name)
         options.command(options)
     except (TrainingError, ContractError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
@@ -137,11 +138,11 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
 
-    train = commands.add_parser("train", parents=[common], help="train on a folder of photos, then release")
+    train = subparsers.add_parser("train", parents=[common], help="train on a folder of photos, then release")
     train.set_defaults(command=_train)
     train.add_argument("folder", type=Path, help="FOLDER/CLASS/photo, or FOLDER/train/CLASS/photo and so on")
     train.add_argument("--name", required=True, help="the model's name in the store")
@@ -151,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
     _add_recipe(train)
 
-    export = commands.add_parser("export", parents=[common], help="release ready weights, a Keras file, or a run")
+    export = subparsers.add_parser("export", parents=[common], help="release ready weights, a Keras file, or a run")
     export.set_defaults(command=_export)
     export.add_argument("--name", help="the model's name in the store")
     source = export.add_mutually_exclusive_group(required=True)
@@ -168,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--aspect", default="stretch", choices=get_args(Aspect), help="for a file (%(default)s)")
     export.add_argument("--crop", type=float, default=1.0, help="part kept by --aspect crop (%(default)s)")
+    commands.add_parsers(subparsers)
     return parser
 
 

@@ -73,21 +73,21 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
     """
     if not folder.is_dir():
         raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
-    folders = {split: _split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
+    folders = {split: split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
     others = [str(path) for split, path in folders.items() if path and split != "train"]
     if others and not folders["train"]:
         raise DataError(f"Expected a folder {folder / 'train'}, with a folder for each class. Received only: {others}")
     train_folder = folders["train"] or folder
-    classes = tuple(path.name for path in _class_folders(train_folder))
+    classes = tuple(path.name for path in class_folders(train_folder))
     if len(classes) < 2:
         raise DataError(
             f"Expected a folder for each class in {train_folder}, two or more, each with photos"
             f" ({', '.join(SUFFIXES)}). Received: {', '.join(classes) or 'no folder'}"
         )
-    splits = {"train": _read_split(train_folder, classes, complete=True)}
+    splits = {"train": read_split(train_folder, classes, complete=True)}
     for split in ("validation", "test"):
         if path := folders[split]:
-            splits[split] = _read_split(path, classes, complete=False)
+            splits[split] = read_split(path, classes, complete=False)
     if "validation" not in splits:
         missing = ["validation"] if "test" in splits else ["validation", "test"]
         splits |= _hold_out(splits, missing, seed)
@@ -171,36 +171,43 @@ def _decode_all(
         draft.unlink(missing_ok=True)
 
 
-def _split_folder(folder: Path, names: Sequence[str]) -> Path | None:
+def split_folder(folder: Path, names: Sequence[str]) -> Path | None:
     """Return the folder of a split, by its name in any case; without folders inside it is a class of that name."""
-    for path in _class_folders(folder):
-        if path.name.lower() in names and (inside := _class_folders(path)):
+    for path in class_folders(folder):
+        if path.name.lower() in names and (inside := class_folders(path)):
             # Some archives hold seg_train/seg_train/CLASS.
             return inside[0] if [each.name for each in inside] == [path.name] else path
     return None
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path))
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders inside a folder, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
 
 
-def _photos(folder: Path) -> list[Path]:
+def photos_in(folder: Path) -> list[Path]:
+    """Return the photos in a folder and below it, by their suffixes."""
     return sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and path.is_file()
-        and not any(_is_hidden(part) for part in (path, *path.relative_to(folder).parents))
+        and not any(is_hidden(part) for part in (path, *path.relative_to(folder).parents))
     )
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
     """Tell what file managers, notebooks and macOS archives leave beside photos."""
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
-def _read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Photo]:
-    found = {path.name: _photos(path) for path in _class_folders(folder)}
+def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Photo]:
+    """Return the photos of a folder of class folders.
+
+    Raises:
+        DataError: No photos, a class that is not expected, or, if it is to be complete, an empty one.
+    """
+    found = {path.name: photos_in(path) for path in class_folders(folder)}
     if strange := sorted(set(found) - set(classes)):
         raise DataError(f"Expected in {folder} only classes that train has. Received also: {', '.join(strange)}")
     if complete and (empty := [name for name in classes if not found[name]]):

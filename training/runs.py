@@ -1,7 +1,8 @@
 """Run folders: what training leaves behind, and what a release is made of.
 
 `runs/NAME/TIME/` holds `model.keras` (pixels 0-255 to probabilities), `contract.json` (without golden examples),
-`history.json` (each phase's figures by epoch) and `golden/`, held-out photos to make golden examples of.
+`history.json` (each phase's figures by epoch), `golden/`, held-out photos to make golden examples of, and a report, see
+`training.run_report`.
 """
 
 from __future__ import annotations

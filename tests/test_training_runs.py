@@ -1,0 +1,71 @@
+"""`python -m training runs`: lists run folders, and compares some."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contract.document import Contract, ImageSpec
+from tests.conftest import ROOT
+from training.__main__ import main
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two runs of a model that differ in their dropout, and one that was stopped."""
+    for time, dropout, accuracy in (("20260101-000000", 0.3, 0.91), ("20260102-000000", 0.5, 0.89)):
+        run = tmp_path / "runs" / "clothing" / time
+        run.mkdir(parents=True)
+        origin = {"architecture": "small", "training_s": 90, "recipe": {"dropout": dropout, "seed": 0}}
+        contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), origin, {"validation_accuracy": accuracy})
+        (run / "contract.json").write_bytes(contract.to_json())
+    (tmp_path / "runs" / "clothing" / "20260103-000000").mkdir()
+    return tmp_path / "runs"
+
+
+def test_runs_are_listed_newest_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line each: architecture, accuracy and time, or that it was not finished."""
+    assert main(["runs", "--runs", str(runs)]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["clothing/20260103-000000", "not", "finished"],
+        ["clothing/20260102-000000", "small", "0.89", "1.5"],
+        ["clothing/20260101-000000", "small", "0.91", "1.5"],
+    ]
+
+
+def test_compared_runs_show_figures_and_what_differs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The dropout differs; the seed and the architecture do not, and are left out."""
+    paths = [str(runs / "clothing" / time) for time in ("20260101-000000", "20260102-000000")]
+    assert main(["runs", *paths]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["clothing/20260101-000000", "clothing/20260102-000000"],
+        ["validation_accuracy", "0.91", "0.89"],
+        ["recipe.dropout", "0.3", "0.5"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runs", "{runs}/none"], "Expected runs in {runs}/none, which train leaves there. Received: none"),
+        (["{runs}/none"], "Expected a run folder. Received a path where there is none: {runs}/none"),
+        (["{runs}/clothing/20260103-000000"], "Expected runs that train has finished. Received: {runs}/clothing/2"),
+    ],
+)
+def test_runs_that_are_not_there_are_told(
+    runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    """No runs, no such run, and one that was stopped."""
+    assert main(["runs", *(argument.format(runs=runs) for argument in arguments)]) == 1
+    assert message.format(runs=runs) in capsys.readouterr().err
+
+
+def test_listing_needs_no_tensorflow(runs: Path) -> None:
+    """It answers at once."""
+    code = f"import sys; from training.__main__ import main\nmain(['runs', '--runs', {str(runs)!r}])\n"
+    code += "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr

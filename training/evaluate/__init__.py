@@ -1,0 +1,1 @@
+"""Judges a model on photos with labels: figures, plots, and a report."""

@@ -1,0 +1,118 @@
+"""Evaluates predictors on photos with labels: choose the photos, ask, measure, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from contract.document import Contract
+from training import data
+from training.errors import DataError
+from training.evaluate import metrics, report
+from training.evaluate.report import Result
+from training.predictors import Predictor, check_alike
+
+
+def evaluate(
+    folder: Path,
+    predictors: Sequence[Predictor],
+    split: str,
+    out: Path,
+    cache: Path,
+    console: Console,
+    say: Callable[[str], None] = print,
+) -> list[Result]:
+    """Measure predictors on the same photos, and write a report.
+
+    Args:
+        folder: Class folders, or split folders with class folders inside.
+        predictors: One or more; the others are compared with the first.
+        split: `train`, `validation`, `test`, `all`, or `auto`, the most held-out photos there are: `choose_photos`.
+        out: A folder for evaluation.html, evaluation.json and the plots.
+        cache: Where decoded pixels go.
+        console: Takes the tables.
+        say: Takes each step, a line.
+
+    Raises:
+        TrainingError: No such photos, or a predictor that does not answer.
+    """
+    check_alike(predictors, say)
+    contract = predictors[0].contract
+    photos, told = choose_photos(folder, contract, split, cache)
+    say(f"Evaluating on {told}")
+    results: list[Result] = []
+    for predictor in predictors:
+        pixels = data.load(photos, predictor.contract.image, cache)
+        say(f"Asking {predictor.title}")
+        probabilities = predictor.predict(pixels)
+        agreement = metrics.compare(results[0].probabilities, probabilities) if results else None
+        figures = metrics.measure(probabilities, pixels.labels, contract.classes)
+        results.append(Result(predictor.title, probabilities, figures, agreement))
+    for path, reason in pixels.skipped.items():
+        say(f"Skipped {path}: {reason}")
+    say("")
+    report.show(results, console)
+    page = report.write(results, pixels, contract.classes, told, out)
+    say(f"\nWrote {page}, evaluation.json and plots beside it")
+    return results
+
+
+def choose_photos(folder: Path, contract: Contract, split: str, cache: Path) -> tuple[list[data.Photo], str]:
+    """Return photos with labels by the contract's classes, and how they are told.
+
+    `auto` is the test split, or validation without one. A folder without splits is taken whole, but for the one that
+    the model was trained on: of that, training's own held-out photos are found again by its seed and their digest.
+
+    Raises:
+        DataError: No such folder, split or class.
+    """
+    if not folder.is_dir():
+        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
+    folders = {name: data.split_folder(folder, spellings) for name, spellings in data.SPLIT_FOLDERS.items()}
+    own = {name: path for name, path in folders.items() if path}
+    if own and split != "all":
+        chosen = (
+            next((name for name in ("test", "validation", "train") if name in own), "") if split == "auto" else split
+        )
+        if chosen not in own:
+            raise DataError(f"Expected a {chosen} split in {folder}. Received: {', '.join(own)}")
+        photos = data.read_split(own[chosen], contract.classes, complete=False)
+        return photos, f"{len(photos)} photos of {own[chosen]}{_trained_on(photos, contract, cache)}"
+    if not own and split != "all":
+        held_out = _held_out_again(folder, contract, "test" if split == "auto" else split, cache)
+        if held_out:
+            return held_out, f"{len(held_out)} photos of {folder} that training held out by itself"
+        if split != "auto":
+            raise DataError(f"Expected split folders in {folder}, or the folder that the model was trained on")
+    photos = [
+        photo
+        for path in (own.values() if own else [folder])
+        for photo in data.read_split(path, contract.classes, complete=False)
+    ]
+    return photos, f"all {len(photos)} photos of {folder}"
+
+
+def _held_out_again(folder: Path, contract: Contract, split: str, cache: Path) -> list[data.Photo] | None:
+    recipe: dict[str, Any] = contract.origin.get("recipe", {})
+    digests: dict[str, str] = contract.origin.get("data_digest", {})
+    if "seed" not in recipe or split not in digests:
+        return None
+    try:
+        dataset = data.read_folder(folder, recipe["seed"])
+        found = dataset.classes == contract.classes
+        if found and data.load(dataset.splits[split], contract.image, cache).digest == digests[split]:
+            return dataset.splits[split]
+    except DataError:  # a folder that could not be trained on is not the one that was
+        pass
+    return None
+
+
+def _trained_on(photos: list[data.Photo], contract: Contract, cache: Path) -> str:
+    """Say so where the very photos chose the weights, since figures on them flatter."""
+    digests: dict[str, str] = contract.origin.get("data_digest", {})
+    digest = data.load(photos, contract.image, cache).digest
+    used = {digests.get("train"): "trained on", digests.get("validation"): "chosen by"}
+    return f", which the model was {used[digest]}" if digest in used else ""

@@ -1,0 +1,149 @@
+"""The figures of probabilities against labels. Pure functions; nothing is drawn here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+BINS = 15  # of confidence. Source: C. Guo et al., On Calibration of Modern Neural Networks (2017)
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure on these photos, and where it lies in 95 % of resampled sets of photos."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class; precision is of photos that were taken for it, recall of photos that are of it."""
+
+    name: str
+    photos: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Photos whose highest probability lies in one fifteenth of 0 to 1."""
+
+    photos: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All figures of one predictor on one set of photos.
+
+    Attributes:
+        accuracy: Part of photos whose class is the most probable one.
+        top_5: Part of photos whose class is among the five most probable; None with five classes or fewer.
+        macro_f1: Mean F1 of the classes that have photos.
+        log_loss: Mean negative logarithm of the class' probability.
+        calibration_error: Expected calibration error: mean distance of accuracy from confidence over bins.
+        classes: Each class that has photos or was predicted, in output order.
+        confusion: Photos by their class (row) and predicted class (column), of `classes`.
+        reliability: Bins that hold photos, by rising confidence.
+    """
+
+    photos: int
+    accuracy: Interval
+    top_5: float | None
+    macro_f1: Interval
+    log_loss: float
+    calibration_error: float
+    classes: list[ClassFigures]
+    confusion: list[list[int]]
+    reliability: list[Bin]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two predictors agree on the same photos."""
+
+    other_first_places: int
+    largest_difference: float
+
+
+def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names: Sequence[str]) -> Figures:
+    """Return the figures of probabilities (n, k) against labels (n)."""
+    predicted = probabilities.argmax(axis=1)
+    present = np.union1d(labels, predicted)
+    precision, recall, f1, counts = precision_recall_fscore_support(
+        labels, predicted, labels=present, average=None, zero_division=0
+    )
+    accuracy, macro_f1 = _bootstrap(np.searchsorted(present, labels), np.searchsorted(present, predicted), len(present))
+    of_label = probabilities[np.arange(len(labels)), labels]
+    reliability = _reliability(probabilities.max(axis=1), predicted == labels)
+    return Figures(
+        photos=len(labels),
+        accuracy=accuracy,
+        top_5=_top_5(probabilities, of_label) if probabilities.shape[1] > 5 else None,
+        macro_f1=macro_f1,
+        log_loss=float(-np.log(np.maximum(of_label, 1e-7)).mean()),
+        calibration_error=sum(each.photos * abs(each.accuracy - each.confidence) for each in reliability) / len(labels),
+        classes=[
+            ClassFigures(names[index], int(count), *map(float, row))
+            for index, count, *row in zip(present, counts, precision, recall, f1, strict=True)
+        ],
+        confusion=confusion_matrix(labels, predicted, labels=present).tolist(),
+        reliability=reliability,
+    )
+
+
+def compare(first: NDArray[np.float32], second: NDArray[np.float32]) -> Agreement:
+    """Return how far probabilities (n, k) of two predictors agree."""
+    return Agreement(
+        int((first.argmax(axis=1) != second.argmax(axis=1)).sum()), float(np.abs(first - second).max(initial=0))
+    )
+
+
+def worst_mistakes(probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int) -> list[int]:
+    """Return positions of wrong photos, first those whose wrong class is surest beside their own."""
+    margin = probabilities.max(axis=1) - probabilities[np.arange(len(labels)), labels]
+    order = np.argsort(-margin, kind="stable")
+    return [int(i) for i in order if probabilities[i].argmax() != labels[i]][:count]
+
+
+def _top_5(probabilities: NDArray[np.float32], of_label: NDArray[np.float32]) -> float:
+    return float(((probabilities > of_label[:, None]).sum(axis=1) < 5).mean())
+
+
+def _bootstrap(labels: NDArray[np.int64], predicted: NDArray[np.int64], k: int) -> tuple[Interval, Interval]:
+    """Return accuracy and macro F1 with percentile intervals, from confusion matrices of resampled photos."""
+    cells = labels * k + predicted
+    random = np.random.default_rng(0)
+    samples = [cells] + [random.choice(cells, len(cells)) for _ in range(RESAMPLES)]
+    figures = np.array([_accuracy_and_f1(np.bincount(sample, minlength=k * k).reshape(k, k)) for sample in samples])
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(figures[1:], (tail, 100 - tail), axis=0)
+    accuracy, macro_f1 = (Interval(*map(float, row)) for row in zip(figures[0], low, high, strict=True))
+    return accuracy, macro_f1
+
+
+def _accuracy_and_f1(confusion: NDArray[np.int64]) -> tuple[float, float]:
+    right, of_class, taken = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    f1 = 2 * right / np.maximum(of_class + taken, 1)
+    return float(right.sum() / confusion.sum()), float(f1[of_class > 0].mean())
+
+
+def _reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> list[Bin]:
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    chosen = [index == i for i in range(BINS)]
+    return [
+        Bin(int(in_bin.sum()), float(confidence[in_bin].mean()), float(right[in_bin].mean()))
+        for in_bin in chosen
+        if in_bin.any()
+    ]

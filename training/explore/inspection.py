@@ -1,0 +1,104 @@
+"""What each photo is: the pixels that training will see, and the facts of its file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from contract.document import ImageSpec
+from contract.image import FORMATS
+from training import data
+from training.explore.listing import Listed, Listing
+
+# What training's default architecture sees, so that whatever is told here is told of those pixels.
+SPEC = ImageSpec(224, 224, filter="bicubic", aspect="crop")
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that decodes, and its file.
+
+    Attributes:
+        brightness: Mean of the pixels' luminance, 0-255.
+        sharpness: Natural logarithm of the variance of the luminance's Laplacian.
+    """
+
+    path: Path
+    split: str
+    label: str
+    format: str
+    mode: str
+    width: int
+    height: int
+    turned: bool
+    size_bytes: int
+    sha256: str
+    brightness: float
+    sharpness: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Every photo that decodes, with its pixels uint8 (n, h, w, 3), and why the others do not."""
+
+    listing: Listing
+    photos: list[Photo]
+    pixels: NDArray[np.uint8]
+    broken: dict[Path, str]
+    digest: str
+
+
+def inspect(listing: Listing, cache: Path, say: Callable[[str], None]) -> Inspection:
+    """Decode every photo and read the facts of its file.
+
+    Raises:
+        DataError: None of them decodes.
+    """
+    say(f"Reading {len(listing.photos)} photos")
+    index = {name: position for position, name in enumerate(listing.all_classes)}
+    labelled = [data.Photo(photo.path, index[photo.label]) for photo in listing.photos]
+    decoded = data.load(labelled, SPEC, cache)
+    broken = {Path(path): reason for path, reason in decoded.skipped.items()}
+    kept = [photo for photo in listing.photos if photo.path not in broken]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        photos = list(pool.map(_read, kept, decoded.images))
+    return Inspection(listing, photos, decoded.images, broken, decoded.digest)
+
+
+def _read(listed: Listed, pixels: NDArray[np.uint8]) -> Photo:
+    content = listed.path.read_bytes()
+    img = Image.open(BytesIO(content), formats=FORMATS)
+    luminance = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
+    inner = luminance[1:-1, 1:-1]
+    laplacian = luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:] - 4 * inner
+    return Photo(
+        listed.path,
+        listed.split,
+        listed.label,
+        img.format or "?",
+        img.mode,
+        img.width,
+        img.height,
+        _is_turned(img),
+        len(content),
+        hashlib.sha256(content).hexdigest(),
+        float(luminance.mean()),
+        float(np.log(laplacian.var() + 1e-3)),
+    )
+
+
+def _is_turned(img: Image.Image) -> bool:
+    try:
+        return int(img.getexif().get(_ORIENTATION_TAG, 1)) in range(2, 9)
+    except Exception:  # as in the contract's decode: a malformed EXIF block says nothing about the pixels
+        return False

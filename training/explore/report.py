@@ -1,0 +1,131 @@
+"""What was found, as JSON, as one HTML page, and as lines for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training import page
+from training.explore.findings import NOTE, PROBLEM, SUSPICION, Finding
+from training.explore.inspection import Inspection
+
+TERMINAL_ITEMS, PAGE_ITEMS, ITEM_PHOTOS = 3, 24, 6
+SHEET_PHOTOS, PAGE_PHOTOS = 24, 1200  # a class, and all of them: with 4 kB each, the page stays near 5 MB
+
+
+def say_findings(findings: Sequence[Finding], inspection: Inspection, say: Callable[[str], None]) -> None:
+    """Tell each finding: what it is, where, and what to do."""
+    for finding in findings:
+        say(f"\n{finding.severity.upper()}: {finding.title}")
+        for item in finding.items[:TERMINAL_ITEMS]:
+            paths = [inspection.listing.name(path) for path in item.paths[:2]]
+            more = [f"and {len(item.paths) - 2} more"] if len(item.paths) > 2 else []
+            told = "" if finding.kind == "folder" else ", ".join(paths + more)  # the folder is named in the note
+            say("  " + ": ".join(filter(None, (told, item.note))))
+        if len(finding.items) > TERMINAL_ITEMS:
+            say(f"  and {len(finding.items) - TERMINAL_ITEMS} more in the report")
+        say(f"  → {finding.advice}")
+    if not findings:
+        say("Nothing was found that needs your attention.")
+
+
+def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out: Path) -> Path:
+    """Write explore.json and explore.html into a folder, and return the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    summary = _summary(findings, inspection, source)
+    name = inspection.listing.name
+    told = [
+        {
+            **asdict(each),
+            "items": [{"paths": [name(path) for path in item.paths], "note": item.note} for item in each.items],
+        }
+        for each in findings
+    ]
+    photos = [{**vars(photo), "path": name(photo.path)} for photo in inspection.photos]
+    document = {**summary, "findings": told, "photos": photos}
+    (out / "explore.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+    position = {photo.path: i for i, photo in enumerate(inspection.photos)}
+
+    def show(path: Path) -> dict[str, str]:
+        url = page.thumbnail(inspection.pixels[position[path]]) if path in position else ""
+        return {"name": name(path), "url": url}
+
+    page.write(
+        out / "explore.html",
+        "explore.html",
+        summary=summary,
+        findings=[_shown(finding, show) for finding in findings],
+        sheets=_sheets(inspection, show),
+    )
+    return out / "explore.html"
+
+
+def _shown(finding: Finding, show: Callable[[Path], dict[str, str]]) -> dict[str, Any]:
+    shown = [
+        {
+            "note": item.note + (f" ({ITEM_PHOTOS} of {len(item.paths)})" if len(item.paths) > ITEM_PHOTOS else ""),
+            "photos": [show(path) for path in item.paths[:ITEM_PHOTOS]],
+        }
+        for item in finding.items[:PAGE_ITEMS]
+    ]
+    return {
+        **vars(finding),
+        "shown": shown,
+        "compact": all(len(item["photos"]) == 1 and item["photos"][0]["url"] for item in shown),
+        "more": len(finding.items) - len(shown),
+    }
+
+
+def _sheets(inspection: Inspection, show: Callable[[Path], dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Return for each class photos evenly spread over its files."""
+    names = inspection.listing.all_classes
+    most = max(4, min(SHEET_PHOTOS, PAGE_PHOTOS // len(names)))
+    sheets = {}
+    for name in names:
+        paths = [photo.path for photo in inspection.photos if photo.label == name]
+        chosen = np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int))
+        sheets[name] = [show(paths[i]) for i in chosen]
+    return sheets
+
+
+def _summary(findings: Sequence[Finding], inspection: Inspection, source: Path) -> dict[str, Any]:
+    listing, photos = inspection.listing, inspection.photos
+    found = listing.counts
+    counts = {split: {name: found[split, name] for name in listing.all_classes} for split in listing.classes}
+    totals = {name: sum(each[name] for each in counts.values()) for name in listing.all_classes}
+    severities = Counter(finding.severity for finding in findings)
+    return {
+        "name": source.resolve().name,
+        "source": str(source),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data_digest": inspection.digest,
+        "photos": len(listing.photos),
+        "classes": list(listing.all_classes),
+        "splits": list(listing.classes),
+        "counts": counts,
+        "totals": totals,
+        "largest": max(totals.values()),
+        "severities": {severity: severities[severity] for severity in (PROBLEM, SUSPICION, NOTE)},
+        "kinds": {
+            "formats": dict(Counter(photo.format for photo in photos).most_common()),
+            "modes": dict(Counter(photo.mode for photo in photos).most_common()),
+            "orientation": dict(Counter("turned by EXIF" if p.turned else "as stored" for p in photos).most_common()),
+        },
+        "ranges": {
+            "width in pixels": _range([photo.width for photo in photos]),
+            "height in pixels": _range([photo.height for photo in photos]),
+            "size in kB": _range([round(photo.size_bytes / 1000) for photo in photos]),
+            "brightness, 0 to 255": _range([round(photo.brightness) for photo in photos]),
+        },
+    }
+
+
+def _range(values: Sequence[int]) -> dict[str, int]:
+    return {"least": min(values), "median": round(float(np.median(values))), "most": max(values)}

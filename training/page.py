@@ -1,0 +1,41 @@
+"""Reports as one HTML file each: a template, its style, and pictures inside, so that it opens without a network."""
+
+from __future__ import annotations
+
+import base64
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+THUMBNAIL_PX = 128
+
+
+def write(path: Path, template: str, **values: Any) -> None:
+    """Render `training/page/<template>` to a file."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    path.write_text(templates.get_template(template).render(**values), encoding="utf-8")
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> str:
+    """Return pixels (h, w, 3) as a small JPEG in a data: URL, about 4 kB."""
+    img = Image.fromarray(np.asarray(pixels))
+    img.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = BytesIO()
+    img.save(buffer, "JPEG", quality=75)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def picture(path: Path) -> str:
+    """Return a PNG file as a data: URL."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
