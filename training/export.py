@@ -39,7 +39,9 @@ from training.store import staged_version
 KERAS_TOLERANCE = 1e-3
 # Largest difference between a file as checked and the golden examples inside it: the same file, run twice.
 REPLAY_TOLERANCE = 1e-5
-INT8_TOLERANCE = 0.02
+# What a replay of an int8 file may show. For any threads and batch it is 0, but a value that other kernels put on the
+# other side of a rounding step moves probabilities: between XNNPACK and TFLite's own by up to 0.037 in 120 photos.
+INT8_TOLERANCE = 0.05
 
 
 def export(
