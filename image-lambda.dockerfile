@@ -27,6 +27,7 @@ RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[
 
 # The newest version, and of it what TFLite runs.
 FROM export AS slim
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN find "/carried/$MODEL_NAME" -mindepth 1 -maxdepth 1 | sort -V | head -n -1 | xargs --no-run-if-empty rm -r; \
     rm /carried/*/*/saved_model.pb
 
@@ -36,9 +37,8 @@ COPY requirements/serverless.txt requirements/
 # Removed is what runs on a GPU or another accelerator, which Lambda has none of, and NumPy's tests: 48 of 169 MB.
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes -r requirements/serverless.txt \
-    && cd /opt/venv/lib/python3*/site-packages \
-    && rm -r ai_edge_litert/libLiteRtWebGpuAccelerator.so ai_edge_litert/tools ai_edge_litert/vendors \
-    && find numpy -type d -name tests -prune -exec rm -r {} +
+    && find /opt/venv \( -path '*/ai_edge_litert/libLiteRtWebGpu*' -o -path '*/ai_edge_litert/tools' \
+      -o -path '*/ai_edge_litert/vendors' -o -path '*/numpy/*tests' \) -prune -exec rm -r {} +
 # Compiled here, because nothing can be written there: each cold start would compile all of it.
 WORKDIR /app
 COPY contract contract
