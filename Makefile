@@ -32,9 +32,11 @@ run: setup  ## model server and gateway in the foreground; MODEL= and PORT= choo
 images: model-image gateway-image single-image lambda-image  ## build the four images; PYTHON_IMAGE= and SERVING_IMAGE= choose their bases
 
 # Arguments without a value are taken from the environment, and left at the dockerfile's default without one.
+# Without attestations, which Docker's buildx adds by itself: AWS Lambda refuses an image that has them.
 %-image:
-	@DOCKER_BUILDKIT=1 $(DOCKER) build -f image-$*.dockerfile -t image-classifier-$*:$(TAG) \
-	  --build-arg PYTHON_IMAGE $(if $(findstring model,$*),--build-arg SERVING_IMAGE) .
+	@DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build -f image-$*.dockerfile -t image-classifier-$*:$(TAG) \
+	  --build-arg PYTHON_IMAGE $(if $(findstring model,$*),--build-arg SERVING_IMAGE) \
+	  $(if $(findstring lambda,$*),--build-arg MODEL_NAME=$(MODEL)) .
 
 up: model-image gateway-image  ## docker compose up, in the background; MODEL= and PORT= choose
 	@MODEL_NAME=$(MODEL) PORT=$(PORT) TAG=$(TAG) $(COMPOSE) up --detach --no-build
