@@ -39,7 +39,8 @@ class OwnModel:
         self.model = model
         self._engine = open_engine(versions[number], "auto", os.cpu_count() or 1)
         description = self._engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
-        # At each start, since it must hold on the very processor that answers; it is the slow first run as well.
+        # At each start, since it must hold on the very processor that answers, and a first run is slow anyway: with
+        # three examples 0.09 s of a start's 0.7 s.
         self._version = Version(number, open_gate(description, self._run))
         self.health = Health([number], error=None)
         _log.info("version %d of %s passed the golden gate", number, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -83,7 +83,9 @@ def test_it_starts_in_under_two_seconds() -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=list(EVENTS))
-def test_each_front_door_gets_the_right_class(api: RuntimeApi, function: Container, origin: Origin, event) -> None:
+def test_each_front_door_gets_the_right_class(
+    api: RuntimeApi, function: Container, origin: Origin, event: Callable[..., dict[str, object]]
+) -> None:
     """An image URL to the gateway's answer."""
     body = json.dumps({"url": f"http://{origin.authority}/clock.jpg"}).encode()
     status, answer = ask(api, event("POST", "/predict", body, JSON))
