@@ -26,7 +26,7 @@ LOCKED_DOWN = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--securit
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean clone whose model-store is someone else's, its three images built by `make images`."""
+    """A clean clone whose model-store is someone else's, its images built by `make images`."""
     if not has_engine():
         pytest.skip("needs a Docker engine")
     folder = clone(tmp_path_factory.mktemp("clone"))
