@@ -36,7 +36,7 @@ images: model-image gateway-image single-image lambda-image  ## build the four i
 %-image:
 	@DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build -f image-$*.dockerfile -t image-classifier-$*:$(TAG) \
 	  --build-arg PYTHON_IMAGE $(if $(findstring model,$*),--build-arg SERVING_IMAGE) \
-	  $(if $(findstring lambda,$*),--build-arg MODEL_NAME=$(MODEL)) .
+	  $(if $(filter-out gateway,$*),--build-arg MODEL_NAME=$(MODEL)) .
 
 up: model-image gateway-image  ## docker compose up, in the background; MODEL= and PORT= choose
 	@MODEL_NAME=$(MODEL) PORT=$(PORT) TAG=$(TAG) $(COMPOSE) up --detach --no-build
