@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped; nothing was released.", file=sys.stderr)
+        print("Stopped; nothing was released. The same command resumes a training.", file=sys.stderr)
         return 130
     return 0
 
@@ -49,6 +49,7 @@ def _train(options: argparse.Namespace) -> None:
         options.runs,
         options.cache,
         say,
+        options.fresh,
     )
     say(f"Kept the run in {run}")
     _release_run(run, options.name, options.store)
@@ -150,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--weights", default="imagenet", choices=("imagenet", "none"), help="to start from")
     train.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (%(default)s)")
     train.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
+    train.add_argument("--fresh", action="store_true", help="start anew, though the same training was interrupted")
     _add_recipe(train)
 
     export = subparsers.add_parser("export", parents=[common], help="release ready weights, a Keras file, or a run")
