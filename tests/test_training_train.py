@@ -51,7 +51,7 @@ def trained(folder, small, tmp_path_factory):
     """A whole `python -m training train`: its exit status, what it said, and the folder that it worked in."""
     work = tmp_path_factory.mktemp("work")
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
-    options = ["--architecture", small, "--weights", "none", "--epochs", "2", "--head-learning-rate", "0.05"]
+    options = ["--architecture", small, "--epochs", "2", "--head-learning-rate", "0.05"]
     with redirect_stdout(StringIO()) as said:
         status = main(["train", str(folder), "--name", "colours", *options, *places])
     return status, said.getvalue(), work
@@ -98,7 +98,7 @@ def test_contract_says_how_the_model_was_made(trained):
     contract = describe(trained[2] / "store" / "colours" / "1")
     assert contract.model == "colours" and contract.classes == ("blue", "green", "red")
     assert (contract.image.height, contract.image.width) == (16, 16)
-    assert contract.origin["architecture"] == "small" and contract.origin["weights"] == "none"
+    assert contract.origin["architecture"] == "small" and contract.origin["weights"] == "imagenet"
     assert sorted(contract.origin["data_digest"]) == ["test", "train", "validation"]
     assert contract.origin["recipe"]["epochs"] == 2 and contract.origin["created_at"]
     assert [each.name for each in contract.golden][3:] == ["photo-0", "photo-1", "photo-2"]

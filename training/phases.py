@@ -87,6 +87,7 @@ def _fit(
 ) -> History:
     """Fit on inputs and targets, photos augmented and features not, from where an earlier process stopped."""
     photos = data["train"][0].ndim == 4
+    targets = data["train"][1]
     model.compile(
         keras.optimizers.AdamW(learning_rate, weight_decay=recipe.weight_decay),
         keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
@@ -103,7 +104,8 @@ def _fit(
     model.fit(
         batches.shuffled(*data["train"], recipe, left, augment=photos),
         validation_data=batches.in_order(*data["validation"], recipe),
-        steps_per_epoch=batches.steps(len(data["train"][1]), recipe),
+        steps_per_epoch=batches.steps(len(targets), recipe),
+        class_weight=class_weights(targets) if recipe.class_weights == "balanced" else None,
         initial_epoch=left.start,
         epochs=epochs,
         callbacks=[_Reseed(recipe.seed), stopping, progress, *([_Lines(left, say)] if photos else [])],
@@ -141,6 +143,12 @@ class _Lines(keras.callbacks.Callback):
             f"Epoch {epoch + 1}/{self.epochs.stop}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.4f},"
             f" validation {logs['val_accuracy']:.4f}, {passed:.0f} s passed, at most {left:.0f} s left"
         )
+
+
+def class_weights(targets: NDArray[np.float32]) -> dict[int, float]:
+    """Return each class' weight for targets (n, k): all classes count the same, and a photo counts 1 on average."""
+    counts = np.maximum(targets.sum(axis=0), 1)
+    return dict(enumerate((len(targets) / (np.count_nonzero(targets.sum(axis=0)) * counts)).tolist()))
 
 
 def one_hot(labels: Sequence[int] | NDArray[np.int64], model: keras.Model) -> NDArray[np.float32]:

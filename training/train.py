@@ -13,7 +13,7 @@ from keras import layers
 from numpy.typing import NDArray
 
 from contract.document import Contract, ImageSpec
-from training import batches, calibration, data, phases, resume, run_report, runs
+from training import batches, calibration, data, devices, phases, resume, run_report, runs
 from training.architectures import Architecture, preprocess
 from training.evaluate.metrics import measure
 from training.evaluate.report import Result
@@ -33,6 +33,7 @@ def train(
     cache: Path,
     say: Callable[[str], None] = print,
     fresh: bool = False,
+    distribute: str = "none",
 ) -> Path:
     """Train a classifier on a folder of photos.
 
@@ -46,6 +47,7 @@ def train(
         cache: Where decoded pixels go.
         say: Takes each step, a line.
         fresh: Start anew, though the same run was interrupted; without it, that one goes on.
+        distribute: Which devices share the work, see `training.devices`.
 
     Returns:
         The run folder, see `training.runs`.
@@ -65,15 +67,20 @@ def train(
         "data": digests,
         "keras": keras.__version__,
     }
-    with resume.unfinished(folder_of_runs, name, identity, fresh) as unfinished:
+    shared = devices.strategy(distribute)
+    if distribute != "none":
+        say(f"Sharing each batch of {recipe.batch_size} among {shared.num_replicas_in_sync} devices")
+    with resume.unfinished(folder_of_runs, name, identity, fresh) as unfinished, shared.scope():
         backbone = architecture.backbone(weights, include_top=False)
-        model = _assemble(architecture, backbone, len(dataset.classes), recipe)
-        history = {
-            "head": phases.train_head(model, splits, recipe, unfinished, say),
-            "upper layers": phases.train_upper_layers(
-                model, backbone, recipe.unfreeze, splits, recipe, unfinished, say
-            ),
-        }
+        model = _assemble(architecture, backbone, weights, len(dataset.classes), recipe)
+        if recipe.class_weights == "balanced":
+            by_class = phases.class_weights(phases.one_hot(splits["train"].labels, model))
+            say("Class weights: " + ", ".join(f"{dataset.classes[k]} {weight:.2f}" for k, weight in by_class.items()))
+        history: dict[str, resume.History] = {"head": {}}
+        if weights:  # random layers are not worth freezing
+            history["head"] = phases.train_head(model, splits, recipe, unfinished, say)
+        unfreeze = recipe.unfreeze if weights else 1.0
+        history["upper layers"] = phases.train_upper_layers(model, backbone, unfreeze, splits, recipe, unfinished, say)
         temperature = _calibrate(model, splits["validation"], recipe, say)
         results = {
             split: _measure(name, split, model, splits[split], dataset.classes, recipe, say)
@@ -114,10 +121,12 @@ def _load(
     return pixels
 
 
-def _assemble(architecture: Architecture, backbone: keras.Model, classes: int, recipe: Recipe) -> keras.Model:
-    """Return pixels 0-255 to probabilities; batch norms keep the statistics that the weights came with."""
+def _assemble(
+    architecture: Architecture, backbone: keras.Model, weights: str | None, classes: int, recipe: Recipe
+) -> keras.Model:
+    """Return pixels 0-255 to probabilities; batch norms keep the statistics that weights came with, if they did."""
     inputs = keras.Input((architecture.size_px, architecture.size_px, 3), name="pixels")
-    x = backbone(preprocess(inputs, architecture.preprocessing), training=False)
+    x = backbone(preprocess(inputs, architecture.preprocessing), training=False if weights else None)
     x = layers.Dropout(recipe.dropout, name="head_dropout")(x)
     outputs = layers.Dense(classes, activation="softmax", name="head_probabilities")(x)
     return keras.Model(inputs, outputs, name="classifier")
