@@ -1,4 +1,4 @@
-"""`python -m training` with a small architecture; run as a program, it can die by SIGKILL at a chosen moment."""
+"""`python -m training` with a small architecture; as a program, it dies at a chosen moment or has two CPU devices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from keras import Input, Model, layers
 from PIL import Image
 
@@ -65,5 +66,9 @@ class Dying(phases.Progress):
 
 if __name__ == "__main__":
     architectures.ARCHITECTURES["small"] = SMALL
-    phases.Progress, Dying.moment = Dying, sys.argv[1]
+    if sys.argv[1] == "two devices":
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+    else:
+        phases.Progress, Dying.moment = Dying, sys.argv[1]
     sys.exit(main(sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""Training that is killed and started again, and training that is repeated."""
+"""The same training again: after a kill, with the same seed, and on two devices."""
 
 from __future__ import annotations
 
@@ -81,18 +81,59 @@ def assert_same(one: Path, other: Path) -> None:
         np.testing.assert_allclose(array, array_2, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that nothing happened to."""
+    from tests.small_training import SMALL
+    from training import architectures
+
+    work = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(architectures.ARCHITECTURES, "small", SMALL)
+        train(command(photos, work))
+    return work
+
+
 def test_a_killed_training_ends_as_an_undisturbed_one(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed inside an epoch, then between weights and state, the same command ends with the same model."""
-    killed = command(photos, tmp_path / "killed")
+    killed = command(photos, tmp_path)
     die("inside an epoch", killed)
     die("before the state", killed)
     train(killed)
     assert "Resuming upper-layers at epoch 4 of 6 from" in capsys.readouterr().out
-    train(command(photos, tmp_path / "undisturbed"))
-    assert_same(tmp_path / "killed", tmp_path / "undisturbed")
-    assert list((tmp_path / "killed" / "runs" / ".unfinished").iterdir()) == []
+    assert_same(tmp_path, undisturbed)
+    assert list((tmp_path / "runs" / ".unfinished").iterdir()) == []
+
+
+def test_the_same_seed_gives_the_same_model(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Two trainings agree in each figure of each epoch, and in their weights."""
+    train(command(photos, tmp_path))
+    assert_same(tmp_path, undisturbed)
+
+
+def test_another_seed_gives_another_model(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The agreement is not one of trainings that do not depend on a seed."""
+    train([*command(photos, tmp_path), "--seed", "1"])
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path, undisturbed)
+
+
+def test_two_devices_train_as_one_does(photos: Path, tmp_path: Path) -> None:
+    """Without dropout and batch norm, which each device has for its part, all curves are the same."""
+    curves = []
+    options = ["--architecture", "plain-cnn", "--weights", "none", "--size", "16", "--dropout", "0"]
+    for name in ("none", "mirrored"):
+        arguments = [*command(photos, tmp_path / name), *options, "--distribute", name]
+        program = [sys.executable, "-m", "tests.small_training", "two devices", *arguments]
+        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("Sharing each batch of 8 among 2 devices" in done.stdout) == (name == "mirrored")
+        curves.append(outcome(tmp_path / name)[0]["upper layers"])
+    assert curves[0].keys() == curves[1].keys()
+    for name, values in curves[0].items():
+        np.testing.assert_allclose(values, curves[1][name], atol=2e-3, err_msg=name)
 
 
 def fit(folder: Path, accuracies: list[float]) -> tuple[float, range, dict[str, list[float]]]:

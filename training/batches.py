@@ -60,7 +60,8 @@ def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe)
 
     def rows(start: np.int64) -> tuple[NDArray[Any], NDArray[np.float32]]:
         chosen = slice(start, start + recipe.batch_size)
-        return inputs[chosen].astype(np.float32), targets[chosen]
+        # Copies: TensorFlow may write its next result, such as smoothed labels, into the memory that it is handed.
+        return inputs[chosen].astype(np.float32), targets[chosen].copy()
 
     starts = tf.data.Dataset.range(0, len(targets), recipe.batch_size)
     return _ready(starts.map(lambda start: _read(rows, start, inputs, targets)))

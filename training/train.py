@@ -72,7 +72,7 @@ def train(
         say(f"Sharing each batch of {recipe.batch_size} among {shared.num_replicas_in_sync} devices")
     with resume.unfinished(folder_of_runs, name, identity, fresh) as unfinished, shared.scope():
         backbone = architecture.backbone(weights, include_top=False)
-        model = _assemble(architecture, backbone, weights, len(dataset.classes), recipe)
+        model = _assemble(architecture, backbone, len(dataset.classes), recipe)
         if recipe.class_weights == "balanced":
             by_class = phases.class_weights(phases.one_hot(splits["train"].labels, model))
             say("Class weights: " + ", ".join(f"{dataset.classes[k]} {weight:.2f}" for k, weight in by_class.items()))
@@ -121,12 +121,14 @@ def _load(
     return pixels
 
 
-def _assemble(
-    architecture: Architecture, backbone: keras.Model, weights: str | None, classes: int, recipe: Recipe
-) -> keras.Model:
-    """Return pixels 0-255 to probabilities; batch norms keep the statistics that weights came with, if they did."""
+def _assemble(architecture: Architecture, backbone: keras.Model, classes: int, recipe: Recipe) -> keras.Model:
+    """Return pixels 0-255 to probabilities.
+
+    Batch norms of the layers that are trained learn the statistics of the photos; frozen ones keep theirs. A
+    `training=False` for the backbone would not change that: in Keras 3, fit's own overrides it.
+    """
     inputs = keras.Input((architecture.size_px, architecture.size_px, 3), name="pixels")
-    x = backbone(preprocess(inputs, architecture.preprocessing), training=False if weights else None)
+    x = backbone(preprocess(inputs, architecture.preprocessing))
     x = layers.Dropout(recipe.dropout, name="head_dropout")(x)
     outputs = layers.Dense(classes, activation="softmax", name="head_probabilities")(x)
     return keras.Model(inputs, outputs, name="classifier")
