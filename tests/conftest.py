@@ -23,6 +23,14 @@ from tests.photos import encode, photo
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what downloads, unless it is asked for."""
+    if "network" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("network"):
+                item.add_marker(pytest.mark.skip(reason="downloads; ask for it by -m network"))
+
+
 class Origin:
     """A web server that holds images by path."""
 
