@@ -32,7 +32,10 @@ def places(work: Path) -> list[str]:
     return [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
 
 
-@pytest.mark.parametrize("architecture", ["VGG16", "ResNet50", "plain-cnn"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("VGG16", "ResNet50")]
+
+
+@pytest.mark.parametrize("architecture", [*SLOW, "plain-cnn"])
 def test_architecture_trains_exports_and_serves(architecture: str, photos: Path, tmp_path: Path) -> None:
     """One step from random weights at 32 px ends in a version that the gateway's client admits and asks."""
     options = ["--architecture", architecture, "--weights", "none", "--size", "32", "--epochs", "1"]
