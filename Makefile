@@ -29,12 +29,14 @@ $(VENV)/installed: requirements/dev.txt
 run: setup  ## model server and gateway in the foreground; MODEL= and PORT= choose
 	@MODEL=$(MODEL) PORT=$(PORT) $(BIN)/python run.py
 
-images: model-image gateway-image single-image  ## build the three images; PYTHON_IMAGE= and SERVING_IMAGE= choose their bases
+images: model-image gateway-image single-image lambda-image  ## build the four images; PYTHON_IMAGE= and SERVING_IMAGE= choose their bases
 
 # Arguments without a value are taken from the environment, and left at the dockerfile's default without one.
+# Without attestations, which Docker's buildx adds by itself: AWS Lambda refuses an image that has them.
 %-image:
-	@DOCKER_BUILDKIT=1 $(DOCKER) build -f image-$*.dockerfile -t image-classifier-$*:$(TAG) \
-	  --build-arg PYTHON_IMAGE $(if $(findstring model,$*),--build-arg SERVING_IMAGE) .
+	@DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build -f image-$*.dockerfile -t image-classifier-$*:$(TAG) \
+	  --build-arg PYTHON_IMAGE $(if $(findstring model,$*),--build-arg SERVING_IMAGE) \
+	  $(if $(filter-out gateway,$*),--build-arg MODEL_NAME=$(MODEL)) .
 
 up: model-image gateway-image  ## docker compose up, in the background; MODEL= and PORT= choose
 	@MODEL_NAME=$(MODEL) PORT=$(PORT) TAG=$(TAG) $(COMPOSE) up --detach --no-build
@@ -62,7 +64,7 @@ messages: setup  ## generate contract/messages_pb2.py from messages.proto
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. contract/messages.proto
 
 requirements: setup  ## pin what pyproject.toml asks for, with hashes
-	@for extra in gateway serving training dev; do \
+	@for extra in gateway serverless serving training dev; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --extra $$extra -o requirements/$$extra.txt pyproject.toml; \
 	done

@@ -19,9 +19,11 @@ COPY training training
 COPY model-store model-store
 ARG MODEL_NAME=imagenet
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' | sort -V; }; \
-    [ -d "model-store/$MODEL_NAME" ] && [ -n "$(versions)" ] \
-      || python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
+RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null | sort -V; }; \
+    if [ -z "$(versions)" ]; then \
+      [ "$MODEL_NAME" = imagenet ] || { echo "Expected a version of $MODEL_NAME in model-store. Received: none" >&2; exit 1; }; \
+      python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
+    fi; \
     mkdir -p "/carried/$MODEL_NAME" "/models/$MODEL_NAME"; \
     versions | tail -n 2 | xargs cp -r -t "/carried/$MODEL_NAME"; \
     ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"

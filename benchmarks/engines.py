@@ -34,14 +34,16 @@ def main() -> None:
     """Measure at batch 1 and 8, and print a table for each."""
     version = STORE / MODEL / str(versions(STORE, MODEL)[-1])
     threads = os.cpu_count() or 1
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as quantized:
-        quantize(version, Path(quantized))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         engines = {
-            "TensorFlow, plain Keras export": plain_export(Path(folder)),
+            "TensorFlow, plain Keras export": plain_export(folder / "plain"),
             "TensorFlow, frozen (saved_model.pb)": exported(version, "tensorflow", threads),
             "TFLite fp32 (model.tflite)": exported(version, "tflite", threads),
-            "TFLite int8 (model.int8.tflite)": exported(Path(quantized), "int8", threads),
         }
+        for part in (quantization.FLOAT_PARTS[0], quantization.FLOAT_PARTS[-1]):
+            directory = quantize(version, folder / f"int8-{part}", part)
+            engines[f"TFLite int8, {part:.0%} in fp32"] = exported(directory, "int8", threads)
         print(
             f"{ARCHITECTURE}, 224 px, {threads} threads, TensorFlow {tf.__version__}, {ROUNDS} rounds of {ROUND_S:g} s"
         )
@@ -68,12 +70,14 @@ def exported(version: Path, engine: str, threads: int) -> Callable[[Any], Any]:
     return lambda pixels: opened.run(PREDICT_SIGNATURE, {IMAGES: pixels})
 
 
-def quantize(version: Path, folder: Path) -> None:
-    """Write the version in int8, calibrated on noise: labels say how good it is, but not how fast."""
+def quantize(version: Path, folder: Path, float_part: float) -> Path:
+    """Write the version in int8, calibrated on noise: photos say how good it is, but not how fast."""
     content = (version / TFLITE_FILES["tflite"]).read_bytes()
     pixels = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
     calibration = quantization.calibrate(content, pixels)
-    (folder / TFLITE_FILES["int8"]).write_bytes(quantization.quantize(content, calibration))
+    folder.mkdir()
+    (folder / TFLITE_FILES["int8"]).write_bytes(quantization.quantize(content, calibration, float_part))
+    return folder
 
 
 def measure(engines: dict[str, Callable[[Any], Any]], batch: int) -> dict[str, list[float]]:

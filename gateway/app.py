@@ -14,12 +14,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from contract.image import DecodedImage
 from gateway import logs, openapi
-from gateway.client import ModelClient, Version
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
 from gateway.front import DRAINING, HEALTH_PATHS, RECEIVED
 from gateway.inputs import read_query
 from gateway.keys import Keys
 from gateway.metrics import Metrics
+from gateway.model import Model, Version
 from gateway.page import page
 from gateway.settings import Settings
 from gateway.stages import Clock, Stages
@@ -27,8 +27,8 @@ from gateway.stages import Clock, Stages
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, model: ModelClient, metrics: Metrics) -> Flask:
-    """Return the application; `model` has been started, or the caller lets it look by hand."""
+def create_app(settings: Settings, model: Model, metrics: Metrics) -> Flask:
+    """Return the application; a client of a model server has been started, or the caller lets it look by hand."""
     app = Flask(__name__, static_folder=None)
     app.request_class = InMemoryRequest
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes

@@ -7,7 +7,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
@@ -26,6 +25,7 @@ from gateway.errors import (
     VersionGone,
 )
 from gateway.gate import Refusal, open_gate
+from gateway.model import Health, Version
 from gateway.replicas import Replicas
 
 # Replicas behind one address take turns in answering, so one look shows one replica's versions.
@@ -39,33 +39,6 @@ ATTEMPTS_UNTIL_REFUSED = 3  # how often a version may fail in the model server b
 Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Version:
-    """A version that passed the golden gate."""
-
-    number: int
-    contract: Contract
-
-
-@dataclass(frozen=True)
-class Health:
-    """What the last look found.
-
-    Attributes:
-        versions: Accepted and loaded ones, newest first.
-        refused: Those that the gate refused or the model server could not load, with the reason.
-        error: Why no version is usable, or None.
-    """
-
-    versions: list[int] = field(default_factory=list)
-    refused: dict[int, str] = field(default_factory=dict)
-    error: str | None = "Not looked yet"
-
-    @property
-    def ready(self) -> bool:
-        return bool(self.versions) and self.error is None
 
 
 class ModelClient:

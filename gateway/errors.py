@@ -25,8 +25,6 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-import grpc
-
 from contract.image import ImageError, ImageTooLargeError, UnsupportedImageError
 
 
@@ -119,43 +117,6 @@ class FetchTimeout(GatewayError):
 
 class ModelTimeout(GatewayError):
     status, code = 504, "model_timeout"
-
-
-# Total over grpc.StatusCode. Source of the codes' meaning: TensorFlow Serving 2.20 and gRPC's own.
-_FROM_GRPC: dict[grpc.StatusCode, type[GatewayError]] = {
-    grpc.StatusCode.OK: InternalError,  # no error: nobody should ask
-    grpc.StatusCode.CANCELLED: ModelUnavailable,
-    grpc.StatusCode.UNKNOWN: ModelFailed,
-    grpc.StatusCode.INVALID_ARGUMENT: ModelFailed,
-    grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
-    grpc.StatusCode.NOT_FOUND: VersionGone,
-    grpc.StatusCode.ALREADY_EXISTS: ModelFailed,
-    grpc.StatusCode.PERMISSION_DENIED: ModelFailed,
-    grpc.StatusCode.UNAUTHENTICATED: ModelFailed,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
-    grpc.StatusCode.FAILED_PRECONDITION: ModelFailed,
-    grpc.StatusCode.ABORTED: ModelUnavailable,
-    grpc.StatusCode.OUT_OF_RANGE: ModelFailed,
-    grpc.StatusCode.UNIMPLEMENTED: ModelFailed,
-    grpc.StatusCode.INTERNAL: ModelFailed,
-    grpc.StatusCode.UNAVAILABLE: ModelUnavailable,
-    grpc.StatusCode.DATA_LOSS: ModelFailed,
-}
-# What the client is told; the model server's own words go to the log, since they may name hosts and paths.
-_MODEL_DETAILS: dict[type[GatewayError], str] = {
-    ModelFailed: "Expected the model server to answer. Received: an error, which the gateway's log holds.",
-    ModelUnavailable: "Expected a model server that answers. Received: no connection. Try again shortly.",
-    VersionGone: "Expected a loaded version of the model. Received: none at the moment. Try again shortly.",
-    Overloaded: "Expected a model server with room for one more request. Received: none. Try again shortly.",
-    ModelTimeout: "Expected the prediction in time. Received: no answer before the deadline.",
-    InternalError: "Expected an error from the model server. Received: success.",
-}
-
-
-def from_grpc(code: grpc.StatusCode) -> GatewayError:
-    """Return the failure that a status of the model server means."""
-    kind = _FROM_GRPC[code]
-    return kind(_MODEL_DETAILS[kind])
 
 
 def from_image_error(error: ImageError) -> GatewayError:

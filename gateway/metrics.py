@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.client import Health
 from gateway.errors import GatewayError
+from gateway.model import Health
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

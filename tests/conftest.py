@@ -23,6 +23,14 @@ from tests.photos import encode, photo
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what downloads and what takes minutes, unless it is asked for."""
+    for mark in {"network", "slow"} - set(config.option.markexpr.split()):
+        for item in items:
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=f"ask for it by -m {mark}"))
+
+
 class Origin:
     """A web server that holds images by path."""
 

@@ -17,7 +17,8 @@ import pytest
 from contract.document import ImageSpec
 from contract.image import decode
 from gateway.client import ModelClient
-from gateway.errors import _FROM_GRPC, _MODEL_DETAILS, ModelUnavailable, VersionGone
+from gateway.errors import ModelUnavailable, VersionGone
+from gateway.replicas import _FROM_GRPC, _MODEL_DETAILS
 from tests.model_server import FakeModelServer, FakeVersion
 from tests.photos import encode, photo
 

@@ -26,7 +26,7 @@ LOCKED_DOWN = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--securit
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean clone whose model-store is someone else's, its three images built by `make images`."""
+    """A clean clone whose model-store is someone else's, its images built by `make images`."""
     if not has_engine():
         pytest.skip("needs a Docker engine")
     folder = clone(tmp_path_factory.mktemp("clone"))
@@ -153,15 +153,18 @@ def test_a_killed_model_server_gives_clean_503s_until_it_is_back(running: Stack,
 def test_a_stopped_gateway_answers_what_it_has_accepted(running: Stack, clock_url: str) -> None:
     """`docker stop` under load: nothing lost, exit status 0; started again, it answers within seconds."""
     container = running.container("gateway")
+    # Both workers: each finds a model server that was away for itself.
+    running.gateway.wait(lambda: all(running.gateway.get("/readyz")[0] == 200 for _ in range(20)))
     with Load(Gateway(9696, 0, container.address), [clock_url], threads=4) as load:
         load.wait_for(100)
         docker("stop", container.name)
+    exit_status = container.inspect("{{.State.ExitCode}}")
+    docker("start", container.name)
     # What nobody accepted is the next gateway's business.
     lost = [each for each in load.lost if UNCONNECTED not in getattr(each, "__notes__", [])]
     assert lost == []
     assert {status for _, status, _ in load.answers} == {200}
-    assert container.inspect("{{.State.ExitCode}}") == "0"
-    docker("start", container.name)
+    assert exit_status == "0"
     running.gateway.wait(lambda: running.gateway.get("/readyz")[0] == 200)
     assert running.gateway.predict(clock_url)[0] == 200
 

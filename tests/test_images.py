@@ -51,10 +51,20 @@ def stages(path: Path) -> dict[str, str]:
     }
 
 
-def test_both_images_with_a_model_export_it_the_same_way() -> None:
+@pytest.mark.parametrize("name", ["single", "lambda"])
+def test_all_images_with_a_model_export_it_the_same_way(name: str) -> None:
     """Docker has no include; the copies must not part."""
-    model, single = (stages(ROOT / f"image-{name}.dockerfile") for name in ("model", "single"))
-    assert model["export"] == single["export"]
+    model, other = (stages(ROOT / f"image-{each}.dockerfile") for each in ("model", name))
+    assert model["export"] == other["export"]
+
+
+def test_make_and_the_release_have_every_image() -> None:
+    """A dockerfile that nobody builds or pushes would rot."""
+    names = {path.name.removeprefix("image-").removesuffix(".dockerfile") for path in DOCKERFILES}
+    (targets,) = re.findall(r"^images: (.*?) +##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {each.removesuffix("-image") for each in targets.split()} == names
+    lists = re.findall(r"for name in (.*); do", (ROOT / ".github" / "workflows" / "release.yml").read_text())
+    assert [set(each.split()) for each in lists] == [names, names]
 
 
 def test_the_real_server_and_the_embedded_one_differ_in_the_base_only() -> None:

@@ -36,7 +36,7 @@ def fp32() -> bytes:
 @pytest.fixture(scope="module")
 def int8(quantization: Any, fp32: bytes) -> bytes:
     """The same in int8."""
-    return quantization.quantize(fp32, quantization.calibrate(fp32, PHOTOS))
+    return quantization.quantize(fp32, quantization.calibrate(fp32, PHOTOS), 0.5)
 
 
 def predict(content: bytes) -> NDArray[np.float32]:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY, Contract
 from serving.engines import open_engine
-from tests.photos import encode
 from training.__main__ import main
 
 tensorflow = pytest.mark.tensorflow
@@ -27,20 +25,12 @@ def describe(version):
     return Contract.from_json(engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0])
 
 
-def colour(rgb, seed):
-    """Return an encoded photo of one colour with noise."""
-    noise = np.random.default_rng(seed).normal(0, 20, (20, 24, 3))
-    return encode(Image.fromarray((np.array(rgb) + noise).clip(0, 255).astype(np.uint8)))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder of 3 easy classes with 12 photos each, and one file that is none."""
-    folder = tmp_path_factory.mktemp("colours")
-    for name, rgb in {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}.items():
-        (folder / name).mkdir()
-        for seed in range(12):
-            (folder / name / f"{seed:02}.jpg").write_bytes(colour(rgb, seed))
+    from tests.small_training import draw
+
+    folder = draw(tmp_path_factory.mktemp("photos") / "colours")
     (folder / "red" / "broken.jpg").write_bytes(b"not a photo")
     return folder
 
@@ -48,19 +38,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small():
     """The name of a small architecture, known as long as the tests of this file run."""
-    from keras import Input, Model, layers
-
+    from tests.small_training import SMALL
     from training import architectures
 
-    class Small(architectures.Architecture):
-        def backbone(self, weights, include_top, classes=1000):
-            inputs = Input((16, 16, 3))
-            x = layers.Conv2D(8, 3, strides=2)(inputs)
-            x = layers.BatchNormalization()(x)
-            return Model(inputs, layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(architectures.ARCHITECTURES, "small", Small("small", 16, "±1"))
+        patch.setitem(architectures.ARCHITECTURES, "small", SMALL)
         yield "small"
 
 
@@ -69,7 +51,7 @@ def trained(folder, small, tmp_path_factory):
     """A whole `python -m training train`: its exit status, what it said, and the folder that it worked in."""
     work = tmp_path_factory.mktemp("work")
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
-    options = ["--architecture", small, "--weights", "none", "--epochs", "2", "--head-learning-rate", "0.05"]
+    options = ["--architecture", small, "--epochs", "2", "--head-learning-rate", "0.05"]
     with redirect_stdout(StringIO()) as said:
         status = main(["train", str(folder), "--name", "colours", *options, *places])
     return status, said.getvalue(), work
@@ -116,7 +98,7 @@ def test_contract_says_how_the_model_was_made(trained):
     contract = describe(trained[2] / "store" / "colours" / "1")
     assert contract.model == "colours" and contract.classes == ("blue", "green", "red")
     assert (contract.image.height, contract.image.width) == (16, 16)
-    assert contract.origin["architecture"] == "small" and contract.origin["weights"] == "none"
+    assert contract.origin["architecture"] == "small" and contract.origin["weights"] == "imagenet"
     assert sorted(contract.origin["data_digest"]) == ["test", "train", "validation"]
     assert contract.origin["recipe"]["epochs"] == 2 and contract.origin["created_at"]
     assert [each.name for each in contract.golden][3:] == ["photo-0", "photo-1", "photo-2"]
@@ -148,7 +130,7 @@ def test_train_releases_int8_where_it_is_as_good(trained):
     answer = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
     metrics = Contract.from_json(answer).metrics
     assert metrics["int8_accuracy_drop"] <= 0.005 and metrics["keras_accuracy"] == metrics["test_accuracy"]
-    assert "With int8: accuracy" in trained[1]
+    assert "int8: accuracy" in trained[1]
 
 
 @tensorflow

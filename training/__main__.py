@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -31,24 +31,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped; nothing was released.", file=sys.stderr)
+        print("Stopped; nothing was released. The same command resumes a training.", file=sys.stderr)
         return 130
     return 0
 
 
 def _train(options: argparse.Namespace) -> None:
-    from training import architectures, train
+    from training import architectures, presets, train
 
-    recipe = train.Recipe(**{field.name: getattr(options, field.name) for field in fields(train.Recipe)})
+    preset = presets.find(options.preset)
+    recipe = preset.recipe_with({field.name: getattr(options, field.name) for field in fields(train.Recipe)})
+    architecture = architectures.find(options.architecture or preset.architecture)
+    if size_px := options.size or preset.size:
+        architecture = replace(architecture, size_px=size_px)
+    weights = options.weights or preset.weights
     run = train.train(
         options.folder,
         options.name,
-        architectures.find(options.architecture),
-        None if options.weights == "none" else options.weights,
+        architecture,
+        None if weights == "none" else weights,
         recipe,
         options.runs,
         options.cache,
         say,
+        options.fresh,
+        options.distribute,
     )
     say(f"Kept the run in {run}")
     _release_run(options, run)
@@ -160,9 +167,15 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
     train.add_argument("folder", type=Path, help="FOLDER/CLASS/photo, or FOLDER/train/CLASS/photo and so on")
     train.add_argument("--name", required=True, help="the model's name in the store")
-    train.add_argument("--architecture", default="efficientnet-lite0", help="the backbone (%(default)s)")
-    train.add_argument("--weights", default="imagenet", choices=("imagenet", "none"), help="to start from")
+    train.add_argument("--preset", default="default", help="a document of values: default, quick, plain-cnn, or a file")
+    train.add_argument("--architecture", help="the backbone (the preset's)")
+    train.add_argument("--weights", choices=("imagenet", "none"), help="to start from (the preset's)")
+    train.add_argument("--size", type=int, help="input size in pixels (the architecture's)")
     train.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (%(default)s)")
+    train.add_argument("--fresh", action="store_true", help="start anew, though the same training was interrupted")
+    train.add_argument(
+        "--distribute", default="none", choices=("none", "mirrored"), help="mirrored shares batches among all GPUs"
+    )
     _add_recipe(train)
 
     export = subparsers.add_parser("export", parents=[common], help="release ready weights, a Keras file, or a run")
@@ -193,9 +206,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     from training.recipe import Recipe
 
     for field in fields(Recipe):
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"), type=type(field.default), default=field.default, help="(%(default)s)"
-        )
+        parser.add_argument("--" + field.name.replace("_", "-"), type=type(field.default), help=f"({field.default})")
 
 
 if __name__ == "__main__":

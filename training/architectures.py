@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers
 
 from contract.document import ImageSpec
-from training import efficientnet_lite
+from training import efficientnet_lite, plain_cnn
 from training.errors import WeightsError
 
 PREPROCESSING = ("none", "0-1", "±1", "caffe", "torch", "efficientnet-lite")
@@ -56,7 +56,9 @@ class Architecture:
     def backbone(self, weights: str | None, include_top: bool, classes: int = 1000) -> keras.Model:
         """Build the model for preprocessed input, with its classes on top or ending in pooled features (n, c)."""
         if self.name in efficientnet_lite.VARIANTS:
-            return efficientnet_lite.build(self.name, weights, include_top, classes)
+            return efficientnet_lite.build(self.name, weights, include_top, classes, self.size_px)
+        if self.name == plain_cnn.NAME:
+            return plain_cnn.build(self.size_px, weights, include_top, classes)
         options: dict[str, Any] = {"classes": classes} if include_top else {"pooling": "avg"}
         build = getattr(keras.applications, self.name)
         try:
@@ -67,6 +69,8 @@ class Architecture:
                 **options,
             )
         except Exception as exc:
+            if "nput size" in str(exc):
+                raise WeightsError(f"Expected an input size that {self.name} takes. Received: {exc}") from exc
             if weights != "imagenet":
                 raise
             raise WeightsError(
@@ -84,6 +88,7 @@ ARCHITECTURES = {
         name: Architecture(name, variant.size_px, "efficientnet-lite")
         for name, variant in efficientnet_lite.VARIANTS.items()
     },
+    plain_cnn.NAME: Architecture(plain_cnn.NAME, plain_cnn.SIZE_PX, "0-1"),
     **{name.lower(): Architecture(name, size_px, mode) for name, size_px, mode in _APPLICATIONS},
 }
 

@@ -50,7 +50,7 @@ def find(folder: Path) -> list[Run]:
     Raises:
         TrainingError: There are none.
     """
-    found = [read(path) for path in folder.glob("*/*") if path.is_dir()]
+    found = [read(path) for path in folder.glob("[!.]*/*") if path.is_dir()]
     if not found:
         raise TrainingError(f"Expected runs in {folder}, which train leaves there. Received: none")
     return sorted(found, key=lambda run: run.path.name, reverse=True)

@@ -72,7 +72,13 @@ VARIANTS = {
 }
 
 
-def build(name: str, weights: str | None = "imagenet", include_top: bool = True, classes: int = 1000) -> keras.Model:
+def build(
+    name: str,
+    weights: str | None = "imagenet",
+    include_top: bool = True,
+    classes: int = 1000,
+    size_px: int | None = None,
+) -> keras.Model:
     """Build one variant for input scaled to `(x - 127) / 128`, float32 (n, size, size, 3).
 
     Args:
@@ -80,12 +86,13 @@ def build(name: str, weights: str | None = "imagenet", include_top: bool = True,
         weights: `imagenet`, or None for random ones.
         include_top: End with softmax probabilities; without it, with pooled features (n, 1280).
         classes: Number of probabilities; ImageNet's weights have 1,000.
+        size_px: Height and width, if not the variant's.
 
     Raises:
         WeightsError: The package with the weights is not installed, or its file is not the expected one.
     """
     variant = VARIANTS[name]
-    inputs = keras.Input((variant.size_px, variant.size_px, 3))
+    inputs = keras.Input((size_px or variant.size_px, size_px or variant.size_px, 3))
     x = _conv(inputs, 32, 3, 2, "stem")
     x = _batch_norm(x, "stem_bn", activate=True)
     block = 0

@@ -55,7 +55,7 @@ class KerasRun:
 
     def __init__(self, run: Path) -> None:
         from training import runs
-        from training.train import JIT_COMPILE
+        from training.phases import JIT_COMPILE
 
         self._model, self.contract, _ = runs.read(run)
         self._model.compile(jit_compile=JIT_COMPILE)

@@ -12,7 +12,7 @@ class Recipe:
     """How to train; the defaults reach the figures in the README on clothing photos.
 
     Attributes:
-        head_epochs: Most epochs for the head on frozen features.
+        head_epochs: Most epochs for the head on frozen features; random weights are not frozen, and have no such phase.
         epochs: Most epochs for the upper layers.
         patience: Epochs without a better validation accuracy after which a phase ends.
         batch_size: Photos a step.
@@ -21,7 +21,8 @@ class Recipe:
         weight_decay: AdamW's.
         dropout: Part of the features dropped before the head.
         label_smoothing: Part of the target's probability spread over all classes.
-        unfreeze: Part of the backbone's layers with weights, from the top, that are trained.
+        unfreeze: Part of the backbone's layers with weights, from the top, that are trained; of random ones, all are.
+        class_weights: `balanced` lets the photos of each class count as much as those of any other; `none`, each photo.
         seed: For splits, initial weights, order and augmentation.
     """
 
@@ -35,6 +36,7 @@ class Recipe:
     dropout: float = 0.3
     label_smoothing: float = 0.1
     unfreeze: float = 0.5
+    class_weights: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,3 +46,7 @@ class Recipe:
         for name in ("batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"Expected {name} of at least 1. Received: {getattr(self, name)}")
+        if self.seed < 0:
+            raise TrainingError(f"Expected seed of at least 0. Received: {self.seed}")
+        if self.class_weights not in ("balanced", "none"):
+            raise TrainingError(f"Expected class_weights balanced or none. Received: {self.class_weights!r}")

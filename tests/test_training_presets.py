@@ -1,0 +1,61 @@
+"""training/presets.py and its documents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from training import presets
+from training.__main__ import _parser
+from training.errors import TrainingError
+from training.recipe import Recipe
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_each_document_is_usable_as_it_says(name: str) -> None:
+    """It names what it is for and what to expect, and its command is one of the command line that asks for it."""
+    preset = presets.find(name)
+    assert preset.about and preset.expected
+    options = _parser().parse_args(preset.command.removeprefix("python -m training ").split())
+    assert options.preset == name
+
+
+def test_default_lists_every_default() -> None:
+    """The document and the recipe's defaults are the same values, and no value is missing."""
+    assert dict(presets.find("default").recipe) == asdict(Recipe())
+
+
+def test_single_options_override() -> None:
+    """A value of one's own counts, and what is not given is the preset's or the default."""
+    recipe = presets.find("plain-cnn").recipe_with({"epochs": 3, "patience": None})
+    assert (recipe.epochs, recipe.patience, recipe.batch_size) == (3, 8, 32)
+
+
+def test_a_document_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
+    """Any .toml file of the same form is a preset."""
+    path = tmp_path / "mine.toml"
+    path.write_text((presets.FOLDER / "quick.toml").read_text() + "dropout = 0.1\n")
+    assert presets.find(str(path)).recipe_with({}).dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "Expected a preset of: default, plain-cnn, quick, or"), ("about = 1", "missing"), ("no toml", "Expected")],
+)
+def test_what_is_no_preset_is_told(tmp_path: Path, text: str | None, message: str) -> None:
+    """A name that there is not, values that are missing, and what is not TOML."""
+    path = tmp_path / "mine.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(TrainingError, match=message):
+        presets.find(str(path))
+
+
+def test_a_value_that_a_recipe_does_not_have_is_told(tmp_path: Path) -> None:
+    """A word that is spelt wrong is not passed over."""
+    path = tmp_path / "mine.toml"
+    path.write_text((presets.FOLDER / "quick.toml").read_text() + "drop_out = 0.1\n")
+    with pytest.raises(TrainingError, match="drop_out"):
+        presets.find(str(path))

@@ -1,0 +1,38 @@
+"""A small convolutional network for training from scratch, where ImageNet's weights cannot or may not help."""
+
+from __future__ import annotations
+
+import keras
+from keras import layers
+
+from training.errors import WeightsError
+
+NAME = "plain-cnn"
+SIZE_PX = 128
+FILTERS = (32, 64, 128)
+
+
+def build(size_px: int, weights: str | None, include_top: bool, classes: int) -> keras.Model:
+    """Build three blocks of convolution and pooling for input 0-1, float32 (n, size, size, 3).
+
+    Args:
+        size_px: Height and width.
+        weights: None; there are no others.
+        include_top: End with dropout and softmax probabilities; without it, with pooled features (n, 128).
+        classes: Number of probabilities.
+
+    Raises:
+        WeightsError: Weights are asked for.
+    """
+    if weights is not None:
+        raise WeightsError(f"Expected --weights none with {NAME}, which is trained from scratch. Received: {weights}")
+    inputs = keras.Input((size_px, size_px, 3))
+    x = inputs
+    for block, filters in enumerate(FILTERS):
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{block}_conv")(x)
+        x = layers.MaxPooling2D(name=f"block{block}_pool")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    if include_top:
+        x = layers.Dropout(0.3, name="dropout")(x)
+        x = layers.Dense(classes, activation="softmax", name="probabilities")(x)
+    return keras.Model(inputs, x, name=NAME.replace("-", "_"))
