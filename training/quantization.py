@@ -6,8 +6,8 @@ divergence from fp32 (Kullback-Leibler, of training photos that it was not calib
 - 0.0035: the last layer and the softmax stay in fp32. Quantized, probabilities go in steps of 1/256.
 - 0.0025: ranges that leave the least squared error. TFLite takes the widest values, and for a tensor that an addition
   overwrites those of the sum.
-- 0.0004: the first half of the operations stays in fp32 too. With AVX2 alone that costs no time: on 2 cores, the file is
-  1.12 times as fast as fp32, and one all in int8 1.02 times. With VNNI it would, so less is tried first.
+- 0.0004: the first half of the operations stays in fp32 too. With AVX2 alone that costs no time: on 2 cores, the file
+  is 1.12 times as fast as fp32, and one all in int8 1.02 times. With VNNI it would, so less is tried first.
 - 0.0001: weights of convolutions are rounded such that errors cancel on photos; they were most of what was left.
 
 Equalising channels between layers, and shifting biases by the mean error of each layer, made it worse.
