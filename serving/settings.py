@@ -37,7 +37,7 @@ class Settings:
         max_num_load_retries: How often a version that fails to load is tried again.
         load_retry_interval_micros: Wait before each of these.
         enable_model_warmup: Run a version's recorded requests before it is available.
-        engine: `auto`, `tflite` or `tensorflow`, see `serving.engines.open_engine`.
+        engine: `auto`, `int8`, `tflite` or `tensorflow`, see `serving.engines.open_engine`.
         engine_threads: Threads that one run of a model may use.
         drain_seconds: How long requests may go on after SIGTERM.
     """

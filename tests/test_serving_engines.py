@@ -86,15 +86,29 @@ def test_signatures_do_not_disturb_each_other(engine):
     assert not wrong
 
 
-def test_auto_prefers_tflite(version, tmp_path):
-    """With a model.tflite the SavedModel is not read, without one it is."""
-    shutil.copytree(version, tmp_path / "both")
-    (tmp_path / "both" / "saved_model.pb").write_bytes(b"not read")
-    assert open_engine(tmp_path / "both", "auto", threads=1).signatures
-    shutil.copytree(version, tmp_path / "one", ignore=shutil.ignore_patterns("model.tflite"))
+def test_auto_takes_the_fastest_file_that_there_is(version, tmp_path):
+    """It is int8, or fp32 TFLite, or the SavedModel; the others are not read."""
+    files = {"model.int8.tflite": version / "model.tflite", "model.tflite": version / "model.tflite"}
+    for name, content in files.items():
+        directory = tmp_path / name
+        shutil.copytree(version, directory)
+        for other in ("model.tflite", "saved_model.pb"):
+            (directory / other).write_bytes(b"not read")
+        shutil.copy(content, directory / name)
+        assert open_engine(directory, "auto", threads=1).signatures
+    shutil.copytree(version, tmp_path / "one", ignore=shutil.ignore_patterns("*.tflite"))
     assert open_engine(tmp_path / "one", "auto", threads=1).signatures
-    with pytest.raises(NotFoundError, match=r"Expected a file model.tflite for --engine=tflite"):
-        open_engine(tmp_path / "one", "tflite", threads=1)
+
+
+@pytest.mark.parametrize(("name", "file"), [("int8", "model.int8.tflite"), ("tflite", "model.tflite")])
+def test_an_engine_that_is_named_takes_its_own_file(version, tmp_path, name, file):
+    """The other TFLite file is not read, and does not stand in for it."""
+    for each in ("model.int8.tflite", "model.tflite"):
+        (tmp_path / each).write_bytes((version / "model.tflite").read_bytes() if each == file else b"not read")
+    assert open_engine(tmp_path, name, threads=1).signatures
+    (tmp_path / file).unlink()
+    with pytest.raises(NotFoundError, match=rf"Expected a file {file} for --engine={name}"):
+        open_engine(tmp_path, name, threads=1)
 
 
 @pytest.mark.parametrize("name", ["model.tflite", "saved_model.pb"])

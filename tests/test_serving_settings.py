@@ -40,7 +40,7 @@ def test_all_bad_values_are_reported_at_once():
     assert str(raised.value).splitlines() == [
         "Expected --port to be an integer from 0 to 65535. Received: '70000'",
         "Expected --enable_model_warmup to be true or false. Received: 'maybe'",
-        "Expected --engine to be one of auto, tflite, tensorflow. Received: 'onnx'",
+        "Expected --engine to be one of auto, int8, tflite, tensorflow. Received: 'onnx'",
         "Expected --drain_seconds to be a number of 0 or more. Received: 'soon'",
     ]
 

@@ -124,6 +124,26 @@ def test_run_report_shows_training_and_model(run):
 
 
 @tensorflow
+def test_train_releases_int8_where_it_is_as_good(trained):
+    """The held-out photos of training judge it, and the file that is served by default carries its accuracy."""
+    engine = open_engine(trained[2] / "store" / "colours" / "1", "auto", threads=1)
+    answer = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
+    metrics = Contract.from_json(answer).metrics
+    assert metrics["int8_accuracy_drop"] <= 0.005 and metrics["keras_accuracy"] == metrics["test_accuracy"]
+    assert "int8: accuracy" in trained[1]
+
+
+@tensorflow
+def test_run_is_judged_by_its_photos(run, folder, tmp_path, capsys):
+    """`export --run --photos` finds the photos that training held out, and compares with the version before."""
+    options = ["--photos", str(folder), "--cache", str(tmp_path / "cache"), "--store", str(tmp_path)]
+    assert main(["export", "--run", str(run), "--name", "again", *options, "--refuse-if-worse"]) == 0
+    assert main(["export", "--run", str(run), "--name", "again", *options, "--refuse-if-worse"]) == 0
+    said = capsys.readouterr().out
+    assert "Not worse than version 1" in said and "3 photos of test" in said and "Note that" not in said
+
+
+@tensorflow
 def test_run_exports_under_another_name(run, tmp_path, capsys):
     """`export --run` releases the same function with the same classes as a version of the model that is named."""
     assert main(["export", "--run", str(run), "--name", "imagenet", "--store", str(tmp_path)]) == 0
@@ -177,6 +197,7 @@ def refused(capsys, *arguments):
         (["export", "--weights", __file__, "--name", "m"], ". Missing: --classes and --preprocessing"),
         (["export", "--weights", "imagnet"], "Expected --weights imagenet, none, or a file. Received a path where"),
         (["export", "--weights", "none", "--architecture", "vgg16", "--name", "../m"], "Expected a model name"),
+        (["export", "--run", "r", "--refuse-if-worse"], "Expected --photos with --refuse-if-worse, to compare"),
         (["train", "photos", "--name", "my model"], "Expected a model name of letters"),
     ],
 )

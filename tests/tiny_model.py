@@ -26,6 +26,19 @@ def build(seed: int) -> keras.Model:
     return keras.Model(inputs, layers.Softmax()(x))
 
 
+def build_convolutions(seed: int) -> keras.Model:
+    """Return the same with more layers, of which some are quantized."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 127.5, -1.0)(inputs)
+    for filters in (8, 16, 16):
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
+        x = layers.Conv2D(filters, 1)(x)
+    x = layers.Rescaling(5.0)(layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    return keras.Model(inputs, layers.Softmax()(x))
+
+
 def main(store: Path, name: str, seed: int) -> None:
     export(build(seed), Contract(name, CLASSES, SPEC), store)
 

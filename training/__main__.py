@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from contract.document import Aspect, Contract, ContractError, Filter, ImageSpec
 from training import commands
@@ -58,23 +58,25 @@ def _train(options: argparse.Namespace) -> None:
         options.distribute,
     )
     say(f"Kept the run in {run}")
-    _release_run(run, options.name, options.store)
+    _release_run(options, run)
 
 
 def _export(options: argparse.Namespace) -> None:
+    if options.refuse_if_worse and not options.folder:
+        raise TrainingError("Expected --photos with --refuse-if-worse, to compare versions on. Received: none")
     if options.run:
-        _release_run(options.run, options.name, options.store)
+        _release_run(options, options.run)
     elif options.weights in ("imagenet", "none"):
         _export_architecture(options)
     else:
         _export_file(options)
 
 
-def _release_run(run: Path, name: str | None, store: Path) -> None:
+def _release_run(options: argparse.Namespace, run: Path) -> None:
     from training import runs
 
-    model, contract, photos = runs.read(run)
-    _release(model, contract.named(name or contract.model), store, photos)
+    model, contract, golden = runs.read(run)
+    _release(options, model, contract.named(options.name or contract.model), golden)
 
 
 def _export_architecture(options: argparse.Namespace) -> None:
@@ -89,7 +91,7 @@ def _export_architecture(options: argparse.Namespace) -> None:
     say(f"Building {architecture.name} with weights: {options.weights}")
     model = architecture.classifier(None if options.weights == "none" else options.weights, len(classes))
     origin = {"architecture": architecture.name, "weights": options.weights, **runs.provenance()}
-    _release(model, Contract(options.name, classes, architecture.image, origin), options.store)
+    _release(options, model, Contract(options.name, classes, architecture.image, origin))
 
 
 def _export_file(options: argparse.Namespace) -> None:
@@ -115,14 +117,18 @@ def _export_file(options: argparse.Namespace) -> None:
         "weights_sha256": runs.sha256(path),
         **runs.provenance(),
     }
-    _release(model, Contract(options.name, classes, image, origin), options.store)
+    _release(options, model, Contract(options.name, classes, image, origin))
 
 
-def _release(model: object, contract: object, store: Path, photos: Sequence[bytes] = ()) -> None:
-    from training import architectures, export
+def _release(options: argparse.Namespace, model: Any, contract: Contract, golden: Sequence[bytes] = ()) -> None:
+    from training import architectures, export, judge
 
-    probabilities = architectures.as_probabilities(model, len(contract.classes))  # type: ignore[attr-defined]
-    version = export.export(probabilities, contract, store, photos, say)  # type: ignore[arg-type]
+    chosen = None
+    if options.folder:
+        margin = options.margin if options.refuse_if_worse else None
+        chosen = judge.read(options.folder, contract, options.cache, options.int8_drop, margin)
+    probabilities = architectures.as_probabilities(model, len(contract.classes))
+    version = export.export(probabilities, contract, options.store, golden, say, chosen)
     size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
     say(f"Released {version} ({size_mb:.0f} MB)")
 
@@ -148,6 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
+    common.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
+    common.add_argument(
+        "--int8-drop", type=float, default=0.005, help="accuracy that int8 may lose to be released (%(default)s)"
+    )
+    common.add_argument(
+        "--refuse-if-worse", action="store_true", help="release nothing that is worse than the newest version"
+    )
+    common.add_argument("--margin", type=float, default=0.0, help="accuracy that it may lose then (%(default)s)")
 
     train = subparsers.add_parser("train", parents=[common], help="train on a folder of photos, then release")
     train.set_defaults(command=_train)
@@ -158,7 +172,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--weights", choices=("imagenet", "none"), help="to start from (the preset's)")
     train.add_argument("--size", type=int, help="input size in pixels (the architecture's)")
     train.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (%(default)s)")
-    train.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
     train.add_argument("--fresh", action="store_true", help="start anew, though the same training was interrupted")
     train.add_argument(
         "--distribute", default="none", choices=("none", "mirrored"), help="mirrored shares batches among all GPUs"
@@ -171,6 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     source = export.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="a run folder that train left")
     source.add_argument("--weights", help="imagenet, none (random), or a .keras, .h5 or .weights.h5 file")
+    export.add_argument(
+        "--photos", dest="folder", type=Path, help="the folder it was trained on, for int8 and --refuse-if-worse"
+    )
     export.add_argument("--architecture", help="of imagenet and none, and of a .weights.h5 file")
     export.add_argument("--classes", type=Path, help="class names in output order, one a line")
     export.add_argument(

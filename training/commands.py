@@ -24,7 +24,7 @@ def add_parsers(commands: Any) -> None:
     version.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
     version.add_argument("--version", type=int, help="of the model; the newest without it")
     version.add_argument(
-        "--engine", choices=("tflite", "savedmodel"), default="tflite", help="which of its files (%(default)s)"
+        "--engine", choices=("int8", "tflite", "savedmodel"), default="tflite", help="which of its files (%(default)s)"
     )
 
     evaluate = commands.add_parser(

@@ -20,7 +20,7 @@ from training.data import Pixels
 from training.errors import TrainingError
 from training.store import versions
 
-ENGINES = {"savedmodel": "tensorflow", "tflite": "tflite"}
+ENGINES = {"int8": "int8", "tflite": "tflite", "savedmodel": "tensorflow"}
 _BATCH = 32
 _CONCURRENCY = 8  # requests at once, as gateway.batch
 _TIMEOUT_S = 60.0
@@ -66,7 +66,7 @@ class KerasRun:
 
 
 class StoredVersion:
-    """A version in the model-store, by one of its two files."""
+    """A version in the model-store, by one of its files."""
 
     def __init__(self, store: Path, model: str, number: int | None, engine: str) -> None:
         found = versions(store, model)
