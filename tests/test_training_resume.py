@@ -107,6 +107,19 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
     assert list((tmp_path / "runs" / ".unfinished").iterdir()) == []
 
 
+def test_what_is_kept_is_what_was_validated(undisturbed: Path) -> None:
+    """The run's model has the weights, averaged as they are, of the epoch that did best on validation."""
+    history, figures, _ = outcome(undisturbed)
+    assert figures["validation_accuracy"] == pytest.approx(max(history["upper layers"]["val_accuracy"]), abs=1e-4)
+
+
+def test_averaging_changes_what_is_validated(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Without it, another model is kept."""
+    train([*command(photos, tmp_path), "--averaging", "0"])
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path, undisturbed)
+
+
 def test_the_same_seed_gives_the_same_model(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Two trainings agree in each figure of each epoch, and in their weights."""
     train(command(photos, tmp_path))

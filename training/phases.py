@@ -88,8 +88,13 @@ def _fit(
     """Fit on inputs and targets, photos augmented and features not, from where an earlier process stopped."""
     photos = data["train"][0].ndim == 4
     targets = data["train"][1]
+    steps = batches.steps(len(targets), recipe)
+    averaged = steps * recipe.averaging > 1
+    momentum = 1 - 1 / (steps * recipe.averaging) if averaged else None
     model.compile(
-        keras.optimizers.AdamW(learning_rate, weight_decay=recipe.weight_decay),
+        keras.optimizers.AdamW(
+            learning_rate, weight_decay=recipe.weight_decay, use_ema=averaged, ema_momentum=momentum
+        ),
         keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         metrics=["accuracy"],
         jit_compile=JIT_COMPILE,
@@ -104,11 +109,17 @@ def _fit(
     model.fit(
         batches.shuffled(*data["train"], recipe, left, augment=photos),
         validation_data=batches.in_order(*data["validation"], recipe),
-        steps_per_epoch=batches.steps(len(targets), recipe),
+        steps_per_epoch=steps,
         class_weight=class_weights(targets) if recipe.class_weights == "balanced" else None,
         initial_epoch=left.start,
         epochs=epochs,
-        callbacks=[_Reseed(recipe.seed), stopping, progress, *([_Lines(left, say)] if photos else [])],
+        callbacks=[
+            _Reseed(recipe.seed),
+            *([_Average(left)] if averaged else []),  # before those that keep weights
+            stopping,
+            progress,
+            *([_Lines(left, say)] if photos else []),
+        ],
         shuffle=False,
         verbose=0,
     )
@@ -126,6 +137,14 @@ class _Reseed(keras.callbacks.Callback):
         states = [each for each in self.model.variables if each.path.endswith("seed_generator_state")]
         for position, state in enumerate(states):
             state.assign([self.seed + position, (epoch + 1) * 2**20])
+
+
+class _Average(keras.callbacks.SwapEMAWeights):
+    """Put the averaged weights into the model after each epoch, and the others back before the next."""
+
+    def __init__(self, epochs: range) -> None:
+        super().__init__(swap_on_epoch=True)
+        self._ema_weights_in_model = epochs.start > 0  # what a process before this one left
 
 
 class _Lines(keras.callbacks.Callback):
