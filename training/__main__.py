@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -41,9 +41,7 @@ def _train(options: argparse.Namespace) -> None:
 
     preset = presets.find(options.preset)
     recipe = preset.recipe_with({field.name: getattr(options, field.name) for field in fields(train.Recipe)})
-    architecture = architectures.find(options.architecture or preset.architecture)
-    if size_px := options.size or preset.size:
-        architecture = replace(architecture, size_px=size_px)
+    architecture = architectures.find(options.architecture or preset.architecture, options.size or preset.size)
     weights = options.weights or preset.weights
     run = train.train(
         options.folder,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from training.errors import TrainingError
 
+MOST_AUGMENTATION = 3  # beyond it, little is left of a photo
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -21,6 +23,8 @@ class Recipe:
         weight_decay: AdamW's.
         dropout: Part of the features dropped before the head.
         label_smoothing: Part of the target's probability spread over all classes.
+        augmentation: How far photos are changed while the upper layers train: 0 leaves them as they are, 2 turns, zooms
+            and colours them twice as far as 1.
         unfreeze: Part of the backbone's layers with weights, from the top, that are trained; of random ones, all are.
         class_weights: `balanced` lets the photos of each class count as much as those of any other; `none`, each photo.
         seed: For splits, initial weights, order and augmentation.
@@ -35,6 +39,7 @@ class Recipe:
     weight_decay: float = 1e-2
     dropout: float = 0.3
     label_smoothing: float = 0.1
+    augmentation: float = 1.0
     unfreeze: float = 0.5
     class_weights: str = "none"
     seed: int = 0
@@ -43,6 +48,8 @@ class Recipe:
         for name in ("dropout", "label_smoothing", "unfreeze"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"Expected {name} from 0 to 1. Received: {getattr(self, name)}")
+        if not 0 <= self.augmentation <= MOST_AUGMENTATION:
+            raise TrainingError(f"Expected augmentation from 0 to {MOST_AUGMENTATION}. Received: {self.augmentation}")
         for name in ("batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"Expected {name} of at least 1. Received: {getattr(self, name)}")
