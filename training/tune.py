@@ -116,7 +116,9 @@ class _Search:
 
     def run(self) -> int:
         """Run trials until what is left is needed for the comparison, and return the folds it will have."""
-        if not self.trials(TrialState.COMPLETE):
+        if kept := self.trials(TrialState.COMPLETE, TrialState.PRUNED):
+            self.say(f"Going on from {len(kept)} trials")
+        else:
             edges = {name: (edge.low, edge.high) for name, edge in self.space.items()}
             self.study.enqueue_trial({name: float(np.clip(getattr(self.start, name), *edges[name])) for name in edges})
             if not self._run_trial(self.deadline):
@@ -229,8 +231,8 @@ def _space(start: Recipe, weights: str | None) -> dict[str, FloatDistribution]:
 def _open(path: Path, start: Recipe) -> optuna.Study:
     """Open the study of a folder that no other process has.
 
-    Optuna's journal takes a millisecond for an epoch's report where its SQLite takes thirteen, but a process that was
-    killed may leave its lock and half a line.
+    An epoch's report takes 1.3 ms of CPU in Optuna's journal and 13 ms in its SQLite. But a process that was killed
+    may leave a lock on the journal, and half a line in it.
     """
     journal = path / "trials.journal"
     Path(f"{journal}.lock").unlink(missing_ok=True)
