@@ -54,7 +54,9 @@ def test_what_is_learned_follows_the_weights(
     assert float(model(features[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
 
 
-@pytest.mark.parametrize("values", [{"class_weights": "balance"}, {"seed": -1}, {"dropout": 2.0}, {"patience": 0}])
+@pytest.mark.parametrize(
+    "values", [{"class_weights": "balance"}, {"seed": -1}, {"dropout": 2.0}, {"patience": 0}, {"augmentation": 9.0}]
+)
 def test_values_that_cannot_be_are_told(values: dict[str, object]) -> None:
     """The message names the value."""
     with pytest.raises(TrainingError, match=next(iter(values))):

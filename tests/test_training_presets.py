@@ -40,6 +40,14 @@ def test_a_document_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
     assert presets.find(str(path)).recipe_with({}).dropout == 0.1
 
 
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    """Quotes, letters beyond ASCII, small numbers and what is left out come back as they were."""
+    recipe = asdict(Recipe(learning_rate=1e-5, class_weights="balanced"))
+    preset = presets.Preset('5 "é" \\ photos', "c", "0.9 ± 0.1", "plain-cnn", "none", time="1 s", recipe=recipe)
+    presets.write(tmp_path / "mine.toml", preset)
+    assert presets.find(str(tmp_path / "mine.toml")) == preset
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "Expected a preset of: default, plain-cnn, quick, or"), ("about = 1", "missing"), ("no toml", "Expected")],

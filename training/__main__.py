@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -37,13 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from training import architectures, presets, train
+    from training import architectures, presets, tracking, train
 
+    tracker = tracking.find(options.track) if options.track else None
     preset = presets.find(options.preset)
     recipe = preset.recipe_with({field.name: getattr(options, field.name) for field in fields(train.Recipe)})
-    architecture = architectures.find(options.architecture or preset.architecture)
-    if size_px := options.size or preset.size:
-        architecture = replace(architecture, size_px=size_px)
+    architecture = architectures.find(options.architecture or preset.architecture, options.size or preset.size)
     weights = options.weights or preset.weights
     run = train.train(
         options.folder,
@@ -58,7 +57,12 @@ def _train(options: argparse.Namespace) -> None:
         options.distribute,
     )
     say(f"Kept the run in {run}")
-    _release_run(options, run)
+    try:
+        _release_run(options, run)
+    finally:
+        if tracker:  # told of every run, and no condition of a release
+            tracking.log(run, tracker)
+            say(f"Told {options.track} of the run")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -176,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--distribute", default="none", choices=("none", "mirrored"), help="mirrored shares batches among all GPUs"
     )
+    train.add_argument("--track", choices=("tensorboard", "mlflow", "wandb"), help="tell a tracker of the finished run")
     _add_recipe(train)
 
     export = subparsers.add_parser("export", parents=[common], help="release ready weights, a Keras file, or a run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,8 @@ ARCHITECTURES = {
 }
 
 
-def find(name: str) -> Architecture:
-    """Return an architecture by its name, in any case.
+def find(name: str, size_px: int | None = None) -> Architecture:
+    """Return an architecture by its name, in any case, with an input size of its own or another.
 
     Raises:
         WeightsError: No such architecture; the message lists those there are.
@@ -102,7 +102,8 @@ def find(name: str) -> Architecture:
     if name.lower() not in ARCHITECTURES:
         names = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
         raise WeightsError(f"Expected an architecture of: {names}. Received: {name!r}")
-    return ARCHITECTURES[name.lower()]
+    architecture = ARCHITECTURES[name.lower()]
+    return replace(architecture, size_px=size_px) if size_px else architecture
 
 
 def imagenet_classes() -> tuple[str, ...]:

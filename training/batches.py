@@ -47,8 +47,8 @@ def shuffled(
 
     numbers = tf.data.Dataset.range(epochs.start * a_epoch, epochs.stop * a_epoch)
     batches = numbers.map(lambda step: (step, *_read(rows, step, inputs, targets)))
-    if augment:
-        change = augmentation(recipe.seed)
+    if augment and recipe.augmentation:
+        change = augmentation(recipe.seed, recipe.augmentation)
         batches = batches.map(
             lambda step, images, labels: (step, change(images, step), labels), num_parallel_calls=tf.data.AUTOTUNE
         )
@@ -67,15 +67,19 @@ def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe)
     return _ready(starts.map(lambda start: _read(rows, start, inputs, targets)))
 
 
-def augmentation(seed: int) -> Any:
-    """Return a function that changes images (n, h, w, 3), 0-255, in a way that follows from a step."""
+def augmentation(seed: int, extent: float = 1.0) -> Any:
+    """Return a function that changes images (n, h, w, 3), 0-255, in a way that follows from a step.
+
+    All but the flip go as far as the extent says.
+    """
+    zoom, shift = (-0.2 * extent, 0.1 * extent), 0.08 * extent
     changes = (
         layers.RandomFlip("horizontal"),
-        layers.RandomRotation(0.05, fill_mode="nearest"),
-        layers.RandomZoom((-0.2, 0.1), (-0.2, 0.1), fill_mode="nearest"),
-        layers.RandomTranslation(0.08, 0.08, fill_mode="nearest"),
-        layers.RandomBrightness(0.15),
-        layers.RandomContrast(0.2, value_range=(0, 255)),
+        layers.RandomRotation(0.05 * extent, fill_mode="nearest"),
+        layers.RandomZoom(zoom, zoom, fill_mode="nearest"),
+        layers.RandomTranslation(shift, shift, fill_mode="nearest"),
+        layers.RandomBrightness(0.15 * extent),
+        layers.RandomContrast(0.2 * extent, value_range=(0, 255)),
     )
 
     @tf.autograph.experimental.do_not_convert

@@ -1,4 +1,4 @@
-"""The commands that look and release nothing: explore, evaluate, predict, runs and explain."""
+"""The commands that release nothing: explore, tune, evaluate, predict, runs and explain."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def add_parsers(commands: Any) -> None:
     explore.add_argument("source", type=Path, help="class folders, split folders, or a .csv of path and label")
     explore.add_argument("--out", type=Path, default=Path("reports/explore"), help="for the report (%(default)s)")
     explore.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
+
+    tune = commands.add_parser("tune", help="search for better values on the training photos, and write a preset")
+    tune.set_defaults(command=_tune)
+    tune.add_argument("folder", type=Path, help="class folders, or split folders")
+    tune.add_argument("--minutes", type=float, required=True, help="for all; given again, the search goes on so long")
+    tune.add_argument("--out", type=Path, required=True, help="the preset to write, a .toml file for train --preset")
+    tune.add_argument("--preset", default="default", help="to start from; quick tunes the head alone (%(default)s)")
+    tune.add_argument("--runs", type=Path, default=Path("runs"), help="where trials are kept (%(default)s)")
+    tune.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
 
     version = argparse.ArgumentParser(add_help=False)
     version.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
@@ -71,6 +80,12 @@ def _explore(options: argparse.Namespace) -> None:
     from training.explore.explore import explore
 
     explore(options.source, options.out, options.cache, say)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from training.tune import tune
+
+    tune(options.folder, options.preset, options.minutes, options.out, options.runs, options.cache, say)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -88,23 +88,25 @@ def compare(runs: Sequence[Run], console: Console) -> None:
 
 
 def _facts(contract: Contract) -> dict[str, str]:
-    facts: dict[str, Any] = {**contract.metrics, **_flat(contract.origin), **_flat({"image": vars(contract.image)})}
+    facts: dict[str, Any] = {**contract.metrics, **flat(contract.origin), **flat({"image": vars(contract.image)})}
     facts["classes"] = len(contract.classes)
     return {name: _figure(value) for name, value in facts.items()}
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested members by dotted names, digests cut to what tells them apart."""
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested members by dotted names."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": each for inner, each in _flat(value).items()}
+            found |= {f"{name}.{inner}": each for inner, each in flat(value).items()}
         else:
-            flat[name] = value[:12] if isinstance(value, str) and len(value) == 64 else value
-    return flat
+            found[name] = value
+    return found
 
 
 def _figure(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, str) and len(value) == 64:
+        return value[:12]  # of a digest, what tells it from others
     return f"{value:.4g}" if isinstance(value, float) else str(value)

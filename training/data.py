@@ -8,8 +8,9 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,11 +56,32 @@ class Pixels:
         skipped: Files that do not decode, and why.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Rows
     labels: NDArray[np.int64]
     paths: list[Path]
     digest: str
     skipped: dict[str, str]
+
+    def part(self, positions: NDArray[np.int64]) -> Pixels:
+        """Return the photos at some positions; digest and skipped files stay those of the whole."""
+        paths = [self.paths[position] for position in positions]
+        return replace(self, images=Rows(self.images, positions), labels=self.labels[positions], paths=paths)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an array on disk, in memory only when they are asked for."""
+
+    array: Any
+    positions: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array, with fewer rows."""
+        return (len(self.positions), *self.array.shape[1:])
+
+    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[Any]:
+        return self.array[self.positions[chosen]]
 
 
 def read_folder(folder: Path, seed: int = 0) -> Dataset:

@@ -1,4 +1,4 @@
-"""The two phases of training: a head on frozen features, then the upper layers with augmentation."""
+"""The model that is trained, and its two phases: a head on frozen features, then the upper layers with augmentation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import layers
 from numpy.typing import NDArray
 
 from training import batches
+from training.architectures import Architecture, preprocess
 from training.data import Pixels
 from training.recipe import Recipe
 from training.resume import History, Progress, Unfinished
@@ -19,17 +21,37 @@ from training.resume import History, Progress, Unfinished
 JIT_COMPILE = False
 
 Say = Callable[[str], None]
+Watch = Sequence[keras.callbacks.Callback]
 
 
-def train_head(model: keras.Model, splits: dict[str, Pixels], recipe: Recipe, run: Unfinished, say: Say) -> History:
-    """Compute the frozen features once, and train the head alone on them."""
+def assemble(architecture: Architecture, backbone: keras.Model, classes: int, recipe: Recipe) -> keras.Model:
+    """Return pixels 0-255 to probabilities.
+
+    Batch norms of the layers that are trained learn the statistics of the photos; frozen ones keep theirs. A
+    `training=False` for the backbone would not change that: in Keras 3, fit's own overrides it.
+    """
+    inputs = keras.Input((architecture.size_px, architecture.size_px, 3), name="pixels")
+    return add_head(inputs, backbone(preprocess(inputs, architecture.preprocessing)), classes, recipe)
+
+
+def add_head(inputs: Any, features: Any, classes: int, recipe: Recipe) -> keras.Model:
+    """Return inputs to probabilities, from the features that were made of them."""
+    x = layers.Dropout(recipe.dropout, name="head_dropout")(features)
+    outputs = layers.Dense(classes, activation="softmax", name="head_probabilities")(x)
+    return keras.Model(inputs, outputs, name="classifier")
+
+
+def train_head(
+    model: keras.Model, splits: dict[str, Pixels], recipe: Recipe, run: Unfinished, say: Say, watch: Watch = ()
+) -> History:
+    """Compute the frozen features once, and train the head alone on them; `watch` is called back after each epoch."""
     if recipe.head_epochs == 0:
         return {}
     features = _features(model, splits, recipe, run, say)
     inputs = keras.Input(features["train"].shape[1:])
     head = keras.Model(inputs, model.get_layer("head_probabilities")(model.get_layer("head_dropout")(inputs)))
     data = {split: (features[split], one_hot(splits[split].labels, model)) for split in features}
-    history = _fit(head, "head", data, recipe.head_epochs, recipe.head_learning_rate, recipe, run, say)
+    history = _fit(head, "head", data, recipe.head_epochs, recipe.head_learning_rate, recipe, run, say, watch)
     say(f"Trained the head for {len(history['loss'])} epochs: validation {max(history['val_accuracy']):.4f}")
     return history
 
@@ -42,6 +64,7 @@ def train_upper_layers(
     recipe: Recipe,
     run: Unfinished,
     say: Say,
+    watch: Watch = (),
 ) -> History:
     """Train the upper part of the backbone with the head, on augmented photos."""
     if recipe.epochs == 0:
@@ -57,7 +80,13 @@ def train_upper_layers(
         warmup_steps=steps,
     )
     data = {split: (splits[split].images, one_hot(splits[split].labels, model)) for split in ("train", "validation")}
-    return _fit(model, "upper-layers", data, recipe.epochs, schedule, recipe, run, say)
+    return _fit(model, "upper-layers", data, recipe.epochs, schedule, recipe, run, say, watch)
+
+
+def frozen_features(model: keras.Model, images: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:
+    """Return what the backbone makes of images, (n, c)."""
+    of_images = keras.Model(model.input, model.get_layer("head_dropout").input)
+    return of_images.predict(images, batch_size=recipe.batch_size, verbose=0)
 
 
 def _features(
@@ -65,12 +94,10 @@ def _features(
 ) -> dict[str, NDArray[np.float32]]:
     """Return what the backbone makes of the photos; an earlier process may have left it."""
     started, found = time.monotonic(), {}
-    features_of = keras.Model(model.input, model.get_layer("head_dropout").input)
     for split in ("train", "validation"):
         found[split] = run.kept(f"features-{split}")
         if found[split] is None:
-            features = features_of.predict(splits[split].images, batch_size=recipe.batch_size, verbose=0)
-            found[split] = run.keep(f"features-{split}", features)
+            found[split] = run.keep(f"features-{split}", frozen_features(model, splits[split].images, recipe))
     say(f"Computed the features of {sum(map(len, found.values()))} photos in {time.monotonic() - started:.0f} s")
     return found
 
@@ -84,9 +111,10 @@ def _fit(
     recipe: Recipe,
     run: Unfinished,
     say: Say,
+    watch: Watch = (),
 ) -> History:
     """Fit on inputs and targets, photos augmented and features not, from where an earlier process stopped."""
-    photos = data["train"][0].ndim == 4
+    photos = len(data["train"][0].shape) == 4
     targets = data["train"][1]
     steps = batches.steps(len(targets), recipe)
     averaged = steps * recipe.averaging > 1
@@ -119,6 +147,7 @@ def _fit(
             stopping,
             progress,
             *([_Lines(left, say)] if photos else []),
+            *watch,
         ],
         shuffle=False,
         verbose=0,

@@ -5,9 +5,10 @@ Needs no TensorFlow.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,15 @@ def find(name: str) -> Preset:
     except (TypeError, ValueError) as exc:
         raise TrainingError(f"Expected {path} to be a preset. Received: {exc}") from exc
     return preset
+
+
+def write(path: Path, preset: Preset) -> None:
+    """Write a document that `find` reads; its text, numbers and names are JSON, which TOML takes as they are."""
+    values = {name: value for name, value in asdict(preset).items() if value is not None and name != "recipe"}
+    lines = [_line(name, value) for name, value in values.items()]
+    lines += ["", "[recipe]", *(_line(name, value) for name, value in preset.recipe.items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(name: str, value: Any) -> str:
+    return f"{name} = {json.dumps(value, ensure_ascii=False)}"

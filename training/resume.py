@@ -67,20 +67,31 @@ def unfinished(folder_of_runs: Path, name: str, identity: Mapping[str, Any], fre
     Raises:
         TrainingError: The same run is going on in another process.
     """
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder_of_runs / ".unfinished" / f"{name}-{digest}"
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise TrainingError("Expected to be the only training of this kind. Received: the same one runs") from exc
+    with locked(folder_of_runs / ".unfinished", name, identity) as path:
         if fresh:
             for left in path.glob("[!.]*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         spent_s = max((json.loads(state.read_text())["spent_s"] for state in path.glob(f"*/{_STATE}")), default=0.0)
         yield Unfinished(path, time.monotonic() - spent_s)
         shutil.rmtree(path)
+
+
+@contextmanager
+def locked(folder: Path, name: str, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """Open the folder inside another that belongs to an identity, for one process at a time.
+
+    Raises:
+        TrainingError: Another process has it.
+    """
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"{name}-{digest}"
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise TrainingError("Expected to be the only training of this kind. Received: the same one runs") from exc
+        yield path
 
 
 class Progress(keras.callbacks.Callback):

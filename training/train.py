@@ -9,12 +9,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import layers
 from numpy.typing import NDArray
 
 from contract.document import Contract, ImageSpec
 from training import batches, calibration, data, devices, phases, resume, run_report, runs
-from training.architectures import Architecture, preprocess
+from training.architectures import Architecture
 from training.evaluate.metrics import measure
 from training.evaluate.report import Result
 from training.recipe import Recipe
@@ -54,10 +53,8 @@ def train(
     """
     keras.utils.set_random_seed(recipe.seed)
     dataset = data.read_folder(folder, recipe.seed)
-    # A linear head on frozen features of clothing photos, accuracy in 5-fold cross-validation on the training split:
-    # crop 0.878, pad 0.866, stretch 0.854 (standard errors 0.004).
-    spec = ImageSpec(architecture.size_px, architecture.size_px, filter="bicubic", aspect="crop")
-    splits = {split: _load(split, photos, spec, cache, say) for split, photos in dataset.splits.items()}
+    spec = image_spec(architecture)
+    splits = {split: load(split, photos, spec, cache, say) for split, photos in dataset.splits.items()}
 
     digests = {split: pixels.digest for split, pixels in splits.items()}
     identity = {
@@ -72,7 +69,7 @@ def train(
         say(f"Sharing each batch of {recipe.batch_size} among {shared.num_replicas_in_sync} devices")
     with resume.unfinished(folder_of_runs, name, identity, fresh) as unfinished, shared.scope():
         backbone = architecture.backbone(weights, include_top=False)
-        model = _assemble(architecture, backbone, len(dataset.classes), recipe)
+        model = phases.assemble(architecture, backbone, len(dataset.classes), recipe)
         if recipe.class_weights == "balanced":
             by_class = phases.class_weights(phases.one_hot(splits["train"].labels, model))
             say("Class weights: " + ", ".join(f"{dataset.classes[k]} {weight:.2f}" for k, weight in by_class.items()))
@@ -110,28 +107,25 @@ def train(
     return run
 
 
-def _load(
-    split: str, photos: list[data.Photo], spec: ImageSpec, cache: Path, say: Callable[[str], None]
+def image_spec(architecture: Architecture) -> ImageSpec:
+    """Return how photos become pixels.
+
+    A linear head on frozen features of clothing photos, accuracy in 5-fold cross-validation on the training split:
+    crop 0.878, pad 0.866, stretch 0.854 (standard errors 0.004).
+    """
+    return ImageSpec(architecture.size_px, architecture.size_px, filter="bicubic", aspect="crop")
+
+
+def load(
+    split: str, photos: Sequence[data.Photo], spec: ImageSpec, cache: Path, say: Callable[[str], None]
 ) -> data.Pixels:
+    """Read the pixels of a split, and tell what was read and skipped."""
     started = time.monotonic()
     pixels = data.load(photos, spec, cache)
     for path, reason in pixels.skipped.items():
         say(f"Skipped {path}: {reason}")
     say(f"Read {len(pixels.labels)} photos for {split} in {time.monotonic() - started:.1f} s")
     return pixels
-
-
-def _assemble(architecture: Architecture, backbone: keras.Model, classes: int, recipe: Recipe) -> keras.Model:
-    """Return pixels 0-255 to probabilities.
-
-    Batch norms of the layers that are trained learn the statistics of the photos; frozen ones keep theirs. A
-    `training=False` for the backbone would not change that: in Keras 3, fit's own overrides it.
-    """
-    inputs = keras.Input((architecture.size_px, architecture.size_px, 3), name="pixels")
-    x = backbone(preprocess(inputs, architecture.preprocessing))
-    x = layers.Dropout(recipe.dropout, name="head_dropout")(x)
-    outputs = layers.Dense(classes, activation="softmax", name="head_probabilities")(x)
-    return keras.Model(inputs, outputs, name="classifier")
 
 
 def _calibrate(model: keras.Model, pixels: data.Pixels, recipe: Recipe, say: Callable[[str], None]) -> float:
