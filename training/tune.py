@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 import optuna
+import tensorflow as tf
 from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -63,6 +64,7 @@ def tune(
         TrainingError: There are too few minutes, or too few photos, or the preset trains nothing.
     """
     deadline = time.monotonic() + 60 * minutes
+    tf.get_logger().setLevel("ERROR")  # it warns of functions that are traced anew, as those of each training are
     if out.suffix != ".toml" or not out.absolute().parent.is_dir():
         raise TrainingError(f"Expected --out to be a .toml file in a folder that is there. Received: {out}")
     preset, name = presets.find(preset_name), Path(preset_name).stem
