@@ -119,7 +119,7 @@ class _Search:
     def run(self) -> int:
         """Run trials until what is left is needed for the comparison, and return the folds it will have."""
         if kept := self.trials(TrialState.COMPLETE, TrialState.PRUNED):
-            self.say(f"Going on from {len(kept)} trials")
+            self.say(f"Going on; trials so far: {len(kept)}")
         else:
             edges = {name: (edge.low, edge.high) for name, edge in self.space.items()}
             self.study.enqueue_trial({name: float(np.clip(getattr(self.start, name), *edges[name])) for name in edges})
