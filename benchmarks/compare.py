@@ -54,7 +54,7 @@ CORES = (1, 2, 4)
 def main() -> None:
     """Measure, store, and print."""
     arguments = _arguments()
-    rounds, window_s = (1, 1.0) if arguments.smoke else (ROUNDS, WINDOW_S)
+    rounds, window_s = (1, 2.0) if arguments.smoke else (ROUNDS, WINDOW_S)
     begin = time.monotonic()
     version = newest_version()
     systems, left_out = choose(version, arguments.systems)
@@ -169,13 +169,17 @@ def limited_to(cores: int, origin_pid: int) -> Iterator[None]:
 def engines_alone() -> dict[str, float]:
     """Return images per second of each engine that the version has a file for, one at a time and nothing around it."""
     command = [sys.executable, "-m", "benchmarks.engines", "alone"]
-    return dict(json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout))
+    alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if alone.returncode:
+        raise RuntimeError(f"Expected the engines' rates. Received: {alone.stderr[-2000:]}")
+    return dict(json.loads(alone.stdout))
 
 
 def measure(system: System, origin: str, window_s: float, results: dict[str, Any]) -> None:
     """Add one round of a system to the results."""
     figures = results["systems"][system.name]
     with started(system, origin, path("224 px")) as running:
+        load(running, "saturate", f"http://{origin}{path('224 px')}", CLIENTS["224 px"], 1.0)  # graphs for all batches
         memory_mb = []
         for photo, values in figures["photos"].items():
             url = f"http://{origin}{path(photo)}"

@@ -53,9 +53,9 @@ def main() -> None:
 
 
 def print_rates() -> None:
-    """Print images per second at batch 1 of each file that the version has, as JSON, for `benchmarks.compare`."""
+    """Print images per second at batch 1 of each TFLite file of the version, as JSON, for `benchmarks.compare`."""
     version = STORE / MODEL / str(versions(STORE, MODEL)[-1])
-    files = {"tflite": "model.tflite", "int8": "model.int8.tflite", "tensorflow": "saved_model.pb"}
+    files = {"tflite": "model.tflite", "int8": "model.int8.tflite"}
     threads = os.cpu_count() or 1
     engines = {name: exported(version, name, threads) for name, file in files.items() if (version / file).is_file()}
     rates = measure(engines, batch=1, rounds=3)

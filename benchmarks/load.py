@@ -130,10 +130,10 @@ async def saturate(port: int, url: str, clients: int, window_s: float) -> dict[s
             answered.append(time.perf_counter())
 
     await asyncio.gather(*(work() for _ in range(clients)))
-    return {
-        "per_second": sum(begin <= moment < end for moment in answered) / window_s,
-        "answers": len(answered),
-    }
+    count = sum(begin <= moment < end for moment in answered)
+    if not count:
+        raise RuntimeError(f"Expected an answer within {window_s:g} s. Received: none")
+    return {"per_second": count / window_s, "answers": len(answered)}
 
 
 async def pace(port: int, url: str, per_second: float, window_s: float) -> dict[str, Any]:

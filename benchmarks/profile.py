@@ -108,9 +108,7 @@ def stages(running: Any, folder: Path) -> dict[str, float]:
     """Return CPU seconds of each stage until now."""
     serving, gateway = (dataclasses.replace(running, processes=[process]) for process in running.processes)
     spent = {program: np.sum([np.fromfile(file) for file in folder.glob(f"{program}-*")], 0) for program in STAGES}
-    named = {
-        program: dict(zip(places, map(float, spent[program]), strict=True)) for program, places in STAGES.items()
-    }
+    named = {program: dict(zip(places, map(float, spent[program]), strict=True)) for program, places in STAGES.items()}
     loops_s = sum(thread_s(pid, pid) for pid in gateway.pids())
     workers_s = sum(thread_s(pid, thread) for pid in serving.pids() for thread in engine_threads(pid))
     named["serving"]["model"] += workers_s

@@ -34,4 +34,4 @@ def predict():
     query.inputs["pixels"].CopyFrom(np_to_protobuf(pixels))
     probabilities = np.array(stub.Predict(query, timeout=20.0).outputs["output_0"].float_val)
     order = np.argsort(-probabilities)[:5]
-    return jsonify({"predictions": [{"index": int(i), "probability": probabilities[i]} for i in order]})
+    return jsonify({"predictions": [{"index": int(i), "probability": float(probabilities[i])} for i in order]})

@@ -10,12 +10,13 @@ import keras
 import litserve as ls
 import numpy as np
 import requests
+import tensorflow as tf
 from PIL import Image
 
 
 class Classifier(ls.LitAPI):
     def setup(self, device):
-        self.model = keras.models.load_model(os.environ["MODEL"])
+        self.model = tf.function(keras.models.load_model(os.environ["MODEL"]), reduce_retracing=True)
 
     def decode_request(self, request):
         response = requests.get(request["url"], timeout=10)
@@ -26,7 +27,7 @@ class Classifier(ls.LitAPI):
         return np.stack(inputs)
 
     def predict(self, pixels):
-        return self.model.predict(pixels, verbose=0)
+        return self.model(pixels).numpy()
 
     def unbatch(self, output):
         return list(output)
