@@ -41,6 +41,7 @@ from benchmarks.systems import (
     prepare_models,
     started,
 )
+from serving.engines import TFLITE_FILES
 from tests.stack import free_port
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -91,9 +92,9 @@ def _arguments() -> argparse.Namespace:
 def choose(version: Path, names: list[str]) -> tuple[list[System], list[str]]:
     """Return the systems to measure, and a line for each that cannot be."""
     systems = [system for system in SYSTEMS if not names or system.name in names]
-    if not (version / "model.int8.tflite").is_file():
+    if not (version / TFLITE_FILES["int8"]).is_file():
         return [system for system in systems if system.name != "int8"], [
-            f"TFLite int8 is left out: {version.relative_to(ROOT)} has no model.int8.tflite. To make a version that"
+            f"TFLite int8 is left out: {version.relative_to(ROOT)} has no {TFLITE_FILES['int8']}. To make one that"
             " has: python -m training export --architecture efficientnet-lite0 --weights imagenet --photos FOLDER"
         ]
     return systems, []

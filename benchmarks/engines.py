@@ -55,9 +55,9 @@ def main() -> None:
 def print_rates() -> None:
     """Print images per second at batch 1 of each TFLite file of the version, as JSON, for `benchmarks.compare`."""
     version = STORE / MODEL / str(versions(STORE, MODEL)[-1])
-    files = {"tflite": "model.tflite", "int8": "model.int8.tflite"}
     threads = os.cpu_count() or 1
-    engines = {name: exported(version, name, threads) for name, file in files.items() if (version / file).is_file()}
+    there = [engine for engine, file in TFLITE_FILES.items() if (version / file).is_file()]
+    engines = {engine: exported(version, engine, threads) for engine in there}
     rates = measure(engines, batch=1, rounds=3)
     print(json.dumps({name: round(statistics.median(values), 2) for name, values in rates.items()}))
 

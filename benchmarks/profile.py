@@ -36,6 +36,7 @@ STAGES = {
     },
 }
 FOLDER = "PROFILE_FOLDER"  # where each process writes its seconds
+WORKERS = "workers"
 WINDOW_S = 10.0
 
 
@@ -71,7 +72,20 @@ def run_program(program: str) -> None:
         *owner, name = name.split(".")
         target = functools.reduce(getattr, owner, importlib.import_module(module))
         setattr(target, name, timed(stage, getattr(target, name)))
+    if program == "serving":
+        threading.Thread(target=note_workers, daemon=True).start()
     runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def note_workers() -> None:
+    """Write down, time and again, the threads of the engine: neither Python's own, nor gRPC's, which have names."""
+    name = Path("/proc/self/comm").read_text()
+    while True:
+        own = {str(thread.native_id) for thread in threading.enumerate()}
+        tasks = [task for task in Path("/proc/self/task").iterdir() if task.name not in own]
+        workers = [task.name for task in tasks if (task / "comm").read_text() == name]
+        (Path(os.environ[FOLDER]) / WORKERS).write_text(" ".join(workers))
+        time.sleep(1)
 
 
 def main() -> None:
@@ -110,8 +124,8 @@ def stages(running: Any, folder: Path) -> dict[str, float]:
     spent = {program: np.sum([np.fromfile(file) for file in folder.glob(f"{program}-*")], 0) for program in STAGES}
     named = {program: dict(zip(places, map(float, spent[program]), strict=True)) for program, places in STAGES.items()}
     loops_s = sum(thread_s(pid, pid) for pid in gateway.pids())
-    workers_s = sum(thread_s(pid, thread) for pid in serving.pids() for thread in engine_threads(pid))
-    named["serving"]["model"] += workers_s
+    (server,) = serving.pids()
+    named["serving"]["model"] += sum(thread_s(server, int(each)) for each in (folder / WORKERS).read_text().split())
     return {
         "accept, parse, send: the event loops": loops_s,
         **named["gateway"],
@@ -119,11 +133,6 @@ def stages(running: Any, folder: Path) -> dict[str, float]:
         **named["serving"],
         "gRPC's threads and Python's own, model server": serving.cpu_s() - sum(named["serving"].values()),
     }
-
-
-def engine_threads(pid: int) -> list[int]:
-    """Return the threads that TFLite started: they bear the program's name."""
-    raise NotImplementedError
 
 
 def thread_s(pid: int, thread: int) -> float:

@@ -30,6 +30,7 @@ STORE, MODEL, ARCHITECTURE = ROOT / "model-store", "imagenet", "efficientnet-lit
 PEERS, CACHE = ROOT / "benchmarks" / "peers", ROOT / ".cache" / "peers"
 KERAS_FILE, PLAIN_STORE = CACHE / "models" / "model.keras", CACHE / "models" / "plain"
 START_TIMEOUT_S, ANSWERS_IN_A_ROW = 120.0, 16
+STOP_TIMEOUT_S = 5.0  # LitServe does not end by itself
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def _stop(running: Running) -> None:
         process.terminate()
     for process in running.processes:
         try:
-            process.wait(20)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
