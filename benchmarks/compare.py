@@ -105,7 +105,7 @@ def choose(version: Path, names: list[str]) -> tuple[list[System], list[str]]:
     return systems, []
 
 
-def describe(systems: list[System], version: Path, left_out: list[str], rounds: int, window_s: float) -> dict[str, Any]:
+def describe(systems: list[System], version: Path, left_out: list[str], window_s: float) -> dict[str, Any]:
     """Return results without any yet: when, on what, of what."""
     environments = sorted({environment for system in systems for environment in system.environments})
     info = Path("/proc/cpuinfo").read_text()
@@ -202,6 +202,7 @@ def measure(system: System, origin: str, window_s: float, results: dict[str, Any
                 values["reference_load"].append(latency(running, url, reference, window_s))
             else:  # it would fall behind further and further, however long it is measured
                 values["reference_load"].append(None)
+    figures["top_1"] = running.top_1
     figures["start_s"].append(round(running.start_s, 2))
     figures["memory_mb"].append(round(max(memory_mb)))
     rates = ", ".join(f"{values['per_second'][-1]:.1f}" for values in figures["photos"].values())

@@ -1,6 +1,6 @@
 """The two ends of a measurement, each a process of its own: the photos' origin, and the clients.
 
-Both share the cores with what they measure, so both are one event loop that does little: of a small photo
+Both share the cores with what they measure, so both are one event loop that does little: for an answer on a small photo
 the clients take 0.35 ms of CPU, the origin 0.4 ms.
 
     python -m benchmarks.load origin PORT
