@@ -12,7 +12,7 @@ OVERLAY ?= local
 # By uv, apart from .venv: it pins dozens of packages.
 CHECKOV := checkov@3.3.30
 
-.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark-engines benchmark-gateway benchmark-overhead faults corpus clean
+.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead profile faults corpus clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -69,14 +69,17 @@ requirements: setup  ## pin what pyproject.toml asks for, with hashes
 	    --extra $$extra -o requirements/$$extra.txt pyproject.toml; \
 	done
 
+benchmark: setup  ## the whole stack beside FastAPI, the book's gateway, LitServe and BentoML, in half an hour
+	@$(BIN)/python -m benchmarks.compare
+
 benchmark-engines: setup  ## images a second of each engine, as a ratio to the plain Keras export
 	@$(BIN)/python -m benchmarks.engines
 
-benchmark-gateway: setup  ## requests a second through the whole stack
-	@$(BIN)/python -m benchmarks.gateway
-
 benchmark-overhead: setup  ## CPU that the gateway itself spends on a request
 	@$(BIN)/python -m benchmarks.overhead
+
+profile: setup  ## where a request's CPU time goes on the live stack, and the share that is not the model
+	@$(BIN)/python -m benchmarks.profile
 
 faults: setup  ## inject each fault into the running stack, and print what is seen beside what is expected
 	@$(BIN)/python -m benchmarks.faults

@@ -6,6 +6,7 @@ all engines alike; the ratio is the median over rounds.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
@@ -51,10 +52,14 @@ def main() -> None:
             report(batch, measure(engines, batch))
 
 
-def print_plain_rate() -> None:
-    """Print the plain export's images per second at batch 1, and nothing else."""
-    with tempfile.TemporaryDirectory() as folder:
-        print(statistics.median(measure({"plain": plain_export(Path(folder))}, batch=1)["plain"]))
+def print_rates() -> None:
+    """Print images per second at batch 1 of each TFLite file of the version, as JSON, for `benchmarks.compare`."""
+    version = STORE / MODEL / str(versions(STORE, MODEL)[-1])
+    threads = os.cpu_count() or 1
+    there = [engine for engine, file in TFLITE_FILES.items() if (version / file).is_file()]
+    engines = {engine: exported(version, engine, threads) for engine in there}
+    rates = measure(engines, batch=1, rounds=3)
+    print(json.dumps({name: round(statistics.median(values), 2) for name, values in rates.items()}))
 
 
 def plain_export(folder: Path) -> Callable[[Any], Any]:
@@ -80,13 +85,13 @@ def quantize(version: Path, folder: Path, float_part: float) -> Path:
     return folder
 
 
-def measure(engines: dict[str, Callable[[Any], Any]], batch: int) -> dict[str, list[float]]:
+def measure(engines: dict[str, Callable[[Any], Any]], batch: int, rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Return images per second of each engine in each round."""
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
     rates: dict[str, list[float]] = {name: [] for name in engines}
     for run in engines.values():
         run(pixels)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in engines.items():
             count, started = 0, time.perf_counter()
             while (passed := time.perf_counter() - started) < ROUND_S:
@@ -107,4 +112,4 @@ def report(batch: int, rates: dict[str, list[float]]) -> None:
 
 
 if __name__ == "__main__":
-    print_plain_rate() if sys.argv[1:] == ["plain"] else main()
+    print_rates() if sys.argv[1:] == ["alone"] else main()

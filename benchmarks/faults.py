@@ -24,7 +24,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.gateway import draw
+from benchmarks.load import draw
 from tests.stack import Gateway, Load, free_port, gateway, post, running
 
 STORE, MODEL = Path("model-store").resolve(), "imagenet"

@@ -1,0 +1,253 @@
+"""`make benchmark`: this stack beside what a user would pick instead, on the whole path, in one run.
+
+All systems serve the same network, and answer URLs of the same photos under the same load, which shares the cores with
+them. Rounds are interleaved: each one starts a system, measures it with every photo and stops it, then the next one. So
+one system has the machine to itself, none polls beside another, a machine whose speed drifts treats all alike, and the
+start is measured too. Ratios are taken within a round.
+
+At saturation so many clients ask as fast as answers come. Latency is measured with requests at even intervals, counted
+from when each was due: at half of the system's own saturation in that round, and once more at half of what this stack
+with TFLite fp32 reached, if the system can keep up with that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.load import PHOTOS, draw, path
+from benchmarks.systems import (
+    CACHE,
+    ROOT,
+    SYSTEMS,
+    Running,
+    System,
+    install,
+    installed_bytes,
+    installed_packages,
+    newest_version,
+    prepare_models,
+    started,
+)
+from serving.engines import TFLITE_FILES
+from tests.stack import free_port
+
+RESULTS = ROOT / "benchmarks" / "results"
+ROUNDS, WINDOW_S = 4, 4.0
+LIMIT_S = 29 * 60  # a round that would end later is not begun
+CLIENTS = {"224 px": 8, "1 megapixel": 8, "12 megapixels": 4}
+OWN = ("tflite", "int8")  # what is measured on fewer cores, and held to the engine alone
+REFERENCE = "tflite"  # whose half load is everybody's second one
+CORES = (1, 2, 4)
+
+
+def main() -> None:
+    """Measure, store, and print."""
+    arguments = _arguments()
+    rounds, window_s = (1, 2.0) if arguments.smoke else (ROUNDS, WINDOW_S)
+    begin = time.monotonic()
+    version = newest_version()
+    systems, left_out = choose(version, arguments.systems)
+    prepare_models()
+    for name in {environment for system in systems for environment in system.environments}:
+        install(name)
+    results = describe(systems, version, left_out, window_s)
+    with photo_origin() as (origin, pid):
+        for number in range(rounds):
+            round_begin = time.monotonic()
+            print(f"==> Round {number + 1} of {rounds}, {round_begin - begin:.0f} s so far", flush=True)
+            for engine, rate in engines_alone().items():
+                results["engines_per_second"].setdefault(engine, []).append(rate)
+            for system in systems:
+                measure(system, origin, window_s, results)
+            for cores in CORES:
+                if cores < len(os.sched_getaffinity(0)):
+                    with limited_to(cores, pid):
+                        measure_on_cores(systems, cores, origin, window_s, results)
+            results["rounds"] = number + 1
+            if 2 * time.monotonic() - round_begin - begin > LIMIT_S:
+                break
+    results["took_s"] = round(time.monotonic() - begin)
+    folder = RESULTS if not (arguments.smoke or arguments.systems) else CACHE
+    folder.mkdir(exist_ok=True)
+    (folder / "compare.json").write_text(json.dumps(results, indent=1) + "\n")
+    report.draw_chart(results, folder / "compare.png")
+    print(report.tables(results))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare")
+    parser.add_argument("systems", nargs="*", help="only these; nothing is stored in benchmarks/results then")
+    parser.add_argument("--smoke", action="store_true", help="one short round, to see that all of them run")
+    return parser.parse_args()
+
+
+def choose(version: Path, names: list[str]) -> tuple[list[System], list[str]]:
+    """Return the systems to measure, and a line for each that cannot be."""
+    systems = [system for system in SYSTEMS if not names or system.name in names]
+    if not (version / TFLITE_FILES["int8"]).is_file():
+        return [system for system in systems if system.name != "int8"], [
+            f"TFLite int8 is left out: {version.relative_to(ROOT)} has no {TFLITE_FILES['int8']}. To make one that"
+            " has: python -m training export --architecture efficientnet-lite0 --weights imagenet --photos FOLDER"
+        ]
+    return systems, []
+
+
+def describe(systems: list[System], version: Path, left_out: list[str], window_s: float) -> dict[str, Any]:
+    """Return results without any yet: when, on what, of what."""
+    environments = sorted({environment for system in systems for environment in system.environments})
+    info = Path("/proc/cpuinfo").read_text()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.strip(),
+        "machine": {
+            "cpu": next(line.partition(": ")[2] for line in info.splitlines() if line.startswith("model name")),
+            "avx512": "avx512f" in info,
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+            "system": platform.platform(),
+        },
+        "python": platform.python_version(),
+        "packages": {name: installed_packages(name) for name in environments},
+        "model": f"EfficientNet-Lite0, ImageNet, 224 px, {version.relative_to(ROOT)}",
+        "left_out": left_out,
+        "rounds": 0,
+        "window_s": window_s,
+        "photos": {
+            photo: {"width": size[0], "height": size[1], "bytes": len(draw(*size)), "clients": CLIENTS[photo]}
+            for photo, size in PHOTOS.items()
+        },
+        "engines_per_second": {},
+        "systems": {
+            system.name: {
+                "label": system.label,
+                "install_mb": round(installed_bytes(system.environments) / 1e6),
+                "wire_bytes": system.wire_bytes,
+                "start_s": [],
+                "memory_mb": [],
+                "photos": {
+                    photo: {"per_second": [], "cpu_ms": [], "half_load": [], "reference_load": []} for photo in PHOTOS
+                },
+            }
+            for system in systems
+        },
+        "fewer_cores_per_second": {},
+    }
+
+
+@contextmanager
+def photo_origin() -> Iterator[tuple[str, int]]:
+    """Run the image host; yield its address and process."""
+    port = free_port()
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.load", "origin", str(port)], cwd=ROOT) as process:
+        try:
+            yield f"127.0.0.1:{port}", process.pid
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def limited_to(cores: int, origin_pid: int) -> Iterator[None]:
+    """Give so many cores to everything: what is started meanwhile, the load and the image host."""
+    everything = os.sched_getaffinity(0)
+    try:
+        for pid in (0, origin_pid):
+            os.sched_setaffinity(pid, sorted(everything)[:cores])
+        yield
+    finally:
+        for pid in (0, origin_pid):
+            os.sched_setaffinity(pid, everything)
+
+
+def engines_alone() -> dict[str, float]:
+    """Return images per second of each engine that the version has a file for, one at a time and nothing around it."""
+    command = [sys.executable, "-m", "benchmarks.engines", "alone"]
+    alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if alone.returncode:
+        raise RuntimeError(f"Expected the engines' rates. Received: {alone.stderr[-2000:]}")
+    return dict(json.loads(alone.stdout))
+
+
+def measure(system: System, origin: str, window_s: float, results: dict[str, Any]) -> None:
+    """Add one round of a system to the results."""
+    figures = results["systems"][system.name]
+    with started(system, origin, path("224 px")) as running:
+        load(running, "saturate", f"http://{origin}{path('224 px')}", CLIENTS["224 px"], 1.0)  # graphs for all batches
+        memory_mb = []
+        for photo, values in figures["photos"].items():
+            url = f"http://{origin}{path(photo)}"
+            cpu_s = running.cpu_s()
+            answer, photo_mb = load(running, "saturate", url, CLIENTS[photo], window_s)
+            memory_mb.append(photo_mb)
+            values["cpu_ms"].append(round((running.cpu_s() - cpu_s) / answer["answers"] * 1000, 2))
+            values["per_second"].append(round(answer["per_second"], 2))
+            values["half_load"].append(latency(running, url, answer["per_second"] / 2, window_s))
+            reference = results["systems"].get(REFERENCE, figures)["photos"][photo]["per_second"][-1] / 2
+            if system.name == REFERENCE:
+                values["reference_load"].append(values["half_load"][-1])
+            elif answer["per_second"] > reference:
+                values["reference_load"].append(latency(running, url, reference, window_s))
+            else:  # it would fall behind further and further, however long it is measured
+                values["reference_load"].append(None)
+    figures["top_1"] = running.top_1
+    figures["start_s"].append(round(running.start_s, 2))
+    figures["memory_mb"].append(round(max(memory_mb)))
+    rates = ", ".join(f"{values['per_second'][-1]:.1f}" for values in figures["photos"].values())
+    print(f"    {system.label}: {rates} requests/s", flush=True)
+
+
+def measure_on_cores(systems: list[System], cores: int, origin: str, window_s: float, results: dict[str, Any]) -> None:
+    """Add one round of this stack on fewer cores, 224 px photos."""
+    rates = results["fewer_cores_per_second"].setdefault(str(cores), {})
+    for system in systems:
+        if system.name in OWN:
+            with started(system, origin, path("224 px")) as running:
+                url = f"http://{origin}{path('224 px')}"
+                answer, _ = load(running, "saturate", url, CLIENTS["224 px"], window_s)
+            rates.setdefault(system.name, []).append(round(answer["per_second"], 2))
+
+
+def latency(running: Running, url: str, per_second: float, window_s: float) -> dict[str, Any]:
+    """Return p50 and p99 at a rate, and of how many requests."""
+    answer, _ = load(running, "pace", url, per_second, window_s)
+    milliseconds = sorted(answer["milliseconds"])
+    p99 = milliseconds[min(len(milliseconds) - 1, int(len(milliseconds) * 0.99))]
+    return {
+        "per_second": round(per_second, 2),
+        "requests": len(milliseconds),
+        "p50_ms": statistics.median(milliseconds),
+        "p99_ms": p99,
+    }
+
+
+def load(running: Running, work: str, url: str, amount: float, window_s: float) -> tuple[dict[str, Any], float]:
+    """Put a load on a system; return what its clients saw, and the most memory that the system had meanwhile."""
+    command = [sys.executable, "-m", "benchmarks.load", work, str(running.port), url, str(amount), str(window_s)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as clients:
+        memory_mb = 0.0
+        while True:
+            try:
+                output, _ = clients.communicate(timeout=1)
+                break
+            except subprocess.TimeoutExpired:
+                memory_mb = max(memory_mb, running.memory_mb())
+    if clients.returncode:
+        raise RuntimeError(f"Expected 200 for every request. Received: exit status {clients.returncode} of the clients")
+    return json.loads(output), memory_mb
+
+
+if __name__ == "__main__":
+    main()
