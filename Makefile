@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 MODEL ?= imagenet
 PORT ?= 9696
 TAG ?= latest
+REQUESTS ?= 100000
 DOCKER ?= docker
 COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
 OVERLAY ?= local
 # By uv, apart from .venv: it pins dozens of packages.
 CHECKOV := checkov@3.3.30
 
-.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead profile faults corpus clean
+.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead profile soak faults corpus clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -80,6 +81,9 @@ benchmark-overhead: setup  ## CPU that the gateway itself spends on a request
 
 profile: setup  ## where a request's CPU time goes on the live stack, and the share that is not the model
 	@$(BIN)/python -m benchmarks.profile
+
+soak: setup  ## memory of the whole stack over REQUESTS= requests
+	@REQUESTS=$(REQUESTS) $(BIN)/python -m benchmarks.soak
 
 faults: setup  ## inject each fault into the running stack, and print what is seen beside what is expected
 	@$(BIN)/python -m benchmarks.faults

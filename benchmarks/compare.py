@@ -30,18 +30,18 @@ from benchmarks import report
 from benchmarks.load import PHOTOS, draw, path
 from benchmarks.systems import (
     CACHE,
+    MODEL,
     ROOT,
+    STORE,
     SYSTEMS,
     Running,
     System,
     install,
     installed_bytes,
     installed_packages,
-    newest_version,
     prepare_models,
     started,
 )
-from serving.engines import TFLITE_FILES
 from tests.stack import free_port
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -58,12 +58,11 @@ def main() -> None:
     arguments = _arguments()
     rounds, window_s = (1, 2.0) if arguments.smoke else (ROUNDS, WINDOW_S)
     begin = time.monotonic()
-    version = newest_version()
-    systems, left_out = choose(version, arguments.systems)
+    systems = [system for system in SYSTEMS if not arguments.systems or system.name in arguments.systems]
     prepare_models()
     for name in {environment for system in systems for environment in system.environments}:
         install(name)
-    results = describe(systems, version, left_out, window_s)
+    results = describe(systems, window_s)
     with photo_origin() as (origin, pid):
         for number in range(rounds):
             round_begin = time.monotonic()
@@ -94,18 +93,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def choose(version: Path, names: list[str]) -> tuple[list[System], list[str]]:
-    """Return the systems to measure, and a line for each that cannot be."""
-    systems = [system for system in SYSTEMS if not names or system.name in names]
-    if not (version / TFLITE_FILES["int8"]).is_file():
-        return [system for system in systems if system.name != "int8"], [
-            f"TFLite int8 is left out: {version.relative_to(ROOT)} has no {TFLITE_FILES['int8']}. To make one that"
-            " has: python -m training export --architecture efficientnet-lite0 --weights imagenet --photos FOLDER"
-        ]
-    return systems, []
-
-
-def describe(systems: list[System], version: Path, left_out: list[str], window_s: float) -> dict[str, Any]:
+def describe(systems: list[System], window_s: float) -> dict[str, Any]:
     """Return results without any yet: when, on what, of what."""
     environments = sorted({environment for system in systems for environment in system.environments})
     info = Path("/proc/cpuinfo").read_text()
@@ -115,15 +103,14 @@ def describe(systems: list[System], version: Path, left_out: list[str], window_s
         "commit": commit.strip(),
         "machine": {
             "cpu": next(line.partition(": ")[2] for line in info.splitlines() if line.startswith("model name")),
-            "avx512": "avx512f" in info,
+            "instructions": [each for each in ("avx2", "avx512f", "avx_vnni", "avx512_vnni") if f" {each} " in info],
             "cores": len(os.sched_getaffinity(0)),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
             "system": platform.platform(),
         },
         "python": platform.python_version(),
         "packages": {name: installed_packages(name) for name in environments},
-        "model": f"EfficientNet-Lite0, ImageNet, 224 px, {version.relative_to(ROOT)}",
-        "left_out": left_out,
+        "model": "EfficientNet-Lite0, ImageNet, 224 px",
         "rounds": 0,
         "window_s": window_s,
         "photos": {
@@ -174,7 +161,7 @@ def limited_to(cores: int, origin_pid: int) -> Iterator[None]:
 
 def engines_alone() -> dict[str, float]:
     """Return images per second of each engine that the version has a file for, one at a time and nothing around it."""
-    command = [sys.executable, "-m", "benchmarks.engines", "alone"]
+    command = [sys.executable, "-m", "benchmarks.engines", str(STORE / MODEL / "1")]
     alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if alone.returncode:
         raise RuntimeError(f"Expected the engines' rates. Received: {alone.stderr[-2000:]}")

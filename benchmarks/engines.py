@@ -52,12 +52,9 @@ def main() -> None:
             report(batch, measure(engines, batch))
 
 
-def print_rates() -> None:
-    """Print images per second at batch 1 of each TFLite file of the version, as JSON, for `benchmarks.compare`."""
-    version = STORE / MODEL / str(versions(STORE, MODEL)[-1])
-    threads = os.cpu_count() or 1
-    there = [engine for engine, file in TFLITE_FILES.items() if (version / file).is_file()]
-    engines = {engine: exported(version, engine, threads) for engine in there}
+def print_rates(version: Path) -> None:
+    """Print images per second at batch 1 of each TFLite file of a version, as JSON, for `benchmarks.compare`."""
+    engines = {engine: exported(version, engine, os.cpu_count() or 1) for engine in TFLITE_FILES}
     rates = measure(engines, batch=1, rounds=3)
     print(json.dumps({name: round(statistics.median(values), 2) for name, values in rates.items()}))
 
@@ -112,4 +109,4 @@ def report(batch: int, rates: dict[str, list[float]]) -> None:
 
 
 if __name__ == "__main__":
-    print_rates() if sys.argv[1:] == ["alone"] else main()
+    print_rates(Path(sys.argv[1])) if sys.argv[1:] else main()

@@ -92,10 +92,10 @@ def main() -> None:
     """Measure with each photo, and print a table."""
     from benchmarks.compare import CLIENTS, load, photo_origin
     from benchmarks.load import path
-    from benchmarks.systems import SYSTEMS, install, newest_version, started
+    from benchmarks.systems import SYSTEMS, install, prepare_models, started
 
-    engine = "int8" if (newest_version() / "model.int8.tflite").is_file() else "tflite"
-    system = next(system for system in SYSTEMS if system.name == engine)
+    prepare_models()
+    system = next(system for system in SYSTEMS if system.name == "tflite")
     for environment in system.environments:
         install(environment)
     columns: dict[str, dict[str, float]] = {}

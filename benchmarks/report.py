@@ -21,10 +21,10 @@ def tables(results: dict[str, Any]) -> str:
     machine, systems = results["machine"], results["systems"]
     head = (
         f"{results['date']}, {results['commit']}: {machine['cores']} cores of {machine['cpu']}"
-        f" ({'with' if machine['avx512'] else 'without'} AVX-512), {machine['memory_gb']} GB;"
+        f" ({', '.join(machine['instructions'])}), {machine['memory_gb']} GB;"
         f" {results['model']}; {results['rounds']} rounds, windows of {results['window_s']:g} s"
     )
-    parts = [head, *results["left_out"], _table(saturation(results))]
+    parts = [head, _table(saturation(results))]
     if any(name not in OWN for name in systems):
         parts.append(_table(ratios(results)))
     parts += [_table(latencies(results)), _table(costs(results)), *_ceiling(results), NOTE]
