@@ -27,11 +27,12 @@ RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[
     versions | tail -n 2 | xargs cp -r -t "/carried/$MODEL_NAME"; \
     ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"
 
-# The newest version, and of it what TFLite runs.
+# The newest version, and of it the one file that is run: int8 where it was released, else fp32.
 FROM export AS slim
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN find "/carried/$MODEL_NAME" -mindepth 1 -maxdepth 1 | sort -V | head -n -1 | xargs --no-run-if-empty rm -r; \
-    rm /carried/*/*/saved_model.pb
+    rm /carried/*/*/saved_model.pb; \
+    if [ -n "$(find /carried -name model.int8.tflite)" ]; then rm /carried/*/*/model.tflite; fi
 
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /build

@@ -141,6 +141,8 @@ def prepare_models() -> None:
 
 
 def _write_models() -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
     from contract.document import Contract
     from training import architectures, data, export, judge
 
