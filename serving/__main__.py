@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 def load_version(directory: Path, settings: Settings) -> Engine:
     """Open a version, and warm it up if that is on."""
-    engine = open_engine(directory, settings.engine, settings.engine_threads)
+    engine = open_engine(directory, settings.engine, settings.engine_threads, settings.engine_runs)
     if settings.enable_model_warmup and (count := warm_up(engine, directory)):
         log.info("Ran %d warm-up request(s) of %s", count, directory)
     return engine

@@ -20,6 +20,8 @@ from serving.versions import ModelConfig, default_policy
 
 log = logging.getLogger(__name__)
 
+MOST_CORES_ALONE = 4  # with more, a run has several, for each run keeps its own copy of the model
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,6 +41,7 @@ class Settings:
         enable_model_warmup: Run a version's recorded requests before it is available.
         engine: `auto`, `int8`, `tflite` or `tensorflow`, see `serving.engines.open_engine`.
         engine_threads: Threads that one run of a model may use.
+        engine_runs: Runs of a TFLite model at a time; each keeps its own copy of it.
         drain_seconds: How long requests may go on after SIGTERM.
     """
 
@@ -55,6 +58,7 @@ class Settings:
     enable_model_warmup: bool
     engine: str
     engine_threads: int
+    engine_runs: int
     drain_seconds: float
 
     @classmethod
@@ -95,6 +99,7 @@ class _Parser(argparse.ArgumentParser):
 def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any]]:
     """Return how each flag is read, what is expected of it, and its default."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    runs = min(cpus, MOST_CORES_ALONE)
     count, seconds, switch = "an integer of 0 or more", "a number of 0 or more", "true or false"
     return {
         "host": (str, "an IPv4 address", "0.0.0.0"),  # noqa: S104  # as the original
@@ -112,7 +117,8 @@ def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any]]:
         "enable_model_warmup": (_boolean, switch, True),
         "enable_grpc_healthcheck_service": (_boolean, switch, True),
         "engine": (_choice(ENGINES), f"one of {', '.join(ENGINES)}", "auto"),
-        "engine_threads": (_integer(1), "an integer of 1 or more", cpus),
+        "engine_threads": (_integer(1), "an integer of 1 or more", cpus // runs),
+        "engine_runs": (_integer(1), "an integer of 1 or more", runs + 1),
         "drain_seconds": (_seconds, seconds, 10.0),
     }
 

@@ -135,6 +135,16 @@ def test_a_half_copied_saved_model_does_not_load(tmp_path):
         open_engine(tmp_path, "auto", threads=1)
 
 
+def test_a_second_run_does_not_wait_for_the_first(version):
+    """With an engine of two runs, a request is answered while another one has an interpreter, and as it would be."""
+    engine = open_engine(version, "tflite", threads=1, runs=2)
+    expected = engine.run("serving_default", images(1))["probabilities"]
+    runners = engine._idle.get()
+    np.testing.assert_array_equal(engine.run("serving_default", images(1), timeout_s=1)["probabilities"], expected)
+    engine._idle.put(runners)
+    np.testing.assert_array_equal(engine.run("serving_default", images(1), timeout_s=1)["probabilities"], expected)
+
+
 def test_a_request_waits_for_the_interpreter_only_as_long_as_it_may(version):
     """A request of a busy TFLite engine ends with its timeout, and so does a batch that takes too long."""
     engine = open_engine(version, "tflite", threads=1)

@@ -1,6 +1,7 @@
 """serving/settings.py: flags and the configuration file."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,15 @@ def test_defaults_are_the_originals():
     assert (settings.grpc_channel_arguments, settings.file_system_poll_wait_seconds) == ((), 1.0)
     assert (settings.max_num_load_retries, settings.load_retry_interval_micros) == (5, 60_000_000)
     assert settings.enable_model_warmup
-    assert settings.grpc_max_threads == 4 * settings.engine_threads
+    assert settings.grpc_max_threads == 4 * len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("cores", "threads", "runs"), [(1, 1, 2), (2, 1, 3), (4, 1, 5), (16, 4, 5)])
+def test_the_engine_takes_the_cores_that_there_are(monkeypatch, cores, threads, runs):
+    """A core for each run of a few, one run in reserve, and several cores for each where there are many."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    settings = Settings.from_argv([BASE])
+    assert (settings.engine_threads, settings.engine_runs) == (threads, runs)
 
 
 @pytest.mark.parametrize(
