@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import fields
 
 import pytest
 
+from benchmarks import report
 from gateway import errors
 from gateway.settings import PREFIX, Settings
 from tests.conftest import ROOT
@@ -51,6 +53,14 @@ def test_each_error_has_its_row(row: str) -> None:
 def test_each_setting_has_its_row(row: str) -> None:
     """The table is what the code says."""
     assert row in SETTINGS
+
+
+def test_the_benchmark_rows_are_the_stored_measurement() -> None:
+    """Each row that begins as the measurement's rows do is one of them."""
+    results = json.loads(report.RESULTS.read_text(encoding="utf-8"))
+    labels = tuple(f"| {each['label']} |" for each in results["systems"].values())
+    rows = [line for line in README.splitlines() if line.startswith(labels)]
+    assert len(rows) > 5 and all(row in report.tables(results).splitlines() for row in rows)
 
 
 def test_the_error_tree_in_the_docstring_is_the_code() -> None:
