@@ -113,13 +113,6 @@ def test_what_is_kept_is_what_was_validated(undisturbed: Path) -> None:
     assert figures["validation_accuracy"] == pytest.approx(max(history["upper layers"]["val_accuracy"]), abs=1e-4)
 
 
-def test_averaging_changes_what_is_validated(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Without it, another model is kept."""
-    train([*command(photos, tmp_path), "--averaging", "0"])
-    with pytest.raises(AssertionError):
-        assert_same(tmp_path, undisturbed)
-
-
 def test_the_same_seed_gives_the_same_model(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Two trainings agree in each figure of each epoch, and in their weights."""
     train(command(photos, tmp_path))
