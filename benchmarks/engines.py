@@ -42,9 +42,13 @@ def main() -> None:
             "TensorFlow, frozen (saved_model.pb)": exported(version, "tensorflow", threads),
             "TFLite fp32 (model.tflite)": exported(version, "tflite", threads),
         }
+        # Calibrated on noise: photos say how good int8 is, but not how fast.
+        content = (version / TFLITE_FILES["tflite"]).read_bytes()
+        noise = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
+        calibration = quantization.calibrate(content, noise)
         for part in (quantization.FLOAT_PARTS[0], quantization.FLOAT_PARTS[-1]):
-            directory = quantize(version, folder / f"int8-{part}", part)
-            engines[f"TFLite int8, {part:.0%} in fp32"] = exported(directory, "int8", threads)
+            (folder / TFLITE_FILES["int8"]).write_bytes(quantization.quantize(content, calibration, part))
+            engines[f"TFLite int8, {part:.0%} in fp32"] = exported(folder, "int8", threads)
         print(
             f"{ARCHITECTURE}, 224 px, {threads} threads, TensorFlow {tf.__version__}, {ROUNDS} rounds of {ROUND_S:g} s"
         )
@@ -70,16 +74,6 @@ def exported(version: Path, engine: str, threads: int) -> Callable[[Any], Any]:
     """Return a run of one of a version's files."""
     opened = open_engine(version, engine, threads)
     return lambda pixels: opened.run(PREDICT_SIGNATURE, {IMAGES: pixels})
-
-
-def quantize(version: Path, folder: Path, float_part: float) -> Path:
-    """Write the version in int8, calibrated on noise: photos say how good it is, but not how fast."""
-    content = (version / TFLITE_FILES["tflite"]).read_bytes()
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
-    calibration = quantization.calibrate(content, pixels)
-    folder.mkdir()
-    (folder / TFLITE_FILES["int8"]).write_bytes(quantization.quantize(content, calibration, float_part))
-    return folder
 
 
 def measure(engines: dict[str, Callable[[Any], Any]], batch: int, rounds: int = ROUNDS) -> dict[str, list[float]]:
