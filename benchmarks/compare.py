@@ -160,7 +160,7 @@ def limited_to(cores: int, origin_pid: int) -> Iterator[None]:
 
 
 def engines_alone() -> dict[str, float]:
-    """Return images per second of each engine that the version has a file for, one at a time and nothing around it."""
+    """Return images per second of each engine that the version has a file for, with nothing around it."""
     command = [sys.executable, "-m", "benchmarks.engines", str(STORE / MODEL / "1")]
     alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if alone.returncode:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import tensorflow as tf
 
 from contract.document import IMAGES, PREDICT_SIGNATURE
 from serving.engines import TFLITE_FILES, open_engine
+from serving.settings import Settings
 from training import quantization
 from training.architectures import find
 from training.store import versions
@@ -57,9 +59,12 @@ def main() -> None:
 
 
 def print_rates(version: Path) -> None:
-    """Print images per second at batch 1 of each TFLite file of a version, as JSON, for `benchmarks.compare`."""
-    engines = {engine: exported(version, engine, os.cpu_count() or 1) for engine in TFLITE_FILES}
-    rates = measure(engines, batch=1, rounds=3)
+    """Print images per second of each TFLite file of a version, run as the model server runs it, as JSON."""
+    settings = Settings.from_argv([])
+    engines = {
+        engine: exported(version, engine, settings.engine_threads, settings.engine_runs) for engine in TFLITE_FILES
+    }
+    rates = measure(engines, batch=1, rounds=3, clients=settings.engine_runs)
     print(json.dumps({name: round(statistics.median(values), 2) for name, values in rates.items()}))
 
 
@@ -70,25 +75,34 @@ def plain_export(folder: Path) -> Callable[[Any], Any]:
     return lambda pixels: loaded.signatures["serving_default"](tf.constant(pixels, tf.float32))
 
 
-def exported(version: Path, engine: str, threads: int) -> Callable[[Any], Any]:
+def exported(version: Path, engine: str, threads: int, runs: int = 1) -> Callable[[Any], Any]:
     """Return a run of one of a version's files."""
-    opened = open_engine(version, engine, threads)
+    opened = open_engine(version, engine, threads, runs)
     return lambda pixels: opened.run(PREDICT_SIGNATURE, {IMAGES: pixels})
 
 
-def measure(engines: dict[str, Callable[[Any], Any]], batch: int, rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Return images per second of each engine in each round."""
+def measure(
+    engines: dict[str, Callable[[Any], Any]], batch: int, rounds: int = ROUNDS, clients: int = 1
+) -> dict[str, list[float]]:
+    """Return images per second of each engine in each round, of so many clients at a time."""
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
     rates: dict[str, list[float]] = {name: [] for name in engines}
-    for run in engines.values():
-        run(pixels)
-    for _ in range(rounds):
-        for name, run in engines.items():
-            count, started = 0, time.perf_counter()
-            while (passed := time.perf_counter() - started) < ROUND_S:
-                run(pixels)
-                count += batch
-            rates[name].append(count / passed)
+
+    def ask(run: Callable[[Any], Any], end: float) -> int:
+        count = 0
+        while not count or time.perf_counter() < end:
+            run(pixels)
+            count += batch
+        return count
+
+    with ThreadPoolExecutor(clients) as pool:
+        for run in engines.values():
+            list(pool.map(ask, [run] * clients, [0.0] * clients))  # first runs
+        for _ in range(rounds):
+            for name, run in engines.items():
+                started = time.perf_counter()
+                count = sum(pool.map(ask, [run] * clients, [started + ROUND_S] * clients))
+                rates[name].append(count / (time.perf_counter() - started))
     return rates
 
 

@@ -92,7 +92,7 @@ def _ceiling(results: dict[str, Any]) -> list[str]:
             system = results["systems"][name]
             whole = system["photos"]["224 px"]["per_second"]
             share = _spread((100 * a / b for a, b in zip(whole, alone, strict=True)), ".0f")
-            engine = f"{median(alone):.1f} images/s of its engine alone, one run at a time"
+            engine = f"{median(alone):.1f} images/s of its engine alone, as the model server runs it"
             text = f"{system['label']}: {share} % of the {engine}, at 224 px"
             for cores, rates in results["fewer_cores_per_second"].items():
                 if name in rates:
