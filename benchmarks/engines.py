@@ -60,7 +60,7 @@ def main() -> None:
 
 def print_rates(version: Path) -> None:
     """Print images per second of each TFLite file of a version, run as the model server runs it, as JSON."""
-    settings = Settings.from_argv([])
+    settings = Settings.from_argv([f"--model_base_path={version.absolute().parent}"])
     engines = {
         engine: exported(version, engine, settings.engine_threads, settings.engine_runs) for engine in TFLITE_FILES
     }
