@@ -126,12 +126,13 @@ def _end_with_parent() -> None:
 
 
 def _wait_ready(port: int, children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+    ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # http_proxy is for other hosts than this
     deadline = time.monotonic() + READY_TIMEOUT_S
     reason = "no answer from the gateway"
     while time.monotonic() < deadline:
         _check_alive(children)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as response:
+            with ask(f"http://127.0.0.1:{port}/readyz", timeout=2) as response:
                 ready = json.load(response)["model"]
                 _say(f"Ready: {ready['name']}, version {ready['versions'][0]}")
                 return

@@ -42,6 +42,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "graceful_timeout": int(self.settings.shutdown_delay_s + self.settings.request_timeout_s) + 5,
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
+            "when_ready": lambda _: metrics.share(),  # it listens, and has no worker yet
             "child_exit": lambda _, worker: metrics.forget_worker(worker.pid),
             "on_exit": lambda _: metrics.unshare(),
             "logconfig_dict": logs.CONFIG,
@@ -91,7 +92,6 @@ def main() -> int:
     except SettingsError as exc:
         print(exc, file=sys.stderr)
         return 2
-    metrics.share()
     Gateway(settings).run()
     return 0
 

@@ -24,7 +24,8 @@ def share() -> None:
 
 def unshare() -> None:
     """Remove the folder, at the end of the last process."""
-    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
+    if FOLDER in os.environ:  # it got as far as to listen
+        shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
 
 
 def forget_worker(pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -114,6 +115,6 @@ def _parse(text: str, kind: type, least: float | None) -> Any:
         value = kind(text)
     except ValueError as exc:
         raise ValueError(f"Expected {expected}. Received: {text!r}") from exc
-    if least is not None and not value >= least:
+    if least is not None and not least <= value < math.inf:
         raise ValueError(f"Expected {expected}. Received: {text!r}")
     return value

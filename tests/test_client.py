@@ -52,6 +52,17 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
         time.sleep(0.01)
 
 
+def test_no_proxy_stands_between(
+    model_server: FakeModelServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy for the hosts out there, where nobody listens, is not asked for the model server."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    client = connect(model_server.address)
+    client.start()
+    assert ask(client)[0] == 1
+
+
 def test_a_new_version_takes_over_and_a_removed_one_is_left(
     model_server: FakeModelServer, connect: Connect, golden: list[bytes]
 ) -> None:

@@ -47,6 +47,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 def stack(tiny_store: Path, origin: Origin) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The stack with the tiny model, and what it printed until it was ready."""
     environ = {"MODEL": "tiny", "MODEL_STORE": str(tiny_store), "PORT": str(free_port())}
+    environ |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # nobody listens: all of it stays on this machine
     process = start(**environ, GATEWAY_FETCH_ALLOW=origin.authority)
     try:
         yield process, read_until(process, "Ctrl-C stops it")

@@ -98,7 +98,9 @@ def test_wandb(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_missing_package_is_told_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message says what to install, and nothing was read."""
+    """The message says what to install, and nothing was read; a folder of that name, as W&B leaves, is no package."""
+    (tmp_path / "mlflow_that_is_not").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(tracking.TRACKERS, "mlflow", ("mlflow_that_is_not", tracking.MLflow))
     with pytest.raises(TrainingError, match=r"with --track mlflow\. Received none: pip install mlflow_that_is_not"):
         tracking.find("mlflow")
@@ -115,3 +117,23 @@ def test_a_tracker_that_fails_is_told(run: Path) -> None:
 
     with pytest.raises(TrainingError, match=r"Expected Broken to take .*20260101-000000\. Received: no route to host"):
         tracking.log(run, Broken())
+
+
+@pytest.mark.tensorflow
+def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tracker that fails is told by message and exit status; who stops the release is told how to have it."""
+    monkeypatch.setattr("training.train.train", lambda *_: run)
+    monkeypatch.setitem(tracking.TRACKERS, "mlflow", ("json", type("Broken", (), {"log": lambda *_: 1 / 0})))
+    released: list[Path] = []
+    monkeypatch.setattr("training.__main__._release_run", lambda _, run: released.append(run))
+    assert main(["train", "photos", "--name", "clothing", "--track", "mlflow"]) == 1
+    assert released == [run] and "Expected Broken to take" in capsys.readouterr().err
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.__main__._release_run", stop)
+    assert main(["train", "photos", "--name", "clothing"]) == 130
+    assert f"python -m training export --run {run} --photos photos --store model-store" in capsys.readouterr().err

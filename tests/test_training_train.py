@@ -13,6 +13,7 @@ import pytest
 from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY, Contract
 from serving.engines import open_engine
 from training.__main__ import main
+from training.errors import TrainingError
 
 tensorflow = pytest.mark.tensorflow
 
@@ -167,14 +168,19 @@ def test_file_exports(tmp_path, capsys):
 
 
 @tensorflow
-def test_phases_can_be_left_out(folder, small, tmp_path):
-    """No epochs for the head and none for the upper layers still end in a run folder."""
+def test_a_phase_can_be_left_out_but_not_all(folder, small, tmp_path):
+    """Random weights have no phase for the head; where nothing would train them, nothing is kept."""
     from training.architectures import find
     from training.recipe import Recipe
     from training.train import train
 
-    recipe = Recipe(head_epochs=0, epochs=0)
-    run = train(folder, "colours", find(small), None, recipe, tmp_path / "runs", tmp_path / "cache")
+    places = tmp_path / "runs", tmp_path / "cache"
+    with pytest.raises(
+        TrainingError, match=r"Expected epochs, which train random weights, of at least 1\. Received: 0"
+    ):
+        train(folder, "colours", find(small), None, Recipe(head_epochs=5, epochs=0), *places)
+    assert not any(path.exists() for path in places)
+    run = train(folder, "colours", find(small), None, Recipe(head_epochs=0, epochs=1), *places)
     assert (run / "model.keras").is_file()
 
 

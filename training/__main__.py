@@ -26,17 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name := getattr(options, "name", None):
             check_name(name)
-        options.command(options)
+        return int(options.command(options) or 0)
     except (TrainingError, ContractError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped; nothing was released. The same command resumes a training.", file=sys.stderr)
+        print("Stopped. A training goes on where it was with the same command.", file=sys.stderr)
         return 130
-    return 0
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from training import architectures, presets, tracking, train
 
     tracker = tracking.find(options.track) if options.track else None
@@ -57,12 +56,21 @@ def _train(options: argparse.Namespace) -> None:
         options.distribute,
     )
     say(f"Kept the run in {run}")
+    status = 0
     try:
-        _release_run(options, run)
-    finally:
         if tracker:  # told of every run, and no condition of a release
-            tracking.log(run, tracker)
-            say(f"Told {options.track} of the run")
+            try:
+                tracking.log(run, tracker)
+                say(f"Told {options.track} of the run")
+            except TrainingError as exc:
+                print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+                status = 1
+        _release_run(options, run)
+    except KeyboardInterrupt:
+        export = f"python -m training export --run {run} --photos {options.folder} --store {options.store}"
+        print(f"Stopped; the run is kept. To release it: {export}", file=sys.stderr)
+        return 130
+    return status
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -163,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         "--int8-drop", type=float, default=0.005, help="accuracy that int8 may lose to be released (%(default)s)"
     )
     common.add_argument(
-        "--refuse-if-worse", action="store_true", help="release nothing that is worse than the newest version"
+        "--refuse-if-worse", action="store_true", help="release nothing worse than the newest version, both in fp32"
     )
     common.add_argument("--margin", type=float, default=0.0, help="accuracy that it may lose then (%(default)s)")
 

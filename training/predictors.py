@@ -55,10 +55,8 @@ class KerasRun:
 
     def __init__(self, run: Path) -> None:
         from training import runs
-        from training.phases import JIT_COMPILE
 
         self._model, self.contract, _ = runs.read(run)
-        self._model.compile(jit_compile=JIT_COMPILE)
         self.title = f"Keras, {run.parent.name}/{run.name}"
 
     def predict(self, photos: Pixels) -> NDArray[np.float32]:
@@ -77,6 +75,11 @@ class StoredVersion:
         self.number = found[-1] if number is None else number
         try:
             self._engine = open_engine(store / model / str(self.number), ENGINES[engine], os.cpu_count() or 1)
+            if DESCRIBE_SIGNATURE not in self._engine.signatures:
+                raise TrainingError(
+                    f"Expected version {self.number} of {model!r} to describe itself, as `training export` writes it."
+                    f" Received a file without the signature {DESCRIBE_SIGNATURE}"
+                )
             answer = self._engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})
         except ServingError as exc:
             raise TrainingError(f"Expected version {self.number} of {model!r} to load. Received: {exc}") from exc

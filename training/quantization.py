@@ -42,11 +42,11 @@ class Calibration:
 
     Attributes:
         ranges: Lowest and highest value that 8 bits should hold.
-        moments: Of what convolutions take: mean of x xᵀ (g, n, n), see `_Model.patches`.
+        weights: Of convolutions (g, k, n), rounded, see `_Model.weights`.
     """
 
     ranges: dict[str, tuple[float, float]]
-    moments: dict[str, NDArray[np.float64]]
+    weights: dict[str, NDArray[np.float32]]
 
 
 def calibrate(content: bytes, pixels: NDArray[np.uint8]) -> Calibration:
@@ -63,7 +63,7 @@ def calibrate(content: bytes, pixels: NDArray[np.uint8]) -> Calibration:
     predict = interpreter.get_signature_runner(PREDICT_SIGNATURE)
     random = np.random.default_rng(0)
     drawn: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.computed}
-    moments: dict[str, NDArray[np.float64]] = {}
+    moments: dict[str, NDArray[np.float64]] = {}  # of what a convolution takes: mean of x xᵀ (g, n, n)
     for each in pixels:
         predict(**{IMAGES: each[np.newaxis]})
         for name, index in model.computed.items():
@@ -73,7 +73,9 @@ def calibrate(content: bytes, pixels: NDArray[np.uint8]) -> Calibration:
             x = model.patches(operation, interpreter.get_tensor(operation.inputs[0], model.index), random)
             name = model.name(operation.outputs[0])
             moments[name] = moments.get(name, 0) + np.einsum("pgi,pgj->gij", x, x, optimize=True) / len(pixels)
-    return Calibration({name: _best_range(np.concatenate(values)) for name, values in drawn.items()}, moments)
+    ranges = {name: _best_range(np.concatenate(values)) for name, values in drawn.items()}
+    outputs = {model.name(operation.outputs[0]): operation for operation in convolutions}
+    return Calibration(ranges, {name: _round(model.weights(each), moments.pop(name)) for name, each in outputs.items()})
 
 
 def quantize(content: bytes, calibration: Calibration, float_part: float) -> bytes:
@@ -88,8 +90,7 @@ def quantize(content: bytes, calibration: Calibration, float_part: float) -> byt
     last = max(layers, default=len(model.operations) - 1)
     for operation in model.operations[first:last]:
         if model.is_small_convolution(operation):
-            moment = calibration.moments[model.name(operation.outputs[0])]
-            model.set_weights(operation, _round(model.weights(operation), moment))
+            model.set_weights(operation, calibration.weights[model.name(operation.outputs[0])])
     ends = (*model.operations[:first], *model.operations[last:])
     quantized: bytes = mlir_quantize(
         model.to_bytes(), denylisted_nodes=[model.name(index) for operation in ends for index in operation.outputs]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from training.errors import TrainingError
 
 MOST_AUGMENTATION = 3  # beyond it, little is left of a photo
+_NOT_NEGATIVE = ("seed", "averaging", "head_epochs", "epochs", "head_learning_rate", "learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,18 @@ class Recipe:
         for name in ("batch_size", "patience"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"Expected {name} of at least 1. Received: {getattr(self, name)}")
-        for name in ("seed", "averaging"):
-            if getattr(self, name) < 0:
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:  # also when it is NaN
                 raise TrainingError(f"Expected {name} of at least 0. Received: {getattr(self, name)}")
         if self.class_weights not in ("balanced", "none"):
             raise TrainingError(f"Expected class_weights balanced or none. Received: {self.class_weights!r}")
+
+    def check_trains(self, weights: str | None) -> None:
+        """Refuse to train nothing.
+
+        Raises:
+            TrainingError: There is no epoch, for random weights none of the upper layers.
+        """
+        if not (self.epochs or (weights and self.head_epochs)):
+            kind = "epochs or head_epochs" if weights else "epochs, which train random weights,"
+            raise TrainingError(f"Expected {kind} of at least 1. Received: 0")

@@ -128,7 +128,8 @@ def find(name: str) -> Tracker:
         TrainingError: Its package is not installed.
     """
     package, kind = TRACKERS[name]
-    if find_spec(package) is None:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:  # a folder of that name, such as W&B leaves, is no package
         raise TrainingError(f"Expected the package {package} with --track {name}. Received none: pip install {package}")
     return kind()
 

@@ -51,6 +51,7 @@ def train(
     Returns:
         The run folder, see `training.runs`.
     """
+    recipe.check_trains(weights)
     keras.utils.set_random_seed(recipe.seed)
     dataset = data.read_folder(folder, recipe.seed)
     spec = image_spec(architecture)

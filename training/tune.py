@@ -63,6 +63,8 @@ def tune(
     Raises:
         TrainingError: There are too few minutes, or too few photos, or the preset trains nothing.
     """
+    if not 0 < minutes < math.inf:
+        raise TrainingError(f"Expected --minutes above 0. Received: {minutes:g}")
     deadline = time.monotonic() + 60 * minutes
     tf.get_logger().setLevel("ERROR")  # it warns of functions that are traced anew, as those of each training are
     if out.suffix != ".toml" or not out.absolute().parent.is_dir():
@@ -223,9 +225,8 @@ class _Report(keras.callbacks.Callback):
 
 def _space(start: Recipe, weights: str | None) -> dict[str, FloatDistribution]:
     """Return the values that matter to a training that starts so."""
+    start.check_trains(weights)
     head, upper = bool(weights and start.head_epochs), start.epochs > 0
-    if not (head or upper):
-        raise TrainingError("Expected a preset that trains. Received one without epochs for any phase")
     matters = {"head_learning_rate": head, "learning_rate": upper, "augmentation": upper, "unfreeze": upper and weights}
     return {name: values for name, values in _SPACE.items() if matters.get(name, True)}
 
