@@ -30,7 +30,7 @@ $(VENV)/installed: requirements/dev.txt
 run: setup  ## model server and gateway in the foreground; MODEL= and PORT= choose
 	@MODEL=$(MODEL) PORT=$(PORT) $(BIN)/python run.py
 
-images: model-image gateway-image single-image lambda-image  ## build the four images; PYTHON_IMAGE= and SERVING_IMAGE= choose their bases
+images: model-image gateway-image single-image lambda-image  ## build the four images; MODEL=, PYTHON_IMAGE= and SERVING_IMAGE= choose what is in them
 
 # Arguments without a value are taken from the environment, and left at the dockerfile's default without one.
 # Without attestations, which Docker's buildx adds by itself: AWS Lambda refuses an image that has them.

@@ -29,6 +29,9 @@ PHOTO = "https://upload.wikimedia.org/wikipedia/commons/3/3a/Cat03.jpg"
 
 def main() -> int:
     """Run until a signal; return the exit status."""
+    if sys.argv[1:]:
+        print(f"{__doc__}\nExpected no arguments. Received: {' '.join(sys.argv[1:])}", file=sys.stderr)
+        return 2
     model = os.environ.get("MODEL", "imagenet")
     for number in ENDING:
         signal.signal(number, _interrupt)

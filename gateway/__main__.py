@@ -1,4 +1,4 @@
-"""`python -m gateway`: the gateway under gunicorn, configured by `GATEWAY_…` variables."""
+"""`python -m gateway`: the gateway under gunicorn, configured by `GATEWAY_…` variables; docs/settings.md lists them."""
 
 from __future__ import annotations
 
@@ -86,6 +86,9 @@ def keep_small_blocks() -> None:
 
 def main() -> int:
     """Run until a signal; return the exit status."""
+    if sys.argv[1:]:
+        print(f"{__doc__}\nExpected no arguments. Received: {' '.join(sys.argv[1:])}", file=sys.stderr)
+        return 2
     logging.config.dictConfig(logs.CONFIG)
     try:
         settings = Settings.from_env(os.environ)

@@ -31,9 +31,11 @@ RETRIES = urllib3.Retry(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and return 0 if every image was answered, 1 if some failed, 2 if nothing could begin."""
     options = _parser().parse_args(argv)
+    http = urllib3.PoolManager(maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout)
     try:
         images = list(dict.fromkeys(image for source in options.sources for image in _expand(source)))
         done = _answered(options.out)
+        _find_gateway(http, options.gateway)
         output = _open_output(options.out)
     except (OSError, ValueError) as exc:
         print(exc, file=sys.stderr)
@@ -41,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = [image for image in images if image not in done]
     if len(todo) < len(images):
         print(f"{len(images) - len(todo)} of {len(images)} are answered in {options.out} already", file=sys.stderr)
-    http = urllib3.PoolManager(maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout)
     headers = {"Authorization": f"Bearer {os.environ['GATEWAY_KEY']}"} if "GATEWAY_KEY" in os.environ else {}
     failed = 0
     with output as file, ThreadPoolExecutor(options.concurrency) as pool:
@@ -94,9 +95,22 @@ def _answered(out: Path | None) -> set[str]:
     return {row["source"] for row in rows if not row.get("error")}
 
 
+def _find_gateway(http: urllib3.PoolManager, gateway: str) -> None:
+    """Ask whether anybody is there, before each image is told that nobody is."""
+    try:
+        http.request("GET", f"{gateway.rstrip('/')}/livez")
+    except urllib3.exceptions.HTTPError as exc:
+        raise ValueError(
+            f"Expected a gateway at {gateway}. Received: {getattr(exc, 'reason', exc)}. `make run` starts one;"
+            " --gateway names another"
+        ) from exc
+
+
 def _open_output(out: Path | None) -> TextIO:
     if out is None:
         return open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")  # noqa: PTH123  # closing it leaves stdout open
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"Expected --out in a folder that is there. Received: {out}")
     new = not out.is_file()
     file = out.open("a", encoding="utf-8", newline="")
     if new and out.suffix == ".csv":
@@ -154,6 +168,12 @@ def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -
     file.flush()
 
 
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"Expected http://HOST:PORT or https://HOST. Received: {text!r}")
+    return text
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"Expected an integer from 1. Received: {text!r}")
@@ -165,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m gateway.batch", description=__doc__, epilog="An API key is taken from GATEWAY_KEY."
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a URL, image, folder, or text file of them")
-    parser.add_argument("--gateway", default="http://localhost:9696", help="(%(default)s)")
+    parser.add_argument("--gateway", type=_url, default="http://localhost:9696", help="(%(default)s)")
     parser.add_argument("--out", type=Path, help="a .csv or .jsonl file to append to; standard output without it")
     parser.add_argument("--top-k", type=int, default=1, help="predictions an image (%(default)s)")
     parser.add_argument("--concurrency", type=_positive, default=8, help="requests at once (%(default)s)")

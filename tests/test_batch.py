@@ -116,9 +116,15 @@ def test_nothing_to_begin_with_is_told(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Expected" in capsys.readouterr().err
 
 
-def test_a_gateway_that_is_away_fails_each_image(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The address is in the message."""
-    assert main([str(folder / "a.jpg"), "--gateway", "http://127.0.0.1:1"]) == 1
-    answer = json.loads(capfd.readouterr().out)
-    assert answer["error"] == "unreachable"
-    assert "http://127.0.0.1:1" in answer["detail"]
+def test_a_gateway_that_is_not_there_is_told_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before each image, with its address and the ways out; nothing is written."""
+    out = tmp_path / "out.csv"
+    assert main([str(folder), "--gateway", "http://127.0.0.1:1", "--out", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("Expected a gateway at http://127.0.0.1:1. Received: ") and "refused" in told
+    assert "`make run`" in told and not out.exists()
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folder), "--gateway", "localhost:9696"])
+    assert "Expected http://HOST:PORT" in capsys.readouterr().err

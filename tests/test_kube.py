@@ -85,15 +85,15 @@ def container(objects: list[Object], tier: str) -> Object:
     return dict(only)
 
 
-def gateway_environ() -> dict[str, str]:
-    """Return the variables that the base's ConfigMap holds."""
-    (config,) = yaml.safe_load((KUBE / "base" / "kustomization.yaml").read_text())["configMapGenerator"]
-    return dict(literal.split("=", 1) for literal in config["literals"])
+def variables() -> dict[str, dict[str, str]]:
+    """Return what each of the base's ConfigMaps holds, by its name."""
+    configs = yaml.safe_load((KUBE / "base" / "kustomization.yaml").read_text())["configMapGenerator"]
+    return {config["name"]: dict(literal.split("=", 1) for literal in config["literals"]) for config in configs}
 
 
 def settings() -> Settings:
     """Return the gateway's settings in the cluster."""
-    return Settings.from_env(gateway_environ())
+    return Settings.from_env({**variables()["gateway"], "GATEWAY_MODEL_NAME": variables()["model"]["MODEL_NAME"]})
 
 
 def test_every_object_is_valid_in_the_three_newest_versions(objects: list[Object]) -> None:
@@ -123,7 +123,6 @@ def test_the_gateway_accepts_its_variables() -> None:
     model = find(read_base(), "Service", "model")["spec"]
     assert model["clusterIP"] == "None"
     assert settings().model_address == f"dns:///model:{model['ports'][0]['port']}"
-    assert {"name": "MODEL_NAME", "value": settings().model_name} in container(read_base(), "model")["env"]
 
 
 def test_variables_of_the_cluster_do_not_reach_the_gateway(objects: list[Object]) -> None:
@@ -133,16 +132,18 @@ def test_variables_of_the_cluster_do_not_reach_the_gateway(objects: list[Object]
 
 
 def test_the_overlays_keep_the_variables(objects: list[Object]) -> None:
-    """The ConfigMap has what the base says, and the container reads it under the name that kustomize gave it."""
-    configs = [each for each in objects if each["kind"] == "ConfigMap"]
-    names = [
-        each["configMapRef"]["name"] for each in container(objects, "gateway")["envFrom"] if "configMapRef" in each
-    ]
-    if configs:  # not in the base as it is written
-        assert [each["metadata"]["name"] for each in configs] == names
-        assert configs[0]["data"] == gateway_environ()
-    else:
-        assert names == ["gateway"]
+    """ConfigMaps have what the base says, read under the names that kustomize gave them; one names the model."""
+    configs = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
+    configs = configs or variables()  # not in the base as it is written
+    gateway, model = (container(objects, tier) for tier in ("gateway", "model"))
+    (name,) = gateway["env"]
+    assert name["name"] == "GATEWAY_MODEL_NAME" and name["valueFrom"]["configMapKeyRef"]["key"] == "MODEL_NAME"
+    for tier, named in (
+        ("gateway", gateway["envFrom"][0]["configMapRef"]["name"]),
+        ("model", model["envFrom"][0]["configMapRef"]["name"]),
+        ("model", name["valueFrom"]["configMapKeyRef"]["name"]),
+    ):
+        assert configs[named] == variables()[tier]
 
 
 def test_only_production_insists_on_keys(objects: list[Object]) -> None:

@@ -201,7 +201,7 @@ def test_folders_that_cannot_be_trained_on_are_refused(fill, tmp_path, counts, m
 
 @pytest.mark.parametrize(
     ("validation", "message"),
-    [({"cat": 1, "cow": 1}, "only classes that train has. Received also: cow"), ({"cat": 0}, "folder without any")],
+    [({"cat": 1, "cow": 1}, "only known classes: cat, dog. Received also: cow"), ({"cat": 0}, "folder without any")],
 )
 def test_held_out_splits_must_fit_train(fill, validation, message):
     """A class that train lacks, and a split without photos, are refused."""

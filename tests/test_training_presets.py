@@ -50,7 +50,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "Expected a preset of: default, plain-cnn, quick, or"), ("about = 1", "missing"), ("no toml", "Expected")],
+    [
+        (None, "Expected a preset of: default, plain-cnn, quick, or"),
+        ("about = 1", "missing"),
+        ("no toml", "Expected"),
+        ("epochs = 1", "Received: epochs, where outside of \\[recipe\\] there may be: about, command,"),
+        ("[recipe]\nepoch = 1", "Received: epoch, where in \\[recipe\\] there may be: head_epochs, epochs,"),
+    ],
 )
 def test_what_is_no_preset_is_told(tmp_path: Path, text: str | None, message: str) -> None:
     """A name that there is not, values that are missing, and what is not TOML."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -218,8 +220,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     from training.recipe import Recipe
 
+    told = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", inspect.getdoc(Recipe) or "", re.DOTALL | re.MULTILINE))
     for field in fields(Recipe):
-        parser.add_argument("--" + field.name.replace("_", "-"), type=type(field.default), help=f"({field.default})")
+        meaning = " ".join(told[field.name].split()).partition(". ")[0].rstrip(".")
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=type(field.default), help=f"{meaning} ({field.default})")
 
 
 if __name__ == "__main__":

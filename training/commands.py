@@ -33,7 +33,10 @@ def add_parsers(commands: Any) -> None:
     version.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
     version.add_argument("--version", type=int, help="of the model; the newest without it")
     version.add_argument(
-        "--engine", choices=("int8", "tflite", "savedmodel"), default="tflite", help="which of its files (%(default)s)"
+        "--engine",
+        choices=("int8", "tflite", "savedmodel"),
+        default="tflite",
+        help="which of its files; served by default is int8 where there is one (%(default)s)",
     )
 
     evaluate = commands.add_parser(
@@ -108,6 +111,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    if options.top_k < 1:
+        raise TrainingError(f"Expected --top-k of at least 1. Received: {options.top_k}")
     from training import predict
     from training.predictors import StoredVersion
 

@@ -231,7 +231,8 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
     """
     found = {path.name: photos_in(path) for path in class_folders(folder)}
     if strange := sorted(set(found) - set(classes)):
-        raise DataError(f"Expected in {folder} only classes that train has. Received also: {', '.join(strange)}")
+        some = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
+        raise DataError(f"Expected in {folder} only known classes: {some}. Received also: {', '.join(strange)}")
     if complete and (empty := [name for name in classes if not found[name]]):
         raise DataError(f"Expected photos in each class of {folder}. Received empty folders: {', '.join(empty)}")
     photos = [Photo(path, label) for label, name in enumerate(classes) for path in found.get(name, [])]

@@ -69,7 +69,8 @@ class StoredVersion:
     def __init__(self, store: Path, model: str, number: int | None, engine: str) -> None:
         found = versions(store, model)
         if not found or (number is not None and number not in found):
-            received = f"versions {', '.join(map(str, found))}" if found else "no version"
+            known = ", ".join(sorted(path.name for path in store.glob("*") if path.is_dir())) or "no model"
+            received = f"versions {', '.join(map(str, found))}" if found else f"no version; the store has {known}"
             wanted = "a version" if number is None else f"version {number}"
             raise TrainingError(f"Expected {wanted} of {model!r} in {store}. Received: {received}")
         self.number = found[-1] if number is None else number

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,13 @@ def find(name: str) -> Preset:
     if not path.is_file():
         raise TrainingError(f"Expected a preset of: {', '.join(names())}, or a .toml file. Received: {name!r}")
     try:
-        preset = Preset(**tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        for known, received in ((Preset, values), (Recipe, values.get("recipe", {}))):
+            names_of = [each.name for each in fields(known)]
+            if strange := [name for name in received if name not in names_of]:
+                where = "in [recipe]" if known is Recipe else "outside of [recipe]"
+                raise ValueError(f"{', '.join(strange)}, where {where} there may be: {', '.join(names_of)}")
+        preset = Preset(**values)
         preset.recipe_with({})
     except (TypeError, ValueError) as exc:
         raise TrainingError(f"Expected {path} to be a preset. Received: {exc}") from exc

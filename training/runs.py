@@ -42,6 +42,10 @@ def read(run: Path) -> tuple[keras.Model, Contract, list[bytes]]:
     Raises:
         TrainingError: The folder is not a complete run.
     """
+    if not (run / "contract.json").is_file():
+        raise TrainingError(
+            f"Expected a run folder that train has finished; `python -m training runs` lists them. Received: {run}"
+        )
     try:
         contract = Contract.from_json((run / "contract.json").read_bytes())
         photos = [path.read_bytes() for path in sorted((run / "golden").iterdir())]
