@@ -25,7 +25,7 @@ from tests.name_server import NameServer
 from tests.photos import encode, photo
 from tests.stack import free_port, post
 from tests.test_client import eventually
-from tests.test_kube import container, gateway_environ, pod, read_base
+from tests.test_kube import container, pod, read_base, variables
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.processes]
 
@@ -107,7 +107,7 @@ def test_a_rolling_update_of_both_tiers_loses_nothing(tiny_store: Path, origin: 
                 "GATEWAY_MODEL_ADDRESS": name_server.target(port),
                 "GATEWAY_FETCH_ALLOW": origin.authority,
             }
-            environ = {**os.environ, **gateway_environ(), **here}
+            environ = {**os.environ, **variables()["gateway"], **here}
             command = [sys.executable, "-m", "gateway"]
             return Pod(host, command, environ, gateway_spec, lambda probe: answers_200(host, port, probe))
 
