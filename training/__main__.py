@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -69,8 +70,10 @@ def _train(options: argparse.Namespace) -> int:
                 status = 1
         _release_run(options, run)
     except KeyboardInterrupt:
-        export = f"python -m training export --run {run} --photos {options.folder} --store {options.store}"
-        print(f"Stopped; the run is kept. To release it: {export}", file=sys.stderr)
+        places = ["--run", str(run), "--photos", str(options.folder), "--store", str(options.store)]
+        print(
+            f"Stopped; the run is kept. To release it: python -m training export {shlex.join(places)}", file=sys.stderr
+        )
         return 130
     return status
 
@@ -222,7 +225,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
     told = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", inspect.getdoc(Recipe) or "", re.DOTALL | re.MULTILINE))
     for field in fields(Recipe):
-        meaning = " ".join(told[field.name].split()).partition(". ")[0].rstrip(".")
+        meaning = " ".join(told.get(field.name, "").split()).partition(". ")[0].rstrip(".")
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=type(field.default), help=f"{meaning} ({field.default})")
 
