@@ -13,7 +13,7 @@ from gunicorn.glogging import Logger
 
 from gateway import logs, metrics
 from gateway.settings import Settings, SettingsError
-from gateway.worker import Worker
+from gateway.worker import Worker, leave_listening_to_workers
 
 
 class Quiet(Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -42,13 +42,18 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "graceful_timeout": int(self.settings.shutdown_delay_s + self.settings.request_timeout_s) + 5,
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
-            "when_ready": lambda _: metrics.share(),  # it listens, and has no worker yet
+            "when_ready": self.prepare,
             "child_exit": lambda _, worker: metrics.forget_worker(worker.pid),
             "on_exit": lambda _: metrics.unshare(),
             "logconfig_dict": logs.CONFIG,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
+
+    def prepare(self, arbiter: Any) -> None:
+        """Do what workers need; gunicorn calls this when its address was free, before the first of them."""
+        metrics.share()
+        leave_listening_to_workers(arbiter)
 
     def load(self) -> Any:
         """Make the application; gunicorn calls this in each worker, so the gRPC channel is made after the fork."""
@@ -66,7 +71,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             settings.max_batch,
             measured.show,
         )
-        model.start(wait_s=5.0)  # gunicorn listens after this: the first request finds what the first look found
+        model.start(wait_s=5.0)  # it listens after this: the first request finds what the first look found
         return Front(create_app(settings, model, measured), settings, measured)
 
 
