@@ -1,5 +1,6 @@
 """python -m serving as a process: start errors, signals, and life without TensorFlow."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -181,6 +183,16 @@ def test_a_connection_ends_at_its_age_and_the_next_one_answers(serve, tiny_store
 
 
 @pytest.mark.tensorflow
+@pytest.mark.tensorflow
+def test_its_threads_interrupt_others_less(serve, tiny_store):
+    """All of them, the engine's and gRPC's too: some are there before the policy is set, others come later."""
+    server = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny")
+    server.wait_for("Running gRPC ModelServer")
+    threads = [int(task.name) for task in Path(f"/proc/{server.pid}/task").iterdir()]
+    assert len(threads) > 1
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+
+
 def test_a_taken_port_ends_the_start(serve, tiny_store):
     """A second server on the same port fails, in place of sharing it silently."""
     first = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny")
