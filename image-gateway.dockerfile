@@ -2,7 +2,7 @@
 #
 #   docker build -f image-gateway.dockerfile -t image-classifier-gateway .
 #
-# With a read-only root it needs a tmpfs at /tmp, where large uploads and gunicorn's heartbeats go.
+# With a read-only root it needs a tmpfs at /tmp, where gunicorn's heartbeats go.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS packages

@@ -3,7 +3,7 @@
 #   docker build -f image-single.dockerfile -t image-classifier-single .
 #
 # MODEL chooses a model of a store mounted at /models; without a mount there is the one that the image carries.
-# With a read-only root it needs a tmpfs at /tmp, where the two meet and large uploads go.
+# With a read-only root it needs a tmpfs at /tmp, where the two meet.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 # The last two versions of MODEL_NAME in model-store, so that the older answers where a gateway refuses the newer; if there

@@ -37,7 +37,8 @@ def main() -> int:
         signal.signal(number, _interrupt)
     children: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
-        port = _read_port(os.environ.get("PORT", "9696"))
+        host = os.environ.get("GATEWAY_HOST", "0.0.0.0").strip("[]")  # noqa: S104  # the gateway's default
+        port = _read_port(host, os.environ.get("PORT", "9696"))
         _ensure_version(model)
         with tempfile.TemporaryDirectory(prefix="image-classifier-") as folder:
             address = f"unix:{folder}/model.sock"
@@ -46,8 +47,9 @@ def main() -> int:
                 children.append(("model server", _start_serving(model, address)))
                 _say(f"Starting the gateway on port {port}")
                 children.append(("gateway", _start_gateway(model, port, address)))
-                _wait_ready(port, children)
-                _say_how_to_ask(port)
+                address = _reach(host, port)
+                _wait_ready(address, children)
+                _say_how_to_ask(address)
                 _watch(children)
             finally:
                 _stop(children)
@@ -68,13 +70,14 @@ def _say(line: str) -> None:
     print(f"==> {line}", flush=True)
 
 
-def _read_port(text: str) -> int:
-    """Return a port that is free."""
+def _read_port(host: str, text: str) -> int:
+    """Return a port of an address of this machine that is free."""
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise RuntimeError(f"Expected PORT from 1 to 65535. Received: {text!r}")
     port = int(text)
     try:
-        socket.create_server(("0.0.0.0", port)).close()  # noqa: S104  # as the gateway will
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()  # as the gateway will
     except OSError as exc:
         raise RuntimeError(
             f"Expected port {port} to be free. Received: {exc.strerror}. Choose another: make run PORT=9697"
@@ -128,14 +131,21 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _wait_ready(port: int, children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+def _reach(host: str, port: int) -> str:
+    """Return where somebody on this machine finds what listens on an address."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        return f"localhost:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
     ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # http_proxy is for other hosts than this
     deadline = time.monotonic() + READY_TIMEOUT_S
     reason = "no answer from the gateway"
     while time.monotonic() < deadline:
         _check_alive(children)
         try:
-            with ask(f"http://127.0.0.1:{port}/readyz", timeout=2) as response:
+            with ask(f"http://{address}/readyz", timeout=2) as response:
                 ready = json.load(response)["model"]
                 _say(f"Ready: {ready['name']}, version {ready['versions'][0]}")
                 return
@@ -147,10 +157,10 @@ def _wait_ready(port: int, children: list[tuple[str, subprocess.Popen[bytes]]]) 
     raise RuntimeError(f"Expected the stack to be ready within {READY_TIMEOUT_S:g} s. Received: {reason}")
 
 
-def _say_how_to_ask(port: int) -> None:
-    _say(f"Open http://localhost:{port}/ in a browser, or ask it from another terminal:")
+def _say_how_to_ask(address: str) -> None:
+    _say(f"Open http://{address}/ in a browser, or ask it from another terminal:")
     print(
-        f"\n    curl -s http://localhost:{port}/predict -H 'Content-Type: application/json' \\\n"
+        f"\n    curl -s http://{address}/predict -H 'Content-Type: application/json' \\\n"
         f'      -d \'{{"url": "{PHOTO}"}}\'\n',
         flush=True,
     )

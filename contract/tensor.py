@@ -27,6 +27,7 @@ _TYPES: tuple[tuple[messages.DataType, Any, str], ...] = (
     (messages.DT_UINT64, np.uint64, "uint64_val"),
 )
 MAX_VALUES = 2**27  # a message of a few bytes may name any shape; this one would take 512 MiB of float32
+MAX_RANK = 64  # NumPy's
 _TO_NUMPY = {wire: (np.dtype(kind), values) for wire, kind, values in _TYPES}
 _FROM_NUMPY = {np.dtype(kind): (wire, values) for wire, kind, values in _TYPES}
 
@@ -93,8 +94,11 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
         raise TensorError(f"Expected a known tensor type. Received: {proto.dtype}")
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     count = prod(shape)
-    if any(size < 0 for size in shape) or count > MAX_VALUES:
-        raise TensorError(f"Expected a known shape of at most {MAX_VALUES:,} values. Received: {shape}")
+    if any(size < 0 for size in shape) or prod(filter(None, shape)) > MAX_VALUES or len(shape) > MAX_RANK:
+        raise TensorError(
+            f"Expected a known shape of at most {MAX_RANK} dimensions and {MAX_VALUES:,} values."
+            f" Received: {shape[: MAX_RANK + 1]}"
+        )
     if proto.dtype == messages.DT_STRING:
         strings = np.empty(count, dtype=object)
         strings[:] = _fill(list(proto.string_val), count, b"")

@@ -13,14 +13,13 @@ from gunicorn.glogging import Logger
 
 from gateway import logs, metrics
 from gateway.settings import Settings, SettingsError
-from gateway.worker import Worker, leave_listening_to_workers
+from gateway.worker import Worker, give_listener, listen_for_each_worker
 
 
 class Quiet(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's logger without its access lines, which it would format for nobody: the application's say more."""
+    """gunicorn's logger without its access lines, which it would prepare for nobody: the application's say more."""
 
-    def access(self, *_: Any) -> None:
-        return None
+    access_log_enabled = False
 
 
 class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -31,8 +30,9 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         super().__init__()
 
     def load_config(self) -> None:
+        host, port = self.settings.host.strip("[]"), self.settings.port
         options: dict[str, Any] = {
-            "bind": f"{self.settings.host}:{self.settings.port}",
+            "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             "workers": self.settings.workers,
             "worker_class": Worker,
             "asgi_loop": "uvloop",
@@ -43,6 +43,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
             "when_ready": self.prepare,
+            "pre_fork": give_listener,
             "child_exit": lambda _, worker: metrics.forget_worker(worker.pid),
             "on_exit": lambda _: metrics.unshare(),
             "logconfig_dict": logs.CONFIG,
@@ -53,16 +54,17 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     def prepare(self, arbiter: Any) -> None:
         """Do what workers need; gunicorn calls this when its address was free, before the first of them."""
         metrics.share()
-        leave_listening_to_workers(arbiter)
+        listen_for_each_worker(arbiter)
 
     def load(self) -> Any:
         """Make the application; gunicorn calls this in each worker, so the gRPC channel is made after the fork."""
         from gateway.app import create_app
         from gateway.client import ModelClient
         from gateway.front import Front
+        from gateway.room import Room
 
         keep_small_blocks()
-        settings, measured = self.settings, metrics.Metrics()
+        settings, measured, room = self.settings, metrics.Metrics(), Room(self.settings.max_held_bytes)
         model = ModelClient(
             settings.model_address,
             settings.model_name,
@@ -72,7 +74,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             measured.show,
         )
         model.start(wait_s=5.0)  # it listens after this: the first request finds what the first look found
-        return Front(create_app(settings, model, measured), settings, measured)
+        return Front(create_app(settings, model, measured, room), settings, measured, room)
 
 
 def keep_small_blocks() -> None:

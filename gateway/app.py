@@ -21,20 +21,24 @@ from gateway.keys import Keys
 from gateway.metrics import Metrics
 from gateway.model import Model, Version
 from gateway.page import page
+from gateway.room import Held, Room
 from gateway.settings import Settings
 from gateway.stages import Clock, Stages
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, model: Model, metrics: Metrics) -> Flask:
-    """Return the application; a client of a model server has been started, or the caller lets it look by hand."""
+def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | None = None) -> Flask:
+    """Return the application; a client of a model server has been started, or the caller lets it look by hand.
+
+    `room` is shared with whoever else holds bytes in this process; by default nobody does.
+    """
     app = Flask(__name__, static_folder=None)
     app.request_class = InMemoryRequest
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
     app.register_blueprint(page)
     stages, keys = Stages(settings), Keys(settings.api_keys)
+    room = room or Room(settings.max_held_bytes)
 
     @app.post("/predict")
     def predict() -> Response:
@@ -42,10 +46,13 @@ def create_app(settings: Settings, model: Model, metrics: Metrics) -> Flask:
         clock, deadline = Clock(), request.environ.get(RECEIVED, time.monotonic()) + settings.request_timeout_s
         model.newest()  # without a usable version nothing is fetched
         with clock.time("fetch"):
-            images = stages.fetch(query.images, deadline)
+            images = stages.fetch(query.images, deadline, g.held)
+        spec = None
         for version in model.candidates(deadline):
-            with clock.time("decode"):
-                decoded = stages.decode(images, version.contract.image, deadline)
+            if spec != version.contract.image:
+                spec = version.contract.image
+                with clock.time("decode"):
+                    decoded = stages.decode(images, spec, deadline)
             try:
                 with clock.time("predict"):
                     probabilities = model.predict(version, stack_pixels(decoded, version), deadline)
@@ -105,7 +112,7 @@ def create_app(settings: Settings, model: Model, metrics: Metrics) -> Flask:
 
     @app.before_request
     def begin() -> None:
-        g.started = time.perf_counter()
+        g.started, g.held = time.perf_counter(), Held(room)
         logs.current.set(logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent")))
         if request.endpoint in ("predict", "show_model"):
             keys.check(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
@@ -121,6 +128,10 @@ def create_app(settings: Settings, model: Model, metrics: Metrics) -> Flask:
             fields = {"method": request.method, "path": request.path, "status": response.status_code, "code": code}
             _log.info("answered", extra={"fields": {**fields, "ms": milliseconds}})
         return response
+
+    @app.teardown_request
+    def release(_: BaseException | None) -> None:
+        g.held.release()
 
     @app.errorhandler(Exception)
     def answer_problem(error: Exception) -> Response:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -88,8 +89,11 @@ def _answered(out: Path | None) -> set[str]:
     if text and not text.endswith("\n"):  # a run was killed while it wrote; what it wrote last is asked again
         text = text[: text.rfind("\n") + 1]
         out.write_text(text, encoding="utf-8")
-    lines = text.splitlines()
-    rows: list[dict[str, Any]] = list(csv.DictReader(lines)) if out.suffix == ".csv" else list(map(json.loads, lines))
+    rows: list[dict[str, Any]] = (
+        list(csv.DictReader(io.StringIO(text, newline="")))
+        if out.suffix == ".csv"
+        else [json.loads(line) for line in text.split("\n") if line]
+    )
     if any("source" not in row for row in rows):
         raise ValueError(f"Expected {out} to be of an earlier run. Received a file of another kind")
     return {row["source"] for row in rows if not row.get("error")}

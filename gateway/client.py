@@ -69,6 +69,7 @@ class ModelClient:
         self._accepted: dict[int, Version] = {}
         self._refused: dict[int, str] = {}
         self._broken: dict[int, str] = {}
+        self._untried: dict[int, str] = {}
         self._attempts: dict[int, int] = {}
         self._failed_looks = 0
         self._available: set[int] = set()
@@ -140,7 +141,8 @@ class ModelClient:
                 raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
             chunk = pixels[start : start + self._max_batch]
             parts.append(self._replicas.predict(version.number, version.contract, chunk, timeout_s))
-        self._failed_looks = 0  # whatever a look found, the model server answers
+        if len(pixels):
+            self._failed_looks = 0  # whatever a look found, the model server answers
         return np.concatenate(parts)
 
     def _watch(self) -> None:
@@ -183,14 +185,18 @@ class ModelClient:
             for each in statuses
             if each.state == messages.ModelVersionStatus.END and each.status.error_code
         }
-        error = None
+        untried = {}
         for number in sorted(available - set(self._accepted) - set(self._refused), reverse=True):
-            error = self._admit(number) or error
+            if reason := self._admit(number):
+                untried[number] = reason
+                if reason != self._untried.get(number):
+                    _log.warning("version %d of %s: %s", number, self.model, reason)
+        self._untried = untried
         loaded = sorted(available & set(self._accepted), reverse=True)
-        if not loaded and error is None:
-            error = f"No usable version of {self.model!r} is loaded at the model server"
+        nothing = f"No usable version of {self.model!r} is loaded at the model server"
+        error = None if loaded else next(iter(untried.values()), nothing)
         self._available = available
-        self._set_health(Health(loaded, self._refused | self._broken, None if loaded else error))
+        self._set_health(Health(loaded, self._refused | self._broken | untried, error))
 
     def _forget_unseen(self, available: set[int]) -> None:
         now = time.monotonic()
@@ -214,13 +220,13 @@ class ModelClient:
             self._accepted[number] = Version(number, open_gate(description, predict))
             _log.info("version %d of %s passed the golden gate", number, self.model)
         except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
-            return f"Version {number} could not be tried: {exc.detail}"  # the next look tries again
+            return f"The golden gate could not try it: {exc.detail}"  # the next look tries again
         except Exception as exc:  # whatever a version says of itself, it must not keep others from answering
             cause = exc.__cause__
             reason = f"{exc} ({cause.details()})" if isinstance(cause, grpc.RpcError) else f"{exc}"
             self._attempts[number] = self._attempts.get(number, 0) + 1
             if isinstance(exc, ModelFailed) and self._attempts[number] < ATTEMPTS_UNTIL_REFUSED:
-                return f"Version {number} could not be tried: {reason}"
+                return f"The golden gate could not try it: {reason}"
             self._refused[number] = reason
             expected = isinstance(exc, Refusal | ModelFailed | tensor.TensorError)
             _log.warning("version %d of %s is refused: %s", number, self.model, reason, exc_info=not expected)

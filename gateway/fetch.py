@@ -38,6 +38,7 @@ from gateway.errors import BadRequest, FetchFailed, FetchTimeout, GatewayError, 
 
 Resolve = Callable[[str, int], list[str]]
 """Host name and port to addresses; raises OSError where there are none."""
+Hold = Callable[[int], None]
 
 MAX_HEADER_BYTES = 32 * 1024
 MAX_ADDRESSES = 8
@@ -90,12 +91,13 @@ class Fetcher:
         self._tls.set_alpn_protocols(["http/1.1"])
         self._tls.sslsocket_class = _TlsSocket
 
-    def fetch(self, url: str, timeout_s: float | None = None) -> bytes:
+    def fetch(self, url: str, timeout_s: float | None = None, hold: Hold = lambda _: None) -> bytes:
         """Return the body of the 200 answer at a URL.
 
         Args:
             url: An http or https URL.
             timeout_s: A limit for this fetch, where it is shorter than the rules' own.
+            hold: Is told each number of bytes that came; what it raises ends the fetch.
 
         Raises:
             BadRequest: The text is not a URL.
@@ -106,7 +108,7 @@ class Fetcher:
         """
         limit_s = self._rules.timeout_s if timeout_s is None else min(timeout_s, self._rules.timeout_s)
         try:
-            return self._follow(url, _Budget(limit_s))
+            return self._follow(url, _Budget(limit_s, hold))
         except (TimeoutError, urllib3.exceptions.TimeoutError) as exc:
             raise FetchTimeout(f"Expected the whole image within {limit_s:.3g} s. Received: less.") from exc
         except socket.gaierror as exc:
@@ -255,8 +257,9 @@ def _denied(url: Url) -> UrlNotAllowed:
 class _Budget:
     """What one fetch may still take: seconds until its deadline, and bytes off the wire."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, hold: Hold) -> None:
         self._deadline = time.monotonic() + timeout_s
+        self._hold = hold
         self._bytes_left = 0
         self._excess: GatewayError
 
@@ -283,6 +286,7 @@ class _Budget:
         sock.settimeout(self.seconds_left())
         count = recv_into(buffer[: self._bytes_left])
         self._bytes_left -= count
+        self._hold(count)
         return count
 
 

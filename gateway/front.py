@@ -22,6 +22,7 @@ from werkzeug.test import run_wsgi_app
 from gateway.errors import GatewayError, Overloaded, RequestTimeout, TooLarge
 from gateway.logs import Trace
 from gateway.metrics import Metrics
+from gateway.room import Held, Room
 from gateway.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -47,15 +48,15 @@ class ClientGone(Exception):
 class Front:
     """An ASGI application around a WSGI one."""
 
-    def __init__(self, app: WsgiApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: WsgiApp, settings: Settings, metrics: Metrics, room: Room) -> None:
         self.settings = settings
         self._app = app
         self._metrics = metrics
+        self._room = room
         self._work = Line("request", settings.threads, settings.threads + settings.max_waiting)
         # Whoever asks for the health of a busy gateway must not wait behind its work, nor behind a scrape.
         self._health = Line("health", 1, settings.threads + settings.max_waiting)
         self._scrapes = Line("metrics", 1, MAX_SCRAPES)
-        self._held_bytes = 0
         self._draining = False
 
     def drain(self) -> None:
@@ -69,16 +70,14 @@ class Front:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        held = Held(self)
+        held = Held(self._room)
         try:
-            body = await self._read(scope, receive, held)
-            status, headers, content = await self._line(scope["path"]).run(self._run, [scope, body, time.monotonic()])
+            arguments = [scope, await self._read(scope, receive, held), time.monotonic()]
+            status, headers, content = await self._line(scope["path"]).run(self._run, arguments, held)
         except ClientGone:
             return
         except GatewayError as error:
             status, headers, content = self._refuse(scope, error)
-        finally:
-            held.release()
         if self._draining:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -90,7 +89,7 @@ class Front:
         Raises:
             TooLarge: It is longer than allowed; by its Content-Length where it has one, before it is read.
             RequestTimeout: It did not come in time.
-            Overloaded: The bodies that are held at this moment leave no room for it.
+            Overloaded: What is held at this moment leaves no room for it.
         """
         limit = self.settings.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
@@ -109,11 +108,15 @@ class Front:
                         raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: more")
                     if not message.get("more_body"):
                         return b"".join(parts)
-        except TimeoutError as exc:
-            raise RequestTimeout(
-                f"Expected the whole request within {self.settings.body_timeout_s:g} s. Received:"
-                f" {held.size:,} bytes of it"
-            ) from exc
+        except BaseException as exc:
+            size = held.size
+            held.release()
+            if isinstance(exc, TimeoutError):
+                limit_s = self.settings.body_timeout_s
+                raise RequestTimeout(
+                    f"Expected the whole request within {limit_s:g} s. Received: {size:,} bytes of it"
+                ) from exc
+            raise
 
     def _line(self, path: str) -> Line:
         if path == "/metrics":
@@ -160,19 +163,20 @@ class Line:
         self._admitted = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
-    async def run(self, work: Callable[..., Answer], arguments: list[Any]) -> Answer:
-        """Work in a thread. A place is taken until the work ends, also when its client has gone.
+    async def run(self, work: Callable[..., Answer], arguments: list[Any], held: Held) -> Answer:
+        """Work in a thread. A place is taken, and bytes are held, until the work ends, also when its client has gone.
 
         Raises:
             Overloaded: The line is full.
         """
         if self._admitted >= self._capacity:
+            held.release()
             raise Overloaded("Expected a gateway with room for one more request. Received: none. Try again shortly.")
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer] = loop.create_future()
-        self._admitted += 1
         future = self._pool.submit(lambda: work(*arguments))
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, future, answered))
+        self._admitted += 1
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, future, answered, held))
         try:
             return await answered
         except asyncio.CancelledError:
@@ -180,39 +184,16 @@ class Line:
                 arguments.clear()  # the pool keeps the work until a thread comes to it; the body need not stay
             raise
 
-    def _leave(self, future: concurrent.futures.Future[Answer], answered: asyncio.Future[Answer]) -> None:
-        """Give the place back, and the answer to who waits; one call of the loop for both, a request has no other."""
+    def _leave(self, future: concurrent.futures.Future[Answer], answered: asyncio.Future[Answer], held: Held) -> None:
+        """Give the place back, and the answer to who waits; one call of the loop for all, a request has no other."""
         self._admitted -= 1
+        held.release()
         if answered.done() or future.cancelled():  # the client has gone
             return
         if error := future.exception():
             answered.set_exception(error)
         else:
             answered.set_result(future.result())
-
-
-class Held:
-    """The bytes that one request holds in memory, of all that its process may hold at once."""
-
-    def __init__(self, front: Front) -> None:
-        self._front = front
-        self.size = 0
-
-    def add(self, size: int) -> None:
-        """Hold more.
-
-        Raises:
-            Overloaded: That would be more than the process may hold.
-        """
-        self.size += size
-        self._front._held_bytes += size
-        if self._front._held_bytes > self._front.settings.max_held_bytes:
-            raise Overloaded("Expected room for the request's body. Received: none at the moment. Try again shortly.")
-
-    def release(self) -> None:
-        """Hold nothing any more."""
-        self._front._held_bytes -= self.size
-        self.size = 0
 
 
 def _problem(error: GatewayError, request_id: str) -> Answer:
@@ -242,6 +223,7 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.get("scheme", "http"),
         "wsgi.input": BytesIO(body),
+        "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,

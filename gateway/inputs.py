@@ -51,11 +51,11 @@ def read_query(request: Request, settings: Settings) -> Query:
     kind = request.mimetype
     top_k = _top_k(request.args.get("top_k", settings.top_k))
     if kind.startswith("image/") or kind == "application/octet-stream":
-        query = Query([request.get_data()], False, top_k)
+        query = Query([request.get_data(cache=False)], False, top_k)
     elif kind == "multipart/form-data":
         query = _read_files(request, top_k)
     else:  # curl -d without a header says application/x-www-form-urlencoded, and means JSON
-        query = _read_json(request.get_data(), top_k)
+        query = _read_json(request.get_data(cache=False), top_k)
     if len(query.images) > settings.max_images:
         raise TooLarge(f"Expected at most {settings.max_images} images in a request. Received: {len(query.images)}")
     for image in query.images:

@@ -34,7 +34,8 @@ class Keys:
             return
         scheme, _, token = (authorization or "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else api_key or ""
-        received = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        # The bytes as they came: a header's text is Latin-1 by PEP 3333, whatever its sender meant.
+        received = hashlib.sha256(key.encode("latin-1", "backslashreplace")).hexdigest()
         # Each is compared, in constant time, so that the time tells neither whether nor which key was near.
         if not any([hmac.compare_digest(received, digest) for digest in self._digests]):  # noqa: C419
             raise Unauthorized("Expected an API key, as Authorization: Bearer KEY. Received: none that is known.")

@@ -56,7 +56,7 @@ class Metrics:
                                     ["version"], buckets=CONFIDENCE_BUCKETS, **options)  # fmt: skip
         self.accepted = Gauge("gateway_version_accepted", "1 for each loaded version that passed the golden gate.",
                               ["version"], multiprocess_mode="livemin", **options)  # fmt: skip
-        self.refused = Gauge("gateway_version_refused", "1 for each version that was refused or could not be loaded.",
+        self.refused = Gauge("gateway_version_refused", "1 for each version refused, not tried, or not loaded.",
                              ["version"], multiprocess_mode="livemax", **options)  # fmt: skip
         self.ready = Gauge("gateway_ready", "1 while a usable version is loaded, in every worker.",
                            multiprocess_mode="livemin", **options)  # fmt: skip

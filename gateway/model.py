@@ -26,7 +26,7 @@ class Health:
 
     Attributes:
         versions: Accepted and loaded ones, newest first.
-        refused: Those that the gate refused or the model server could not load, with the reason.
+        refused: Those that the gate refused, or could not try yet, or that the model server could not load; and why.
         error: Why no version is usable, or None.
     """
 

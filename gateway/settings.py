@@ -42,7 +42,9 @@ class Settings:
     )
     body_timeout_s: float = _setting(15.0, "limit for reading a request", 0.01)
     max_body_bytes: int = _setting(32 * 1024 * 1024, "limit for a request's body", 1)
-    max_held_bytes: int = _setting(256 * 1024 * 1024, "limit for the bodies that a process holds at once", 1)
+    max_held_bytes: int = _setting(
+        256 * 1024 * 1024, "limit for the bodies and fetched images that a process holds at once", 1
+    )
     max_images: int = _setting(64, "limit for the images in a request", 1)
     max_batch: int = _setting(16, "images that go to the model server in one call", 1)
     max_image_bytes: int = _setting(10 * 1024 * 1024, "limit for an image's bytes, fetched or sent", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,12 @@ from contract.image import DecodedImage, ImageError, decode
 from gateway.errors import GatewayError, Overloaded, from_image_error
 from gateway.fetch import Fetcher
 from gateway.inputs import Url
+from gateway.room import Held
 from gateway.settings import Settings
 
 U = TypeVar("U")
 
-# A request waits so long for a place to fetch; while slow hosts hold them all, the rest is told to come back.
+# An image waits so long for a place to fetch; while slow hosts hold them all, the rest is told to come back.
 FETCH_PLACE_WAIT_S = 1.0
 
 
@@ -28,18 +30,18 @@ class Stages:
 
     def __init__(self, settings: Settings) -> None:
         self._fetcher = Fetcher(settings.fetch_rules)
-        self._fetching = Stage("fetch", settings.fetch_limit)
+        self._fetching = Stage("fetch", settings.fetch_limit, FETCH_PLACE_WAIT_S)
         self._decoding = Stage("decode", settings.decode_limit)
         self._max_pixels = settings.max_pixels
 
-    def fetch(self, images: Sequence[Url | bytes], deadline: float) -> list[bytes | GatewayError]:
-        """Return the bytes of each image; those that came with the request are there already."""
+    def fetch(self, images: Sequence[Url | bytes], deadline: float, held: Held) -> list[bytes | GatewayError]:
+        """Return the bytes of each image; those that came with the request are there already, and held."""
 
         def fetch(url: Url) -> bytes:
-            return self._fetcher.fetch(url.text, max(0.001, deadline - time.monotonic()))
+            return self._fetcher.fetch(url.text, max(0.001, deadline - time.monotonic()), held.add)
 
         urls = [image for image in images if isinstance(image, Url)]
-        fetched = iter(self._fetching.map(fetch, urls, min(deadline, time.monotonic() + FETCH_PLACE_WAIT_S)))
+        fetched = iter(self._fetching.map(fetch, urls, deadline))
         return [next(fetched) if isinstance(image, Url) else image for image in images]
 
     def decode(
@@ -57,10 +59,11 @@ class Stages:
 
 
 class Stage:
-    """A bounded part of the work: so many items at once, the others wait for a place until a deadline."""
+    """A bounded part of the work: so many items at once; each of the others waits so long for a place."""
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, wait_s: float = math.inf) -> None:
         self._name = name
+        self._wait_s = wait_s
         self._places = BoundedSemaphore(limit)
         self._share = max(1, limit // 2)
         self._pool = ThreadPoolExecutor(limit, thread_name_prefix=name)
@@ -88,7 +91,7 @@ class Stage:
 
     @contextmanager
     def _place(self, deadline: float) -> Iterator[None]:
-        if not self._places.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not self._places.acquire(timeout=min(self._wait_s, max(0.0, deadline - time.monotonic()))):
             raise Overloaded(f"Expected a free place to {self._name} in time. Received: none. Try again shortly.")
         try:
             yield

@@ -29,31 +29,39 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             self._keepalive_timeout()
 
 
-def leave_listening_to_workers(arbiter: Any) -> None:
-    """Close gunicorn's own socket, once it has shown that the address is free: each worker listens on one of its own.
+def listen_for_each_worker(arbiter: Any) -> None:
+    """Put a listener for each worker in the place of gunicorn's own, which has shown that the address is free.
 
     Over those the system spreads connections. Of a shared one the worker that wakes first takes all: of eight
     connections, a hundredth of a second apart, one of two workers had 8, and has 3 to 5 now.
     """
     close_sockets(arbiter.LISTENERS)
-    arbiter.LISTENERS = []
+    arbiter.cfg.set("reuse_port", True)
+    arbiter.LISTENERS = [each for _ in range(arbiter.cfg.workers) for each in create_sockets(arbiter.cfg, arbiter.log)]
+    arbiter.cfg.set("reuse_port", False)  # with it, each worker would make one more
+
+
+def give_listener(arbiter: Any, worker: Worker) -> None:
+    """Give a worker, before the fork, the listener that no other has: connections wait there while one is replaced."""
+    taken = [listener for other in arbiter.WORKERS.values() for listener in other.sockets]
+    free = [listener for listener in arbiter.LISTENERS if listener not in taken]
+    worker.sockets = (free or arbiter.LISTENERS)[:1]
+    worker.of_others = [listener for listener in arbiter.LISTENERS if listener not in worker.sockets]
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Listens once it can answer. At SIGTERM: readiness off; answer for a while; then close, finish, and exit."""
+    """At SIGTERM: readiness off; answer for a while; then close, finish what was accepted, and exit."""
+
+    of_others: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connections: WeakSet[Connection] = WeakSet()
 
     def init_process(self) -> None:
+        close_sockets(self.of_others)  # one that is open anywhere still takes connections
         gasgi.ASGIProtocol = Connection  # gunicorn has no setting for it
         super().init_process()
-
-    def run(self) -> None:
-        self.cfg.set("reuse_port", True)
-        self.sockets = create_sockets(self.cfg, self.log)
-        super().run()
 
     def handle_exit_signal(self) -> None:
         self.asgi.drain()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -57,9 +58,12 @@ def main(argv: Sequence[str]) -> int:
         log.info("Exporting HTTP/REST API at:localhost:%d ...", settings.rest_api_port)
     stopping.wait()
     log.info("Draining: requests under way have %g s to finish", settings.drain_seconds)
+    deadline = time.monotonic() + settings.drain_seconds
     if rest:
         rest.shutdown()
     server.drain(settings.drain_seconds)
+    if rest:
+        rest.wait_until_idle(deadline - time.monotonic())
     lifecycle.stop()
     return 0
 

@@ -29,6 +29,8 @@ AVAILABLE = messages.ModelVersionStatus.AVAILABLE
 UNLOADING = messages.ModelVersionStatus.UNLOADING
 END = messages.ModelVersionStatus.END
 
+LET_GO_S = 0.1  # for the request that used a version last, to be done with it
+
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +78,8 @@ class Lifecycle:
         self._max_retries = max_retries
         self._retry_interval_s = retry_interval_s
         self._versions: dict[str, dict[int, _Version]] = {model.name: {} for model in models}
-        self._changed = threading.Condition()  # guards everything in _versions
+        self._changed = threading.Condition()  # guards everything in _versions, and _ended
+        self._ended = False  # a version has, since garbage was last collected
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -182,14 +185,16 @@ class Lifecycle:
             with self._changed:
                 unloaded = self._unload_unwanted(name)
                 version = _next_to_load(versions)
-                if version is None and not unloaded:
+                if version is None and not unloaded and not self._ended:
                     self._changed.wait(_until_retry_s(versions))
                     continue
                 if version is not None:
                     version.state = LOADING
-            if unloaded:
+                ended, self._ended = self._ended, False
+            if ended:
                 # A TensorFlow model is full of reference cycles: without this, eight swaps of MobileNetV2 left 740 MB
                 # behind, with it 120 MB. It takes 0.2 s then, and 0.01 s in a process that only runs TFLite.
+                self._stopped.wait(LET_GO_S)
                 gc.collect()
             if version is not None:
                 self._attempt(name, version)
@@ -240,6 +245,8 @@ class Lifecycle:
     def _finish_unload(self, name: str, version: _Version) -> None:
         if version.state == UNLOADING and version.users == 0:
             version.end()
+            self._ended = True
+            self._changed.notify_all()
             log.info("Unloaded servable version {name: %s version: %d}", name, version.number)
 
 

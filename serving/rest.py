@@ -9,6 +9,8 @@ import base64
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -59,7 +61,26 @@ class RestServer(ThreadingHTTPServer):
             super().__init__((host, port), _Handler)
         except OSError as exc:
             raise UnavailableError(f"Expected port {port} to be free to listen on. {exc}") from exc
+        self._answering = 0
+        self._changed = threading.Condition()
         threading.Thread(target=self.serve_forever, name="rest", daemon=True).start()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request as under way."""
+        with self._changed:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._answering -= 1
+                self._changed.notify_all()
+
+    def wait_until_idle(self, limit_s: float) -> None:
+        """Wait so long for the requests that are under way."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._answering, limit_s)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -67,10 +88,11 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = RUN_TIMEOUT_S  # of a client that stays silent
 
     def do_GET(self) -> None:
-        self._answer()
+        with self.server.answering():
+            self._answer()
 
     def do_POST(self) -> None:
-        self._answer()
+        self.do_GET()
 
     def log_message(self, *_: Any) -> None:
         return None

@@ -75,12 +75,6 @@ def test_a_bad_request_says_what_was_expected(gateway: FlaskClient, body: bytes,
     assert detail in answer.get_json()["detail"]
 
 
-def test_a_huge_body_is_too_large(gateway: FlaskClient) -> None:
-    """The limit holds before the body is read."""
-    gateway.application.config["MAX_CONTENT_LENGTH"] = 1000
-    assert_problem(gateway.post("/predict", data=b" " * 1001), 413, "too_large")
-
-
 @pytest.mark.parametrize(
     ("image", "status", "code"),
     [

@@ -57,6 +57,19 @@ def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(address: str, 
     assert next(row["error"] for row in rows if row["source"].endswith("broken.jpg")) == "bad_image"
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_name_of_any_characters_is_found_again(
+    address: str, tmp_path: Path, model_server: FakeModelServer, suffix: str
+) -> None:
+    """What some call the end of a line does not end one here."""
+    image, out = tmp_path / 'a\u2028b\x85c, "d".jpg', tmp_path / f"out.{suffix}"
+    image.write_bytes(encode(photo()))
+    assert main([str(image), "--gateway", address, "--out", str(out)]) == 0
+    calls = len(model_server.calls)
+    assert main([str(image), "--gateway", address, "--out", str(out)]) == 0
+    assert len(model_server.calls) == calls
+
+
 def test_a_second_run_asks_only_what_was_not_answered(
     address: str, folder: Path, tmp_path: Path, model_server: FakeModelServer
 ) -> None:

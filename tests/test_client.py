@@ -211,11 +211,13 @@ def test_a_model_server_that_cannot_describe_a_version_refuses_it(
     """A plain Keras export has no `describe`; the refusal carries the model server's words."""
     model_server.failure = grpc.StatusCode.FAILED_PRECONDITION
     client = connect(model_server.address)
-    for _ in range(3):  # once could be a connection that broke
-        assert client.health.refused == {}
+    for _ in range(2):  # that could be a connection that broke
         with pytest.raises(ModelUnavailable):
             client.newest()
-    assert "as the test wants it" in client.health.refused[1]
+        assert "could not try it" in client.health.refused[1]
+    with pytest.raises(ModelUnavailable):
+        client.newest()
+    assert "as the test wants it" in client.health.refused[1] and "could not try it" not in client.health.refused[1]
     assert not client.health.ready
 
 
@@ -227,10 +229,48 @@ def test_a_busy_model_server_does_not_refuse_a_version_for_good(
     client = connect(model_server.address)
     with pytest.raises(ModelUnavailable):
         client.newest()
-    assert client.health.refused == {}
-    assert "could not be tried" in (client.health.error or "")
+    assert "could not try it" in client.health.refused[1]
+    assert "could not try it" in (client.health.error or "")
     model_server.failure = None
     assert ask(client)[0] == 1
+    assert client.health.refused == {}
+
+
+def test_a_version_that_cannot_be_tried_shows_while_another_answers(
+    model_server: FakeModelServer, golden: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A new version that takes longer than a call may is no silence; once it is quick it answers."""
+    client = ModelClient(model_server.address, "tiny", timeout_s=0.3)
+    try:
+        assert ask(client)[0] == 1
+        may_answer = threading.Event()
+        version = FakeVersion.of(golden)
+        quick, version.predict = version.predict, lambda pixels: (may_answer.wait(1), quick(pixels))[1]
+        model_server.versions[2] = version
+        for _ in range(4):
+            client._look_again()
+        assert client.health.ready and client.health.versions == [1]
+        assert "could not try it" in client.health.refused[2]
+        assert caplog.text.count("version 2 of tiny: The golden gate could not try it") == 1
+        may_answer.set()
+        client._look_again()
+        assert (client.health.versions, client.health.refused) == ([2, 1], {})
+    finally:
+        client.close()
+
+
+def test_a_request_without_pixels_says_nothing_of_the_model_server(
+    model_server: FakeModelServer, connect: Connect
+) -> None:
+    """While it is away, images that failed do not open the gateway again."""
+    client = connect(model_server.address)
+    version = client.newest()
+    model_server.stop()
+    for _ in range(2):
+        client._look_again()
+    client.predict(version, np.zeros((0, 8, 8, 3), np.uint8), time.monotonic() + 1)
+    with pytest.raises(ModelUnavailable):
+        client.newest()
 
 
 def test_an_emptied_store_is_a_clear_503_and_recovers(model_server: FakeModelServer, connect: Connect) -> None:

@@ -74,6 +74,19 @@ def test_several_files_are_a_list(gateway: FlaskClient) -> None:
     assert [len(result["predictions"]) for result in body["results"]] == [1, 1]
 
 
+def test_what_is_fetched_finds_room_or_is_refused(
+    model_server: FakeModelServer, connect: Callable[[str], ModelClient], origin: Origin
+) -> None:
+    """Of four images two fit into what a process may hold at once; then there is room again."""
+    settings = Settings(model_name="tiny", fetch_allow=origin.authority, max_held_bytes=int(2.8 * len(IMAGE)))
+    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    url = origin.add("image", IMAGE)
+    results = client.post("/predict", json={"urls": [url] * 4}).get_json()["results"]
+    assert sorted(result.get("error", {}).get("code", "") for result in results) == ["", "", "overloaded", "overloaded"]
+    again = client.post("/predict", json={"urls": [url] * 2}).get_json()["results"]
+    assert all("predictions" in result for result in again)
+
+
 def test_top_k_is_an_argument_where_there_is_no_json(gateway: FlaskClient) -> None:
     """Raw bodies ask in the query string; a bad number is told."""
     answer = gateway.post("/predict?top_k=2", data=IMAGE, content_type="image/jpeg")

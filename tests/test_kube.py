@@ -239,7 +239,7 @@ def test_memory_suffices_for_the_largest_images() -> None:
     """The limit covers what the gateway's settings let its worker take; figures of README.md, Settings."""
     limit = container(read_base(), "gateway")["resources"]["limits"]["memory"]
     tuned = settings()
-    worker = 70e6 + tuned.decode_limit * 13 * tuned.max_pixels + tuned.max_held_bytes
+    worker = 70e6 + tuned.decode_limit * 13 * tuned.max_pixels + 1.75 * tuned.max_held_bytes
     assert int(limit.removesuffix("Mi")) * MIB > tuned.workers * worker
 
 

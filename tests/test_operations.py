@@ -27,15 +27,20 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 @pytest.fixture
 def locked(model_server: FakeModelServer, connect: Callable[[str], ModelClient]) -> FlaskClient:
-    """A gateway that two keys open."""
-    digests = ",".join(hashlib.sha256(key).hexdigest() for key in (b"first", b"second"))
+    """A gateway that some keys open."""
+    digests = ",".join(hashlib.sha256(key).hexdigest() for key in (b"first", b"second", "schlüssel".encode()))
     settings = Settings(model_name="tiny", api_keys=digests)
     return create_app(settings, connect(model_server.address), Metrics()).test_client()
 
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Authorization": "Bearer first"}, {"Authorization": "bearer second"}, {"X-API-Key": "second"}],
+    [
+        {"Authorization": "Bearer first"},
+        {"Authorization": "bearer second"},
+        {"X-API-Key": "second"},
+        {"X-API-Key": "schlüssel".encode().decode("latin-1")},  # as WSGI hands on what curl sends
+    ],
 )
 def test_each_key_opens_the_gateway(locked: FlaskClient, headers: dict[str, str]) -> None:
     """By either header, and any of the keys."""

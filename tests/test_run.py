@@ -136,6 +136,19 @@ def test_a_model_that_is_not_in_the_store_is_told_with_those_that_are(tmp_path: 
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]")])
+def test_another_address_to_listen_on(tiny_store: Path, host: str, shown: str) -> None:
+    """It is waited for there, and shown."""
+    port = free_port()
+    process = start(MODEL="tiny", MODEL_STORE=str(tiny_store), PORT=str(port), GATEWAY_HOST=host)
+    try:
+        assert f"Open http://{shown}:{port}/ in a browser" in read_until(process, "in a browser")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.mark.tensorflow
 def test_a_bad_setting_is_told(tiny_store: Path) -> None:
     """The gateway's own message is shown, and nothing keeps running."""
     process = start(MODEL="tiny", MODEL_STORE=str(tiny_store), PORT=str(free_port()), GATEWAY_THREADS="many")

@@ -1,9 +1,12 @@
 """serving/lifecycle.py: what is loaded while directories come and go, with a fake load at the engine seam."""
 
+import gc
 import logging
 import shutil
 import threading
 import time
+import weakref
+from contextlib import ExitStack
 
 import pytest
 from google.protobuf import text_format
@@ -92,6 +95,29 @@ def test_a_new_version_replaces_the_old_one(store, start):
     assert newest(lifecycle) == 2
     with pytest.raises(NotFoundError, match=r"Specific\(m, 1\)"), lifecycle.use("m", 1):
         pass
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_an_engine_made_of_cycles_is_gone_after_a_swap(store, start, in_use):
+    """Also one that a request still used when it was unloaded: only a collection finds it."""
+
+    class Cyclic:
+        def __init__(self, directory):
+            self.self = self
+
+    store(1)
+    lifecycle = start(Cyclic)
+    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    with ExitStack() as request:
+        _, engine = request.enter_context(lifecycle.use("m"))
+        old = weakref.ref(engine)
+        if not in_use:
+            request.close()
+        gc.collect()  # nothing else is to be collected soon
+        del engine
+        store(2)
+        wait_for(lambda: states(lifecycle) == [(2, AVAILABLE), (1, UNLOADING if in_use else END)])
+    wait_for(lambda: old() is None)
 
 
 def test_a_model_is_never_without_an_answer_while_versions_change(store, start):

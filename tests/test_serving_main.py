@@ -1,5 +1,6 @@
 """python -m serving as a process: start errors, signals, and life without TensorFlow."""
 
+import json
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -183,7 +185,6 @@ def test_a_connection_ends_at_its_age_and_the_next_one_answers(serve, tiny_store
 
 
 @pytest.mark.tensorflow
-@pytest.mark.tensorflow
 def test_its_threads_interrupt_others_less(serve, tiny_store):
     """All of them, the engine's and gRPC's too: some are there before the policy is set, others come later."""
     server = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny")
@@ -193,6 +194,7 @@ def test_its_threads_interrupt_others_less(serve, tiny_store):
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
 
 
+@pytest.mark.tensorflow
 def test_a_taken_port_ends_the_start(serve, tiny_store):
     """A second server on the same port fails, in place of sharing it silently."""
     first = serve("--model_name=tiny", f"--model_base_path={tiny_store}/tiny")
@@ -227,14 +229,22 @@ def slow_model(tmp_path):
 @pytest.mark.tensorflow
 def test_sigterm_drains(serve, slow_model):
     """A request under way is answered after SIGTERM, even if the signal comes twice, and the process exits with 0."""
-    process = serve("--model_name=tiny", f"--model_base_path={slow_model}", "--drain_seconds=60")
+    rest = free_port()
+    flags = "--model_name=tiny", f"--model_base_path={slow_model}", f"--rest_api_port={rest}", "--drain_seconds=60"
+    process = serve(*flags)
     process.wait_for("Running gRPC ModelServer")
-    with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+    query = urllib.request.Request(
+        f"http://127.0.0.1:{rest}/v1/models/tiny:predict", json.dumps({"instances": [[[[0] * 3] * 16] * 16]}).encode()
+    )
+    with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel, ThreadPoolExecutor() as pool:
         running = predict(channel).future(images(1), timeout=60)
+        by_rest = pool.submit(urllib.request.urlopen, query, timeout=60)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         process.wait_for("Draining")
         process.send_signal(signal.SIGTERM)
         assert not running.done()
         assert to_array(running.result().outputs["probabilities"]).shape == (1, 3)
+        with by_rest.result() as response:
+            assert len(json.load(response)["predictions"][0]) == 3
     assert process.wait()[0] == 0

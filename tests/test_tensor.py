@@ -53,6 +53,8 @@ def test_integers_wider_than_their_type_wrap_around() -> None:
         {"tensor_content": b"123"},
         {"tensor_shape": messages.TensorShapeProto(dim=[messages.TensorShapeProto.Dim(size=-1)])},
         {"tensor_shape": messages.TensorShapeProto(dim=[messages.TensorShapeProto.Dim(size=2**40)])},
+        {"tensor_shape": messages.TensorShapeProto(dim=[messages.TensorShapeProto.Dim(size=n) for n in (0, 2**62, 8)])},
+        {"tensor_shape": messages.TensorShapeProto(dim=[messages.TensorShapeProto.Dim(size=1)] * 65)},
     ],
 )
 def test_a_message_that_does_not_fit_together_is_refused(change: dict[str, Any]) -> None:

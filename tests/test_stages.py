@@ -1,0 +1,44 @@
+"""gateway/stages.py: places are bounded, and whoever waits does so for a place, not for the whole of a list."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from gateway.errors import GatewayError, Overloaded
+from gateway.stages import Stage
+
+
+def test_a_long_list_gets_its_places_beside_others() -> None:
+    """Its items wait each for itself, so that the time of the first is not counted against the last."""
+    stage = Stage("fetch", 4, wait_s=0.2)
+
+    def work(item: int) -> int:
+        time.sleep(0.05)
+        return item
+
+    answers: list[list[int | GatewayError]] = []
+    deadline = time.monotonic() + 10
+    others = [
+        threading.Thread(target=lambda: answers.extend(stage.map(work, [1], deadline) for _ in range(6)))
+        for _ in range(3)
+    ]
+    for thread in others:
+        thread.start()
+    assert stage.map(work, range(20), deadline) == list(range(20))  # half a second
+    for thread in others:
+        thread.join()
+    assert answers == [[1]] * 18
+
+
+def test_who_finds_no_place_in_time_is_refused() -> None:
+    """While slow work holds them all."""
+    stage, may_end = Stage("fetch", 1, wait_s=0.1), threading.Event()
+    slow = threading.Thread(target=lambda: stage.map(lambda _: may_end.wait(10), [0], time.monotonic() + 10))
+    slow.start()
+    time.sleep(0.05)
+    started = time.monotonic()
+    (refused,) = stage.map(lambda item: item, [1], started + 10)
+    assert isinstance(refused, Overloaded) and time.monotonic() - started < 1
+    may_end.set()
+    slow.join()
