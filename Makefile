@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MODEL ?= imagenet
+# What docker compose reads too: MODEL_NAME, PORT, GATEWAY_API_KEYS and so on, a line each.
+-include .env
+MODEL ?= $(or $(MODEL_NAME),imagenet)
 PORT ?= 9696
 TAG ?= latest
 REQUESTS ?= 100000
@@ -44,7 +46,7 @@ up: model-image gateway-image  ## docker compose up, in the background; MODEL= a
 	@echo "==> Open http://localhost:$(PORT)/ in a browser"
 
 down:  ## docker compose down; the model-store stays
-	@$(COMPOSE) down
+	@$(COMPOSE) --profile monitoring down
 
 test: setup  ## the whole test suite, but for what needs Docker
 	@$(BIN)/python -m pytest -m "not docker"

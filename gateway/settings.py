@@ -12,6 +12,7 @@ from gateway.fetch import FetchRules
 from gateway.keys import Keys
 
 PREFIX = "GATEWAY_"
+KEY_OF_CLIENTS = "GATEWAY_KEY"  # of the shell in which both may be started
 
 
 class SettingsError(ValueError):
@@ -24,7 +25,7 @@ def _setting(default: Any, help: str, least: float | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The gateway's settings. `help` of each field is its line in the README."""
+    """The gateway's settings. `help` of each field is its line in docs/settings.md."""
 
     host: str = _setting("0.0.0.0", "address to listen on")  # noqa: S104  # a server in a container listens everywhere
     port: int = _setting(9696, "port to listen on", 1)
@@ -72,7 +73,7 @@ class Settings:
         bad = [
             f"{name}: Expected one of the settings. Received a name that is none of them"
             for name in sorted(environ)
-            if name.startswith(PREFIX) and name not in known
+            if name.startswith(PREFIX) and name not in (*known, KEY_OF_CLIENTS)
         ]
         for name, each in known.items():
             if name in environ:

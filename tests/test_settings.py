@@ -9,7 +9,7 @@ from gateway.settings import Settings, SettingsError
 
 def test_variables_are_read_by_prefix_and_name() -> None:
     """Each type is read, and what is not set keeps its default."""
-    settings = Settings.from_env({"GATEWAY_PORT": "80", "GATEWAY_MODEL_TIMEOUT_S": "1.5", "PATH": "/bin"})
+    settings = Settings.from_env({"GATEWAY_PORT": "80", "GATEWAY_MODEL_TIMEOUT_S": "1.5", "GATEWAY_KEY": "a client's"})
     assert (settings.port, settings.model_timeout_s, settings.threads) == (80, 1.5, Settings().threads)
 
 

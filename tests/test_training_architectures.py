@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from training.__main__ import main
 from training.errors import WeightsError
 
 pytestmark = pytest.mark.tensorflow
@@ -136,6 +137,36 @@ def test_weights_load_into_their_architecture(weights_file):
     loaded = architectures.load_file(path, architectures.find("MobileNetV3Small"), 3, "none")
     for received, expected in zip(loaded.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(received, expected)
+
+
+def test_weights_of_another_size_are_released_at_it(weights_file, tmp_path, monkeypatch):
+    """The contract has the size that was asked for, which is not the architecture's own."""
+    released = []
+    monkeypatch.setattr("training.__main__._release", lambda _, model, contract: released.append((model, contract)))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    options = ["--architecture", "MobileNetV3Small", "--size", "96", "--preprocessing", "none", "--name", "small"]
+    classes = ["--classes", str(tmp_path / "classes.txt")]
+    assert main(["export", "--weights", str(weights_file[0]), *options, *classes]) == 0
+    ((model, contract),) = released
+    assert model.input_shape == (None, 96, 96, 3) and (contract.image.height, contract.image.width) == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--weights imagenet --architecture efficientnet-lite0 --size 160", "no --size with --weights imagenet"),
+        (
+            "--weights none --architecture plain-cnn --filter box --crop 0.9",
+            "no --filter nor --crop with --weights none",
+        ),
+        ("--weights imagenet --architecture VGG16 --classes c.txt", "no --classes with ImageNet weights"),
+        ("--run runs/a --architecture VGG16", "no --architecture with a run"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(options, message, capsys):
+    """Whoever gives one expects that it does."""
+    assert main(["export", "--name", "m", *options.split()]) == 1
+    assert f"Expected {message}" in capsys.readouterr().err
 
 
 @pytest.fixture

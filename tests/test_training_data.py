@@ -274,6 +274,14 @@ def test_changed_file_decodes_again(photos, cache, decoded, jpegs):
     assert len(decoded) == 12 and not np.array_equal(before.images[2], after.images[2])
 
 
+def test_another_decoder_decodes_again(photos, cache, decoded, monkeypatch):
+    """Pixels that an older Pillow made are not those that are served."""
+    load(photos, SPEC, cache)
+    monkeypatch.setattr(data.PIL, "__version__", "0.1")
+    load(photos, SPEC, cache)
+    assert len(decoded) == 12
+
+
 def test_other_size_decodes_again(photos, cache):
     """Pixels of one size are not given for another."""
     load(photos, SPEC, cache)

@@ -71,7 +71,24 @@ def test_photos_that_training_held_out_are_found_again(tmp_path: Path, choose: C
     photos, told = choose_photos(folder, Contract("m", dataset.classes, SPEC, origin), "auto", tmp_path / "cache")
     assert photos == dataset.splits["test"] and "that training held out by itself" in told
     (folder / "cat" / "new.jpg").write_bytes(encode(photo(seed=999)))
-    assert len(choose_photos(folder, Contract("m", dataset.classes, SPEC, origin), "auto", tmp_path / "c")[0]) == 31
+    photos, told = choose_photos(folder, Contract("m", dataset.classes, SPEC, origin), "auto", tmp_path / "c")
+    assert len(photos) == 31 and told.endswith(", perhaps some that the model was trained on")
+
+
+@pytest.mark.parametrize("test", [0, 2])
+def test_photos_that_training_took_from_its_train_folder_are_found_again(tmp_path: Path, test: int) -> None:
+    """Where the folder has train/ alone, and where only validation was missing."""
+    folder = tmp_path / "photos"
+    fill(folder / "train", 10)
+    if test:
+        fill(folder / "test", test)
+    dataset = data.read_folder(folder, seed=3)
+    digests = {name: data.load(photos, SPEC, tmp_path / "cache").digest for name, photos in dataset.splits.items()}
+    contract = Contract("m", dataset.classes, SPEC, {"recipe": {"seed": 3}, "data_digest": digests})
+    for split, taken in (("auto", "test"), ("test", "test"), ("validation", "validation")):
+        assert choose_photos(folder, contract, split, tmp_path / "cache")[0] == dataset.splits[taken]
+    photos, told = choose_photos(folder, contract, "all", tmp_path / "cache")
+    assert len(photos) == 30 + 3 * test and "perhaps some that the model was trained on" in told
 
 
 def test_photos_that_chose_the_weights_are_named_so(tmp_path: Path, choose: Callable[..., tuple[int, str]]) -> None:
@@ -87,7 +104,7 @@ def test_photos_that_chose_the_weights_are_named_so(tmp_path: Path, choose: Call
 
 @pytest.mark.parametrize(
     ("split", "message"),
-    [("validation", "Expected a validation split in .* Received: train"), ("auto", "Received also: cow")],
+    [("validation", "Expected a validation split in .* Received: train"), ("all", "Received also: cow")],
 )
 def test_photos_that_are_not_there_are_told(
     tmp_path: Path, choose: Callable[..., tuple[int, str]], split: str, message: str

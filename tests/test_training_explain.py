@@ -66,6 +66,24 @@ def test_the_command_writes_a_page_and_a_sheet(
     assert (tmp_path / "out" / "explain.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_is_shown_as_far_as_one_looks(
+    run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not decode is skipped, the rest counted; a folder without a photo that does is told."""
+    monkeypatch.setattr("training.explain.MOST_PHOTOS", 2)
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    for name in "xyz":
+        (tmp_path / f"{name}.png").write_bytes(photo.read_bytes())
+    assert main(["explain", str(run), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert f"Skipped {tmp_path}/broken.jpg: " in told and "2 more were left out" in told
+    assert (tmp_path / "out" / "explain.html").read_text().count('src="data:image/jpeg') == 4
+    assert main(["explain", str(run), str(tmp_path / "broken.jpg")]) == 1
+    assert "Expected photos that decode" in capsys.readouterr().err
+    assert main(["explain", str(run), "https://example.com/a.jpg"]) == 1
+    assert "Expected an image, or a folder of images" in capsys.readouterr().err
+
+
 def test_a_class_that_is_none_is_told(run: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The message lists those there are."""
     assert main(["explain", str(run), str(photo), "--label", "blue"]) == 1

@@ -71,6 +71,12 @@ def test_a_model_of_few_classes_has_no_top_5(labels: np.ndarray) -> None:
     assert metrics.measure(np.eye(5, dtype=np.float32)[few], few, NAMES).top_5 is None
 
 
+def test_equal_probabilities_are_no_hit_for_all() -> None:
+    """A gateway rounds: of classes that all are 0, the first four stand behind the one that is sure."""
+    sure = np.eye(10, dtype=np.float32)[[0] * 10]
+    assert metrics.measure(sure, np.arange(10), [*"abcdefghij"]).top_5 == 0.5
+
+
 def test_worst_mistakes_are_the_surest_wrong_ones() -> None:
     """By how far the wrong class is ahead of the right one."""
     probabilities = np.array([[0.6, 0.4], [0.1, 0.9], [0.95, 0.05], [0.5, 0.5]], np.float32)

@@ -19,6 +19,9 @@ from training import commands
 from training.errors import TrainingError
 from training.store import check_name
 
+# What only a file of weights leaves open.
+OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")
+
 say = partial(print, flush=True)
 
 
@@ -34,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. A training goes on where it was with the same command.", file=sys.stderr)
+        resumes = " The same command goes on where it was." if getattr(options, "resumes", False) else ""
+        print(f"Stopped.{resumes}", file=sys.stderr)
         return 130
 
 
@@ -70,9 +74,12 @@ def _train(options: argparse.Namespace) -> int:
                 status = 1
         _release_run(options, run)
     except KeyboardInterrupt:
-        places = ["--run", str(run), "--photos", str(options.folder), "--store", str(options.store)]
+        command = ["--run", str(run), "--photos", str(options.folder), "--store", str(options.store)]
+        command += ["--cache", str(options.cache), "--int8-drop", str(options.int8_drop)]
+        if options.refuse_if_worse:
+            command += ["--refuse-if-worse", "--margin", str(options.margin)]
         print(
-            f"Stopped; the run is kept. To release it: python -m training export {shlex.join(places)}", file=sys.stderr
+            f"Stopped; the run is kept. To release it: python -m training export {shlex.join(command)}", file=sys.stderr
         )
         return 130
     return status
@@ -82,6 +89,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.refuse_if_worse and not options.folder:
         raise TrainingError("Expected --photos with --refuse-if-worse, to compare versions on. Received: none")
     if options.run:
+        _refuse(options, "a run, which knows its own", "architecture", "classes", *OF_A_FILE)
         _release_run(options, options.run)
     elif options.weights in ("imagenet", "none"):
         _export_architecture(options)
@@ -98,8 +106,9 @@ def _release_run(options: argparse.Namespace, run: Path) -> None:
 
 def _export_architecture(options: argparse.Namespace) -> None:
     _require(options, "architecture", "name")
-    if options.weights == "imagenet" and options.classes:
-        raise TrainingError("Expected no --classes with ImageNet weights, whose classes are known")
+    _refuse(options, f"--weights {options.weights}, whose architecture knows its own", *OF_A_FILE)
+    if options.weights == "imagenet":
+        _refuse(options, "ImageNet weights, whose classes are known", "classes")
 
     from training import architectures, runs
 
@@ -122,12 +131,14 @@ def _export_file(options: argparse.Namespace) -> None:
     from training import architectures, runs
 
     classes = _read_classes(options.classes)
-    architecture = architectures.find(options.architecture) if options.architecture else None
+    architecture = architectures.find(options.architecture, options.size) if options.architecture else None
     say(f"Loading {path}")
     mode = options.preprocessing.replace("+-", "±")
     model = architectures.load_file(path, architecture, len(classes), mode, options.size)
     height, width = model.input_shape[1:3]
-    image = ImageSpec(height, width, options.filter, options.aspect, options.crop)
+    if options.size and (height, width) != (options.size, options.size):
+        raise TrainingError(f"Expected --size as the model has it, {height} by {width}. Received: {options.size}")
+    image = ImageSpec(height, width, options.filter or "bicubic", options.aspect or "stretch", options.crop or 1.0)
     origin = {
         "architecture": architecture.name if architecture else model.name,
         "weights": path.name,
@@ -156,6 +167,12 @@ def _require(options: argparse.Namespace, *names: str) -> None:
         raise TrainingError(f"Expected {expected} with --weights {options.weights}. Missing: {' and '.join(missing)}")
 
 
+def _refuse(options: argparse.Namespace, source: str, *names: str) -> None:
+    """Refuse options that would change nothing: whoever gives one expects that it does."""
+    if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
+        raise TrainingError(f"Expected no {' nor '.join(given)} with {source}")
+
+
 def _read_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise TrainingError(f"Expected a file of class names, one a line. Received a path where there is none: {path}")
@@ -181,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--margin", type=float, default=0.0, help="accuracy that it may lose then (%(default)s)")
 
     train = subparsers.add_parser("train", parents=[common], help="train on a folder of photos, then release")
-    train.set_defaults(command=_train)
+    train.set_defaults(command=_train, resumes=True)
     train.add_argument("folder", type=Path, help="FOLDER/CLASS/photo, or FOLDER/train/CLASS/photo and so on")
     train.add_argument("--name", required=True, help="the model's name in the store")
     train.add_argument("--preset", default="default", help="a document of values: default, quick, plain-cnn, or a file")
@@ -211,11 +228,9 @@ def _parser() -> argparse.ArgumentParser:
         "--preprocessing", help="what a file's model expects: none, 0-1, ±1 (or +-1), caffe, torch, efficientnet-lite"
     )
     export.add_argument("--size", type=int, help="input size in pixels, for a file that leaves it open")
-    export.add_argument(
-        "--filter", default="bicubic", choices=get_args(Filter), help="resampling filter for a file (%(default)s)"
-    )
-    export.add_argument("--aspect", default="stretch", choices=get_args(Aspect), help="for a file (%(default)s)")
-    export.add_argument("--crop", type=float, default=1.0, help="part kept by --aspect crop (%(default)s)")
+    export.add_argument("--filter", choices=get_args(Filter), help="resampling filter for a file (bicubic)")
+    export.add_argument("--aspect", choices=get_args(Aspect), help="for a file (stretch)")
+    export.add_argument("--crop", type=float, help="part kept by --aspect crop (1.0)")
     commands.add_parsers(subparsers)
     return parser
 

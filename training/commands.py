@@ -21,7 +21,7 @@ def add_parsers(commands: Any) -> None:
     explore.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
 
     tune = commands.add_parser("tune", help="search for better values on the training photos, and write a preset")
-    tune.set_defaults(command=_tune)
+    tune.set_defaults(command=_tune, resumes=True)
     tune.add_argument("folder", type=Path, help="class folders, or split folders")
     tune.add_argument("--minutes", type=float, required=True, help="for all; given again, the search goes on so long")
     tune.add_argument("--out", type=Path, required=True, help="the preset to write, a .toml file for train --preset")
@@ -126,7 +126,7 @@ def _explain(options: argparse.Namespace) -> None:
     from training.explain import explain
     from training.predict import expand
 
-    explain(options.run, expand(options.sources), options.label, options.out, say)
+    explain(options.run, expand(options.sources, urls=False), options.label, options.out, say)
 
 
 def _runs(options: argparse.Namespace) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
+import contract.image
 from contract.document import ImageSpec
 from contract.image import ImageError, decode
 from training.errors import DataError
@@ -124,15 +126,16 @@ def load(
     Args:
         photos: One split.
         spec: How images become pixels.
-        cache: A folder for decoded pixels, 3 bytes each; files whose size or time changed are decoded again.
+        cache: A folder for decoded pixels, 3 bytes each; files whose size or time changed are decoded again, and all
+            are by another decoder.
         progress: Called with how many are done, and of how many.
 
     Raises:
         DataError: None of the photos decodes.
     """
     stats = [(str(photo.path.resolve()), photo.label, photo.path.stat()) for photo in photos]
-    state = [asdict(spec), [(path, label, stat.st_size, stat.st_mtime_ns) for path, label, stat in stats]]
-    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
+    files = [(path, label, stat.st_size, stat.st_mtime_ns) for path, label, stat in stats]
+    key = hashlib.sha256(json.dumps([decoder(), asdict(spec), files]).encode()).hexdigest()[:32]
     index, array = cache / f"{key}.json", cache / f"{key}.pixels"
     if not (index.is_file() and array.is_file()):
         try:
@@ -149,6 +152,11 @@ def load(
         digest=found["digest"],
         skipped=found["skipped"],
     )
+
+
+def decoder() -> list[str]:
+    """Return what else decides on pixels than the files and the contract: Pillow's version, and our own code."""
+    return [PIL.__version__, hashlib.sha256(Path(contract.image.__file__).read_bytes()).hexdigest()]
 
 
 def _decode_all(

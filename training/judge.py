@@ -28,7 +28,7 @@ class Judge:
 
     Attributes:
         calibration: Some training photos, uint8 (n, h, w, 3).
-        held_out: The test split, or validation without one.
+        held_out: The test split, or validation without one; those that decode.
         split: Which of them it is.
         cache: Where decoded pixels go.
         int8_drop: Most accuracy that int8 may lose against the Keras model.
@@ -102,4 +102,6 @@ def read(folder: Path, contract: Contract, cache: Path, int8_drop: float, margin
     drawn = random.Random(0).sample(photos, min(CALIBRATION_PHOTOS, len(photos)))
     split = "test" if "test" in dataset.splits else "validation"
     calibration = data.load(drawn, contract.image, cache).images
-    return Judge(calibration, dataset.splits[split], split, cache, int8_drop, margin)
+    decoded = set(data.load(dataset.splits[split], contract.image, cache).paths)
+    held_out = [photo for photo in dataset.splits[split] if photo.path in decoded]
+    return Judge(calibration, held_out, split, cache, int8_drop, margin)

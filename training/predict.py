@@ -29,8 +29,8 @@ class Answer:
     error: str = ""
 
 
-def expand(sources: Sequence[str]) -> list[str]:
-    """Return the images that arguments name: URLs, files, and the photos in folders, each once.
+def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
+    """Return the images that arguments name: files, the photos in folders, and perhaps URLs, each once.
 
     Raises:
         DataError: A path where there is nothing, or a folder without photos.
@@ -38,14 +38,13 @@ def expand(sources: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for source in sources:
         path = Path(source)
-        if source.startswith(("http://", "https://")) or path.is_file():
+        if (urls and source.startswith(("http://", "https://"))) or path.is_file():
             found[source] = None
         elif path.is_dir() and (photos := photos_in(path)):
             found |= dict.fromkeys(map(str, photos))
         else:
-            raise DataError(
-                f"Expected a URL, an image, or a folder of images ({', '.join(SUFFIXES)}). Received: {source}"
-            )
+            expected = f"{'a URL, ' if urls else ''}an image, or a folder of images ({', '.join(SUFFIXES)})"
+            raise DataError(f"Expected {expected}. Received: {source}")
     return list(found)
 
 

@@ -34,14 +34,15 @@ def write(
         result: What the model said of held-out photos.
         photos: Those photos.
         told: How they are told.
-        augmented: A few photos (n, h, w, 3) as training changed them.
+        augmented: A few photos (n, h, w, 3) as training changed them; n may be 0.
     """
     lines: list[str] = []
     model.summary(print_fn=lambda text, **_: lines.append(text), expand_nested=True)
     summary = "\n".join(lines)
     (run / "model.txt").write_text(summary, encoding="utf-8")
     plots.curves(run / "curves.png", history)
-    plots.photos(run / "augmented.png", list(augmented), [""] * len(augmented))
+    if len(augmented):
+        plots.photos(run / "augmented.png", list(augmented), [""] * len(augmented))
     page.write(
         run / "report.html",
         "run.html",

@@ -64,6 +64,7 @@ def train(
         "recipe": asdict(recipe),
         "data": digests,
         "keras": keras.__version__,
+        "decoder": data.decoder(),
     }
     shared = devices.strategy(distribute)
     if distribute != "none":
@@ -134,7 +135,8 @@ def _calibrate(model: keras.Model, pixels: data.Pixels, recipe: Recipe, say: Cal
     probabilities = model.predict(pixels.images, batch_size=recipe.batch_size, verbose=0)
     temperature = calibration.fit_temperature(probabilities, pixels.labels)
     calibration.bake(model, "head_probabilities", temperature)
-    say(f"Divided the logits by a temperature of {temperature:.2f}, fitted on validation")
+    if temperature != 1.0:
+        say(f"Divided the logits by a temperature of {temperature:.2f}, fitted on validation")
     return temperature
 
 
@@ -167,7 +169,9 @@ def _metrics(results: Mapping[str, Result]) -> dict[str, float]:
 
 
 def _samples(pixels: data.Pixels, recipe: Recipe) -> NDArray[np.uint8]:
-    """Return some photos as the first batch has them, augmented."""
+    """Return some photos as the first batch of the upper layers has them, augmented; none where these do not train."""
+    if not recipe.epochs:
+        return np.empty((0, *pixels.images.shape[1:]), np.uint8)
     targets = np.zeros((len(pixels.labels), 1), np.float32)
     augmented, _ = next(iter(batches.shuffled(pixels.images, targets, recipe, range(1), augment=True)))
     return np.clip(augmented.numpy()[:SAMPLES], 0, 255).astype(np.uint8)

@@ -77,7 +77,7 @@ def tune(
     dataset = data.read_folder(folder, start.seed)
     say(f"Taking {minutes:g} minutes; of what the first trial leaves, up to half is kept back for a comparison")
     photos = load("train", dataset.splits["train"], image_spec(architecture), cache, say)
-    identity = {"of": [asdict(architecture), weights, asdict(start), photos.digest, keras.__version__]}
+    identity = {"of": [asdict(architecture), weights, asdict(start), photos.digest, keras.__version__, data.decoder()]}
     with locked(folder_of_runs / ".tune", name, identity) as path:
         folds = Folds(architecture, weights, len(dataset.classes), photos, start, path, say)
         search = _Search(_open(path, start), space, start, folds, minutes, deadline, say)

@@ -63,8 +63,9 @@ def evaluate(
 def choose_photos(folder: Path, contract: Contract, split: str, cache: Path) -> tuple[list[data.Photo], str]:
     """Return photos with labels by the contract's classes, and how they are told.
 
-    `auto` is the test split, or validation without one. A folder without splits is taken whole, but for the one that
-    the model was trained on: of that, training's own held-out photos are found again by its seed and their digest.
+    `auto` is the test split, or validation without one. A split that the folder does not have may be one that training
+    took from its train photos, which are found again by its seed and their digest. Without any, the folder is taken
+    whole.
 
     Raises:
         DataError: No such folder, split or class.
@@ -73,29 +74,27 @@ def choose_photos(folder: Path, contract: Contract, split: str, cache: Path) -> 
         raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
     folders = {name: data.split_folder(folder, spellings) for name, spellings in data.SPLIT_FOLDERS.items()}
     own = {name: path for name, path in folders.items() if path}
-    if own and split != "all":
-        chosen = (
-            next((name for name in ("test", "validation", "train") if name in own), "") if split == "auto" else split
-        )
-        if chosen not in own:
-            raise DataError(f"Expected a {chosen} split in {folder}. Received: {', '.join(own)}")
-        photos = data.read_split(own[chosen], contract.classes, complete=False)
-        return photos, f"{len(photos)} photos of {own[chosen]}{_trained_on(photos, contract, cache)}"
-    if not own and split != "all":
-        held_out = _held_out_again(folder, contract, "test" if split == "auto" else split, cache)
-        if held_out:
+    for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
+        if name in own:
+            photos = data.read_split(own[name], contract.classes, complete=False)
+            return photos, f"{len(photos)} photos of {own[name]}{_trained_on(photos, contract, cache)}"
+        if held_out := _held_out_again(folder, contract, name, cache):
             return held_out, f"{len(held_out)} photos of {folder} that training held out by itself"
-        if split != "auto":
-            raise DataError(f"Expected split folders in {folder}, or the folder that the model was trained on")
-    photos = [
-        photo
-        for path in (own.values() if own else [folder])
-        for photo in data.read_split(path, contract.classes, complete=False)
-    ]
-    return photos, f"all {len(photos)} photos of {folder}"
+    if split not in ("auto", "all"):
+        raise DataError(
+            f"Expected a {split} split in {folder}, or the folder that the model was trained on."
+            f" Received: {', '.join(own) or 'class folders'}"
+        )
+    places = list(own.values()) or [folder]
+    photos = [photo for path in places for photo in data.read_split(path, contract.classes, complete=False)]
+    note = _trained_on(photos, contract, cache)
+    if not note and contract.origin.get("data_digest"):
+        note = ", perhaps some that the model was trained on"
+    return photos, f"all {len(photos)} photos of {folder}{note}"
 
 
 def _held_out_again(folder: Path, contract: Contract, split: str, cache: Path) -> list[data.Photo] | None:
+    """Return the photos of a split that training took from train, if it is of this folder."""
     recipe: dict[str, Any] = contract.origin.get("recipe", {})
     digests: dict[str, str] = contract.origin.get("data_digest", {})
     if "seed" not in recipe or split not in digests:
@@ -103,8 +102,9 @@ def _held_out_again(folder: Path, contract: Contract, split: str, cache: Path) -
     try:
         dataset = data.read_folder(folder, recipe["seed"])
         found = dataset.classes == contract.classes
-        if found and data.load(dataset.splits[split], contract.image, cache).digest == digests[split]:
-            return dataset.splits[split]
+        photos = dataset.splits.get(split, [])
+        if found and photos and data.load(photos, contract.image, cache).digest == digests[split]:
+            return photos
     except DataError:  # a folder that could not be trained on is not the one that was
         pass
     return None

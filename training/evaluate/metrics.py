@@ -90,7 +90,7 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
     return Figures(
         photos=len(labels),
         accuracy=accuracy,
-        top_5=_top_5(probabilities, of_label) if probabilities.shape[1] > 5 else None,
+        top_5=_top_5(probabilities, labels) if probabilities.shape[1] > 5 else None,
         macro_f1=macro_f1,
         log_loss=float(-np.log(np.maximum(of_label, 1e-7)).mean()),
         calibration_error=sum(each.photos * abs(each.accuracy - each.confidence) for each in reliability) / len(labels),
@@ -117,8 +117,9 @@ def worst_mistakes(probabilities: NDArray[np.float32], labels: NDArray[np.int64]
     return [int(i) for i in order if probabilities[i].argmax() != labels[i]][:count]
 
 
-def _top_5(probabilities: NDArray[np.float32], of_label: NDArray[np.float32]) -> float:
-    return float(((probabilities > of_label[:, None]).sum(axis=1) < 5).mean())
+def _top_5(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    first = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]  # of equal ones the lower index, as in an answer
+    return float((first == labels[:, None]).any(axis=1).mean())
 
 
 def _bootstrap(labels: NDArray[np.int64], predicted: NDArray[np.int64], k: int) -> tuple[Interval, Interval]:

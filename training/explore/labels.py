@@ -5,6 +5,8 @@ What it cannot see: two class folders that were swapped as a whole and are nowhe
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from training import data
 from training.explore.inspection import Inspection
 
 NEIGHBOURS = 10
@@ -83,7 +86,8 @@ def find_suspects(inspection: Inspection, features: NDArray[np.float32]) -> Susp
 
 def features(inspection: Inspection, cache: Path, say: Callable[[str], None]) -> NDArray[np.float32]:
     """Return EfficientNet-Lite0's pooled features (n, 1280) of length 1, computed once for the same photos."""
-    file = cache / f"{inspection.digest[:32]}.features.npy"
+    key = hashlib.sha256(json.dumps([inspection.digest, data.decoder()]).encode()).hexdigest()[:32]
+    file = cache / f"{key}.features.npy"
     if not file.is_file():
         say(f"Computing features of {len(inspection.photos)} photos")
         draft = file.with_suffix(".draft.npy")
