@@ -17,6 +17,7 @@ from typing import Any, get_args
 from contract.document import Aspect, Contract, ContractError, Filter, ImageSpec
 from training import commands
 from training.errors import TrainingError
+from training.quiet import import_tensorflow
 from training.store import check_name
 
 # What only a file of weights leaves open.
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    import_tensorflow()
+
     from training import architectures, presets, tracking, train
 
     tracker = tracking.find(options.track) if options.track else None
@@ -86,6 +89,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
+    import_tensorflow()
     if options.refuse_if_worse and not options.folder:
         raise TrainingError("Expected --photos with --refuse-if-worse, to compare versions on. Received: none")
     if options.run:

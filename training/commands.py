@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
+from training.quiet import import_tensorflow
 
 say = partial(print, flush=True)
 
@@ -86,6 +87,8 @@ def _explore(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
+    import_tensorflow()
+
     from training.tune import tune
 
     tune(options.folder, options.preset, options.minutes, options.out, options.runs, options.cache, say)
@@ -102,6 +105,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     chosen: list[predictors.Predictor] = []
     if options.run:
+        import_tensorflow()
         chosen.append(predictors.KerasRun(options.run))
     if options.model:
         chosen.append(predictors.StoredVersion(options.store, options.model, options.version, options.engine))
@@ -123,6 +127,8 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
+    import_tensorflow()
+
     from training.explain import explain
     from training.predict import expand
 

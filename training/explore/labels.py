@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from training import data
 from training.explore.inspection import Inspection
+from training.quiet import import_tensorflow
 
 NEIGHBOURS = 10
 # Part of a photo's neighbours that agree on another class. On 3,068 photos of clothing 2.3 % are suspected as they are;
@@ -99,6 +100,8 @@ def features(inspection: Inspection, cache: Path, say: Callable[[str], None]) ->
 
 def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Run the network by TFLite, one photo at a time: 15 ms of CPU each, where Keras takes 50."""
+    import_tensorflow()
+
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
