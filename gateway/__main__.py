@@ -68,10 +68,10 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         model = ModelClient(
             settings.model_address,
             settings.model_name,
-            settings.model_poll_s,
-            settings.model_timeout_s,
-            settings.max_batch,
-            measured.show,
+            poll_s=settings.model_poll_s,
+            timeout_s=settings.model_timeout_s,
+            max_batch=settings.max_batch,
+            on_health=measured.show,
         )
         model.start(wait_s=5.0)  # it listens after this: the first request finds what the first look found
         return Front(create_app(settings, model, measured, room), settings, measured, room)

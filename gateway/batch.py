@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import urllib3
 from tqdm import tqdm
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
+from contract.photos import SUFFIXES, photos_in
+
 COLUMNS = ("source", "version", "rank", "class", "index", "probability", "error", "detail")
 ALL_ANSWERED, SOME_FAILED, NOT_STARTED = 0, 1, 2
 # A gateway that is busy says when to come back; a request that it did not take changed nothing.
@@ -70,7 +71,7 @@ def _expand(source: str) -> list[str]:
         return [source]
     path = Path(source)
     if path.is_dir():
-        found = sorted(str(each) for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+        found = [str(each) for each in photos_in(path)]
         if not found:
             raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {path}. Received: a folder without any")
         return found
@@ -191,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a URL, image, folder, or text file of them")
     parser.add_argument("--gateway", type=_url, default="http://localhost:9696", help="(%(default)s)")
     parser.add_argument("--out", type=Path, help="a .csv or .jsonl file to append to; standard output without it")
-    parser.add_argument("--top-k", type=int, default=1, help="predictions an image (%(default)s)")
+    parser.add_argument("--top-k", type=_positive, default=1, help="predictions an image (%(default)s)")
     parser.add_argument("--concurrency", type=_positive, default=8, help="requests at once (%(default)s)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)")
     return parser

@@ -19,7 +19,7 @@ from typing import Any
 
 from werkzeug.test import run_wsgi_app
 
-from gateway.errors import GatewayError, Overloaded, RequestTimeout, TooLarge
+from gateway.errors import GatewayError, InternalError, Overloaded, RequestTimeout, TooLarge
 from gateway.logs import Trace
 from gateway.metrics import Metrics
 from gateway.room import Held, Room
@@ -78,6 +78,10 @@ class Front:
             return
         except GatewayError as error:
             status, headers, content = self._refuse(scope, error)
+        except Exception as defect:  # Flask answers for what happens inside of it
+            _log.error("request failed", exc_info=defect)
+            told = InternalError("Expected to answer. Received: a defect of the gateway, which its log holds.")
+            status, headers, content = self._refuse(scope, told)
         if self._draining:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -106,8 +106,8 @@ URL = f"^[Hh][Tt][Tt][Pp][Ss]?://{_LABEL}(\\.{_LABEL}){{0,3}}(:[0-9]{{1,4}})?([/
 BASE64 = "^(data:[^,]*;base64,)?([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
 # What the front answers on any path, before a route is asked.
-_ANYWHERE: Kinds = (errors.RequestTimeout, errors.TooLarge, errors.InternalError)
-_CLOSED: Kinds = (errors.Unauthorized, errors.Overloaded, errors.ModelUnavailable)
+_ANYWHERE: Kinds = (errors.RequestTimeout, errors.TooLarge, errors.Overloaded, errors.InternalError)
+_CLOSED: Kinds = (errors.Unauthorized, errors.ModelUnavailable)
 
 
 def _kinds() -> list[type[errors.GatewayError]]:

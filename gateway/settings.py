@@ -87,6 +87,7 @@ class Settings:
             ("FETCH_DENY", lambda: AllowList.parse(settings.fetch_deny)),
             ("API_KEYS", lambda: Keys(settings.api_keys)),
             ("FETCH_USER_AGENT", lambda: FetchRules(user_agent=settings.fetch_user_agent)),
+            ("MAX_HELD_BYTES", settings.check_room),
         )
         for name, check in checks:
             try:
@@ -96,6 +97,19 @@ class Settings:
         if bad:
             raise SettingsError("\n".join(bad))
         return settings
+
+    def check_room(self) -> None:
+        """Refuse limits with which a request that is allowed would never find room.
+
+        Raises:
+            ValueError: One body, or one image, is more than a process may hold.
+        """
+        largest = max(self.max_body_bytes, self.max_image_bytes)
+        if self.max_held_bytes < largest:
+            raise ValueError(
+                f"Expected at least {largest}, the largest of GATEWAY_MAX_BODY_BYTES and GATEWAY_MAX_IMAGE_BYTES."
+                f" Received: {self.max_held_bytes}"
+            )
 
     @property
     def fetch_rules(self) -> FetchRules:

@@ -46,20 +46,20 @@ def give_listener(arbiter: Any, worker: Worker) -> None:
     taken = [listener for other in arbiter.WORKERS.values() for listener in other.sockets]
     free = [listener for listener in arbiter.LISTENERS if listener not in taken]
     worker.sockets = (free or arbiter.LISTENERS)[:1]
-    worker.of_others = [listener for listener in arbiter.LISTENERS if listener not in worker.sockets]
+    worker.foreign_listeners = [listener for listener in arbiter.LISTENERS if listener not in worker.sockets]
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     """At SIGTERM: readiness off; answer for a while; then close, finish what was accepted, and exit."""
 
-    of_others: list[Any]
+    foreign_listeners: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connections: WeakSet[Connection] = WeakSet()
 
     def init_process(self) -> None:
-        close_sockets(self.of_others)  # one that is open anywhere still takes connections
+        close_sockets(self.foreign_listeners)  # one that is open anywhere still takes connections
         gasgi.ASGIProtocol = Connection  # gunicorn has no setting for it
         super().init_process()
 

@@ -75,8 +75,8 @@ def interrupt_others_less() -> None:
     224 px, 5 % with 1 megapixel; at half load a median latency of 26 in place of 28 ms. Source: sched(7).
     """
     if hasattr(os, "SCHED_BATCH"):  # Linux
-        with suppress(OSError):  # a sandbox may forbid it
-            for thread in Path("/proc/self/task").iterdir():  # those that come later inherit it
+        for thread in Path("/proc/self/task").iterdir():  # those that come later inherit it
+            with suppress(OSError):  # a sandbox may forbid it, and a thread may have ended
                 os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
 
 

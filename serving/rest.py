@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from serving.errors import Code, InvalidArgumentError, ServingError, Unavailable
 from serving.lifecycle import Lifecycle
 from serving.prediction import DEFAULT_SIGNATURE, predict
 from serving.service import Service
+
+log = logging.getLogger(__name__)
 
 RUN_TIMEOUT_S = 30.0  # Source: the default of --rest_api_timeout_in_ms
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -88,20 +91,28 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = RUN_TIMEOUT_S  # of a client that stays silent
 
     def do_GET(self) -> None:
-        with self.server.answering():
-            self._answer()
+        self._answer()
 
     def do_POST(self) -> None:
-        self.do_GET()
+        self._answer()
 
     def log_message(self, *_: Any) -> None:
         return None
 
     def _answer(self) -> None:
+        with self.server.answering():
+            self._send(*self._result())
+
+    def _result(self) -> tuple[int, dict[str, Any]]:
         try:
-            status, answer = 200, self._route()
+            return 200, self._route()
         except ServingError as exc:
-            status, answer = _STATUS.get(exc.code, 500), {"error": str(exc)}
+            return _STATUS.get(exc.code, 500), {"error": str(exc)}
+        except Exception as exc:  # as gRPC's handlers do: a defect is answered too
+            log.exception("Unexpected error in %s %s", self.command, self.path)
+            return 500, {"error": f"{type(exc).__name__}: {exc}"}
+
+    def _send(self, status: int, answer: dict[str, Any]) -> None:
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -27,22 +27,7 @@ MOST_CORES_ALONE = 4  # with more, a run has several, for each run keeps its own
 class Settings:
     """Everything that can be tuned.
 
-    Attributes:
-        models: What to serve.
-        host: IPv4 address to listen on.
-        port: TCP port; 0 for none.
-        rest_api_port: TCP port for REST; 0 for none.
-        grpc_socket_path: UNIX socket to listen on; empty for none.
-        file_system_poll_wait_seconds: Time between two looks for new versions; 0 looks once.
-        grpc_channel_arguments: gRPC's own options, such as the age at which a connection is ended.
-        grpc_max_threads: Requests at a time; more are refused with RESOURCE_EXHAUSTED.
-        max_num_load_retries: How often a version that fails to load is tried again.
-        load_retry_interval_micros: Wait before each of these.
-        enable_model_warmup: Run a version's recorded requests before it is available.
-        engine: `auto`, `int8`, `tflite` or `tensorflow`, see `serving.engines.open_engine`.
-        engine_threads: Threads that one run of a model may use.
-        engine_runs: Runs of a TFLite model at a time; each keeps its own copy of it.
-        drain_seconds: How long requests may go on after SIGTERM.
+    Each is the flag of its name, see `_flags`; `models` is what --model_base_path or --model_config_file says.
     """
 
     models: tuple[ModelConfig, ...]
@@ -73,7 +58,7 @@ class Settings:
             log.warning(_no_effect(argument))
         values: dict[str, Any] = {}
         problems: list[str] = []
-        for name, (read, expected, default) in _flags().items():
+        for name, (read, expected, default, _) in _flags().items():
             text = getattr(known, name)
             try:
                 values[name] = default if text is None else read(text)
@@ -96,30 +81,60 @@ class _Parser(argparse.ArgumentParser):
         raise InvalidArgumentError(message)
 
 
-def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any]]:
-    """Return how each flag is read, what is expected of it, and its default."""
+def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any, str]]:
+    """Return how each flag is read, what is expected of it, its default, and what it means."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     runs = min(cpus, MOST_CORES_ALONE)
     count, seconds, switch = "an integer of 0 or more", "a number of 0 or more", "true or false"
     return {
-        "host": (str, "an IPv4 address", "0.0.0.0"),  # noqa: S104  # as the original
-        "port": (_integer(0, 65535), "an integer from 0 to 65535", 8500),
-        "rest_api_port": (_integer(0, 65535), "an integer from 0 to 65535", 0),
-        "grpc_socket_path": (str, "a path", ""),
-        "model_name": (str, "a name", "default"),
-        "model_base_path": (str, "a path", ""),
-        "model_config_file": (str, "a path", ""),
-        "file_system_poll_wait_seconds": (_seconds, seconds, 1.0),
-        "grpc_channel_arguments": (_channel_arguments, "key=value, by commas", ()),
-        "grpc_max_threads": (_integer(1), "an integer of 1 or more", 4 * cpus),
-        "max_num_load_retries": (_integer(0), count, 5),
-        "load_retry_interval_micros": (_integer(0), count, 60_000_000),
-        "enable_model_warmup": (_boolean, switch, True),
-        "enable_grpc_healthcheck_service": (_boolean, switch, True),
-        "engine": (_choice(ENGINES), f"one of {', '.join(ENGINES)}", "auto"),
-        "engine_threads": (_integer(1), "an integer of 1 or more", cpus // runs),
-        "engine_runs": (_integer(1), "an integer of 1 or more", runs + 1),
-        "drain_seconds": (_seconds, seconds, 10.0),
+        "host": (str, "an IPv4 address", "0.0.0.0", "where to listen"),  # noqa: S104  # as the original
+        "port": (_integer(0, 65535), "an integer from 0 to 65535", 8500, "TCP port of gRPC; 0 for none"),
+        "rest_api_port": (_integer(0, 65535), "an integer from 0 to 65535", 0, "TCP port for REST; 0 for none"),
+        "grpc_socket_path": (str, "a path", "", "UNIX socket to listen on too"),
+        "model_name": (str, "a name", "default", "name of the model at --model_base_path"),
+        "model_base_path": (str, "a path", "", "folder of a model, with a folder for each version"),
+        "model_config_file": (str, "a path", "", "models and version policies, in place of --model_base_path"),
+        "file_system_poll_wait_seconds": (
+            _seconds,
+            seconds,
+            1.0,
+            "time between two looks for new versions; 0 looks once",
+        ),
+        "grpc_channel_arguments": (
+            _channel_arguments,
+            "key=value, by commas",
+            (),
+            "gRPC's own options, such as the age at which a connection is ended",
+        ),
+        "grpc_max_threads": (
+            _integer(1),
+            "an integer of 1 or more",
+            4 * cpus,
+            "requests at a time; more are refused with RESOURCE_EXHAUSTED",
+        ),
+        "max_num_load_retries": (_integer(0), count, 5, "how often a version that fails to load is tried again"),
+        "load_retry_interval_micros": (_integer(0), count, 60_000_000, "wait before each of these"),
+        "enable_model_warmup": (_boolean, switch, True, "run a version's recorded requests before it is available"),
+        "enable_grpc_healthcheck_service": (_boolean, switch, True, "the health service; here it is always on"),
+        "engine": (
+            _choice(ENGINES),
+            f"one of {', '.join(ENGINES)}",
+            "auto",
+            "what runs a version; auto takes int8 or TFLite where a version has the file",
+        ),
+        "engine_threads": (
+            _integer(1),
+            "an integer of 1 or more",
+            cpus // runs,
+            "threads that one run of a model may use",
+        ),
+        "engine_runs": (
+            _integer(1),
+            "an integer of 1 or more",
+            runs + 1,
+            "runs of a TFLite model at a time; each keeps its own copy of it",
+        ),
+        "drain_seconds": (_seconds, seconds, 10.0, "how long requests may go on after SIGTERM"),
     }
 
 
@@ -145,10 +160,13 @@ def _no_effect(argument: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m serving", description=__doc__, allow_abbrev=False)
-    for name, (read, expected, default) in _flags().items():
+    parser = _Parser(
+        prog="python -m serving", description="TensorFlow Serving's flags, and a few of our own.", allow_abbrev=False
+    )
+    for name, (read, expected, default, meaning) in _flags().items():
         optional = {"nargs": "?", "const": "true"} if read is _boolean else {}
-        parser.add_argument(f"--{name}", help=f"{expected} (default: {default!r})", **optional)  # type: ignore[arg-type]
+        help_ = f"{meaning}: {expected} ({default or 'none'})"
+        parser.add_argument(f"--{name}", metavar="VALUE", help=help_, **optional)  # type: ignore[arg-type]
     return parser
 
 

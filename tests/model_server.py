@@ -63,6 +63,7 @@ class FakeModelServer:
         self.versions = versions
         self.failure: grpc.StatusCode | None = None
         self.calls: list[str] = []
+        self.metadata: dict[str, Any] = {}
         self.gate = threading.Event()
         self.gate.set()
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0), *options])
@@ -99,6 +100,7 @@ class FakeModelServer:
     def _predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         number, signature = request.model_spec.version.value, request.model_spec.signature_name
         self.calls.append(f"{signature} {number}")
+        self.metadata = dict(context.invocation_metadata())
         self.gate.wait(10)
         if self.failure is not None:
             context.abort(self.failure, "as the test wants it")

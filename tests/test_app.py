@@ -39,8 +39,27 @@ def test_a_url_is_answered_with_classes_most_probable_first(gateway: FlaskClient
     assert body["timing_ms"]["total"] >= body["timing_ms"]["fetch"] > 0
 
 
+def test_five_classes_are_answered_unless_asked_otherwise(
+    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, golden: list[bytes]
+) -> None:
+    """Of a model with seven."""
+    spread = lambda pixels: np.tile(np.arange(7, dtype=np.float32) / 21, (len(pixels), 1))  # noqa: E731
+    model_server.versions[1] = FakeVersion.of(golden, tuple("abcdefg"), predict=spread)
+    body = gateway.post("/predict", json={"url": origin.add("red.png", RED)}).get_json()
+    assert [each["class"] for each in body["predictions"]] == ["g", "f", "e", "d", "c"]
+
+
+def test_pixels_beyond_the_setting_are_refused(
+    model_server: FakeModelServer, connect: Callable[[str], ModelClient]
+) -> None:
+    """By GATEWAY_MAX_PIXELS, below what a contract's decode would take."""
+    settings = Settings(model_name="tiny", max_pixels=64 * 48 - 1)
+    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    assert_problem(client.post("/predict", data=RED, content_type="image/png"), 413, "too_large")
+
+
 def test_at_most_all_classes_are_answered(gateway: FlaskClient, origin: Origin) -> None:
-    """Five unless top_k says otherwise, and never more than there are."""
+    """As many as top_k says, and never more than there are."""
     url = origin.add("red.png", RED)
     assert len(gateway.post("/predict", json={"url": url}).get_json()["predictions"]) == 3
     assert len(gateway.post("/predict", json={"url": url, "top_k": 1}).get_json()["predictions"]) == 1
@@ -104,6 +123,17 @@ def test_a_local_url_is_not_allowed_and_the_message_names_the_setting(gateway: F
     assert "GATEWAY_FETCH_ALLOW" in answer.get_json()["detail"]
 
 
+# What the client learns of a model server that is away, slow or busy; of all else, that it failed.
+ANSWER_TO = {
+    "CANCELLED": (503, "model_unavailable"),
+    "ABORTED": (503, "model_unavailable"),
+    "UNAVAILABLE": (503, "model_unavailable"),
+    "NOT_FOUND": (503, "model_unavailable"),
+    "DEADLINE_EXCEEDED": (504, "model_timeout"),
+    "RESOURCE_EXHAUSTED": (503, "overloaded"),
+}
+
+
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_each_status_of_the_model_server_has_a_clean_answer(
     gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, code: grpc.StatusCode
@@ -115,8 +145,7 @@ def test_each_status_of_the_model_server_has_a_clean_answer(
     if code is grpc.StatusCode.NOT_FOUND:
         model_server.versions.clear()
     answer = gateway.post("/predict", json={"url": url})
-    assert answer.status_code in (502, 503, 504)
-    assert answer.get_json()["code"] in ("model_failed", "model_unavailable", "model_timeout", "overloaded")
+    assert_problem(answer, *ANSWER_TO.get(code.name, (502, "model_failed")))
     assert ("Retry-After" in answer.headers) == (answer.status_code == 503)
     assert "as the test wants it" not in answer.get_data(as_text=True)
 

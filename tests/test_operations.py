@@ -13,10 +13,12 @@ from flask.testing import FlaskClient
 
 from gateway.app import create_app
 from gateway.client import ModelClient
+from gateway.front import HEALTH_PATHS
 from gateway.keys import Keys
 from gateway.logs import JsonFormatter, Trace, current
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from tests.conftest import Origin
 from tests.model_server import FakeModelServer, FakeVersion
 from tests.photos import encode, photo
 from tests.test_app import assert_problem
@@ -54,7 +56,8 @@ def test_without_a_known_key_nothing_is_answered_but_health(locked: FlaskClient,
     """Predictions and the contract are closed; probes and metrics are for the cluster."""
     assert_problem(locked.post("/predict", data=IMAGE, content_type="image/jpeg", headers=headers), 401, "unauthorized")
     assert_problem(locked.get("/model", headers=headers), 401, "unauthorized")
-    assert locked.get("/livez", headers=headers).status_code == 200
+    for path in (*HEALTH_PATHS, "/", "/openapi.json"):
+        assert locked.get(path, headers=headers).status_code != 401
 
 
 def test_a_key_in_place_of_its_digest_is_refused_at_start() -> None:
@@ -108,6 +111,32 @@ def test_traceparent_goes_on_with_a_span_of_our_own(header: str | None, taken: b
     assert (trace.trace_id == PARENT.split("-")[1]) == taken
     assert trace.span_id != PARENT.split("-")[2]
     assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]", trace.traceparent)
+
+
+def test_a_request_takes_its_identifiers_along(
+    model_server: FakeModelServer,
+    connect: Callable[[str], ModelClient],
+    origin: Origin,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """To the model server, and into the lines of the threads that fetch a list."""
+    settings = Settings(model_name="tiny", fetch_allow=origin.authority)
+    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    seen: list[str] = []
+    log = logging.getLogger("gateway.fetch")
+    catch = logging.Handler()
+    catch.emit = lambda record: seen.append(JsonFormatter().format(record))  # type: ignore[method-assign]
+    log.addHandler(catch)
+    caplog.set_level(logging.INFO)
+    try:
+        urls = [origin.add("a.jpg", IMAGE), "http://127.0.0.1:1/", "http://127.0.0.1:2/"]
+        headers = {"X-Request-ID": "mine", "traceparent": PARENT}
+        assert client.post("/predict", json={"urls": urls}, headers=headers).status_code == 200
+    finally:
+        log.removeHandler(catch)
+    assert [json.loads(line)["request_id"] for line in seen] == ["mine", "mine"]
+    assert model_server.metadata["x-request-id"] == "mine"
+    assert model_server.metadata["traceparent"].split("-")[1] == PARENT.split("-")[1]
 
 
 def test_log_lines_are_json_with_the_requests_identifiers() -> None:

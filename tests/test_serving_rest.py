@@ -128,6 +128,7 @@ def test_predict_answers_row_by_row(call, body, predictions):
         ("/v1/models/m:predict", {"instances": [[1, 2, 3]]}, 400, "Expected images of shape (n, 2)"),
         ("/v1/models/m:predict", {"signature_name": "describe", "instances": [1]}, 400, "Expected query to have"),
         ("/v1/models/m:predict", {"signature_name": "pair", "instances": [[1]]}, 400, "Expected every instance to be"),
+        ("/v1/models/m:predict", {"signature_name": "describe", "instances": [{"b64": "/w=="}]}, 500, "UnicodeDecode"),
     ],
 )
 def test_errors_have_the_originals_status(call, path, body, status, message):

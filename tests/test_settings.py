@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.addresses import AllowList
+from gateway.fetch import FetchRules
 from gateway.settings import Settings, SettingsError
 
 
@@ -44,6 +46,21 @@ def test_all_bad_values_are_told_at_once() -> None:
 
 def test_fetch_rules_carry_the_settings() -> None:
     """What is set is what the fetch holds to."""
-    settings = Settings.from_env({"GATEWAY_MAX_IMAGE_BYTES": "5", "GATEWAY_FETCH_ALLOW": "localhost:80"})
-    assert settings.fetch_rules.max_bytes == 5
-    assert settings.fetch_rules.allow.hosts
+    settings = Settings.from_env(
+        {
+            "GATEWAY_FETCH_TIMEOUT_S": "1.5",
+            "GATEWAY_MAX_IMAGE_BYTES": "5",
+            "GATEWAY_FETCH_MAX_REDIRECTS": "7",
+            "GATEWAY_FETCH_USER_AGENT": "me",
+            "GATEWAY_FETCH_ALLOW": "localhost:80",
+            "GATEWAY_FETCH_DENY": "10.0.0.0/8",
+        }
+    )
+    allow, deny = AllowList.parse("localhost:80"), AllowList.parse("10.0.0.0/8")
+    assert settings.fetch_rules == FetchRules(1.5, 5, 7, "me", allow, deny)
+
+
+def test_limits_that_no_request_could_meet_are_refused() -> None:
+    """A body that is allowed, and for which there would never be room."""
+    with pytest.raises(SettingsError, match="GATEWAY_MAX_HELD_BYTES: Expected at least 33554432"):
+        Settings.from_env({"GATEWAY_MAX_HELD_BYTES": "1000"})

@@ -138,4 +138,4 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     assert main(["train", "photos", "--name", "clothing", "--refuse-if-worse", "--margin", "0.01"]) == 130
     told = capsys.readouterr().err
     assert f"python -m training export --run {run} --photos photos --store model-store" in told
-    assert told.endswith(" --int8-drop 0.005 --refuse-if-worse --margin 0.01\n")
+    assert told.endswith(" --refuse-if-worse --margin 0.01\n")

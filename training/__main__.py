@@ -20,6 +20,7 @@ from training.errors import TrainingError
 from training.quiet import import_tensorflow
 from training.store import check_name
 
+INT8_DROP = 0.005
 # What only a file of weights leaves open.
 OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name := getattr(options, "name", None):
             check_name(name)
+        if getattr(options, "margin", None) is not None and not options.refuse_if_worse:
+            _refuse(options, "no --refuse-if-worse", "margin")
         return int(options.command(options) or 0)
     except (TrainingError, ContractError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
@@ -78,9 +81,10 @@ def _train(options: argparse.Namespace) -> int:
         _release_run(options, run)
     except KeyboardInterrupt:
         command = ["--run", str(run), "--photos", str(options.folder), "--store", str(options.store)]
-        command += ["--cache", str(options.cache), "--int8-drop", str(options.int8_drop)]
-        if options.refuse_if_worse:
-            command += ["--refuse-if-worse", "--margin", str(options.margin)]
+        command += ["--cache", str(options.cache)]
+        command += ["--int8-drop", str(options.int8_drop)] if options.int8_drop is not None else []
+        command += ["--refuse-if-worse"] if options.refuse_if_worse else []
+        command += ["--margin", str(options.margin)] if options.margin is not None else []
         print(
             f"Stopped; the run is kept. To release it: python -m training export {shlex.join(command)}", file=sys.stderr
         )
@@ -90,8 +94,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     import_tensorflow()
-    if options.refuse_if_worse and not options.folder:
-        raise TrainingError("Expected --photos with --refuse-if-worse, to compare versions on. Received: none")
+    if not options.folder:
+        _refuse(options, "no --photos, on which it would be measured", "refuse_if_worse", "int8_drop")
     if options.run:
         _refuse(options, "a run, which knows its own", "architecture", "classes", *OF_A_FILE)
         _release_run(options, options.run)
@@ -142,7 +146,10 @@ def _export_file(options: argparse.Namespace) -> None:
     height, width = model.input_shape[1:3]
     if options.size and (height, width) != (options.size, options.size):
         raise TrainingError(f"Expected --size as the model has it, {height} by {width}. Received: {options.size}")
-    image = ImageSpec(height, width, options.filter or "bicubic", options.aspect or "stretch", options.crop or 1.0)
+    if options.aspect != "crop":
+        _refuse(options, "no --aspect crop", "crop")
+    crop = 1.0 if options.crop is None else options.crop
+    image = ImageSpec(height, width, options.filter or "bicubic", options.aspect or "stretch", crop)
     origin = {
         "architecture": architecture.name if architecture else model.name,
         "weights": path.name,
@@ -157,8 +164,9 @@ def _release(options: argparse.Namespace, model: Any, contract: Contract, golden
 
     chosen = None
     if options.folder:
-        margin = options.margin if options.refuse_if_worse else None
-        chosen = judge.read(options.folder, contract, options.cache, options.int8_drop, margin)
+        margin = (options.margin or 0.0) if options.refuse_if_worse else None
+        int8_drop = INT8_DROP if options.int8_drop is None else options.int8_drop
+        chosen = judge.read(options.folder, contract, options.cache, int8_drop, margin)
     probabilities = architectures.as_probabilities(model, len(contract.classes))
     version = export.export(probabilities, contract, options.store, golden, say, chosen)
     size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
@@ -173,7 +181,7 @@ def _require(options: argparse.Namespace, *names: str) -> None:
 
 def _refuse(options: argparse.Namespace, source: str, *names: str) -> None:
     """Refuse options that would change nothing: whoever gives one expects that it does."""
-    if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]:
         raise TrainingError(f"Expected no {' nor '.join(given)} with {source}")
 
 
@@ -193,13 +201,11 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
     common.add_argument("--cache", type=Path, default=Path(".cache"), help="where decoded pixels go (%(default)s)")
+    common.add_argument("--int8-drop", type=float, help=f"accuracy that int8 may lose to be released ({INT8_DROP})")
     common.add_argument(
-        "--int8-drop", type=float, default=0.005, help="accuracy that int8 may lose to be released (%(default)s)"
+        "--refuse-if-worse", action="store_true", help="release only what is no worse than the newest version, in fp32"
     )
-    common.add_argument(
-        "--refuse-if-worse", action="store_true", help="release nothing worse than the newest version, both in fp32"
-    )
-    common.add_argument("--margin", type=float, default=0.0, help="accuracy that it may lose then (%(default)s)")
+    common.add_argument("--margin", type=float, help="accuracy that --refuse-if-worse lets a version lose (0)")
 
     train = subparsers.add_parser("train", parents=[common], help="train on a folder of photos, then release")
     train.set_defaults(command=_train, resumes=True)

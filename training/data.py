@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 import contract.image
 from contract.document import ImageSpec
 from contract.image import ImageError, decode
+from contract.photos import SUFFIXES, is_hidden, photos_in
 from training.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 SPLIT_FOLDERS = {
     "train": ("train", "training", "seg_train"),
     "validation": ("validation", "val", "valid"),
@@ -213,22 +213,6 @@ def split_folder(folder: Path, names: Sequence[str]) -> Path | None:
 def class_folders(folder: Path) -> list[Path]:
     """Return the folders inside a folder, in the order of their names."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
-
-
-def photos_in(folder: Path) -> list[Path]:
-    """Return the photos in a folder and below it, by their suffixes."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(is_hidden(part) for part in (path, *path.relative_to(folder).parents))
-    )
-
-
-def is_hidden(path: Path) -> bool:
-    """Tell what file managers, notebooks and macOS archives leave beside photos."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Photo]:

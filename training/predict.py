@@ -12,7 +12,7 @@ import numpy as np
 import urllib3
 
 from contract.image import ImageError, decode
-from training.data import SUFFIXES, photos_in
+from contract.photos import SUFFIXES, photos_in
 from training.errors import DataError, TrainingError
 from training.predictors import StoredVersion
 

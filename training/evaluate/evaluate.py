@@ -77,9 +77,10 @@ def choose_photos(folder: Path, contract: Contract, split: str, cache: Path) -> 
     for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
         if name in own:
             photos = data.read_split(own[name], contract.classes, complete=False)
-            return photos, f"{len(photos)} photos of {own[name]}{_trained_on(photos, contract, cache)}"
-        if held_out := _held_out_again(folder, contract, name, cache):
-            return held_out, f"{len(held_out)} photos of {folder} that training held out by itself"
+            return photos, f"{len(photos)} photos of {own[name]}{_trained_on(photos, contract, cache, name == 'train')}"
+        if name != "train" and (photos := _held_out_again(folder, contract, name, cache)):
+            taken = f"{len(photos)} photos of {folder} that training took for {name} by itself"
+            return photos, f"{taken}{_trained_on(photos, contract, cache)}"
     if split not in ("auto", "all"):
         raise DataError(
             f"Expected a {split} split in {folder}, or the folder that the model was trained on."
@@ -87,10 +88,7 @@ def choose_photos(folder: Path, contract: Contract, split: str, cache: Path) -> 
         )
     places = list(own.values()) or [folder]
     photos = [photo for path in places for photo in data.read_split(path, contract.classes, complete=False)]
-    note = _trained_on(photos, contract, cache)
-    if not note and contract.origin.get("data_digest"):
-        note = ", perhaps some that the model was trained on"
-    return photos, f"all {len(photos)} photos of {folder}{note}"
+    return photos, f"all {len(photos)} photos of {folder}{_trained_on(photos, contract, cache, whole=True)}"
 
 
 def _held_out_again(folder: Path, contract: Contract, split: str, cache: Path) -> list[data.Photo] | None:
@@ -110,9 +108,14 @@ def _held_out_again(folder: Path, contract: Contract, split: str, cache: Path) -
     return None
 
 
-def _trained_on(photos: list[data.Photo], contract: Contract, cache: Path) -> str:
-    """Say so where the very photos chose the weights, since figures on them flatter."""
+def _trained_on(photos: list[data.Photo], contract: Contract, cache: Path, whole: bool = False) -> str:
+    """Say so where the photos chose the weights, or may have if they are a whole folder: figures on them flatter."""
     digests: dict[str, str] = contract.origin.get("data_digest", {})
-    digest = data.load(photos, contract.image, cache).digest
-    used = {digests.get("train"): "trained on", digests.get("validation"): "chosen by"}
-    return f", which the model was {used[digest]}" if digest in used else ""
+    used = {
+        digests.get("train"): "the model was trained on them",
+        digests.get("validation"): "they were used to choose the model's weights",
+    }
+    note = used.get(data.load(photos, contract.image, cache).digest)
+    if note is None and whole and digests:
+        note = "the model may have been trained on some of them"
+    return f"; {note}, which makes figures better than they are" if note else ""

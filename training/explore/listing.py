@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.data import SPLIT_FOLDERS, SUFFIXES, class_folders, is_hidden, photos_in, split_folder
+from contract.photos import SUFFIXES, is_hidden, photos_in
+from training.data import SPLIT_FOLDERS, class_folders, split_folder
 from training.errors import DataError
 
 WHOLE = "all"  # the split of photos that are not split
