@@ -57,7 +57,8 @@ def test_without_a_known_key_nothing_is_answered_but_health(locked: FlaskClient,
     assert_problem(locked.post("/predict", data=IMAGE, content_type="image/jpeg", headers=headers), 401, "unauthorized")
     assert_problem(locked.get("/model", headers=headers), 401, "unauthorized")
     for path in (*HEALTH_PATHS, "/", "/openapi.json"):
-        assert locked.get(path, headers=headers).status_code != 401
+        with locked.get(path, headers=headers) as answer:
+            assert answer.status_code != 401
 
 
 def test_a_key_in_place_of_its_digest_is_refused_at_start() -> None:
