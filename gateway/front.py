@@ -134,7 +134,7 @@ class Front:
             Overloaded: Half of the request's time went by in line; the rest might not do, and the work be for nothing.
         """
         if time.monotonic() - received > self.settings.request_timeout_s / 2:
-            raise Overloaded("Expected a free thread in time for the request. Received: none. Try again shortly.")
+            raise Overloaded("Expected a thread in time. Received: a wait of half the time limit. Try again shortly.")
         environ = _environ(scope, body)
         environ |= {RECEIVED: received, DRAINING: self._draining}
         chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)

@@ -32,8 +32,8 @@ class Held:
         with self._room.lock:
             if self._room.held_bytes + size > self._room.limit_bytes:
                 raise Overloaded(
-                    f"Expected room among the {self._room.limit_bytes:,} bytes of bodies and images that are held at"
-                    " once. Received: none at the moment. Try again shortly, with fewer at a time."
+                    f"Expected room: the gateway holds at most {self._room.limit_bytes:,} bytes of requests and images"
+                    " at once. Received: none at the moment. Try again shortly, or send fewer images."
                 )
             self._room.held_bytes += size
             self.size += size

@@ -29,17 +29,19 @@ class Settings:
 
     host: str = _setting("0.0.0.0", "address to listen on")  # noqa: S104  # a server in a container listens everywhere
     port: int = _setting(9696, "port to listen on", 1)
-    workers: int = _setting(2, "processes; each watches the model server for itself", 1)
+    workers: int = _setting(2, "processes, each with its own view of the model server", 1)
     threads: int = _setting(16, "requests that a process works on at once", 1)
-    max_waiting: int = _setting(64, "requests that wait in a process for a thread; more are answered 503", 0)
-    api_keys: str = _setting("", "SHA-256 digests of the keys that open the gateway, by commas; none leave it open")
+    max_waiting: int = _setting(64, "requests per process that may wait for a thread; further ones are answered 503", 0)
+    api_keys: str = _setting("", "comma-separated SHA-256 digests of the accepted API keys; if empty, no key is needed")
     model_name: str = _setting("imagenet", "name of the model at the model server")
     model_address: str = _setting("localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…")
     model_poll_s: float = _setting(0.5, "how often to look for new versions", 0.01)
     model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)
     request_timeout_s: float = _setting(20.0, "limit for a request from when it is complete, waiting included", 0.01)
     shutdown_delay_s: float = _setting(
-        0.0, "how long to go on answering after SIGTERM, not ready any more, until no new requests come", 0.0
+        0.0,
+        "how long to go on answering after SIGTERM, while /readyz already says 503 and load balancers turn away",
+        0.0,
     )
     body_timeout_s: float = _setting(15.0, "limit for reading a request", 0.01)
     max_body_bytes: int = _setting(32 * 1024 * 1024, "limit for a request's body", 1)
@@ -51,12 +53,16 @@ class Settings:
     max_image_bytes: int = _setting(10 * 1024 * 1024, "limit for an image's bytes, fetched or sent", 1)
     max_pixels: int = _setting(50_000_000, "limit for an image's width times height", 1)
     fetch_limit: int = _setting(
-        12, "images that a process fetches at once; fewer than threads, lest slow hosts take all", 1
+        12,
+        "images that a process fetches at once; keep it below the threads, so that slow hosts cannot occupy them all",
+        1,
     )
     fetch_timeout_s: float = _setting(10.0, "limit for fetching an image, redirects included", 0.01)
     fetch_max_redirects: int = _setting(3, "redirects to follow", 0)
     fetch_user_agent: str = _setting("image-classifier-gateway/0.1", "how the gateway names itself to image hosts")
-    fetch_allow: str = _setting("", "what may be fetched though it is not public: host:port or networks, by commas")
+    fetch_allow: str = _setting(
+        "", "what may be fetched though it is not public: comma-separated host:port or networks"
+    )
     fetch_deny: str = _setting("", "what may not be fetched in any case, written the same way")
     decode_limit: int = _setting(2, "images that a process decodes at once; each may take 13 bytes a pixel", 1)
     top_k: int = _setting(5, "predictions in an answer that does not ask for a number", 1)

@@ -160,4 +160,5 @@ def test_the_gateway_is_small_and_never_loads_tensorflow(stack: Gateway, urls: d
         assert "litert" not in maps
         status = Path(f"/proc/{pid}/status").read_text()
         resident_kb = int(status.split("VmRSS:")[1].split()[0])
+        print(f"a worker of the gateway: {resident_kb / 1000:.0f} MB resident")
         assert resident_kb < 100_000
