@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from flask.testing import FlaskClient
@@ -120,6 +123,87 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     assert main(["http://example.com/a.jpg", "--out", str(out)]) == 2
     assert out.read_text() == "a,b\n1,2\n"
     assert main(["http://example.com/a.jpg", "--out", str(tmp_path / "none" / "out.csv")]) == 2
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A gateway that keeps the headers it was sent and answers what it was given, the last of it for ever."""
+
+    headers_seen: ClassVar[list[Message]] = []
+    answers: ClassVar[list[tuple[int, bytes]]] = []
+
+    def do_GET(self) -> None:
+        self.send(200, b"{}")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.headers_seen.append(self.headers)
+        self.send(*(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]))
+
+    def send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., str]]:
+    """A function that makes a gateway with given answers, and returns its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def answering(*answers: tuple[int, bytes]) -> str:
+        Answers.headers_seen, Answers.answers = [], list(answers)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield answering
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def asked(capfd: pytest.CaptureFixture[str], image: Path, gateway: str) -> dict[str, Any]:
+    """Ask about one image; return the line that was written."""
+    main([str(image), "--gateway", gateway])
+    line: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return line
+
+
+def test_a_busy_gateway_is_asked_again_with_the_key(
+    scripted: Callable[..., str], folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 is no answer to write down; each request carries what GATEWAY_KEY says."""
+    monkeypatch.setenv("GATEWAY_KEY", "secret")
+    answer = {"model": {"name": "m", "version": 3}, "predictions": [], "image": {}, "timing_ms": {}}
+    gateway = scripted((503, b"busy"), (200, json.dumps(answer).encode()))
+    assert asked(capfd, folder / "a.jpg", gateway)["model"]["version"] == 3
+    assert [headers["Authorization"] for headers in Answers.headers_seen] == ["Bearer secret"] * 2
+
+
+def test_what_is_no_gateway_is_named_so(
+    scripted: Callable[..., str], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Something else on that port, and a file that went away or cannot be read."""
+    assert asked(capfd, folder / "a.jpg", scripted((404, b"<html>")))["error"] == "not_a_gateway"
+    (folder / "a.jpg").unlink()
+    (folder / "a.jpg").symlink_to(folder / "a.jpg.gone")
+    (folder / "list.txt").write_text(str(folder / "a.jpg"))
+    assert asked(capfd, folder / "list.txt", scripted((200, b"")))["error"] == "unreadable"
+
+
+def test_what_lies_beside_photos_is_left_out(address: str, folder: Path, tmp_path: Path) -> None:
+    """As training leaves it out: macOS puts such files into archives."""
+    (folder / "__MACOSX").mkdir()
+    for path in (folder / "._a.jpg", folder / "__MACOSX" / "a.jpg"):
+        path.write_bytes(b"no photo")
+    out = tmp_path / "out.jsonl"
+    main([str(folder), "--gateway", address, "--out", str(out)])
+    sources = {Path(json.loads(line)["source"]).name for line in out.read_text().splitlines()}
+    assert sources == {"a.jpg", "b.png", "broken.jpg"}
 
 
 def test_nothing_to_begin_with_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,8 +99,11 @@ def takes(low_s: float, high_s: float) -> Iterator[None]:
 
 
 def ends_at(timeout_s: float) -> AbstractContextManager[None]:
-    """Hold the block to a deadline within 10 %, and 50 ms for a machine that is busy."""
-    return takes(0.99 * timeout_s, 1.1 * timeout_s + 0.05)
+    """Hold the block to a deadline, and a second for a machine that is busy: what has none lasts for ever.
+
+    `make faults` holds it to 10 %.
+    """
+    return takes(0.99 * timeout_s, timeout_s + 1)
 
 
 def test_fetch_returns_the_body(listen: Listen) -> None:
@@ -584,7 +587,7 @@ def test_caller_can_shorten_the_deadline(listen: Listen) -> None:
     """Take the shorter one of the caller's and the rules' limits."""
     origin = listen(lambda sock: origin.stopped.wait(5))
     for timeout_s, rules_s in ((0.2, 5.0), (5.0, 0.2)):
-        with takes(0.18, 0.3), pytest.raises(FetchTimeout):
+        with ends_at(0.2), pytest.raises(FetchTimeout):
             make_fetcher(timeout_s=rules_s).fetch(f"http://photos.test:{origin.port}/", timeout_s)
 
 

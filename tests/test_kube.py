@@ -236,7 +236,7 @@ def test_the_model_server_is_reached_by_the_gateway_only(objects: list[Object]) 
 
 
 def test_memory_suffices_for_the_largest_images() -> None:
-    """The limit covers what the gateway's settings let its worker take; figures of README.md, Settings."""
+    """The limit covers what the gateway's settings let its worker take; figures of docs/settings.md."""
     limit = container(read_base(), "gateway")["resources"]["limits"]["memory"]
     tuned = settings()
     worker = 70e6 + tuned.decode_limit * 13 * tuned.max_pixels + 1.75 * tuned.max_held_bytes
@@ -245,10 +245,8 @@ def test_memory_suffices_for_the_largest_images() -> None:
 
 def test_the_model_server_has_a_thread_for_every_call(objects: list[Object]) -> None:
     """TensorFlow Serving refuses what is beyond its threads; all gateways may ask the only replica left."""
-    entrypoint = ROOT / "serving" / "container" / "entrypoint.sh"
-    if not entrypoint.exists():
-        pytest.skip("Expected the container's entrypoint, which sets --grpc_max_threads")
-    threads = int(entrypoint.read_text().split("--grpc_max_threads=")[1].split()[0])
+    entrypoint = (ROOT / "serving" / "container" / "entrypoint.sh").read_text()
+    threads = int(entrypoint.split("--grpc_max_threads=")[1].split()[0])
     gateways = find(objects, "HorizontalPodAutoscaler", "gateway")["spec"]["maxReplicas"]
     probes = 2
     assert threads > gateways * settings().workers * settings().threads + probes

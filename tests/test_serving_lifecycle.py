@@ -218,10 +218,10 @@ def test_a_failed_version_is_tried_again_after_it_was_away(store, start):
     store(2, broken=True)
     wait_for(lambda: states(lifecycle)[0] == (2, END))
     (store.path / "2" / "broken").unlink()
-    time.sleep(0.05)
+    lifecycle.poll()
     assert states(lifecycle)[0] == (2, END)
     (store.path / "2").rename(store.path / "mending")
-    time.sleep(0.05)
+    lifecycle.poll()
     (store.path / "mending").rename(store.path / "2")
     wait_for(lambda: states(lifecycle) == [(2, AVAILABLE), (1, END)])
 

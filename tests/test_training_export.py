@@ -214,6 +214,7 @@ def test_killed_exports_leave_only_versions_that_load(model, contract, tmp_path)
     )
     assert int(script.stdout) > 0
     left = versions(tmp_path, "tiny")
+    assert left
     for number in left:
         for engine in ENGINES:
             assert describe(open_engine(tmp_path / "tiny" / str(number), engine, threads=1)).model == "tiny"

@@ -24,7 +24,9 @@ def add_parsers(commands: Any) -> None:
     tune = commands.add_parser("tune", help="search for better values on the training photos, and write a preset")
     tune.set_defaults(command=_tune, resumes=True)
     tune.add_argument("folder", type=Path, help="class folders, or split folders")
-    tune.add_argument("--minutes", type=float, required=True, help="time for all of it; run it again to search for as long again")
+    tune.add_argument(
+        "--minutes", type=float, required=True, help="time for all of it; run it again to search for as long again"
+    )
     tune.add_argument("--out", type=Path, required=True, help="the preset to write, a .toml file for train --preset")
     tune.add_argument("--preset", default="default", help="to start from; quick tunes the head alone (%(default)s)")
     tune.add_argument("--runs", type=Path, default=Path("runs"), help="where trials are kept (%(default)s)")
