@@ -43,7 +43,7 @@ class Settings:
         "how long to go on answering after SIGTERM, while /readyz already says 503 and load balancers turn away",
         0.0,
     )
-    body_timeout_s: float = _setting(15.0, "limit for reading a request", 0.01)
+    body_timeout_s: float = _setting(15.0, "limit for reading a request, and for a client to take its answer", 0.01)
     max_body_bytes: int = _setting(32 * 1024 * 1024, "limit for a request's body", 1)
     max_held_bytes: int = _setting(
         256 * 1024 * 1024, "limit for the bodies and fetched images that a process holds at once", 1

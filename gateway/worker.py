@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
@@ -15,13 +16,34 @@ IDLE_GRACE_S = 2.0
 
 
 class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
-    """An HTTP connection whose first request must begin in time; gunicorn bounds only the waits for later ones."""
+    """An HTTP connection whose first request must begin, and whose answers must be taken, in time.
+
+    gunicorn bounds only the waits for later requests; what a client does not read, it would keep for ever.
+    """
+
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.worker.connections.add(self)
-        limit_s = self.worker.asgi.settings.body_timeout_s
-        self._keepalive_handle = self.worker.loop.call_later(limit_s, self._keepalive_timeout)
+        self._keepalive_handle = self._in_time(self._keepalive_timeout)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self._in_time(self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread:
+            self._unread.cancel()
+        super().resume_writing()
+
+    def _keepalive_timeout(self) -> None:
+        super()._keepalive_timeout()
+        self._in_time(self.transport.abort)  # closing waits until all is sent
+
+    def _in_time(self, end: Callable[[], None]) -> asyncio.TimerHandle:
+        handle: asyncio.TimerHandle = self.worker.loop.call_later(self.worker.asgi.settings.body_timeout_s, end)
+        return handle
 
     def close_if_idle(self) -> None:
         """Close it, unless a request is complete or being answered."""

@@ -288,6 +288,19 @@ def test_connections_without_a_request_end_in_time_and_delay_no_shutdown(server:
             connection.close()
 
 
+def test_an_answer_that_is_not_taken_is_given_up(server: FakeModelServer) -> None:
+    """A client that asks and never reads holds its answers no longer than a request may take."""
+    with start(server, GATEWAY_BODY_TIMEOUT_S="1") as gateway, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", gateway.port))
+        (pid,) = gateway.worker_pids()
+        with suppress(ConnectionError):
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 1000)
+        before = sockets(pid)
+        gateway.wait(lambda: sockets(pid) == before - 1, timeout_s=5)
+
+
 def test_a_killed_worker_is_replaced(server: FakeModelServer) -> None:
     """Within two seconds another answers; its gauges do not count twice (F12)."""
     with start(server, GATEWAY_WORKERS="2") as gateway:
