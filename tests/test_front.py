@@ -294,11 +294,13 @@ def test_an_answer_that_is_not_taken_is_given_up(server: FakeModelServer) -> Non
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(10)
         connection.connect(("127.0.0.1", gateway.port))
-        (pid,) = gateway.worker_pids()
-        with suppress(ConnectionError):
-            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 1000)
-        before = sockets(pid)
-        gateway.wait(lambda: sockets(pid) == before - 1, timeout_s=5)
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 500)
+        time.sleep(4)
+        received = b""
+        with suppress(ConnectionResetError):
+            while part := connection.recv(1 << 20):  # all of them would come within this test's time
+                received += part
+    assert received.count(b"HTTP/1.1 200") < 500
 
 
 def test_a_killed_worker_is_replaced(server: FakeModelServer) -> None:
