@@ -161,8 +161,8 @@ def test_weights_of_another_size_are_released_at_it(weights_file, tmp_path, monk
         ),
         ("--weights imagenet --architecture VGG16 --classes c.txt", "no --classes with ImageNet weights"),
         ("--run runs/a --architecture VGG16", "no --architecture with a run"),
-        ("--run runs/a --int8-drop 0.1", "no --int8-drop with no --photos"),
-        ("--run runs/a --photos p --margin 0.1", "no --margin with no --refuse-if-worse"),
+        ("--run runs/a --int8-drop 0.1", "no --int8-drop without --photos"),
+        ("--run runs/a --photos p --margin 0.1", "no --margin without --refuse-if-worse"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(options, message, capsys):

@@ -203,7 +203,7 @@ def refused(capsys, *arguments):
         (["export", "--weights", __file__, "--name", "m"], ". Missing: --classes and --preprocessing"),
         (["export", "--weights", "imagnet"], "Expected --weights imagenet, none, or a file. Received a path where"),
         (["export", "--weights", "none", "--architecture", "vgg16", "--name", "../m"], "Expected a model name"),
-        (["export", "--run", "r", "--refuse-if-worse"], "Expected --photos with --refuse-if-worse, to compare"),
+        (["export", "--run", "r", "--refuse-if-worse"], "Expected no --refuse-if-worse without --photos, on which"),
         (["train", "photos", "--name", "my model"], "Expected a model name of letters"),
     ],
 )

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name := getattr(options, "name", None):
             check_name(name)
         if getattr(options, "margin", None) is not None and not options.refuse_if_worse:
-            _refuse(options, "no --refuse-if-worse", "margin")
+            _refuse(options, "without --refuse-if-worse", "margin")
         return int(options.command(options) or 0)
     except (TrainingError, ContractError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
@@ -95,9 +95,9 @@ def _train(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> None:
     import_tensorflow()
     if not options.folder:
-        _refuse(options, "no --photos, on which it would be measured", "refuse_if_worse", "int8_drop")
+        _refuse(options, "without --photos, on which it would be measured", "refuse_if_worse", "int8_drop")
     if options.run:
-        _refuse(options, "a run, which knows its own", "architecture", "classes", *OF_A_FILE)
+        _refuse(options, "with a run, which knows its own", "architecture", "classes", *OF_A_FILE)
         _release_run(options, options.run)
     elif options.weights in ("imagenet", "none"):
         _export_architecture(options)
@@ -114,9 +114,9 @@ def _release_run(options: argparse.Namespace, run: Path) -> None:
 
 def _export_architecture(options: argparse.Namespace) -> None:
     _require(options, "architecture", "name")
-    _refuse(options, f"--weights {options.weights}, whose architecture knows its own", *OF_A_FILE)
+    _refuse(options, f"with --weights {options.weights}, whose architecture knows its own", *OF_A_FILE)
     if options.weights == "imagenet":
-        _refuse(options, "ImageNet weights, whose classes are known", "classes")
+        _refuse(options, "with ImageNet weights, whose classes are known", "classes")
 
     from training import architectures, runs
 
@@ -147,7 +147,7 @@ def _export_file(options: argparse.Namespace) -> None:
     if options.size and (height, width) != (options.size, options.size):
         raise TrainingError(f"Expected --size as the model has it, {height} by {width}. Received: {options.size}")
     if options.aspect != "crop":
-        _refuse(options, "no --aspect crop", "crop")
+        _refuse(options, "without --aspect crop", "crop")
     crop = 1.0 if options.crop is None else options.crop
     image = ImageSpec(height, width, options.filter or "bicubic", options.aspect or "stretch", crop)
     origin = {
@@ -179,10 +179,10 @@ def _require(options: argparse.Namespace, *names: str) -> None:
         raise TrainingError(f"Expected {expected} with --weights {options.weights}. Missing: {' and '.join(missing)}")
 
 
-def _refuse(options: argparse.Namespace, source: str, *names: str) -> None:
+def _refuse(options: argparse.Namespace, beside: str, *names: str) -> None:
     """Refuse options that would change nothing: whoever gives one expects that it does."""
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]:
-        raise TrainingError(f"Expected no {' nor '.join(given)} with {source}")
+        raise TrainingError(f"Expected no {' nor '.join(given)} {beside}")
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
