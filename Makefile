@@ -1,4 +1,4 @@
-# What a person does, a verb each. `make run` and `make test` need Python 3.11 or newer with venv, and nothing else.
+# What a person does, a verb each. `make run` and `make test` need Python 3.11 to 3.13 with venv, and nothing else.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +23,7 @@ help:  ## show the verbs
 setup: $(VENV)/installed  ## make .venv with everything that is pinned in requirements/dev.txt
 
 $(VENV)/installed: requirements/dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Expected Python 3.11 or newer. Received: " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Expected Python 3.11 to 3.13, for which TensorFlow has packages. Received: " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12")'
 	@echo "==> Installing into $(VENV) (about 2.5 GB with TensorFlow, one to three minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt

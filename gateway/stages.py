@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ class Stages:
     """What happens to images on their way to the model. An image that failed is its error from there on."""
 
     def __init__(self, settings: Settings) -> None:
+        # Pillow's lines about odd metadata would be for whoever sends images to write, and are not JSON.
+        warnings.filterwarnings("ignore", module="PIL")
         self._fetcher = Fetcher(settings.fetch_rules)
         self._fetching = Stage("fetch", settings.fetch_limit, FETCH_PLACE_WAIT_S)
         self._decoding = Stage("decode", settings.decode_limit)
@@ -50,6 +53,8 @@ class Stages:
         """Return the pixels of each image."""
 
         def decode_image(image: bytes) -> DecodedImage:
+            if time.monotonic() > deadline:  # in a long list; it would be work for nothing
+                raise Overloaded("Expected time left to decode the image. Received: none, the request took too long.")
             try:
                 return decode(image, spec, self._max_pixels)
             except ImageError as exc:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from zlib import crc32
+import struct
+import time
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -191,6 +193,50 @@ def test_a_bomb_is_too_large() -> None:
     header = b"IHDR" + (40_000).to_bytes(4, "big") + (30_000).to_bytes(4, "big") + data[24:29]
     with pytest.raises(ImageTooLargeError):
         decode(data[:12] + header + crc32(header).to_bytes(4, "big") + data[33:], SPEC)
+
+
+JPEG = encode(photo(640, 480), progressive=True)
+PNG, GIF = encode(photo(), "PNG"), encode(photo(), "GIF")
+SCAN = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0"  # of one component's AC coefficients, with nothing in it
+PROFILE = b"k\0\0" + compress(b"a" * 1_000_000)
+
+
+def chunk(kind: bytes, content: bytes = b"") -> bytes:
+    """Return a part of a PNG."""
+    return len(content).to_bytes(4, "big") + kind + content + crc32(kind + content).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (JPEG[:-2] + SCAN * 4000 + JPEG[-2:], r"in fewer scans\. Received: 4,010 of 640 by 480"),
+        (JPEG[:2] + b"\xff\xe1\0\x09Exif\0\0M" * 5000 + JPEG[2:], "in fewer parts"),
+        (JPEG[:2] + b"\xff" * 10_000 + JPEG[2:], "in fewer parts"),
+        (PNG[:33] + chunk(b"prVt") * 5000 + PNG[33:], "in fewer parts"),
+        (PNG[:33] + chunk(b"iCCP", PROFILE) * 20 + PNG[33:], r"one colour profile\. Received: 20"),
+        (GIF[:13] + b"\0" * 10_000 + GIF[13:], "in fewer parts"),
+    ],
+)
+def test_what_takes_far_longer_to_decode_than_to_write_is_too_large(data: bytes, message: str) -> None:
+    """Each costs seconds or minutes at ten megabytes, and is refused by what it is made of."""
+    started = time.process_time()
+    with pytest.raises(ImageTooLargeError, match=f"Expected .*{message}"):
+        decode(data, SPEC)
+    assert time.process_time() - started < 0.5
+
+
+def test_parts_that_real_files_have_are_taken() -> None:
+    """A JPEG with a hundred scans, a PNG in parts of 4 kB, and a BMP with a run for each pixel."""
+    assert decode(JPEG[:-2] + SCAN * 90 + JPEG[-2:], SPEC).format == "JPEG"
+    rows = b"".join(b"\0" + row.tobytes() for row in np.random.default_rng(0).integers(0, 256, (1500, 3000), np.uint8))
+    packed = compress(rows, 0)
+    header = chunk(b"IHDR", (1000).to_bytes(4, "big") + (1500).to_bytes(4, "big") + b"\x08\x02\0\0\0")
+    parts = b"".join(chunk(b"IDAT", packed[start : start + 4096]) for start in range(0, len(packed), 4096))
+    assert decode(PNG[:8] + header + parts + chunk(b"IEND"), SPEC).format == "PNG"
+    runs = (b"\x01\x05" * 100 + b"\0\0") * 100 + b"\0\x01"
+    header = struct.pack("<IiiHHIIiiII", 40, 100, 100, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    data = b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + header + b"\0\1\2\0" * 256 + runs
+    assert decode(data, SPEC).format == "BMP"
 
 
 def test_the_preprocessor_fits_keras_image_helpers_seam() -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 
+import pytest
+
+from contract.document import ImageSpec
+from contract.image import DecodedImage
 from gateway.errors import GatewayError, Overloaded
-from gateway.stages import Stage
+from gateway.settings import Settings
+from gateway.stages import Stage, Stages
+from tests.photos import encode, photo
 
 
 def test_a_long_list_gets_its_places_beside_others() -> None:
@@ -42,3 +49,24 @@ def test_who_finds_no_place_in_time_is_refused() -> None:
     assert isinstance(refused, Overloaded) and time.monotonic() - started < 1
     may_end.set()
     slow.join()
+
+
+@pytest.fixture
+def stages() -> Stages:
+    """A request's stages, of a gateway with default settings."""
+    return Stages(Settings.from_env({}))
+
+
+def test_images_of_a_list_whose_time_is_over_are_not_decoded(stages: Stages) -> None:
+    """The rest of a list of bombs is work for nothing."""
+    images = [encode(photo()), encode(photo())]
+    refused = stages.decode(images, ImageSpec(8, 8), time.monotonic() - 1)
+    assert all(isinstance(each, Overloaded) and "took too long" in each.detail for each in refused)
+    assert all(isinstance(each, DecodedImage) for each in stages.decode(images, ImageSpec(8, 8), time.monotonic() + 9))
+
+
+def test_odd_metadata_is_no_line_of_the_log(recwarn: pytest.WarningsRecorder, stages: Stages) -> None:
+    """Who sends images does not write into it."""
+    odd = b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 0x010F, 2, 9000, 26) + b"\0\0\0\0"
+    (decoded,) = stages.decode([encode(photo(), exif=odd)], ImageSpec(8, 8), time.monotonic() + 9)
+    assert isinstance(decoded, DecodedImage) and not recwarn.list
