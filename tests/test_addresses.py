@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 from ssrfguard import DEFAULT_DENIED
@@ -74,7 +74,7 @@ def carrier(form: str, v4: str) -> IPv6Address:
 
 def test_neighbours_are_complete() -> None:
     """Hold the list above to one entry for each row."""
-    assert set(NEIGHBOURS) == {str(row.network) for row in REFUSED}
+    assert {ip_network(name) for name in NEIGHBOURS} == {row.network for row in REFUSED}
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: str(row.network))
