@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from keras_image_helper.base import BasePreprocessor
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from contract.document import ImageSpec
 
@@ -19,9 +19,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_PIXELS = 50_000_000
 MAX_SIDE_PX = 16_384
 # What costs far more to decode than to write, bounded above what real files have: Pillow's 1,060 test images have up to
-# 12 scans, 8 profiles and 117 reads. 300 kB of empty scans took 18 s, 10 MB of EXIF in small parts a minute.
+# 12 scans, 8 packed parts and 117 reads. 300 kB of empty scans took 18 s, 10 MB of EXIF in small parts a minute.
 MAX_SCANS = 20  # of a JPEG with as many pixels as allowed; a smaller one may have more
-MAX_PROFILES = 16  # of a PNG, each of which may unpack to a megabyte
+MAX_PACKED = 64  # text and colour profiles of a PNG, each of which may unpack to a megabyte
 
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation to the transposition that undoes it. Source: Exif 2.32, tag 0x0112.
@@ -102,8 +102,10 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
             f"Received: {width} by {height}"
         )
     kind = "JPEG" if encoded.format == "MPO" else encoded.format or "?"
-    if kind == "JPEG" and (scans := len(_SCAN.findall(data))) * width * height > MAX_SCANS * max_pixels:
+    if kind == "JPEG" and (scans := sum(1 for _ in _SCAN.finditer(data))) * width * height > MAX_SCANS * max_pixels:
         raise ImageTooLargeError(f"Expected a JPEG in fewer scans. Received: {scans:,} of {width} by {height}")
+    if kind == "BMP" and encoded.tile[0][0] == "bmp_rle":  # 13 kB may take 12 s, and hardly anybody writes it
+        raise UnsupportedImageError("Expected a BMP without run-length encoding. Received: one with it")
     preprocessor = ContractPreprocessor(spec)
     try:
         pixels = preprocessor.convert_to_tensor(encoded)[0]
@@ -154,8 +156,7 @@ class _File(BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        # A PNG takes three for each part, of 4 KB where ffmpeg wrote it; a BMP may take one for each run of pixels.
-        self.reads = 1_000_000 if data.startswith(b"BM") else 5_000 + len(data) // 1_000
+        self.reads = 5_000 + len(data) // 1_000  # a PNG takes three for each part, of 4 KB where ffmpeg wrote it
 
     def read(self, size: int | None = -1, /) -> bytes:
         if not self.reads:
@@ -164,9 +165,9 @@ class _File(BytesIO):
         return super().read(size)
 
 
-def _open(data: bytes) -> Image.Image:
-    if data.startswith(b"\x89PNG") and (profiles := data.count(b"iCCP")) > MAX_PROFILES:
-        raise ImageTooLargeError(f"Expected a PNG with one colour profile. Received: {profiles:,}")
+def _open(data: bytes) -> ImageFile.ImageFile:
+    if data.startswith(b"\x89PNG") and (packed := sum(map(data.count, (b"iCCP", b"zTXt", b"iTXt")))) > MAX_PACKED:
+        raise ImageTooLargeError(f"Expected a PNG with at most {MAX_PACKED} parts of packed text. Received: {packed:,}")
     try:
         return Image.open(_File(data), formats=FORMATS)
     except ImageError:

@@ -27,8 +27,10 @@ _TYPES: tuple[tuple[messages.DataType, Any, str], ...] = (
     (messages.DT_UINT64, np.uint64, "uint64_val"),
 )
 MAX_VALUES = 2**27  # a message of a few bytes may name any shape; this one would take 512 MiB of float32
+MAX_REPEATED = 2**20  # and may leave most of its values to be repeated
 MAX_RANK = 64  # NumPy's
 _TO_NUMPY = {wire: (np.dtype(kind), values) for wire, kind, values in _TYPES}
+_VALUES = {messages.DT_STRING: "string_val", **{wire: values for wire, _, values in _TYPES}}
 _FROM_NUMPY = {np.dtype(kind): (wire, values) for wire, kind, values in _TYPES}
 
 
@@ -99,6 +101,8 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
             f"Expected a known shape of at most {MAX_RANK} dimensions and {MAX_VALUES:,} values."
             f" Received: {shape[: MAX_RANK + 1]}"
         )
+    if not proto.tensor_content and count > MAX_REPEATED + len(getattr(proto, _VALUES[proto.dtype])):
+        raise TensorError(f"Expected at least {count - MAX_REPEATED:,} values for shape {shape}. Received: fewer")
     if proto.dtype == messages.DT_STRING:
         strings = np.empty(count, dtype=object)
         strings[:] = _fill(list(proto.string_val), count, b"")

@@ -251,3 +251,16 @@ class AllowList:
     def has_address(self, address: Address) -> bool:
         """Tell whether one of the networks holds the address."""
         return any(address in network for network in self.networks)
+
+    def refusal(self, address: Address) -> str | None:
+        """Return why an address is closed that this list does not open, or None.
+
+        Where a network is as wide as all of IPv4, as NAT64's is, the address inside must be open by itself.
+        """
+        networks = [network for network in self.networks if address in network]
+        if not networks:
+            return refusal(address)
+        if any(network.prefixlen > 96 for network in networks):
+            return None
+        reasons = (refusal(inner) for inner in embedded_ipv4(address) if not self.has_address(inner))
+        return next(filter(None, reasons), None)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from contract.photos import SUFFIXES, photos_in
 
+ANY_BYTES = "surrogateescape"  # a file's name need not be UTF-8
 COLUMNS = ("source", "version", "rank", "class", "index", "probability", "error", "detail")
 ALL_ANSWERED, SOME_FAILED, NOT_STARTED = 0, 1, 2
 # A gateway that is busy says when to come back; a request that it did not take changed nothing.
@@ -86,10 +87,10 @@ def _answered(out: Path | None) -> set[str]:
     """Return the images that the output file answers; those that failed are asked again."""
     if out is None or not out.is_file():
         return set()
-    text = out.read_text(encoding="utf-8")
+    text = out.read_text(encoding="utf-8", errors=ANY_BYTES)
     if text and not text.endswith("\n"):  # a run was killed while it wrote; what it wrote last is asked again
         text = text[: text.rfind("\n") + 1]
-        out.write_text(text, encoding="utf-8")
+        out.write_text(text, encoding="utf-8", errors=ANY_BYTES)
     rows: list[dict[str, Any]] = (
         list(csv.DictReader(io.StringIO(text, newline="")))
         if out.suffix == ".csv"
@@ -113,11 +114,11 @@ def _find_gateway(http: urllib3.PoolManager, gateway: str) -> None:
 
 def _open_output(out: Path | None) -> TextIO:
     if out is None:
-        return open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")  # noqa: PTH123  # closing it leaves stdout open
+        return open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors=ANY_BYTES)  # noqa: PTH123  # closing it leaves stdout open
     if not out.absolute().parent.is_dir():
         raise ValueError(f"Expected --out in a folder that is there. Received: {out}")
     new = not out.is_file()
-    file = out.open("a", encoding="utf-8", newline="")
+    file = out.open("a", encoding="utf-8", errors=ANY_BYTES, newline="")
     if new and out.suffix == ".csv":
         csv.writer(file).writerow(COLUMNS)
     return file

@@ -32,9 +32,8 @@ from gateway.addresses import (
     checked_characters,
     embedded_ipv4,
     parse_url,
-    refusal,
 )
-from gateway.errors import BadRequest, FetchFailed, FetchTimeout, GatewayError, TooLarge, UrlNotAllowed
+from gateway.errors import BadRequest, FetchFailed, FetchTimeout, GatewayError, Overloaded, TooLarge, UrlNotAllowed
 
 Resolve = Callable[[str, int], list[str]]
 """Host name and port to addresses; raises OSError where there are none."""
@@ -43,6 +42,7 @@ Hold = Callable[[int], None]
 MAX_HEADER_BYTES = 32 * 1024
 MAX_ADDRESSES = 8
 MAX_LOOK_UPS = 16
+LOOK_UP_WAIT_S = 1.0
 REDIRECTS = (301, 302, 303, 307, 308)
 
 _log = logging.getLogger(__name__)
@@ -150,20 +150,19 @@ class Fetcher:
         if deny.has_host(url.host, url.port):
             raise _denied(url)
         addresses = self._addresses(url, budget)
-        if any(deny.has_address(part) for address in addresses for part in (address, *embedded_ipv4(address))):
+        meant = [part for address in addresses for part in (address, *embedded_ipv4(address))]
+        if any(deny.has_address(part) or deny.has_host(part, url.port) for part in meant):
             raise _denied(url)
         if allow.has_host(url.host, url.port):
             return addresses
         hint = f"To allow it, add {url.authority!r} to GATEWAY_FETCH_ALLOW."
         for address in addresses:
-            if allow.has_address(address):
-                continue
-            if reason := refusal(address):
+            if reason := allow.refusal(address):
                 _log.info("Refused %s: %s is %s", url.authority, address, reason)
                 raise UrlNotAllowed(
                     f"Expected a public address. Received a URL whose host is not public: {str(url.host)!r}. {hint}"
                 )
-            if url.port not in DEFAULT_PORTS.values():
+            if not allow.has_address(address) and url.port not in DEFAULT_PORTS.values():
                 raise UrlNotAllowed(f"Expected port 80 or 443. Received: {url.port}. {hint}")
         return addresses
 
@@ -172,8 +171,9 @@ class Fetcher:
             return [url.host]
         # getaddrinfo has no deadline: it runs in a thread that is left behind when time is up. A resolver that hangs
         # holds at most MAX_LOOK_UPS of them, and further fetches wait here for their turn.
-        if not self._look_ups.acquire(timeout=budget.seconds_left()):
-            raise TimeoutError("No look-up became free in time")
+        if not self._look_ups.acquire(timeout=min(LOOK_UP_WAIT_S, budget.seconds_left())):
+            budget.seconds_left()
+            raise Overloaded("Expected a free place to look up a host name. Received: none. Try again shortly.")
         found: Future[list[str]] = Future()
 
         def run(host: str) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -35,6 +36,9 @@ HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
 RECEIVED, DRAINING = "gateway.received", "gateway.draining"
 SMALL_BODY_BYTES = 64 * 1024  # for every path that takes none
 MAX_SCRAPES = 4
+# A process with a request that is at work so long after its time is ended, and another takes its place: nothing else
+# ends a library that hangs, as a decoder does on an image made for it, and it would hold its place for ever.
+STUCK_AFTER_S = 10.0
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
@@ -53,10 +57,11 @@ class Front:
         self._app = app
         self._metrics = metrics
         self._room = room
-        self._work = Line("request", settings.threads, settings.threads + settings.max_waiting)
+        limit_s = settings.request_timeout_s + STUCK_AFTER_S
+        self._work = Line("request", settings.threads, settings.threads + settings.max_waiting, limit_s)
         # Whoever asks for the health of a busy gateway must not wait behind its work, nor behind a scrape.
-        self._health = Line("health", 1, settings.threads + settings.max_waiting)
-        self._scrapes = Line("metrics", 1, MAX_SCRAPES)
+        self._health = Line("health", 1, settings.threads + settings.max_waiting, limit_s)
+        self._scrapes = Line("metrics", 1, MAX_SCRAPES, limit_s)
         self._draining = False
 
     def drain(self) -> None:
@@ -160,10 +165,11 @@ class Front:
 
 
 class Line:
-    """Threads, and a bounded line before them."""
+    """Threads, and a bounded line before them; whoever takes longer than the limit ends the process."""
 
-    def __init__(self, name: str, threads: int, capacity: int) -> None:
+    def __init__(self, name: str, threads: int, capacity: int, limit_s: float) -> None:
         self._capacity = capacity
+        self._limit_s = limit_s
         self._admitted = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
@@ -180,7 +186,8 @@ class Line:
         answered: asyncio.Future[Answer] = loop.create_future()
         future = self._pool.submit(lambda: work(*arguments))
         self._admitted += 1
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, future, answered, held))
+        watch = loop.call_later(self._limit_s, _end_process)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, future, answered, held, watch))
         try:
             return await answered
         except asyncio.CancelledError:
@@ -188,8 +195,15 @@ class Line:
                 arguments.clear()  # the pool keeps the work until a thread comes to it; the body need not stay
             raise
 
-    def _leave(self, future: concurrent.futures.Future[Answer], answered: asyncio.Future[Answer], held: Held) -> None:
+    def _leave(
+        self,
+        future: concurrent.futures.Future[Answer],
+        answered: asyncio.Future[Answer],
+        held: Held,
+        watch: asyncio.TimerHandle,
+    ) -> None:
         """Give the place back, and the answer to who waits; one call of the loop for all, a request has no other."""
+        watch.cancel()
         self._admitted -= 1
         held.release()
         if answered.done() or future.cancelled():  # the client has gone
@@ -198,6 +212,11 @@ class Line:
             answered.set_exception(error)
         else:
             answered.set_result(future.result())
+
+
+def _end_process() -> None:
+    _log.critical("a request is still at work %g s after its time: this process ends", STUCK_AFTER_S)
+    os._exit(1)
 
 
 def _problem(error: GatewayError, request_id: str) -> Answer:

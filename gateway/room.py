@@ -21,15 +21,18 @@ class Held:
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        self._released = False
         self.size = 0
 
     def add(self, size: int) -> None:
         """Hold more.
 
         Raises:
-            Overloaded: That would be more than the process may hold; nothing is added.
+            Overloaded: That would be more than the process may hold; nothing is added. Or the request has ended.
         """
         with self._room.lock:
+            if self._released:
+                raise Overloaded("Expected a request under way. Received: one that has ended.")
             if self._room.held_bytes + size > self._room.limit_bytes:
                 raise Overloaded(
                     f"Expected room: the gateway holds at most {self._room.limit_bytes:,} bytes of requests and images"
@@ -43,3 +46,4 @@ class Held:
         with self._room.lock:
             self._room.held_bytes -= self.size
             self.size = 0
+            self._released = True

@@ -37,7 +37,9 @@ class Settings:
     model_address: str = _setting("localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…")
     model_poll_s: float = _setting(0.5, "how often to look for new versions", 0.01)
     model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)
-    request_timeout_s: float = _setting(20.0, "limit for a request from when it is complete, waiting included", 0.01)
+    request_timeout_s: float = _setting(
+        20.0, "limit for a request from when it is complete, waiting included; 10 s later its process is replaced", 0.01
+    )
     shutdown_delay_s: float = _setting(
         0.0,
         "how long to go on answering after SIGTERM, while /readyz already says 503 and load balancers turn away",
@@ -64,7 +66,9 @@ class Settings:
         "", "what may be fetched though it is not public: comma-separated host:port or networks"
     )
     fetch_deny: str = _setting("", "what may not be fetched in any case, written the same way")
-    decode_limit: int = _setting(2, "images that a process decodes at once; each may take 13 bytes a pixel", 1)
+    decode_limit: int = _setting(
+        2, "images that a process decodes at once; each may take 13 bytes a pixel, a transparent WebP or AVIF 21", 1
+    )
     top_k: int = _setting(5, "predictions in an answer that does not ask for a number", 1)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from email.message import Message
@@ -61,11 +62,12 @@ def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(address: str, 
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("name", ['a\u2028b\x85c, "d".jpg', os.fsdecode(b"\xff.jpg")])
 def test_a_name_of_any_characters_is_found_again(
-    address: str, tmp_path: Path, model_server: FakeModelServer, suffix: str
+    address: str, tmp_path: Path, model_server: FakeModelServer, suffix: str, name: str
 ) -> None:
-    """What some call the end of a line does not end one here."""
-    image, out = tmp_path / 'a\u2028b\x85c, "d".jpg', tmp_path / f"out.{suffix}"
+    """What some call the end of a line does not end one here, and Linux takes any bytes."""
+    image, out = tmp_path / name, tmp_path / f"out.{suffix}"
     image.write_bytes(encode(photo()))
     assert main([str(image), "--gateway", address, "--out", str(out)]) == 0
     calls = len(model_server.calls)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv6Address
 from pathlib import Path
 
 import pytest
@@ -293,7 +294,7 @@ def test_allowed_host_does_not_open_its_address(listen: Listen) -> None:
     assert origin.connections == 0
 
 
-@pytest.mark.parametrize("deny", ["photos.test:PORT", "127.0.0.0/8", "127.0.0.1/32, 10.0.0.0/8"])
+@pytest.mark.parametrize("deny", ["photos.test:PORT", "127.0.0.1:PORT", "127.0.0.0/8", "127.0.0.1/32, 10.0.0.0/8"])
 def test_deny_wins_over_allow(listen: Listen, deny: str) -> None:
     """Close what both lists name."""
     origin = listen(http_answer(PHOTO))
@@ -310,6 +311,16 @@ def test_denied_network_holds_embedded_addresses() -> None:
     fetcher = make_fetcher(Names(v6=[["::ffff:10.0.0.1"]]), allow="v6.test:80", deny="10.0.0.0/8")
     with pytest.raises(UrlNotAllowed, match="GATEWAY_FETCH_DENY"):
         fetcher.fetch("http://v6.test/")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_open"),
+    [("64:ff9b::808:808", True), ("64:ff9b::a9fe:a9fe", False), ("64:ff9b::7f00:1", False), ("64:ff9b::a00:1", True)],
+)
+def test_what_an_allowed_network_carries_must_be_open(address: str, is_open: bool) -> None:
+    """NAT64 leads to all of IPv4, and not past the rules for it."""
+    rules = AllowList.parse("64:ff9b::/96, 10.0.0.0/8")
+    assert (rules.refusal(IPv6Address(address)) is None) is is_open
 
 
 @pytest.mark.parametrize(

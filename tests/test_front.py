@@ -224,6 +224,34 @@ def test_bytes_are_held_until_the_work_that_needs_them_ends() -> None:
     asyncio.run(asyncio.wait_for(leave_early(), 20))
 
 
+@pytest.mark.parametrize(("work_s", "ends"), [(0.05, []), (1.0, [1])])
+def test_a_request_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, work_s: float, ends: list[int]) -> None:
+    """Nothing else ends a library that does not return; gunicorn puts another process in its place."""
+    ended: list[int] = []
+    monkeypatch.setattr("gateway.front.STUCK_AFTER_S", 0.1)
+    monkeypatch.setattr("gateway.front.os._exit", ended.append)
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        time.sleep(work_s)
+        start_response("200 OK", [])
+        return []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(_: Any) -> None:
+        pass
+
+    async def ask() -> None:
+        front = Front(app, Settings(request_timeout_s=0.2), Metrics(), Room(1000))
+        scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "query_string": b""}
+        await front({**scope, "headers": []}, receive, send)
+        await asyncio.sleep(0.5)
+
+    asyncio.run(ask())
+    assert ended == ends
+
+
 def test_the_front_counts_and_names_what_it_refuses(client: Gateway) -> None:
     """A refusal has an id, and shows in the metrics."""
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=5)

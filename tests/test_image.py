@@ -198,7 +198,7 @@ def test_a_bomb_is_too_large() -> None:
 JPEG = encode(photo(640, 480), progressive=True)
 PNG, GIF = encode(photo(), "PNG"), encode(photo(), "GIF")
 SCAN = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0"  # of one component's AC coefficients, with nothing in it
-PROFILE = b"k\0\0" + compress(b"a" * 1_000_000)
+PACKED = b"k\0\0" + compress(b"a" * 1_000_000)
 
 
 def chunk(kind: bytes, content: bytes = b"") -> bytes:
@@ -213,7 +213,11 @@ def chunk(kind: bytes, content: bytes = b"") -> bytes:
         (JPEG[:2] + b"\xff\xe1\0\x09Exif\0\0M" * 5000 + JPEG[2:], "in fewer parts"),
         (JPEG[:2] + b"\xff" * 10_000 + JPEG[2:], "in fewer parts"),
         (PNG[:33] + chunk(b"prVt") * 5000 + PNG[33:], "in fewer parts"),
-        (PNG[:33] + chunk(b"iCCP", PROFILE) * 20 + PNG[33:], r"one colour profile\. Received: 20"),
+        (PNG[:33] + chunk(b"iCCP", PACKED) * 65 + PNG[33:], r"64 parts of packed text\. Received: 65"),
+        (
+            PNG[:33] + chunk(b"zTXt", PACKED) * 40 + chunk(b"iTXt", PACKED) * 40 + PNG[33:],
+            r"packed text\. Received: 80",
+        ),
         (GIF[:13] + b"\0" * 10_000 + GIF[13:], "in fewer parts"),
     ],
 )
@@ -226,17 +230,24 @@ def test_what_takes_far_longer_to_decode_than_to_write_is_too_large(data: bytes,
 
 
 def test_parts_that_real_files_have_are_taken() -> None:
-    """A JPEG with a hundred scans, a PNG in parts of 4 kB, and a BMP with a run for each pixel."""
+    """A JPEG with a hundred scans, and a PNG in parts of 4 kB."""
     assert decode(JPEG[:-2] + SCAN * 90 + JPEG[-2:], SPEC).format == "JPEG"
     rows = b"".join(b"\0" + row.tobytes() for row in np.random.default_rng(0).integers(0, 256, (1500, 3000), np.uint8))
     packed = compress(rows, 0)
     header = chunk(b"IHDR", (1000).to_bytes(4, "big") + (1500).to_bytes(4, "big") + b"\x08\x02\0\0\0")
     parts = b"".join(chunk(b"IDAT", packed[start : start + 4096]) for start in range(0, len(packed), 4096))
     assert decode(PNG[:8] + header + parts + chunk(b"IEND"), SPEC).format == "PNG"
-    runs = (b"\x01\x05" * 100 + b"\0\0") * 100 + b"\0\x01"
-    header = struct.pack("<IiiHHIIiiII", 40, 100, 100, 1, 8, 1, len(runs), 0, 0, 256, 0)
-    data = b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + header + b"\0\1\2\0" * 256 + runs
-    assert decode(data, SPEC).format == "BMP"
+
+
+def test_a_bmp_of_runs_is_unsupported() -> None:
+    """Its few bytes may stand for all pixels, which Pillow fills in one by one, in Python."""
+    lines = b"\x01\x05\0\0" * 3000 + b"\0\x01"
+    header = struct.pack("<IiiHHIIiiII", 40, 16_000, 3000, 1, 8, 1, len(lines), 0, 0, 256, 0)
+    data = b"BM" + struct.pack("<IHHI", 1078 + len(lines), 0, 0, 1078) + header + b"\0\1\2\0" * 256 + lines
+    started = time.process_time()
+    with pytest.raises(UnsupportedImageError, match="BMP without run-length encoding"):
+        decode(data, SPEC)
+    assert time.process_time() - started < 0.5
 
 
 def test_the_preprocessor_fits_keras_image_helpers_seam() -> None:

@@ -109,6 +109,8 @@ def test_predictions_go_to_the_model_in_batches(
     ("body", "status", "code"),
     [
         ({"json": {"urls": ["http://a/"] * 4}}, 413, "too_large"),
+        ({"json": {"images": ["!"] * 4}}, 413, "too_large"),  # before any is read
+        ({"data": b'{"urls": [' + b"[]," * 200_000 + b"[]]}"}, 413, "too_large"),
         ({"data": b"x" * 20_001, "content_type": "image/png"}, 413, "too_large"),
         ({"data": {"note": "no file"}}, 400, "bad_request"),
         ({"data": b"", "content_type": "image/png"}, 415, "unsupported_media"),

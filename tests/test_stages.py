@@ -11,6 +11,7 @@ import pytest
 from contract.document import ImageSpec
 from contract.image import DecodedImage
 from gateway.errors import GatewayError, Overloaded
+from gateway.room import Held, Room
 from gateway.settings import Settings
 from gateway.stages import Stage, Stages
 from tests.photos import encode, photo
@@ -49,6 +50,17 @@ def test_who_finds_no_place_in_time_is_refused() -> None:
     assert isinstance(refused, Overloaded) and time.monotonic() - started < 1
     may_end.set()
     slow.join()
+
+
+def test_who_comes_after_the_end_holds_nothing() -> None:
+    """A fetch may go on in its thread when its request has ended by a defect."""
+    room = Room(1000)
+    held = Held(room)
+    held.add(600)
+    held.release()
+    with pytest.raises(Overloaded, match="has ended"):
+        held.add(600)
+    assert room.held_bytes == 0
 
 
 @pytest.fixture

@@ -39,6 +39,15 @@ def test_one_typed_value_fills_the_shape_and_none_are_zeros() -> None:
     assert tensor.to_array(proto).tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("dtype", [messages.DT_STRING, messages.DT_DOUBLE])
+def test_few_bytes_do_not_become_gigabytes(dtype: messages.DataType) -> None:
+    """Thirty bytes may name a shape of 2**27 values, and send none."""
+    proto = messages.TensorProto(dtype=dtype)
+    proto.tensor_shape.dim.add(size=2**27)
+    with pytest.raises(tensor.TensorError, match=r"at least 133,169,152 values for shape \(134217728,\)"):
+        tensor.to_array(proto)
+
+
 def test_integers_wider_than_their_type_wrap_around() -> None:
     """The value field is wider than the type, and no value of it raises."""
     proto = tensor.to_proto(np.zeros(2, np.uint8), typed=True)
