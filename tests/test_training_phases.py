@@ -54,6 +54,27 @@ def test_what_is_learned_follows_the_weights(
     assert float(model(features[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
 
 
+def test_of_equally_accurate_epochs_the_one_with_less_loss_is_taken() -> None:
+    """Of three photos, most epochs get as many right."""
+    import keras
+
+    from training.phases import BestEpoch
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("sgd", "mse", metrics=["accuracy"])
+    epochs = [(0.5, 3.0), (0.5, 2.0), (0.5, 1.9), (0.5, 2.1), (0.4, 0.1), (0.5, 2.0)]
+
+    class Script(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+            model.set_weights([np.array([[epoch]], np.float32)])
+            logs["val_accuracy"], logs["val_loss"] = epochs[epoch]
+
+    x = np.ones((1, 1), np.float32)
+    stopping = BestEpoch("val_accuracy", patience=3, restore_best_weights=True)
+    history = model.fit(x, x, epochs=9, callbacks=[Script(), stopping], verbose=0)
+    assert (model.get_weights()[0].item(), stopping.best_epoch, len(history.epoch)) == (2, 2, 6)
+
+
 @pytest.mark.parametrize(
     "values", [{"class_weights": "balance"}, {"seed": -1}, {"dropout": 2.0}, {"patience": 0}, {"augmentation": 9.0}]
 )
