@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from gateway.settings import Settings, SettingsError
+
 READY_TIMEOUT_S = 60.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STORE = Path(os.environ.get("MODEL_STORE", "model-store"))
@@ -33,6 +35,11 @@ def main() -> int:
         print(f"{__doc__}\nExpected no arguments. Received: {' '.join(sys.argv[1:])}", file=sys.stderr)
         return 2
     model = os.environ.get("MODEL", "imagenet")
+    try:
+        Settings.from_env(os.environ)
+    except SettingsError as exc:  # before a model server has started for nothing
+        print(exc, file=sys.stderr)
+        return 2
     for number in ENDING:
         signal.signal(number, _interrupt)
     children: list[tuple[str, subprocess.Popen[bytes]]] = []

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from flask import Flask, Request, Response, g, jsonify, request
 from numpy.typing import NDArray
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from contract.image import DecodedImage
-from gateway import logs, openapi
+from gateway import errors, logs, openapi
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
 from gateway.front import DRAINING, HEALTH_PATHS, RECEIVED
 from gateway.inputs import read_query
@@ -181,6 +181,10 @@ def as_gateway_error(error: Exception) -> GatewayError:
     """Return the failure that an exception means; the only place where the web framework's own become ours."""
     if isinstance(error, GatewayError):
         return error
+    if isinstance(error, MethodNotAllowed):
+        return errors.MethodNotAllowed(f"Expected {' or '.join(error.valid_methods or ())}. Received: {request.method}")
+    if isinstance(error, NotFound):
+        return errors.NotFound(f"Expected a path of /openapi.json. Received: {request.path[:100]!r}")
     if isinstance(error, HTTPException):
         return from_http(error.code or 500, error.description or error.name)
     _log.error("request failed", exc_info=error)

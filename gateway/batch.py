@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOT_STARTED
     todo = [image for image in images if image not in done]
     if len(todo) < len(images):
-        print(f"{len(images) - len(todo)} of {len(images)} are answered in {options.out} already", file=sys.stderr)
+        told = f"{len(images) - len(todo)} of {len(images)} are answered in {options.out} already"
+        print(f"{told}; to ask for all of them, name another file", file=sys.stderr)
     headers = {"Authorization": f"Bearer {os.environ['GATEWAY_KEY']}"} if "GATEWAY_KEY" in os.environ else {}
     failed = 0
     with output as file, ThreadPoolExecutor(options.concurrency) as pool:
@@ -175,9 +176,15 @@ def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
+    if not text.startswith(("http://", "https://")) or text.endswith("/predict"):
         raise argparse.ArgumentTypeError(f"Expected http://HOST:PORT or https://HOST. Received: {text!r}")
     return text
+
+
+def _table(text: str) -> Path:
+    if not text.endswith((".csv", ".jsonl")):
+        raise argparse.ArgumentTypeError(f"Expected a file that ends in .csv or .jsonl. Received: {text!r}")
+    return Path(text)
 
 
 def _positive(text: str) -> int:
@@ -192,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a URL, image, folder, or text file of them")
     parser.add_argument("--gateway", type=_url, default="http://localhost:9696", help="(%(default)s)")
-    parser.add_argument("--out", type=Path, help="a .csv or .jsonl file to append to; standard output without it")
+    parser.add_argument("--out", type=_table, help="a .csv or .jsonl file to append to; standard output without it")
     parser.add_argument("--top-k", type=_positive, default=1, help="predictions an image (%(default)s)")
     parser.add_argument("--concurrency", type=_positive, default=8, help="requests at once (%(default)s)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)")

@@ -98,7 +98,8 @@ class ModelClient:
         """
         if self._failed_looks >= LOOKS_UNTIL_AWAY:
             raise ModelUnavailable(self.health.error or "Expected a model server. Received: none.")
-        return next(self.candidates(time.monotonic() + SEARCH_S))
+        loaded = [version for version in self._newest_first() if version.number in self._available]
+        return loaded[0] if loaded else next(self.candidates(time.monotonic() + SEARCH_S))
 
     def candidates(self, deadline: float) -> Iterator[Version]:
         """Yield versions to try until one is loaded where the call arrives: newest first, then looking again.

@@ -130,5 +130,6 @@ def from_image_error(error: ImageError) -> GatewayError:
 
 def from_http(status: int, detail: str) -> GatewayError:
     """Return the failure that one of the web framework's own errors means."""
-    kinds = {404: NotFound, 405: MethodNotAllowed, 413: TooLarge}
-    return kinds.get(status, BadRequest if status < 500 else InternalError)(detail)
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return TooLarge(detail)
+    return (BadRequest if status < 500 else InternalError)(detail)

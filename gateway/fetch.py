@@ -231,7 +231,7 @@ class Fetcher:
         if response.status in REDIRECTS and (location := response.headers.get("Location")):
             return location
         if response.status != 200:
-            raise FetchFailed(f"Expected status 200. Received: {response.status}.")
+            raise FetchFailed(f"Expected status 200 of the image's host. Received: {response.status}.")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise FetchFailed("Expected a body without Content-Encoding. Received: an encoded one.")
         if response.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":

@@ -84,7 +84,7 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
         raise BadRequest(f"{EXPECTED} Received JSON of another type: {type(body).__name__}")
     forms = [name for name in ("url", "urls", "image", "images") if name in body]
     if unknown := sorted(set(body) - {*forms, "top_k"}):
-        raise BadRequest(f"{EXPECTED} Received also: {', '.join(map(repr, unknown))[:200]}")
+        raise BadRequest(f"{EXPECTED} Received a member that is none of these: {', '.join(map(repr, unknown))[:200]}")
     if len(forms) != 1:
         raise BadRequest(f"{EXPECTED} Received {' and '.join(forms) or 'none of them'}.")
     (form,) = forms
@@ -95,6 +95,8 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
     _check_number(values, settings)
     if wrong := [value for value in values if not isinstance(value, str)]:
         raise BadRequest(f"Expected {form} to be text. Received: {_short(wrong[0])}")
+    if form.startswith("url") and any(value.startswith("data:") for value in values):
+        raise BadRequest("Expected http or https URLs. Received a data: URL, whose member is image or images.")
     images = [Url(value) if form.startswith("url") else _from_base64(value) for value in values]
     return Query(images, is_list, _top_k(body.get("top_k", top_k)))
 
@@ -106,6 +108,8 @@ def _check_number(images: list[Any], settings: Settings) -> None:
 
 def _from_base64(text: str) -> bytes:
     """Return the bytes of base64, as it is or in a data: URL; line breaks are fine."""
+    if text.startswith(("http://", "https://")):
+        raise BadRequest("Expected an image in base64. Received a URL, whose member is url or urls.")
     if text.startswith("data:"):
         header, comma, text = text.partition(",")
         if not comma or not header.endswith(";base64"):

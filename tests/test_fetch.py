@@ -802,7 +802,7 @@ def test_header_limit_is_exact(listen: Listen, size: int, is_served: bool) -> No
 def test_only_200_is_served(listen: Listen, status: int) -> None:
     """Fail on any other status, and name it (S12, F7)."""
     origin = listen(http_answer(PHOTO, status=f"{status} Whatever", Location="/"))
-    with pytest.raises(FetchFailed, match=f"^Expected status 200. Received: {status}\\.$"):
+    with pytest.raises(FetchFailed, match=f"^Expected status 200 of the image's host. Received: {status}\\.$"):
         make_fetcher().fetch(f"http://photos.test:{origin.port}/")
 
 

@@ -26,13 +26,16 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_runs_are_listed_newest_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line each: architecture, accuracy and time, or that it was not finished."""
-    assert main(["runs", "--runs", str(runs)]) == 0
+def test_runs_are_listed_newest_first(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line each, by the path that other commands take: its figures, or that it was not finished."""
+    monkeypatch.chdir(runs.parent)
+    assert main(["runs"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
-        ["clothing/20260103-000000", "not", "finished"],
-        ["clothing/20260102-000000", "small", "0.89", "1.5"],
-        ["clothing/20260101-000000", "small", "0.91", "1.5"],
+        ["runs/clothing/20260103-000000", "not", "finished"],
+        ["runs/clothing/20260102-000000", "small", "0.89", "1.5"],
+        ["runs/clothing/20260101-000000", "small", "0.91", "1.5"],
     ]
 
 

@@ -22,6 +22,7 @@ from training.store import check_name
 
 INT8_DROP = 0.005
 # What only a file of weights leaves open.
+LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
 OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")
 
 say = partial(print, flush=True)
@@ -214,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--preset", default="default", help="a document of values: default, quick, plain-cnn, or a file")
     train.add_argument("--architecture", help="the backbone (the preset's)")
     train.add_argument("--weights", choices=("imagenet", "none"), help="to start from (the preset's)")
-    train.add_argument("--size", type=int, help="input size in pixels (the architecture's)")
+    train.add_argument("--size", type=_pixels, help="input size in pixels (the architecture's)")
     train.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go (%(default)s)")
     train.add_argument("--fresh", action="store_true", help="start anew, though the same training was interrupted")
     train.add_argument(
@@ -237,12 +238,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--preprocessing", help="what a file's model expects: none, 0-1, ±1 (or +-1), caffe, torch, efficientnet-lite"
     )
-    export.add_argument("--size", type=int, help="input size in pixels, for a file that leaves it open")
+    export.add_argument("--size", type=_pixels, help="input size in pixels, for a file that leaves it open")
     export.add_argument("--filter", choices=get_args(Filter), help="resampling filter for a file (bicubic)")
     export.add_argument("--aspect", choices=get_args(Aspect), help="for a file (stretch)")
     export.add_argument("--crop", type=float, help="part kept by --aspect crop (1.0)")
     commands.add_parsers(subparsers)
     return parser
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or int(text) < LEAST_SIZE_PX:
+        raise argparse.ArgumentTypeError(f"Expected pixels, {LEAST_SIZE_PX} or more. Received: {text}")
+    return int(text)
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

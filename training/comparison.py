@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from contract.document import Contract, ContractError
@@ -58,15 +58,17 @@ def find(folder: Path) -> list[Run]:
 
 def list_runs(runs: Sequence[Run], console: Console) -> None:
     """Print a line for each run: what was trained, for how long, and how well it does."""
-    table = Table("run", "architecture", "validation", "test", "minutes", box=None, pad_edge=False)
+    table = Table(
+        Column("run", no_wrap=True), "architecture", "validation", "test", "minutes", box=None, pad_edge=False
+    )
     for run in runs:
         if run.contract is None:
-            table.add_row(Text(run.name), _UNFINISHED)
+            table.add_row(Text(str(run.path)), _UNFINISHED)
             continue
         origin, metrics = run.contract.origin, run.contract.metrics
         accuracies = [_figure(metrics.get(f"{split}_accuracy")) for split in ("validation", "test")]
         minutes = f"{origin['training_s'] / 60:.1f}" if "training_s" in origin else ""
-        table.add_row(Text(run.name), str(origin.get("architecture", "")), *accuracies, minutes)
+        table.add_row(Text(str(run.path)), str(origin.get("architecture", "")), *accuracies, minutes)
     console.print(table)
 
 

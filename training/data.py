@@ -229,7 +229,7 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
         raise DataError(f"Expected photos in each class of {folder}. Received empty folders: {', '.join(empty)}")
     photos = [Photo(path, label) for label, name in enumerate(classes) for path in found.get(name, [])]
     if not photos:
-        raise DataError(f"Expected photos in {folder}. Received a folder without any")
+        raise DataError(f"Expected class folders with photos in {folder}. Received a folder without any")
     return photos
 
 
