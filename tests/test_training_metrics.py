@@ -46,11 +46,13 @@ def test_precision_and_recall_follow_from_the_confusion_matrix(labels: np.ndarra
 
 
 def test_the_interval_is_that_of_a_proportion(labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """With 400 photos the bootstrap comes near the normal approximation."""
+    """With 400 photos it comes near the normal approximation, and with three it says how little they tell."""
     accuracy = metrics.measure(probabilities, labels, NAMES).accuracy
     half = 1.96 * np.sqrt(accuracy.value * (1 - accuracy.value) / 400)
     assert accuracy.low == pytest.approx(accuracy.value - half, abs=0.01)
     assert accuracy.high == pytest.approx(accuracy.value + half, abs=0.01)
+    three = metrics.measure(np.eye(2, dtype=np.float32)[[0, 1, 1]], np.array([0, 1, 1]), ["a", "b"]).accuracy
+    assert (three.value, three.low, three.high) == (1, pytest.approx(0.438, abs=0.001), 1)
 
 
 def test_calibration_error_is_the_distance_from_confidence() -> None:
@@ -61,7 +63,7 @@ def test_calibration_error_is_the_distance_from_confidence() -> None:
     assert figures.calibration_error == pytest.approx(0.2, abs=1e-6)
     assert [(each.photos, each.accuracy) for each in figures.reliability] == [(10, 0.7)]
     perfect = metrics.measure(np.eye(2, dtype=np.float32)[labels], labels, ["a", "b"])
-    assert perfect.calibration_error == 0 and perfect.accuracy.value == perfect.accuracy.low == 1
+    assert perfect.calibration_error == 0 and perfect.accuracy.value == 1
 
 
 def test_a_model_of_few_classes_has_no_top_5(labels: np.ndarray) -> None:

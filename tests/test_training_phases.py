@@ -58,7 +58,7 @@ def test_of_equally_accurate_epochs_the_one_with_less_loss_is_taken() -> None:
     """Of three photos, most epochs get as many right."""
     import keras
 
-    from training.phases import BestEpoch
+    from training.phases import BestOfEqual
 
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.compile("sgd", "mse", metrics=["accuracy"])
@@ -70,7 +70,7 @@ def test_of_equally_accurate_epochs_the_one_with_less_loss_is_taken() -> None:
             logs["val_accuracy"], logs["val_loss"] = epochs[epoch]
 
     x = np.ones((1, 1), np.float32)
-    stopping = BestEpoch("val_accuracy", patience=3, restore_best_weights=True)
+    stopping = BestOfEqual("val_accuracy", patience=3, restore_best_weights=True)
     history = model.fit(x, x, epochs=9, callbacks=[Script(), stopping], verbose=0)
     assert (model.get_weights()[0].item(), stopping.best_epoch, len(history.epoch)) == (2, 2, 6)
 

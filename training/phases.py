@@ -20,6 +20,10 @@ from training.resume import History, Progress, Unfinished
 Say = Callable[[str], None]
 Watch = Sequence[keras.callbacks.Callback]
 
+# For validation: with fewer, accuracy tells epochs hardly apart. With the 341 of clothing, to take ties by loss too
+# trained the head for 26 epochs in place of 10, and the whole ended at 0.894 in place of 0.903.
+FEW_PHOTOS = 100
+
 
 def assemble(architecture: Architecture, backbone: keras.Model, classes: int, recipe: Recipe) -> keras.Model:
     """Return pixels 0-255 to probabilities.
@@ -123,7 +127,8 @@ def _fit(
         keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         metrics=["accuracy"],
     )
-    stopping = BestEpoch("val_accuracy", patience=recipe.patience, restore_best_weights=True)
+    early_stopping = BestOfEqual if len(data["validation"][1]) < FEW_PHOTOS else keras.callbacks.EarlyStopping
+    stopping = early_stopping("val_accuracy", patience=recipe.patience, restore_best_weights=True)
     progress = Progress(run, phase, stopping)
     left = progress.restore(model, epochs)
     if left and left.start:
@@ -151,7 +156,7 @@ def _fit(
     return progress.history
 
 
-class BestEpoch(keras.callbacks.EarlyStopping):
+class BestOfEqual(keras.callbacks.EarlyStopping):
     """Early stopping that takes, of epochs with equal accuracy, the one with less loss.
 
     Of a few validation photos many epochs get as many right; the first of them knows the least.

@@ -19,7 +19,6 @@ from training.evaluate.report import Result
 from training.recipe import Recipe
 
 GOLDEN_PHOTOS = 3
-FEW_PHOTOS = 30  # for validation: the 95 % interval of 27 of them is as wide as 0.74 to 0.97
 SAMPLES = 12  # augmented photos that a run's report shows
 
 
@@ -58,8 +57,8 @@ def train(
     spec = image_spec(architecture)
     splits = {split: load(split, photos, spec, cache, say) for split, photos in dataset.splits.items()}
 
-    if (few := len(splits["validation"].labels)) < FEW_PHOTOS:
-        say(f"Note that {few} photos for validation measure little: by them epochs are chosen, and int8 is released")
+    if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
+        say(f"Note that {few} photos for validation measure roughly: by them epochs are chosen, and int8 is released")
     digests = {split: pixels.digest for split, pixels in splits.items()}
     identity = {
         "architecture": asdict(architecture),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 BINS = 15  # of confidence. Source: C. Guo et al., On Calibration of Modern Neural Networks (2017)
@@ -16,7 +17,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure on these photos, and where it lies in 95 % of resampled sets of photos."""
+    """A figure on these photos, and where it may lie on others, at 95 %."""
 
     value: float
     low: float
@@ -84,12 +85,12 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
     precision, recall, f1, counts = precision_recall_fscore_support(
         labels, predicted, labels=present, average=None, zero_division=0
     )
-    accuracy, macro_f1 = _bootstrap(np.searchsorted(present, labels), np.searchsorted(present, predicted), len(present))
+    macro_f1 = _macro_f1(np.searchsorted(present, labels), np.searchsorted(present, predicted), len(present))
     of_label = probabilities[np.arange(len(labels)), labels]
     reliability = _reliability(probabilities.max(axis=1), predicted == labels)
     return Figures(
         photos=len(labels),
-        accuracy=accuracy,
+        accuracy=_accuracy(int((predicted == labels).sum()), len(labels)),
         top_5=_top_5(probabilities, labels) if probabilities.shape[1] > 5 else None,
         macro_f1=macro_f1,
         log_loss=float(-np.log(np.maximum(of_label, 1e-7)).mean()),
@@ -122,22 +123,27 @@ def _top_5(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> flo
     return float((first == labels[:, None]).any(axis=1).mean())
 
 
-def _bootstrap(labels: NDArray[np.int64], predicted: NDArray[np.int64], k: int) -> tuple[Interval, Interval]:
-    """Return accuracy and macro F1 with percentile intervals, from confusion matrices of resampled photos."""
+def _accuracy(right: int, photos: int) -> Interval:
+    """Return it with Wilson's interval, which has a width for three of three too."""
+    interval = binomtest(right, photos).proportion_ci(LEVEL, method="wilson")
+    return Interval(right / photos, float(interval.low), float(interval.high))
+
+
+def _macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64], k: int) -> Interval:
+    """Return it with a percentile interval, from confusion matrices of resampled photos (bootstrap)."""
     cells = labels * k + predicted
     random = np.random.default_rng(0)
     samples = [cells] + [random.choice(cells, len(cells)) for _ in range(RESAMPLES)]
-    figures = np.array([_accuracy_and_f1(np.bincount(sample, minlength=k * k).reshape(k, k)) for sample in samples])
+    figures = [_f1(np.bincount(sample, minlength=k * k).reshape(k, k)) for sample in samples]
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(figures[1:], (tail, 100 - tail), axis=0)
-    accuracy, macro_f1 = (Interval(*map(float, row)) for row in zip(figures[0], low, high, strict=True))
-    return accuracy, macro_f1
+    low, high = np.percentile(figures[1:], (tail, 100 - tail))
+    return Interval(figures[0], float(low), float(high))
 
 
-def _accuracy_and_f1(confusion: NDArray[np.int64]) -> tuple[float, float]:
+def _f1(confusion: NDArray[np.int64]) -> float:
     right, of_class, taken = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     f1 = 2 * right / np.maximum(of_class + taken, 1)
-    return float(right.sum() / confusion.sum()), float(f1[of_class > 0].mean())
+    return float(f1[of_class > 0].mean())
 
 
 def _reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> list[Bin]:
