@@ -95,8 +95,8 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
     _check_number(values, settings)
     if wrong := [value for value in values if not isinstance(value, str)]:
         raise BadRequest(f"Expected {form} to be text. Received: {_short(wrong[0])}")
-    if form.startswith("url") and any(value.startswith("data:") for value in values):
-        raise BadRequest("Expected http or https URLs. Received a data: URL, whose member is image or images.")
+    if form == "url" and values[0].startswith("data:"):
+        raise BadRequest("Expected an http or https URL. Received a data: URL, whose member is image.")
     images = [Url(value) if form.startswith("url") else _from_base64(value) for value in values]
     return Query(images, is_list, _top_k(body.get("top_k", top_k)))
 

@@ -85,7 +85,7 @@ def test_at_most_all_classes_are_answered(gateway: FlaskClient, origin: Origin) 
         (b'{"url": "http://a/", "top_k": true}', "top_k"),
         (b'{"url": "http://a/", "topk": 3}', "Received a member that is none of these: 'topk'"),
         (b'{"image": "http://a/"}', "Received a URL, whose member is url or urls"),
-        (b'{"url": "data:image/png;base64,aa"}', "Received a data: URL, whose member is image or images"),
+        (b'{"url": "data:image/png;base64,aa"}', "Received a data: URL, whose member is image"),
         (b'{"url": "not a url"}', "Received"),
     ],
 )
