@@ -64,7 +64,8 @@ def _predict(settings: Settings) -> Schema:
                         "type": "object",
                         "required": ["file"],
                         "properties": {
-                            "file": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+                            "file": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+                            "top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
                         },
                     }
                 },
