@@ -214,7 +214,17 @@ def test_one_class_under_two_names_is_found() -> None:
     """Photos of one kind, half of them under another name, beside a class that is apart."""
     features = np.concatenate([cluster(0, 60, 1), cluster(1, 30, 2)])
     given = np.array(["jacket", "coat"] * 30 + ["hat"] * 30)
-    assert [(each.first, each.second) for each in labels.suspect_pairs(given, features)] == [("coat", "jacket")]
+    assert labels.suspect_pairs(given, features) == [
+        labels.SuspectPair("coat", "jacket", pytest.approx(0, abs=0.3), 30)
+    ]
+
+
+@pytest.mark.parametrize(("photos", "severity"), [(12, "suspicion"), (20, "problem")])
+def test_classes_of_few_photos_are_only_suspected(photos: int, severity: str) -> None:
+    """A dozen photos of each may look alike by chance."""
+    pairs = (labels.SuspectPair("coat", "jacket", 0.1, photos),)
+    (finding,) = findings.of_labels(None, labels.Suspects(folders=(), pairs=pairs, photos=()))  # type: ignore[arg-type]
+    assert finding.severity == severity
 
 
 # The whole command

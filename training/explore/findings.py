@@ -185,7 +185,8 @@ def of_labels(inspection: Inspection, suspects: Suspects) -> list[Finding]:
             for pair in suspects.pairs
         )
         advice = "Merge them if they are one class; if not, one of the folders holds photos of the other."
-        findings.append(Finding("pair", PROBLEM, "Classes that cannot be told apart", advice, items))
+        severity = PROBLEM if any(pair.photos >= MIN_PHOTOS for pair in suspects.pairs) else SUSPICION
+        findings.append(Finding("pair", severity, "Classes that cannot be told apart", advice, items))
     if suspects.photos:
         items = tuple(
             Item(

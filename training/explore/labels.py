@@ -63,6 +63,7 @@ class SuspectPair:
     first: str
     second: str
     separation: float
+    photos: int  # of the smaller class
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def suspect_pairs(labels: NDArray[np.str_], features: NDArray[np.float32]) -> li
                 continue
             separation = min(_separation(near, counts, a, b), _separation(near, counts, b, a))
             if separation < MIN_SEPARATION:
-                pairs.append(SuspectPair(str(names[b]), str(names[a]), separation))
+                pairs.append(SuspectPair(str(names[b]), str(names[a]), separation, int(min(counts[a], counts[b]))))
     return sorted(pairs, key=lambda pair: pair.separation)
 
 
