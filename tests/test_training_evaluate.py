@@ -69,7 +69,7 @@ def test_photos_that_training_held_out_are_found_again(tmp_path: Path, choose: C
     }
     origin = {"recipe": {"seed": 3}, "data_digest": digest}
     photos, told = choose_photos(folder, Contract("m", dataset.classes, SPEC, origin), "auto", tmp_path / "cache")
-    assert photos == dataset.splits["test"] and "that training took for test by itself" in told
+    assert photos == dataset.splits["test"] and "which training set aside for test" in told
     (folder / "cat" / "new.jpg").write_bytes(encode(photo(seed=999)))
     photos, told = choose_photos(folder, Contract("m", dataset.classes, SPEC, origin), "auto", tmp_path / "c")
     assert len(photos) == 31 and "the model may have been trained on some of them" in told

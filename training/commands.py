@@ -25,7 +25,10 @@ def add_parsers(commands: Any) -> None:
     tune.set_defaults(command=_tune, resumes=True)
     tune.add_argument("folder", type=Path, help="class folders, or split folders")
     tune.add_argument(
-        "--minutes", type=float, required=True, help="time for all of it; run it again to search for as long again"
+        "--minutes",
+        type=float,
+        required=True,
+        help="time for all of it, at least for five trials; the same command again goes on for as long",
     )
     tune.add_argument("--out", type=Path, required=True, help="the preset to write, a .toml file for train --preset")
     tune.add_argument("--preset", default="default", help="to start from; quick tunes the head alone (%(default)s)")

@@ -139,7 +139,8 @@ class Gateway:
             if response.status != 200:
                 raise TrainingError(f"Expected an answer of the gateway{told}. Received: {answer['detail']}")
         except urllib3.exceptions.HTTPError as exc:
-            raise TrainingError(f"Expected a gateway at {self._url}. Received: {exc}") from exc
+            reason = getattr(exc, "reason", exc)  # of the last of several tries
+            raise TrainingError(f"Expected a gateway at {self._url}. Received: {reason}") from exc
         except (ValueError, KeyError, TypeError) as exc:
             raise TrainingError(f"Expected a gateway at {self._url}. Received an answer of something else") from exc
         return answer

@@ -79,7 +79,7 @@ def choose_photos(folder: Path, contract: Contract, split: str, cache: Path) -> 
             photos = data.read_split(own[name], contract.classes, complete=False)
             return photos, f"{len(photos)} photos of {own[name]}{_trained_on(photos, contract, cache, name == 'train')}"
         if name != "train" and (photos := _held_out_again(folder, contract, name, cache)):
-            taken = f"{len(photos)} photos of {folder} that training took for {name} by itself"
+            taken = f"{len(photos)} photos of {folder}, which training set aside for {name}"
             return photos, f"{taken}{_trained_on(photos, contract, cache)}"
     if split not in ("auto", "all"):
         raise DataError(
