@@ -91,6 +91,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _shutdown(self) -> None:
         self.loop.call_later(IDLE_GRACE_S, self._close_idle)
+        await asyncio.sleep(0)  # whoever is connected and waits at the listener is let in: closing it would reset them
         await super()._shutdown()
 
     def _close_idle(self) -> None:
