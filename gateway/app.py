@@ -182,7 +182,8 @@ def as_gateway_error(error: Exception) -> GatewayError:
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, MethodNotAllowed):
-        return errors.MethodNotAllowed(f"Expected {' or '.join(error.valid_methods or ())}. Received: {request.method}")
+        methods = sorted({*(error.valid_methods or ())} - {"HEAD", "OPTIONS"})
+        return errors.MethodNotAllowed(f"Expected {' or '.join(methods)}. Received: {request.method}")
     if isinstance(error, NotFound):
         return errors.NotFound(f"Expected a path of /openapi.json. Received: {request.path[:100]!r}")
     if isinstance(error, HTTPException):
