@@ -19,7 +19,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_PIXELS = 50_000_000
 MAX_SIDE_PX = 16_384
 # What costs far more to decode than to write, bounded above what real files have: Pillow's 1,060 test images have up to
-# 12 scans, 8 packed parts and 117 reads. 300 kB of empty scans took 18 s, 10 MB of EXIF in small parts a minute.
+# 12 scans, 8 packed parts and 117 reads. 300 kB of empty scans took 18 s, 2 MB of EXIF in small parts 2 s,
+# and twice as much takes four times as long.
 MAX_SCANS = 20  # of a JPEG with as many pixels as allowed; a smaller one may have more
 MAX_PACKED = 64  # text and colour profiles of a PNG, each of which may unpack to a megabyte
 
