@@ -7,7 +7,7 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 # The last two versions of MODEL_NAME in model-store, so that the older answers where a gateway refuses the newer; if there
-# is none, EfficientNet-Lite0 with ImageNet weights.
+# is none, EfficientNet-Lite0 with ImageNet weights, as version 0: what anyone releases begins with 1.
 # As in image-model.dockerfile to the letter, so that both come from one cache.
 FROM ${PYTHON_IMAGE} AS export
 WORKDIR /build
@@ -23,6 +23,7 @@ RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[
     if [ -z "$(versions)" ]; then \
       [ "$MODEL_NAME" = imagenet ] || { echo "Expected a version of $MODEL_NAME in model-store. Received: none" >&2; exit 1; }; \
       python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
+      mv "$(versions)" model-store/imagenet/0; \
     fi; \
     mkdir -p "/carried/$MODEL_NAME" "/models/$MODEL_NAME"; \
     versions | tail -n 2 | xargs cp -r -t "/carried/$MODEL_NAME"; \

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 CONTRACT_VERSION = 1
 PREDICT_SIGNATURE = "serving_default"
 DESCRIBE_SIGNATURE = "describe"
-IMAGES, PROBABILITIES = "images", "probabilities"
+EXPORT_SIGNATURES = "export_"  # and the identity
+IMAGES, PROBABILITIES, IDENTITY = "images", "probabilities", "identity"
 QUERY, CONTRACT = "query", "contract"
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Aspect = Literal["crop", "stretch", "pad"]
 Orientation = Literal["exif", "ignore"]
+
+
+IDENTITY_DIGITS = 16
+_IDENTITY = re.compile(f"[0-9a-f]{{{IDENTITY_DIGITS}}}")
 
 
 class ContractError(ValueError):
@@ -80,6 +87,8 @@ class Contract:
         metrics: Figures on held-out data, by name.
         golden: Examples that a gateway replays before it trusts the version.
         tolerance: Largest absolute difference in a probability that a replay may show.
+        identity: What names this very export, wherever it lies: 64 random bits in hex. Empty in exports made before
+            there were identities.
     """
 
     model: str
@@ -89,11 +98,21 @@ class Contract:
     metrics: Mapping[str, float] = field(default_factory=dict)
     golden: tuple[GoldenExample, ...] = ()
     tolerance: float = 1e-3
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        _expect(not self.identity or _IDENTITY.fullmatch(self.identity), "an identity of 16 hex digits", self.identity)
+
+    @property
+    def signature(self) -> str:
+        """The signature that only this export has, or the one that all have if it has no identity."""
+        return EXPORT_SIGNATURES + self.identity if self.identity else PREDICT_SIGNATURE
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as JSON values, golden images in base64."""
         return {
             "contract_version": CONTRACT_VERSION,
+            **({"identity": self.identity} if self.identity else {}),
             "model": self.model,
             "classes": list(self.classes),
             "image": {**vars(self.image), "background": list(self.image.background)},
@@ -161,6 +180,7 @@ class Contract:
             metrics=dict(document["metrics"]),
             golden=golden,
             tolerance=float(document["golden"]["tolerance"]),
+            identity=str(document.get("identity", "")),
         )
 
     def with_golden(self, golden: tuple[GoldenExample, ...]) -> Contract:
@@ -172,6 +192,22 @@ class Contract:
         return replace(self, model=model)
 
 
-def _expect(condition: bool, expected: str, received: object) -> None:
+def new_identity() -> str:
+    """Return an identity for one export."""
+    return secrets.token_hex(8)
+
+
+def identity_bits(identity: str) -> int:
+    """Return an identity as the signed 64-bit integer that comes with each answer."""
+    return int.from_bytes(bytes.fromhex(identity), signed=True)
+
+
+def find_identity(signatures: Iterable[str]) -> str:
+    """Return the identity of a version by the names of its signatures; empty for one without."""
+    named = (key.removeprefix(EXPORT_SIGNATURES) for key in signatures if key.startswith(EXPORT_SIGNATURES))
+    return next(filter(_IDENTITY.fullmatch, named), "")
+
+
+def _expect(condition: object, expected: str, received: object) -> None:
     if not condition:
         raise ContractError(f"Expected {expected}. Received: {received!r}")

@@ -64,8 +64,9 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
             answer(version, each, next(rows), query.top_k) if isinstance(each, DecodedImage) else each
             for each in decoded
         ]
-        metrics.observe(version.number, clock.seconds, results)
-        body: dict[str, Any] = {"model": {"name": model.model, "version": version.number}}
+        metrics.observe(version.export, clock.seconds, results)
+        g.export = version.export
+        body: dict[str, Any] = {"model": named(model, version)}
         if query.is_list:
             body["results"] = [
                 {"error": each.problem()} if isinstance(each, GatewayError) else each for each in results
@@ -81,7 +82,7 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
         version = model.newest()
         contract = version.contract.to_dict()
         del contract["golden"]  # its images may be somebody's photos
-        return jsonify({"name": model.model, "version": version.number, "contract": contract})
+        return jsonify({**named(model, version), "contract": contract})
 
     @app.get("/livez")
     def is_alive() -> Response:
@@ -96,7 +97,8 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
             "model": {
                 "name": model.model,
                 "versions": health.versions,
-                "refused": {str(number): reason for number, reason in health.refused.items()},
+                "identities": {str(each.number): each.identity for each in reversed(health.accepted) if each.identity},
+                "refused": {str(each.number): health.reason(each.number) for each in health.refused},
                 "error": health.error,
             },
         }
@@ -126,7 +128,8 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
         if request.path not in HEALTH_PATHS:  # asked for every few seconds
             milliseconds = round((time.perf_counter() - g.started) * 1000, 1)
             fields = {"method": request.method, "path": request.path, "status": response.status_code, "code": code}
-            _log.info("answered", extra={"fields": {**fields, "ms": milliseconds}})
+            by = g.export._asdict() if "export" in g else {}
+            _log.info("answered", extra={"fields": {**fields, "ms": milliseconds, **by}})
         return response
 
     @app.teardown_request
@@ -163,6 +166,11 @@ def stack_pixels(decoded: list[DecodedImage | GatewayError], version: Version) -
     spec = version.contract.image
     pixels = [each.pixels for each in decoded if isinstance(each, DecodedImage)]
     return np.stack(pixels) if pixels else np.empty((0, spec.height, spec.width, 3), np.uint8)
+
+
+def named(model: Model, version: Version) -> dict[str, Any]:
+    """Return which model, version and export answers; an export from before there were identities has none."""
+    return {"name": model.model, "version": version.number, "identity": version.contract.identity or None}
 
 
 def answer(version: Version, image: DecodedImage, probabilities: NDArray[np.float32], top_k: int) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import TypeVar
 
 import grpc
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
-from contract.document import Contract
+from contract.document import DESCRIBE_SIGNATURE, IDENTITY_DIGITS, Contract, ContractError, find_identity
 from gateway.errors import (
     GatewayError,
     ModelFailed,
@@ -25,20 +28,44 @@ from gateway.errors import (
     VersionGone,
 )
 from gateway.gate import Refusal, open_gate
-from gateway.model import Health, Version
+from gateway.model import Export, Health, Version
 from gateway.replicas import Replicas
 
 # Replicas behind one address take turns in answering, so one look shows one replica's versions.
-FORGET_AFTER_S = 10.0  # a version counts as gone once no look has seen it for so long
-SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that holds a version
+FORGET_AFTER_S = 10.0  # an export counts as gone once no look has met it for so long
+SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that holds an export
 SEARCH_PAUSE_S = 0.005
 LOOKS_UNTIL_AWAY = 2  # so many looks in a row that found no model server open the circuit breaker
 LOOKS_UNTIL_RENEWED = 10  # after each so many, its address is looked up anew
-ATTEMPTS_UNTIL_REFUSED = 3  # how often a version may fail in the model server before it is refused
+AMONG_OTHERS = "It has no identity, and another export was under its number a moment ago. Exported once more it has one"
+AVAILABLE = messages.ModelVersionStatus.AVAILABLE
+ATTEMPTS_UNTIL_REFUSED = 3  # how often an export may fail in the model server before it is refused
 
 Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Known:
+    """An export that a look met under a number, and what the golden gate said of it.
+
+    Attributes:
+        mark: Its identity, or a digest of its contract; empty where it has neither.
+        seen_s: When a look last met it.
+        version: Set once it passed the gate.
+        refusal: Why it may not answer.
+    """
+
+    number: int
+    mark: str
+    seen_s: float = 0.0
+    version: Version | None = None
+    refusal: str | None = None
+
+    @property
+    def export(self) -> Export:
+        return Export(self.number, self.mark if len(self.mark) == IDENTITY_DIGITS else "")
 
 
 class ModelClient:
@@ -66,14 +93,13 @@ class ModelClient:
         self.model = model
         self._poll_s, self._max_batch, self._on_health = poll_s, max_batch, on_health
         self._replicas = Replicas(address, model, timeout_s)
-        self._accepted: dict[int, Version] = {}
-        self._refused: dict[int, str] = {}
-        self._broken: dict[int, str] = {}
-        self._untried: dict[int, str] = {}
+        self._known: dict[tuple[int, str], _Known] = {}
         self._attempts: dict[int, int] = {}
+        self._usable: list[Version] = []
+        self._loaded: list[Version] = []
+        self._available = False
+        self._described_after = 0
         self._failed_looks = 0
-        self._available: set[int] = set()
-        self._seen: dict[int, float] = {}
         self.health = Health()
         self._looking = threading.Lock()
         self._looks = 0
@@ -98,35 +124,33 @@ class ModelClient:
         """
         if self._failed_looks >= LOOKS_UNTIL_AWAY:
             raise ModelUnavailable(self.health.error or "Expected a model server. Received: none.")
-        loaded = [version for version in self._newest_first() if version.number in self._available]
+        loaded = self._current(self._loaded)
         return loaded[0] if loaded else next(self.candidates(time.monotonic() + SEARCH_S))
 
     def candidates(self, deadline: float) -> Iterator[Version]:
         """Yield versions to try until one is loaded where the call arrives: newest first, then looking again.
 
-        Replicas need not hold the same versions, so each call may reach one that lacks the version asked for. After
-        the first round the order is random: in a fixed one, two replicas that take turns could refuse for ever.
+        Replicas need not hold the same exports, so each call may reach one that lacks the one asked for. After the
+        first round the order is random, and so is whether there is another before the next look: replicas take turns,
+        and with a fixed number of calls between two tries, each could reach the same one for ever.
 
         Raises:
             ModelUnavailable: No accepted version is loaded anywhere, or the deadline passed.
         """
         give_up = min(deadline, time.monotonic() + SEARCH_S)
-        versions = self._newest_first()
+        versions = self._current(self._usable)
         while True:
             yield from versions
             tried = bool(versions)
-            self._look_again()
-            versions = self._newest_first()
+            self._look_again(give_up)
+            versions = self._current(self._usable)
             if tried:
-                random.shuffle(versions)
+                versions = random.sample(versions, len(versions)) * random.choice((1, 2))  # noqa: S311  # no secret
             if not (versions and self._available) or time.monotonic() > give_up:
                 raise ModelUnavailable(
                     "Expected a usable version of the model. Received: none at the moment; /readyz says why."
                 )
             time.sleep(SEARCH_PAUSE_S)
-
-    def _newest_first(self) -> list[Version]:
-        return sorted(self._accepted.values(), key=lambda version: -version.number)
 
     def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
         """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version, in calls of at most `max_batch`.
@@ -141,7 +165,14 @@ class ModelClient:
             if timeout_s <= 0:
                 raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
             chunk = pixels[start : start + self._max_batch]
-            parts.append(self._replicas.predict(version.number, version.contract, chunk, timeout_s))
+            try:
+                parts.append(self._replicas.predict(version.number, version.contract, chunk, timeout_s))
+            except ModelFailed as exc:
+                if self._is_replaced(version, deadline):
+                    raise VersionGone(exc.detail) from exc
+                raise
+            if version not in self._current([version]):
+                raise VersionGone("The connection broke, and another export may have answered.")
         if len(pixels):
             self._failed_looks = 0  # whatever a look found, the model server answers
         return np.concatenate(parts)
@@ -156,15 +187,32 @@ class ModelClient:
             self._looked.set()
             self._stopped.wait(self._poll_s)
 
-    def _look_again(self) -> None:
-        """Look now, or wait for a look that began after this call."""
+    def _look_again(self, deadline: float = math.inf) -> None:
+        """Look now, or wait for a look that began after this call, but not beyond the deadline."""
         asked = self._looks
-        with self._looking:
+        if not self._looking.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
+            return
+        try:
             if self._looks == asked:  # a look counts from its begin, so that one under way does not stand for this one
                 self._look()
+        finally:
+            self._looking.release()
+
+    def _is_replaced(self, version: Version, deadline: float) -> bool:
+        """Look whether something else came under the number of a version that cannot be told from it by its answers."""
+        if version.contract.identity:
+            return False
+        self._look_again(deadline)
+        return version not in self._current(self._usable)
+
+    def _current(self, versions: list[Version]) -> list[Version]:
+        """Return the versions without those whose answers may be another export's: no identity, and a break since."""
+        described = self._described_after == self._replicas.breaks
+        return [version for version in versions if described or version.contract.identity]
 
     def _look(self) -> None:
         self._looks += 1
+        started_s, breaks = time.monotonic(), self._replicas.breaks
         try:
             statuses = self._replicas.statuses()
         except VersionGone:
@@ -172,66 +220,120 @@ class ModelClient:
         except Overloaded:  # it is there, and busy: what the last look found still holds
             return
         except GatewayError as exc:
-            self._available = set()
+            self._available, self._loaded = False, []
             self._failed_looks += 1
             if isinstance(exc, ModelUnavailable) and self._failed_looks % LOOKS_UNTIL_RENEWED == 0:
                 self._replicas.renew()
-            self._set_health(Health(refused=self._refused | self._broken, error=exc.detail))
+            self._set_health(Health(refused=self.health.refused, error=exc.detail))
             return
         self._failed_looks = 0
-        available = {each.version for each in statuses if each.state == messages.ModelVersionStatus.AVAILABLE}
-        self._forget_unseen(available)
-        self._broken = {
-            each.version: f"The model server could not load it: {each.status.error_message}"
+        available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
+        untried = {Export(number): reason for number in available if (reason := self._meet(number))}
+        self._forget_unseen(started_s)
+        known = sorted(self._known.values(), key=lambda each: (each.number, each.seen_s), reverse=True)
+        usable = [each for each in known if each.version and self._is_told_apart(each)]
+        self._usable = [each.version for each in usable if each.version]
+        self._loaded = [each.version for each in usable if each.version and each.seen_s >= started_s]
+        self._available, self._described_after = bool(available), breaks
+        for each in known:
+            if not self._is_told_apart(each):
+                untried[each.export] = AMONG_OTHERS
+        for export in untried.keys() - self.health.refused.keys():
+            _log.warning("version %s of %s: %s", export, self.model, untried[export])
+        broken = {
+            Export(each.version): f"The model server could not load it: {each.status.error_message}"
             for each in statuses
             if each.state == messages.ModelVersionStatus.END and each.status.error_code
         }
-        untried = {}
-        for number in sorted(available - set(self._accepted) - set(self._refused), reverse=True):
-            if reason := self._admit(number):
-                untried[number] = reason
-                if reason != self._untried.get(number):
-                    _log.warning("version %d of %s: %s", number, self.model, reason)
-        self._untried = untried
-        loaded = sorted(available & set(self._accepted), reverse=True)
+        refused = {each.export: each.refusal for each in known if each.refusal}
         nothing = f"No usable version of {self.model!r} is loaded at the model server"
-        error = None if loaded else next(iter(untried.values()), nothing)
-        self._available = available
-        self._set_health(Health(loaded, self._refused | self._broken | untried, error))
+        error = None if self._loaded else next(iter(untried.values()), nothing)
+        self._set_health(Health([each.export for each in self._loaded], refused | broken | untried, error))
 
-    def _forget_unseen(self, available: set[int]) -> None:
-        now = time.monotonic()
-        self._seen |= dict.fromkeys(available, now)
-        for number in [number for number, seen in self._seen.items() if now - seen > FORGET_AFTER_S]:
-            del self._seen[number]
-            self._accepted.pop(number, None)
-            self._refused.pop(number, None)
-            self._attempts.pop(number, None)
+    def _meet(self, number: int) -> str | None:
+        """Find out which export lies under a number, and let a new one through the golden gate, or refuse it.
 
-    def _admit(self, number: int) -> str | None:
-        """Open the golden gate for a version, or refuse it; return what kept it from being tried, if anything."""
-
+        Returns:
+            What kept it from being tried, if anything; the next look tries again.
+        """
         give_up = time.monotonic() + SEARCH_S
+        before = [known for known in self._known.values() if known.number == number]
+        met = None
+        try:
+            signatures = _search(lambda: self._replicas.signatures(number), 0.0 if before else give_up)
+            mark, description = find_identity(signatures), b""
+            if not self._is_decided(number, mark):
+                if DESCRIBE_SIGNATURE not in signatures:
+                    raise Refusal("It has no contract. Release it with `python -m training export`, which writes one")
+                description = _search(lambda: self._describe(number, mark), give_up)
+                mark = self._mark(number, description)
+            met = self._known.setdefault((number, mark), _Known(number, mark))
+            met.seen_s = time.monotonic()
+            if not self._is_decided(number, mark) and self._is_told_apart(met):
+                self._admit(met, description, give_up)
+            self._attempts.pop(number, None)
+        except Exception as exc:  # whatever a version says of itself, it must not keep others from answering
+            reason = exc.detail if isinstance(exc, GatewayError) else f"{exc}"
+            if isinstance(exc.__cause__, grpc.RpcError) and isinstance(exc, ModelFailed):
+                reason += f" ({exc.__cause__.details()})"
+            self._attempts[number] = self._attempts.get(number, 0) + isinstance(exc, ModelFailed)
+            if isinstance(exc, GatewayError) and self._attempts[number] < ATTEMPTS_UNTIL_REFUSED:
+                if met is None and before:  # what was found there still holds
+                    for known in before:
+                        known.seen_s = time.monotonic()
+                    return None
+                return f"The golden gate could not try it: {reason}"
+            met = met or self._known.setdefault((number, ""), _Known(number, ""))
+            met.seen_s, met.refusal = time.monotonic(), reason
+            expected = isinstance(exc, Refusal | ModelFailed | tensor.TensorError)
+            _log.warning("version %s of %s is refused: %s", met.export, self.model, reason, exc_info=not expected)
+        return None
+
+    def _describe(self, number: int, identity: str) -> bytes:
+        """Return the contract of an export, or of whatever lies under the number if that has no identity."""
+        description = self._replicas.describe(number)
+        if identity and self._mark(number, description) != identity:  # another replica
+            raise VersionGone(f"Version {number} is another export where the call arrived.")
+        return description
+
+    def _admit(self, known: _Known, description: bytes, give_up: float) -> None:
+        """Open the golden gate for an export.
+
+        Raises:
+            Refusal: It does not pass.
+            GatewayError: It could not be tried.
+        """
 
         def predict(contract: Contract, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return _search(lambda: self._replicas.predict(number, contract, pixels), give_up)
+            return _search(lambda: self._replicas.predict(known.number, contract, pixels), give_up)
 
+        known.version = Version(known.number, open_gate(description, predict))
+        _log.info("version %s of %s passed the golden gate", known.export, self.model)
+
+    def _is_decided(self, number: int, mark: str) -> bool:
+        known = self._known.get((number, mark))
+        return known is not None and (known.version is not None or known.refusal is not None)
+
+    def _is_told_apart(self, known: _Known) -> bool:
+        """Tell whether an answer shows that it is of this export; without an identity, only if there is no other."""
+        return bool(known.export.identity) or all(
+            other is known or other.number != known.number for other in self._known.values()
+        )
+
+    def _mark(self, number: int, description: bytes) -> str:
+        """Return what an export is known by: its identity, or a digest of all that it says of itself."""
+        digest = sha256(description).hexdigest()
+        if (number, digest) in self._known:
+            return digest
         try:
-            description = _search(lambda: self._replicas.describe(number), give_up)
-            self._accepted[number] = Version(number, open_gate(description, predict))
-            _log.info("version %d of %s passed the golden gate", number, self.model)
-        except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
-            return f"The golden gate could not try it: {exc.detail}"  # the next look tries again
-        except Exception as exc:  # whatever a version says of itself, it must not keep others from answering
-            cause = exc.__cause__
-            reason = f"{exc} ({cause.details()})" if isinstance(cause, grpc.RpcError) else f"{exc}"
-            self._attempts[number] = self._attempts.get(number, 0) + 1
-            if isinstance(exc, ModelFailed) and self._attempts[number] < ATTEMPTS_UNTIL_REFUSED:
-                return f"The golden gate could not try it: {reason}"
-            self._refused[number] = reason
-            expected = isinstance(exc, Refusal | ModelFailed | tensor.TensorError)
-            _log.warning("version %d of %s is refused: %s", number, self.model, reason, exc_info=not expected)
-        return None
+            return Contract.from_json(description).identity or digest
+        except ContractError:
+            return digest
+
+    def _forget_unseen(self, now_s: float) -> None:
+        for key in [key for key, known in self._known.items() if now_s - known.seen_s > FORGET_AFTER_S]:
+            del self._known[key]
+            self._attempts.pop(key[0], None)
 
     def _set_health(self, health: Health) -> None:
         if health.error and health.error != self.health.error:

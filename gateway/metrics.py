@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.errors import GatewayError
-from gateway.model import Health
+from gateway.model import Export, Health
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -42,42 +42,42 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self._registry = CollectorRegistry()
-        self._shown: set[int] = set()
+        self._shown: set[Export] = set()
         options: dict[str, Any] = {"registry": self._registry}
         self.answers = Counter("gateway_answers", "Answers, by path, status and error code.",
                                ["path", "status", "code"], **options)  # fmt: skip
         self.failures = Counter("gateway_image_failures", "Images without a prediction, by error code.",
                                 ["code"], **options)  # fmt: skip
         self.stages = Histogram("gateway_stage_seconds", "Time in each stage of a prediction, by model version.",
-                                ["stage", "version"], buckets=STAGE_BUCKETS_S, **options)  # fmt: skip
+                                ["stage", "version", "identity"], buckets=STAGE_BUCKETS_S, **options)  # fmt: skip
         self.classes = Counter("gateway_predictions", "Images by the class that was most probable, and version.",
-                               ["version", "class"], **options)  # fmt: skip
+                               ["version", "identity", "class"], **options)  # fmt: skip
         self.confidence = Histogram("gateway_confidence", "Probability of the most probable class, by version.",
-                                    ["version"], buckets=CONFIDENCE_BUCKETS, **options)  # fmt: skip
+                                    ["version", "identity"], buckets=CONFIDENCE_BUCKETS, **options)  # fmt: skip
         self.accepted = Gauge("gateway_version_accepted", "1 for each loaded version that passed the golden gate.",
-                              ["version"], multiprocess_mode="livemin", **options)  # fmt: skip
+                              ["version", "identity"], multiprocess_mode="livemin", **options)  # fmt: skip
         self.refused = Gauge("gateway_version_refused", "1 for each version refused, not tried, or not loaded.",
-                             ["version"], multiprocess_mode="livemax", **options)  # fmt: skip
+                             ["version", "identity"], multiprocess_mode="livemax", **options)  # fmt: skip
         self.ready = Gauge("gateway_ready", "1 while a usable version is loaded, in every worker.",
                            multiprocess_mode="livemin", **options)  # fmt: skip
 
-    def observe(self, version: int, seconds: Mapping[str, float], results: Sequence[Any]) -> None:
+    def observe(self, export: Export, seconds: Mapping[str, float], results: Sequence[Any]) -> None:
         """Count a request's results and measure its stages."""
         for stage, value in seconds.items():
-            self.stages.labels(stage, version).observe(value)
+            self.stages.labels(stage, *export).observe(value)
         for error in (result for result in results if isinstance(result, GatewayError)):
             self.failures.labels(error.code).inc()
         for best in (result["predictions"][0] for result in results if isinstance(result, dict)):
-            self.classes.labels(version, best["class"]).inc()
-            self.confidence.labels(version).observe(best["probability"])
+            self.classes.labels(*export, best["class"]).inc()
+            self.confidence.labels(*export).observe(best["probability"])
 
     def show(self, health: Health) -> None:
         """Show what a worker found of the model server's versions."""
         self.ready.set(health.ready)
-        self._shown |= {*health.versions, *health.refused}
-        for version in self._shown:  # 0 is said too, so that a worker that disagrees is seen
-            self.accepted.labels(version).set(version in health.versions)
-            self.refused.labels(version).set(version in health.refused)
+        self._shown |= {*health.accepted, *health.refused}
+        for export in self._shown:  # 0 is said too, so that a worker that disagrees is seen
+            self.accepted.labels(*export).set(export in health.accepted)
+            self.refused.labels(*export).set(export in health.refused)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

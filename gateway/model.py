@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,26 @@ from numpy.typing import NDArray
 from contract.document import Contract
 
 
-@dataclass(frozen=True)
+class Export(NamedTuple):
+    """A version's number, and which export was found under it; without an identity, or not known yet, that is empty."""
+
+    number: int
+    identity: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.number} ({self.identity})" if self.identity else str(self.number)
+
+
+@dataclass(frozen=True, eq=False)
 class Version:
     """A version that passed the golden gate."""
 
     number: int
     contract: Contract
+
+    @property
+    def export(self) -> Export:
+        return Export(self.number, self.contract.identity)
 
 
 @dataclass(frozen=True)
@@ -25,18 +39,27 @@ class Health:
     """What the last look found.
 
     Attributes:
-        versions: Accepted and loaded ones, newest first.
+        accepted: Those that passed the gate and are loaded, newest first.
         refused: Those that the gate refused, or could not try yet, or that the model server could not load; and why.
         error: Why no version is usable, or None.
     """
 
-    versions: list[int] = field(default_factory=list)
-    refused: dict[int, str] = field(default_factory=dict)
+    accepted: Sequence[Export] = ()
+    refused: Mapping[Export, str] = field(default_factory=dict)
     error: str | None = "Not looked yet"
 
     @property
+    def versions(self) -> list[int]:
+        """The accepted numbers, newest first."""
+        return list(dict.fromkeys(each.number for each in self.accepted))
+
+    def reason(self, number: int) -> str | None:
+        """Return why what was found under a number may not answer, if anything there may not."""
+        return next((reason for export, reason in self.refused.items() if export.number == number), None)
+
+    @property
     def ready(self) -> bool:
-        return bool(self.versions) and self.error is None
+        return bool(self.accepted) and self.error is None
 
 
 class Model(Protocol):

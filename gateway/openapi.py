@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from contract.document import IDENTITY_DIGITS
 from gateway import errors
 from gateway.addresses import MAX_URL_CHARACTERS
 from gateway.settings import Settings
@@ -153,10 +154,13 @@ def _schemas(settings: Settings) -> Schema:
             format=text, width=_number("integer", 1), height=_number("integer", 1), bytes=_number("integer", 1)
         ),
     )
-    common = {"model": _object(name=text, version=_number("integer", 0)), "timing_ms": _map(_number("number", 0))}
+    identity: Schema = {"type": ["string", "null"], "pattern": f"^[0-9a-f]{{{IDENTITY_DIGITS}}}$"}
+    export = {"name": text, "version": _number("integer", 0), "identity": identity}
+    common = {"model": _object(**export), "timing_ms": _map(_number("number", 0))}
     health = _object(
         name=text,
         versions={"type": "array", "items": _number("integer", 0)},
+        identities=_map(text),
         refused=_map(text),
         error={"type": ["string", "null"]},
     )
@@ -176,7 +180,7 @@ def _schemas(settings: Settings) -> Schema:
             code={"enum": sorted({kind.code for kind in _kinds()})},
             detail=text,
         ),
-        "Model": _object(name=text, version=_number("integer", 0), contract={"type": "object"}),
+        "Model": _object(**export, contract={"type": "object"}),
         "Alive": _object(status={"const": "alive"}),
         "Health": _object(status={"enum": ["ready", "draining", "unavailable"]}, model=health),
         "Api": {"type": "object", "required": ["openapi", "paths"]},

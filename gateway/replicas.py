@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.wrappers_pb2 import Int64Value
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
+from contract.document import (
+    CONTRACT,
+    DESCRIBE_SIGNATURE,
+    EXPORT_SIGNATURES,
+    IDENTITY,
+    IMAGES,
+    PROBABILITIES,
+    QUERY,
+    Contract,
+    identity_bits,
+)
 from gateway import logs
 from gateway.errors import (
     GatewayError,
@@ -27,6 +38,8 @@ from gateway.errors import (
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a contract with 20,000 classes fits
 STATUS_TIMEOUT_S = 2.0
+# Source: tensorflow/serving 2.20, servables/tensorflow/predict_util.cc; it looks before it reads any input.
+NO_SIGNATURE = "Serving signature key"
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_http_proxy", 0),  # http_proxy, which Docker hands to containers, is for hosts out there
@@ -96,12 +109,14 @@ class Replicas:
         """
         self._address, self._model, self._timeout_s = address, model, timeout_s
         self._channels: list[grpc.Channel] = []
+        self.breaks = 0  # calls that found nobody: after one, whoever answers may be another
         self._open()
 
     def _open(self) -> None:
         self._channels.append(grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS))
         prediction, status = "/tensorflow.serving.PredictionService/", "/tensorflow.serving.ModelService/"
         self._predict = self._method(prediction + "Predict", messages.PredictResponse)
+        self._get_metadata = self._method(prediction + "GetModelMetadata", messages.GetModelMetadataResponse)
         self._get_status = self._method(status + "GetModelStatus", messages.GetModelStatusResponse)
 
     def renew(self) -> None:
@@ -130,6 +145,18 @@ class Replicas:
         response = self._call(self._get_status, request, min(STATUS_TIMEOUT_S, self._timeout_s))
         return response.model_version_status  # type: ignore[no-any-return]
 
+    def signatures(self, number: int) -> set[str]:
+        """Return the names of a version's signatures, one of which tells which export it is.
+
+        Raises:
+            VersionGone: The version is not loaded where the call arrived.
+            GatewayError: What else a call can end in.
+        """
+        request = messages.GetModelMetadataRequest(model_spec=self._spec(number), metadata_field=["signature_def"])
+        response = self._call(self._get_metadata, request, min(STATUS_TIMEOUT_S, self._timeout_s))
+        # Not Any.Unpack: our messages have a package of their own, which it compares.
+        return set(messages.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def)
+
     def describe(self, number: int) -> bytes:
         """Return the contract of a version, as it is in its files.
 
@@ -137,16 +164,19 @@ class Replicas:
             VersionGone: The version is not loaded where the call arrived.
             GatewayError: What else a call can end in.
         """
-        query = np.array([b""], dtype=object)
-        return bytes(self._call_signature(number, DESCRIBE_SIGNATURE, QUERY, query, CONTRACT, self._timeout_s)[0])
+        query = {QUERY: np.array([b""], dtype=object)}
+        return bytes(self._run(number, DESCRIBE_SIGNATURE, query, [CONTRACT], self._timeout_s)[CONTRACT][0])
 
     def predict(
         self, number: int, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float = math.inf
     ) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3) by a version; n is at least 1.
+        """Return probabilities (n, k) of pixels (n, h, w, 3) by the very export that a contract describes; n >= 1.
+
+        It is asked by a signature that bears its identity, which another export under its number lacks, and the answer
+        repeats the identity. Exports from before there were identities can only be asked by their number.
 
         Raises:
-            VersionGone: The version is not loaded where the call arrived.
+            VersionGone: The export is not loaded where the call arrived.
             GatewayError: What else a call can end in.
         """
         # Checked here because a tensor of the wrong rank ends TensorFlow Serving's process, and one of another size
@@ -154,24 +184,33 @@ class Replicas:
         expected = (contract.image.height, contract.image.width, 3)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected or len(pixels) == 0:
             raise ValueError(f"Expected uint8 (n, {expected}). Received: {pixels.dtype} {pixels.shape}")
-        timeout_s = min(timeout_s, self._timeout_s)
-        output = self._call_signature(number, PREDICT_SIGNATURE, IMAGES, pixels, PROBABILITIES, timeout_s)
-        if output.shape != (len(pixels), len(contract.classes)) or not np.isfinite(output).all():
-            _log.error("version %d answered probabilities of shape %s, or not finite", number, output.shape)
+        wanted = [PROBABILITIES, IDENTITY] if contract.identity else [PROBABILITIES]
+        outputs = self._run(number, contract.signature, {IMAGES: pixels}, wanted, min(timeout_s, self._timeout_s))
+        if contract.identity and (outputs[IDENTITY] != identity_bits(contract.identity)).any():
+            raise VersionGone(_MODEL_DETAILS[VersionGone])
+        probabilities = outputs[PROBABILITIES]
+        if probabilities.shape != (len(pixels), len(contract.classes)) or not np.isfinite(probabilities).all():
+            _log.error("version %d answered probabilities of shape %s, or not finite", number, probabilities.shape)
             raise ModelFailed("Expected a probability for each class. Received: other numbers.")
-        return output.astype(np.float32)
+        return probabilities.astype(np.float32)
 
-    def _call_signature(
-        self, number: int, signature: str, alias: str, array: NDArray[Any], output: str, timeout_s: float
-    ) -> NDArray[Any]:
-        request = messages.PredictRequest(inputs={alias: tensor.to_proto(array)}, output_filter=[output])
-        request.model_spec.name = self._model
-        request.model_spec.version.value = number
+    def _run(
+        self, number: int, signature: str, inputs: Mapping[str, NDArray[Any]], wanted: Sequence[str], timeout_s: float
+    ) -> dict[str, NDArray[Any]]:
+        """Return the wanted outputs of one of a version's signatures."""
+        request = messages.PredictRequest(
+            model_spec=self._spec(number),
+            inputs={alias: tensor.to_proto(array) for alias, array in inputs.items()},
+            output_filter=wanted,
+        )
         request.model_spec.signature_name = signature
         response = self._call(self._predict, request, timeout_s)
-        if response.model_spec.version.value != number or output not in response.outputs:
+        if response.model_spec.version.value != number or not response.outputs.keys() >= set(wanted):
             raise ModelFailed("Expected an answer of the version that was asked. Received: another one.")
-        return tensor.to_array(response.outputs[output])
+        return {alias: tensor.to_array(response.outputs[alias]) for alias in wanted}
+
+    def _spec(self, number: int) -> messages.ModelSpec:
+        return messages.ModelSpec(name=self._model, version=Int64Value(value=number))
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         """Make one call; the only place where gRPC's exceptions become ours."""
@@ -180,9 +219,13 @@ class Replicas:
             metadata = (("traceparent", trace.traceparent), ("x-request-id", trace.request_id)) if trace else None
             return method(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as exc:
-            code = exc.code()
-            if code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
-                _log.warning("model server answered %s: %s", code.name, exc.details())
+            code, details = exc.code(), exc.details() or ""
+            if code == grpc.StatusCode.FAILED_PRECONDITION and EXPORT_SIGNATURES in details and NO_SIGNATURE in details:
+                raise from_grpc(grpc.StatusCode.NOT_FOUND) from exc  # the number is there, and the export is not
+            if code == grpc.StatusCode.UNAVAILABLE:
+                self.breaks += 1
+            elif code != grpc.StatusCode.NOT_FOUND:
+                _log.warning("model server answered %s: %s", code.name, details)
             raise from_grpc(code) from exc
 
     def _method(self, path: str, answer: Any) -> Any:

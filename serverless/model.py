@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
+from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PROBABILITIES, QUERY, Contract
 from gateway.errors import ModelFailed, ModelTimeout
 from gateway.gate import open_gate
 from gateway.model import Health, Version
@@ -42,8 +42,8 @@ class OwnModel:
         # At each start, since it must hold on the very processor that answers, and a first run is slow anyway: with
         # three examples 0.09 s of a start's 0.7 s.
         self._version = Version(number, open_gate(description, self._run))
-        self.health = Health([number], error=None)
-        _log.info("version %d of %s passed the golden gate", number, model)
+        self.health = Health([self._version.export], error=None)
+        _log.info("version %s of %s passed the golden gate", self._version.export, model)
 
     def newest(self) -> Version:
         return self._version
@@ -70,4 +70,4 @@ class OwnModel:
     def _run(
         self, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float | None = None
     ) -> NDArray[np.float32]:
-        return self._engine.run(PREDICT_SIGNATURE, {IMAGES: pixels}, timeout_s)[PROBABILITIES]
+        return self._engine.run(contract.signature, {IMAGES: pixels}, timeout_s)[PROBABILITIES]

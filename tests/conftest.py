@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -123,10 +123,10 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def run_export(store: Path, name: str, seed: int = 0) -> None:
+def run_export(store: Path, name: str, seed: int = 0, size: int = 16, classes: Sequence[str] = ()) -> None:
     """Export the small model in a process of its own, which keeps TensorFlow out of this one."""
     subprocess.run(
-        [sys.executable, "-m", "tests.tiny_model", str(store), name, str(seed)],
+        [sys.executable, "-m", "tests.tiny_model", str(store), name, str(seed), str(size), *classes],
         cwd=ROOT,
         check=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},

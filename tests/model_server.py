@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
-from contract.document import Contract, GoldenExample, ImageSpec
+from contract.document import EXPORT_SIGNATURES, Contract, GoldenExample, ImageSpec, find_identity, identity_bits
 from contract.image import decode
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -32,6 +33,13 @@ class FakeVersion:
 
     description: bytes
     predict: Predict = mean_colour
+    identity: str = ""
+    describes: bool = True
+
+    @property
+    def signatures(self) -> list[str]:
+        own = [EXPORT_SIGNATURES + self.identity] if self.identity else []
+        return ["serving_default", *own, *(["describe"] if self.describes else [])]
 
     @classmethod
     def of(
@@ -48,7 +56,8 @@ class FakeVersion:
             GoldenExample(str(i), data, tuple(map(float, predict(decode(data, spec).pixels[np.newaxis])[0])))
             for i, data in enumerate(images)
         )
-        return cls(Contract("tiny", classes, spec, golden=golden, **contract).to_json(), predict)
+        contract.setdefault("identity", secrets.token_hex(8))
+        return cls(Contract("tiny", classes, spec, golden=golden, **contract).to_json(), predict, contract["identity"])
 
 
 class FakeModelServer:
@@ -62,6 +71,7 @@ class FakeModelServer:
     ) -> None:
         self.versions = versions
         self.failure: grpc.StatusCode | None = None
+        self.answers_as = ""
         self.calls: list[str] = []
         self.metadata: dict[str, Any] = {}
         self.gate = threading.Event()
@@ -73,7 +83,14 @@ class FakeModelServer:
             (
                 grpc.method_handlers_generic_handler(
                     "tensorflow.serving.PredictionService",
-                    {"Predict": handler(self._predict, messages.PredictRequest.FromString, encode)},
+                    {
+                        "Predict": handler(self._predict, messages.PredictRequest.FromString, encode),
+                        "GetModelMetadata": handler(
+                            self._metadata,
+                            messages.GetModelMetadataRequest.FromString,
+                            messages.GetModelMetadataResponse.SerializeToString,
+                        ),
+                    },
                 ),
                 grpc.method_handlers_generic_handler(
                     "tensorflow.serving.ModelService",
@@ -102,21 +119,39 @@ class FakeModelServer:
         self.calls.append(f"{signature} {number}")
         self.metadata = dict(context.invocation_metadata())
         self.gate.wait(10)
+        version = self._version(number, context)
+        if signature not in version.signatures:  # TensorFlow Serving looks before it reads any input
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{signature}" not found.')
+        if signature == "describe":
+            count = request.inputs["query"].tensor_shape.dim[0].size
+            outputs = {"contract": np.array([version.description] * count, dtype=object)}
+        else:
+            pixels = tensor.to_array(request.inputs["images"])
+            outputs = {"probabilities": version.predict(pixels)}
+            if identity := find_identity([signature]):
+                outputs["identity"] = np.full(len(pixels), identity_bits(self.answers_as or identity))
+        response = messages.PredictResponse()
+        response.model_spec.version.value = number
+        for alias, array in outputs.items():
+            response.outputs[alias].CopyFrom(tensor.to_proto(array, typed=True))
+        return response
+
+    def _version(self, number: int, context: grpc.ServicerContext) -> FakeVersion:
         if self.failure is not None:
             context.abort(self.failure, "as the test wants it")
         version = self.versions.get(number)
         if version is None:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Specific(tiny, {number})")
         assert version is not None
-        if signature == "describe":
-            count = request.inputs["query"].tensor_shape.dim[0].size
-            outputs = {"contract": np.array([version.description] * count, dtype=object)}
-        else:
-            outputs = {"probabilities": version.predict(tensor.to_array(request.inputs["images"]))}
-        response = messages.PredictResponse()
-        response.model_spec.version.value = number
-        for alias, array in outputs.items():
-            response.outputs[alias].CopyFrom(tensor.to_proto(array, typed=True))
+        return version
+
+    def _metadata(self, request: Any, context: grpc.ServicerContext) -> Any:
+        version = self._version(request.model_spec.version.value, context)
+        signatures = messages.SignatureDefMap(
+            signature_def={key: messages.SignatureDef() for key in version.signatures}
+        )
+        response = messages.GetModelMetadataResponse()
+        response.metadata["signature_def"].value = signatures.SerializeToString()
         return response
 
     def _status(self, request: Any, context: grpc.ServicerContext) -> Any:

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,30 +190,30 @@ class Load:
 
 @dataclass(frozen=True)
 class Reference:
-    """What each version answers to each image, by running its file here."""
+    """What each export answers to each image, by running its file here."""
 
-    probabilities: dict[tuple[int, str], list[dict[str, Any]]]
+    probabilities: dict[tuple[str | None, str], list[dict[str, Any]]]
 
     @classmethod
-    def of(cls, versions: dict[int, Path], images: dict[str, bytes]) -> Reference:
+    def of(cls, versions: Iterable[Path], images: dict[str, bytes]) -> Reference:
         """Run every version on every image (by URL)."""
         table = {}
-        for number, path in versions.items():
+        for path in versions:
             engine = open_engine(path, "auto", 1)
             text = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
             contract = Contract.from_json(text)
             for url, image in images.items():
                 pixels = decode(image, contract.image).pixels[np.newaxis]
                 output = engine.run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES][0]
-                table[number, url] = [
+                table[contract.identity or None, url] = [
                     {"class": contract.classes[i], "index": int(i), "probability": float(output[i])}
                     for i in np.argsort(-output, kind="stable")
                 ]
         return cls(table)
 
     def matches(self, url: str, answer: Any) -> bool:
-        """Tell whether an answer is exactly what the version it names says of that image."""
-        expected = self.probabilities[answer["model"]["version"], url]
+        """Tell whether an answer is exactly what the export it names says of that image."""
+        expected = self.probabilities[answer["model"]["identity"], url]
         received = answer["predictions"]
         return len(received) == len(expected) and all(
             (a["class"], a["index"]) == (b["class"], b["index"]) and abs(a["probability"] - b["probability"]) < 1e-5

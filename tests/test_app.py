@@ -26,12 +26,14 @@ from tests.photos import encode, photo
 RED = encode(Image.new("RGB", (64, 48), (255, 0, 0)), "PNG")
 
 
-def test_a_url_is_answered_with_classes_most_probable_first(gateway: FlaskClient, origin: Origin) -> None:
+def test_a_url_is_answered_with_classes_most_probable_first(
+    gateway: FlaskClient, model_server: FakeModelServer, origin: Origin
+) -> None:
     """The whole answer, as the README shows it."""
     answer = gateway.post("/predict", json={"url": origin.add("red.png", RED), "top_k": 2})
     assert answer.status_code == 200
     body = answer.get_json()
-    assert body["model"] == {"name": "tiny", "version": 1}
+    assert body["model"] == {"name": "tiny", "version": 1, "identity": model_server.versions[1].identity}
     assert [each["class"] for each in body["predictions"]] == ["red", "green"]
     assert body["predictions"][0] == {"class": "red", "index": 0, "probability": pytest.approx(1.0, abs=1e-3)}
     assert body["image"] == {"format": "PNG", "width": 64, "height": 48, "bytes": len(RED)}
@@ -178,7 +180,10 @@ def test_ready_means_a_usable_version_and_alive_means_the_process(
     gateway.get("/model")  # looks
     ready = gateway.get("/readyz")
     assert ready.status_code == 200
-    assert ready.get_json()["model"] == {"name": "tiny", "versions": [1], "refused": {}, "error": None}
+    identities = {"1": model_server.versions[1].identity}
+    assert ready.get_json()["model"] == {
+        "name": "tiny", "versions": [1], "identities": identities, "refused": {}, "error": None
+    }  # fmt: skip
     assert gateway.get("/livez").status_code == 200
 
 

@@ -9,6 +9,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,6 +21,7 @@ from contract.document import ImageSpec
 from contract.image import decode
 from gateway.client import ModelClient
 from gateway.errors import ModelUnavailable, VersionGone
+from gateway.model import Export, Version
 from gateway.replicas import _FROM_GRPC, _MODEL_DETAILS
 from tests.model_server import FakeModelServer, FakeVersion
 from tests.photos import encode, photo
@@ -33,6 +37,12 @@ def constant(*probabilities: float) -> Callable[[np.ndarray], np.ndarray]:
 
 def ask(client: ModelClient, image: bytes = IMAGE) -> tuple[int, str]:
     """Answer as the gateway does: the version, and the name that it gives to its most probable class."""
+    version, name = ask_version(client, image)
+    return version.number, name
+
+
+def ask_version(client: ModelClient, image: bytes = IMAGE) -> tuple[Version, str]:
+    """Answer as the gateway does: the version as it was described, and the name of its most probable class."""
     deadline = time.monotonic() + 5
     for version in client.candidates(deadline):
         pixels = decode(image, version.contract.image).pixels
@@ -40,7 +50,7 @@ def ask(client: ModelClient, image: bytes = IMAGE) -> tuple[int, str]:
             probabilities = client.predict(version, pixels[np.newaxis], deadline)[0]
         except VersionGone:
             continue
-        return version.number, version.contract.classes[int(probabilities.argmax())]
+        return version, version.contract.classes[int(probabilities.argmax())]
     raise AssertionError
 
 
@@ -119,6 +129,157 @@ def test_a_swap_under_load_loses_nothing_and_mixes_nothing(
         assert number == 1 or name == f"{names[number % 2]}-{number}"
 
 
+KINDS = {
+    "other weights": (("red", "green", "blue"), ImageSpec(8, 8), constant(0.1, 0.2, 0.7)),
+    "other classes": (("ant", "bee", "fly"), ImageSpec(8, 8), constant(0.1, 0.2, 0.7)),
+    "another count": (("a", "b"), ImageSpec(8, 8), constant(0.3, 0.7)),
+    "another size": (("small", "large", "huge"), ImageSpec(5, 9), constant(0.7, 0.2, 0.1)),
+}
+
+
+def ask_many(client: ModelClient, count: int = 2_000) -> Counter[tuple[str, str]]:
+    """Ask from four threads; return how often each export gave its image which name."""
+    answers: Counter[tuple[str, str]] = Counter()
+
+    def load() -> None:
+        for _ in range(count // 4):
+            version, name = ask_version(client)
+            answers[version.contract.identity, name] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for run in [pool.submit(load) for _ in range(4)]:
+            run.result()
+    return answers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_export_under_the_same_number_answers_with_its_own_pixels_and_labels(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], kind: str
+) -> None:
+    """It takes the other's place between two requests, without a gap; the next answer is its own, after the gate."""
+    client = connect(model_server.address)
+    assert ask(client) == (1, "blue")
+    other = FakeVersion.of(golden, *KINDS[kind])
+    model_server.versions[1] = other
+    answers = ask_many(client)
+    name = KINDS[kind][0][int(KINDS[kind][2](np.zeros((1, 1, 1, 3), np.uint8)).argmax())]
+    assert answers == {(other.identity, name): 2_000}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_exports_under_one_number_answer_each_for_itself(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], kind: str
+) -> None:
+    """One behind each of two addresses, for two thousand requests and without end."""
+    other = FakeModelServer({1: FakeVersion.of(golden, *KINDS[kind])})
+    try:
+        client = connect(f"ipv4:{model_server.address},{other.address}")
+        client.start()
+        answers = ask_many(client)
+    finally:
+        other.stop()
+    name = KINDS[kind][0][int(KINDS[kind][2](np.zeros((1, 1, 1, 3), np.uint8)).argmax())]
+    assert set(answers) == {(model_server.versions[1].identity, "blue"), (other.versions[1].identity, name)}
+
+
+def test_a_bad_export_under_an_accepted_number_is_refused(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """Whatever was accepted under the number before, it does not answer; health names the export."""
+    client = connect(model_server.address)
+    ask(client)
+    bad = FakeVersion.of(golden, predict=constant(0.1, 0.2, 0.7))
+    bad.predict = constant(0.7, 0.2, 0.1)
+    model_server.versions[1] = bad
+    with pytest.raises(ModelUnavailable):
+        ask(client)
+    assert (client.health.ready, list(client.health.refused)) == (False, [Export(1, bad.identity)])
+
+
+def test_an_answer_with_another_identity_is_not_used(model_server: FakeModelServer, connect: Connect) -> None:
+    """The answer says whose it is, whatever was asked."""
+    client = connect(model_server.address)
+    version = client.newest()
+    model_server.answers_as = "0123456789abcdef"
+    with pytest.raises(VersionGone):
+        client.predict(version, np.zeros((1, 8, 8, 3), np.uint8), time.monotonic() + 1)
+
+
+def without_identity(golden: list[bytes], *facts: Any) -> FakeVersion:
+    """Return a version as it was exported before there were identities."""
+    return FakeVersion.of(golden, *facts, identity="")
+
+
+def test_a_version_without_an_identity_is_described_again_and_gated_again(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came in its place answers only once the other has not been seen for a while; until then none does."""
+    monkeypatch.setattr("gateway.client.FORGET_AFTER_S", 0.5)
+    model_server.versions[1] = without_identity(golden)
+    client = connect(model_server.address)
+    client.start()
+    assert ask(client) == (1, "blue")
+    model_server.versions[1] = without_identity(golden, *KINDS["other classes"])
+    eventually(lambda: not client.health.ready)
+    assert "no identity, and another export" in client.health.reason(1)
+    with pytest.raises(ModelUnavailable):
+        ask(client)
+    eventually(lambda: client.health.ready)
+    assert ask(client) == (1, "fly")
+
+
+def test_a_version_without_an_identity_does_not_answer_beside_another_export(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """Of two under one number, only the one that says who it is can be told from the other."""
+    model_server.versions[1] = without_identity(golden)
+    other = FakeModelServer({1: FakeVersion.of(golden, *KINDS["other classes"])})
+    try:
+        client = connect(f"ipv4:{model_server.address},{other.address}")
+        for _ in range(4):
+            client._look_again()
+        assert {name for _, name in ask_many(client, 400)} == {"fly"}
+    finally:
+        other.stop()
+
+
+def test_after_a_broken_connection_a_version_without_an_identity_is_described_before_it_answers(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """Another server took the address: the first request finds that out, before the next look."""
+    model_server.versions[1] = without_identity(golden)
+    client = connect(model_server.address)
+    assert ask(client) == (1, "blue")
+    version = client.newest()
+    model_server.stop()
+    with pytest.raises(ModelUnavailable):
+        client.predict(version, np.zeros((1, 8, 8, 3), np.uint8), time.monotonic() + 1)
+    other = FakeModelServer({1: FakeVersion.of(golden, *KINDS["other classes"])}, model_server.address)
+    try:
+        answers: list[tuple[int, str]] = []
+
+        def answered() -> bool:
+            with suppress(ModelUnavailable):
+                answers.append(ask(client))
+            return bool(answers)
+
+        eventually(answered)
+        assert answers == [(1, "fly")]
+    finally:
+        other.stop()
+
+
+def test_a_version_without_a_contract_is_refused_with_what_to_do(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """A plain Keras export that was put into the store by hand."""
+    model_server.versions[2] = FakeVersion(b"", describes=False)
+    client = connect(model_server.address)
+    assert ask(client)[0] == 1
+    assert "python -m training export" in client.health.reason(2)
+    assert "describe 2" not in model_server.calls
+
+
 @pytest.fixture
 def mixed(golden: list[bytes]) -> Iterator[str]:
     """One address behind which two model servers take turns, connection by connection, with different versions."""
@@ -149,8 +310,8 @@ def test_a_version_whose_golden_examples_do_not_replay_is_refused_and_the_old_on
     model_server.versions[2] = version
     assert ask(client)[0] == 1
     assert client.health.ready
-    assert "Golden example '0'" in client.health.refused[2]
-    assert "version 2 of tiny is refused" in caplog.text
+    assert "Golden example '0'" in client.health.reason(2)
+    assert f"version 2 ({version.identity}) of tiny is refused" in caplog.text
     calls = len(model_server.calls)
     assert ask(client)[0] == 1
     assert len(model_server.calls) == calls + 1, "a refused version is not tried again"
@@ -170,7 +331,7 @@ def test_pixels_made_otherwise_are_noticed(
     model_server.versions[2] = version
     client = connect(model_server.address)
     assert ask(client)[0] == 1
-    assert "The gateway decodes images otherwise" in client.health.refused[2]
+    assert "The gateway decodes images otherwise" in client.health.reason(2)
 
 
 def first_pixel(pixels: np.ndarray) -> np.ndarray:
@@ -194,7 +355,7 @@ def test_a_version_whose_contract_cannot_be_read_is_refused(
     model_server.versions[2] = FakeVersion(description)
     client = connect(model_server.address)
     assert ask(client)[0] == 1
-    assert reason in client.health.refused[2]
+    assert reason in client.health.reason(2)
 
 
 def test_a_version_without_golden_examples_is_refused(model_server: FakeModelServer, connect: Connect) -> None:
@@ -202,7 +363,7 @@ def test_a_version_without_golden_examples_is_refused(model_server: FakeModelSer
     model_server.versions[2] = FakeVersion.of([])
     client = connect(model_server.address)
     assert ask(client)[0] == 1
-    assert "golden examples" in client.health.refused[2]
+    assert "golden examples" in client.health.reason(2)
 
 
 def test_a_model_server_that_cannot_describe_a_version_refuses_it(
@@ -214,10 +375,10 @@ def test_a_model_server_that_cannot_describe_a_version_refuses_it(
     for _ in range(2):  # that could be a connection that broke
         with pytest.raises(ModelUnavailable):
             client.newest()
-        assert "could not try it" in client.health.refused[1]
+        assert "could not try it" in client.health.reason(1)
     with pytest.raises(ModelUnavailable):
         client.newest()
-    assert "as the test wants it" in client.health.refused[1] and "could not try it" not in client.health.refused[1]
+    assert "as the test wants it" in client.health.reason(1) and "could not try it" not in client.health.reason(1)
     assert not client.health.ready
 
 
@@ -229,11 +390,11 @@ def test_a_busy_model_server_does_not_refuse_a_version_for_good(
     client = connect(model_server.address)
     with pytest.raises(ModelUnavailable):
         client.newest()
-    assert "could not try it" in client.health.refused[1]
+    assert "could not try it" in client.health.reason(1)
     assert "could not try it" in (client.health.error or "")
     model_server.failure = None
     assert ask(client)[0] == 1
-    assert client.health.refused == {}
+    assert not client.health.refused
 
 
 def test_a_version_that_cannot_be_tried_shows_while_another_answers(
@@ -250,11 +411,11 @@ def test_a_version_that_cannot_be_tried_shows_while_another_answers(
         for _ in range(4):
             client._look_again()
         assert client.health.ready and client.health.versions == [1]
-        assert "could not try it" in client.health.refused[2]
+        assert "could not try it" in client.health.reason(2)
         assert caplog.text.count("version 2 of tiny: The golden gate could not try it") == 1
         may_answer.set()
         client._look_again()
-        assert (client.health.versions, client.health.refused) == ([2, 1], {})
+        assert (client.health.versions, dict(client.health.refused)) == ([2, 1], {})
     finally:
         client.close()
 
@@ -296,9 +457,9 @@ def test_a_version_that_stays_away_is_forgotten(
     client.start()
     ask(client)
     model_server.versions[2] = FakeVersion(b"bad")
-    eventually(lambda: 2 in client.health.refused)
+    eventually(lambda: client.health.reason(2) is not None)
     del model_server.versions[2]
-    eventually(lambda: 2 not in client.health.refused)
+    eventually(lambda: client.health.reason(2) is None)
     model_server.versions[2] = FakeVersion.of(golden)
     eventually(lambda: client.health.versions == [2, 1])
 

@@ -80,12 +80,11 @@ def test_a_clean_clone_answers_an_image_url_with_the_right_class(running: Stack,
     """Its empty model-store was given the ImageNet model, which belongs to the owner of the store."""
     status, answer = running.gateway.predict(clock_url)
     assert status == 200
-    assert answer["model"] == {"name": "imagenet", "version": 1}
+    assert (answer["model"]["name"], answer["model"]["version"]) == ("imagenet", 0)  # no release has that number
     assert answer["predictions"][0]["class"] == "analog_clock"
-    version = running.store / "imagenet" / "1"
+    version = running.store / "imagenet" / "0"
     assert {version.stat().st_uid, version.parent.stat().st_uid} == {running.store.stat().st_uid}
-    assert (running.store / "imagenet" / ".last-version").read_text() == "1\n"
-    assert sorted(path.name for path in version.parent.iterdir()) == [".last-version", "1"]
+    assert [path.name for path in version.parent.iterdir()] == ["0"]
 
 
 def test_rest_tells_the_status_and_the_contract(running: Stack) -> None:
@@ -235,17 +234,24 @@ def test_a_model_that_nobody_has_is_told(repository: Path, tmp_path: Path) -> No
         )
 
 
-def test_a_store_that_was_used_keeps_its_numbers(repository: Path, tmp_path: Path) -> None:
-    """Where versions 1 to 6 have been, the image's own becomes 7."""
-    tmp_path.chmod(0o777)
-    (tmp_path / "imagenet").mkdir(mode=0o777)
-    (tmp_path / "imagenet").chmod(0o777)
-    (tmp_path / "imagenet" / ".last-version").write_text("6\n")
-    (tmp_path / "imagenet" / ".last-version").chmod(0o666)
-    with container("model", "--volume", f"{tmp_path}:/models") as model:
+@pytest.mark.parametrize(("last", "number"), [(None, 3), (2, 3), (6, 7)])
+def test_a_release_that_the_image_carries_gets_a_number_that_was_not_used(
+    repository: Path, tiny_store: Path, tmp_path: Path, last: int | None, number: int
+) -> None:
+    """Its own, or the next after all that the store has had."""
+    tmp_path.chmod(0o755)
+    shutil.copytree(tiny_store / "tiny" / "1", tmp_path / "carried" / "tiny" / "3")
+    store = tmp_path / "store"
+    store.mkdir()
+    store.chmod(0o777)
+    if last is not None:
+        (store / ".tiny.last-version").write_text(f"{last}\n")
+        (store / ".tiny.last-version").chmod(0o666)
+    mounts = ("--volume", f"{tmp_path}/carried:/carried", "--volume", f"{store}:/models")
+    with container("model", *mounts, "--env", "MODEL_NAME=tiny") as model:
         model.wait("{{.State.Health.Status}}", "healthy")
-    assert (tmp_path / "imagenet" / "7" / "saved_model.pb").is_file()
-    assert (tmp_path / "imagenet" / ".last-version").read_text() == "7\n"
+    assert (store / "tiny" / f"{number}" / "saved_model.pb").is_file()
+    assert (store / ".tiny.last-version").read_text() == f"{number}\n"
 
 
 def test_the_single_container_answers_within_512_mb(repository: Path) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from contract.document import Contract, ContractError, GoldenExample, ImageSpec
+from contract.document import (
+    Contract,
+    ContractError,
+    GoldenExample,
+    ImageSpec,
+    find_identity,
+    identity_bits,
+    new_identity,
+)
 
 CONTRACT = Contract(
     model="pets",
@@ -16,6 +25,7 @@ CONTRACT = Contract(
     metrics={"test_accuracy": 0.5},
     golden=(GoldenExample("one", b"\x00\xff", (0.25, 0.5, 0.25)),),
     tolerance=0.01,
+    identity="00ff00ff00ff00ff",
 )
 
 
@@ -28,6 +38,8 @@ def test_a_contract_reads_back_as_it_was_written() -> None:
     ("path", "value", "message"),
     [
         (("contract_version",), 2, "contract_version 1"),
+        (("identity",), "00FF", "an identity of 16 hex digits"),
+        (("identity",), 255, "an identity of 16 hex digits"),
         (("classes",), [], "class names"),
         (("classes",), ["a", "b"], "2 probabilities in golden example 'one'"),
         (("image", "filter"), "sharp", "a filter of"),
@@ -50,6 +62,16 @@ def test_a_contract_that_cannot_be_read_says_which_member(path: tuple[str, ...],
     holder[path[-1]] = value
     with pytest.raises(ContractError, match=message):
         Contract.from_json(json.dumps(document))
+
+
+def test_an_identity_is_64_bits_and_names_a_signature() -> None:
+    """It is found among a version's signatures, and its bits come with the answer, also when the first is set."""
+    identity = new_identity()
+    assert replace(CONTRACT, identity=identity).signature == f"export_{identity}"
+    assert find_identity(["describe", f"export_{identity}", "serving_default"]) == identity
+    assert find_identity(["describe", "export_to_pdf", "serving_default"]) == ""
+    assert replace(CONTRACT, identity="").signature == "serving_default"
+    assert (identity_bits("ffffffffffffffff"), identity_bits("0000000000000010")) == (-1, 16)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"contract_version": 1}'])

@@ -43,7 +43,7 @@ def test_the_errors_alert_counts_predictions(exported: str) -> None:
     """The labels that it selects by are those that a prediction and its failure get."""
     assert 'gateway_answers_total{code="",path="predict",status="200"} 1.0' in exported
     assert 'gateway_answers_total{code="fetch_failed",path="predict",status="502"} 1.0' in exported
-    assert 'gateway_stage_seconds_bucket{le="1.0",stage="predict",version="1"}' in exported
+    assert re.search(r'gateway_stage_seconds_bucket\{identity="\w+",le="1.0",stage="predict",version="1"\}', exported)
 
 
 def test_prometheus_scrapes_the_stack() -> None:

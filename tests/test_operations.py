@@ -72,7 +72,10 @@ def test_metrics_tell_answers_stages_classes_and_versions(
 ) -> None:
     """Each with the version that it belongs to."""
     metrics = Metrics()
-    client = ModelClient(model_server.address, "tiny", on_health=metrics.show)
+    client, identity = (
+        ModelClient(model_server.address, "tiny", on_health=metrics.show),
+        model_server.versions[1].identity,
+    )
     model_server.versions[2] = FakeVersion(b"bad")
     app = create_app(Settings(model_name="tiny"), client, metrics).test_client()
     try:
@@ -84,14 +87,14 @@ def test_metrics_tell_answers_stages_classes_and_versions(
     for line in (
         'gateway_answers_total{code="",path="predict",status="200"} 2.0',
         'gateway_answers_total{code="unsupported_media",path="predict",status="415"} 1.0',
-        'gateway_stage_seconds_count{stage="predict",version="1"} 3.0',
-        'gateway_confidence_count{version="1"} 2.0',
-        'gateway_version_accepted{version="1"} 1.0',
-        'gateway_version_refused{version="2"} 1.0',
+        f'gateway_stage_seconds_count{{identity="{identity}",stage="predict",version="1"}} 3.0',
+        f'gateway_confidence_count{{identity="{identity}",version="1"}} 2.0',
+        f'gateway_version_accepted{{identity="{identity}",version="1"}} 1.0',
+        'gateway_version_refused{identity="",version="2"} 1.0',
         "gateway_ready 1.0",
     ):
         assert line in text
-    assert re.search(r'gateway_predictions_total\{class="(red|green|blue)",version="1"\} 2.0', text)
+    assert re.search(r'gateway_predictions_total\{class="(red|green|blue)",identity="\w+",version="1"\} 2.0', text)
 
 
 def test_request_id_is_taken_over_or_made_and_always_echoed(gateway: FlaskClient) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contract.document import find_identity
 from contract.image import decode
 from gateway.client import ModelClient
 from gateway.errors import ModelFailed, ModelTimeout
@@ -25,6 +26,7 @@ from gateway.gate import Refusal
 from gateway.settings import Settings
 from serverless.function import Handler, create_handler
 from serverless.model import OwnModel
+from serving.engines import open_engine
 from serving.errors import NotFoundError
 from tests.aws_lambda import EVENTS, REQUEST_ID, Event, RuntimeApi, http_event, rest_event
 from tests.conftest import ROOT, Origin
@@ -65,13 +67,16 @@ def event(request: pytest.FixtureRequest) -> Callable[..., Event]:
     return request.param  # type: ignore[no-any-return]
 
 
-def test_a_url_is_answered_as_by_the_gateway(handle: Handler, origin: Origin, event: Callable[..., Event]) -> None:
+def test_a_url_is_answered_as_by_the_gateway(
+    handle: Handler, model_server: FakeModelServer, origin: Origin, event: Callable[..., Event]
+) -> None:
     """The whole answer, by each front door."""
     body = json.dumps({"url": origin.add("red.png", RED), "top_k": 1}).encode()
     status, headers, answer = ask(handle, event("POST", "/predict", body, JSON))
     assert status == 200
     assert headers["content-type"] == "application/json"
-    assert answer["model"] == {"name": "tiny", "version": 1}
+    assert (answer["model"]["name"], answer["model"]["version"]) == ("tiny", 1)
+    assert answer["model"]["identity"] == model_server.versions[1].identity
     assert answer["predictions"] == [{"class": "red", "index": 0, "probability": pytest.approx(1.0, abs=1e-3)}]
     assert answer["image"] == {"format": "PNG", "width": 64, "height": 48, "bytes": len(RED)}
     assert list(answer["timing_ms"]) == ["fetch", "decode", "predict", "total"]
@@ -220,7 +225,8 @@ def test_lambdas_client_runs_the_function(runtime_api: RuntimeApi, tiny_store: P
         assert path == f"invocation/{REQUEST_ID}/response"
         assert answer["statusCode"] == 200
         body = json.loads(answer["body"])
-        assert body["model"] == {"name": "tiny", "version": 1}
+        identity = find_identity(open_engine(tiny_store / "tiny" / "1", "auto", threads=1).signatures)
+        assert body["model"] == {"name": "tiny", "version": 1, "identity": identity}
         assert len(body["predictions"]) == 2
 
 

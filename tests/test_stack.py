@@ -66,7 +66,7 @@ def release(store: Path, number: int, version: Path) -> None:
 
 def test_answers_are_the_models_own(stack: Gateway, urls: dict[str, bytes], releases: dict[int, Path]) -> None:
     """Through URL, HTTP, decode and gRPC, each image gets what the version's file says of it."""
-    reference = Reference.of(releases, urls)
+    reference = Reference.of(releases.values(), urls)
     for url in urls:
         status, answer = stack.predict(url)
         assert status == 200
@@ -77,7 +77,7 @@ def test_releases_under_load_lose_nothing_and_mix_nothing(
     stack: Gateway, store: Path, urls: dict[str, bytes], releases: dict[int, Path]
 ) -> None:
     """Ten thousand requests while two versions are renamed into place: each answer is one version's (F3)."""
-    reference = Reference.of(releases, urls)
+    reference = Reference.of(releases.values(), urls)
     with Load(stack, list(urls)) as load:
         for number in (2, 3):
             load.wait_for(REQUESTS * (number - 1) // 3)

@@ -4,12 +4,22 @@ import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
+from contract.document import (
+    CONTRACT,
+    DESCRIBE_SIGNATURE,
+    IDENTITY,
+    IMAGES,
+    PREDICT_SIGNATURE,
+    PROBABILITIES,
+    QUERY,
+    Contract,
+)
 from contract.image import decode
 from serving.engines import open_engine
 from tests.photos import encode, photo
@@ -19,6 +29,7 @@ from training.store import versions
 pytestmark = pytest.mark.tensorflow
 
 ROOT = Path(__file__).parent.parent
+OLD = ROOT / "tests" / "exported_by_a47d7fa" / "tiny" / "1"
 
 ENGINES = ("tensorflow", "tflite")
 PHOTOS = [encode(photo(seed=1)), encode(photo(seed=2), "PNG")]
@@ -79,7 +90,8 @@ def contract():
 @pytest.fixture(scope="module")
 def version(model, contract, tmp_path_factory):
     """A released version, with photos among its golden examples."""
-    return export.export(model, contract, tmp_path_factory.mktemp("store"), PHOTOS, say=lambda line: None)
+    store = tmp_path_factory.mktemp("store")
+    return export.export(model, contract, store, PHOTOS, say=lambda line: None).directory
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -123,8 +135,39 @@ def test_files_agree_with_keras(engine, model):
 
 
 def test_files_describe_themselves(engine, contract):
-    """The contract that went in comes out of each file."""
-    assert describe(engine).with_golden(()) == contract
+    """The contract that went in comes out of each file, with an identity."""
+    assert replace(describe(engine).with_golden(()), identity="") == contract
+
+
+def test_files_answer_by_their_identity(engine, model):
+    """The signature that bears it gives the same probabilities, and its 64 bits for each image of any batch."""
+    contract = describe(engine)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    answer = engine.run(contract.signature, {IMAGES: pixels})
+    np.testing.assert_array_equal(answer[PROBABILITIES], predict(engine, pixels))
+    assert answer[IDENTITY].dtype == np.int64
+    assert [format(bits % 2**64, "016x") for bits in answer[IDENTITY].tolist()] == [contract.identity] * 5
+
+
+def test_who_asks_as_before_gets_what_there_was_before(engine):
+    """`serving_default` has one output, which REST then leaves without a name."""
+    assert list(engine.signatures[PREDICT_SIGNATURE].outputs) == [PROBABILITIES]
+
+
+def test_each_export_has_an_identity_of_its_own(model, contract, version, tmp_path):
+    """All files of one have the same, another export of the same model has another."""
+    identities = {describe(open_engine(version, name, threads=1)).identity for name in ENGINES}
+    again = export.export(model, contract, tmp_path, say=lambda line: None)
+    assert len(identities) == 1 and again.identity not in identities
+    assert describe(open_engine(again.directory, "tflite", threads=1)).identity == again.identity
+
+
+def test_identities_take_less_than_a_kilobyte(tiny_store):
+    """Of each file, beside what revision a47d7fa made of the same model."""
+    for path in (path for path in OLD.rglob("*") if path.is_file()):
+        grown = (tiny_store / "tiny" / "1" / path.relative_to(OLD)).stat().st_size - path.stat().st_size
+        print(f"{path.name}: {grown} bytes more")
+        assert grown < 1024
 
 
 def test_golden_examples_replay(engine):
@@ -194,7 +237,7 @@ def test_full_disk_keeps_the_store_as_it_was(model, contract, tmp_path, version)
 
 def test_full_disk_while_the_tflite_file_is_written(model, contract, tmp_path, monkeypatch):
     """The last of the files counts as much as the first."""
-    monkeypatch.setattr(export, "_convert", lambda *_: bytes(2**20))
+    monkeypatch.setattr(export.tflite, "describe", lambda *_: bytes(2**20))
     with pytest.raises(ExportError, match="File too large"), largest_file(2**18):
         export.export(model, contract, tmp_path)
     assert_nothing_released(tmp_path)
@@ -219,4 +262,4 @@ def test_killed_exports_leave_only_versions_that_load(model, contract, tmp_path)
         for engine in ENGINES:
             assert describe(open_engine(tmp_path / "tiny" / str(number), engine, threads=1)).model == "tiny"
     rerun = export.export(model, contract, tmp_path)
-    assert int(rerun.name) > max(left, default=0) and not (tmp_path / "tiny" / ".staging").exists()
+    assert int(rerun.directory.name) > max(left, default=0) and not (tmp_path / "tiny" / ".staging").exists()

@@ -1,6 +1,7 @@
 """training/judge.py and what export makes of it: int8 only if good enough, and no version worse than the last."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ pytestmark = pytest.mark.tensorflow
 @pytest.fixture(scope="module", autouse=True)
 def tensorflow():
     """Import TensorFlow when a test of this file runs, so that collecting the others stays fast."""
-    global export, judge, quantization, tiny_model
+    global export, judge, quantization, tflite, tiny_model
     from tests import tiny_model
-    from training import export, judge, quantization
+    from training import export, judge, quantization, tflite
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def released(models, contract, tmp_path):
 
     def release(index, judge):
         said = []
-        version = export.export(models[index], contract, tmp_path, say=said.append, judge=judge)
+        version = export.export(models[index], contract, tmp_path, say=said.append, judge=judge).directory
         return version, "\n".join(said)
 
     return release
@@ -107,10 +108,17 @@ def test_int8_replays_its_own_golden_examples(released, chosen):
     assert [each.probabilities for each in other] != [each.probabilities for each in written.golden]
 
 
-def test_int8_that_loses_too_much_is_left_out(released, chosen, models, contract, monkeypatch):
+def converted(model, contract, tmp_path, monkeypatch):
+    """Return the TFLite file that the next export makes of another model."""
+    contract = replace(contract, identity="0123456789abcdef")
+    monkeypatch.setattr(export, "new_identity", lambda: contract.identity)
+    export._write_saved_model(export.freeze(model, 16, 16), contract, tmp_path / "other")
+    return tflite.convert(tmp_path / "other", (contract.signature, DESCRIBE_SIGNATURE))
+
+
+def test_int8_that_loses_too_much_is_left_out(released, chosen, models, contract, tmp_path, monkeypatch):
     """With more and more in fp32 it is tried again, then the version is released without; lines say the accuracies."""
-    frozen = export.freeze(models[1], 16, 16)
-    other = export._to_tflite(frozen, contract)
+    other = converted(models[1], contract, tmp_path, monkeypatch)
     monkeypatch.setattr(quantization, "quantize", lambda *_: other)
     version, said = released(0, chosen())
     assert not (version / "model.int8.tflite").exists() and (version / "model.tflite").is_file()
@@ -118,10 +126,9 @@ def test_int8_that_loses_too_much_is_left_out(released, chosen, models, contract
     assert "No int8: expected to lose at most 0.005 of accuracy" in said
 
 
-def test_int8_keeps_in_fp32_what_it_must(released, chosen, models, contract, monkeypatch):
+def test_int8_keeps_in_fp32_what_it_must(released, chosen, models, contract, tmp_path, monkeypatch):
     """The first part that is good enough is taken, and the contract says which."""
-    frozen = export.freeze(models[1], 16, 16)
-    other, quantize = export._to_tflite(frozen, contract), quantization.quantize
+    other, quantize = converted(models[1], contract, tmp_path, monkeypatch), quantization.quantize
     monkeypatch.setattr(quantization, "quantize", lambda *given: quantize(*given) if given[2] == 0.25 else other)
     version, said = released(0, chosen(int8_drop=0.9))
     written = describe(open_engine(version, "int8", threads=1))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contract.document import IMAGES, PREDICT_SIGNATURE, PROBABILITIES, ImageSpec
+from contract.document import IMAGES, PREDICT_SIGNATURE, PROBABILITIES, ImageSpec, find_identity
 from contract.image import decode
 from serving.engines import open_engine
 from tests.conftest import Origin
@@ -47,7 +47,8 @@ def test_answers_are_the_versions_own(
     predictions = answers[0]["predictions"]
     assert [each["index"] for each in predictions] == np.argsort(-expected).tolist()
     assert [each["probability"] for each in predictions] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
-    assert answers[0]["model"] == {"name": "tiny", "version": 1}
+    identity = find_identity(model.signatures)
+    assert identity and answers[0]["model"] == {"name": "tiny", "version": 1, "identity": identity}
 
 
 def test_files_and_urls_may_be_mixed(

@@ -8,10 +8,11 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from contract.document import DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
+from contract.document import DESCRIBE_SIGNATURE, EXPORT_SIGNATURES, IMAGES, PROBABILITIES, Contract
 
 pytestmark = pytest.mark.tensorflow
 
+IDENTITY = "0123456789abcdef"
 PHOTOS = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 
 
@@ -24,13 +25,15 @@ def quantization() -> Any:
 
 
 @pytest.fixture(scope="module")
-def fp32() -> bytes:
-    """A TFLite file of convolutions, depthwise and not, with both signatures."""
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A TFLite file of convolutions, depthwise and not, as the converter makes it."""
     from tests import tiny_model
-    from training import export
+    from training import export, tflite
 
-    frozen = export.freeze(tiny_model.build_convolutions(0), 16, 16)
-    return export._to_tflite(frozen, Contract("tiny", tiny_model.CLASSES, tiny_model.SPEC))
+    path = tmp_path_factory.mktemp("model")
+    contract = Contract("tiny", tiny_model.CLASSES, tiny_model.SPEC, identity=IDENTITY)
+    export._write_saved_model(export.freeze(tiny_model.build_convolutions(0), 16, 16), contract, path)
+    return tflite.convert(path, (contract.signature, DESCRIBE_SIGNATURE))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def int8(quantization: Any, fp32: bytes) -> bytes:
 
 
 def predict(content: bytes) -> NDArray[np.float32]:
-    runner = Interpreter(model_content=content).get_signature_runner(PREDICT_SIGNATURE)
+    runner = Interpreter(model_content=content).get_signature_runner(EXPORT_SIGNATURES + IDENTITY)
     return np.concatenate([runner(**{IMAGES: each[np.newaxis]})[PROBABILITIES] for each in PHOTOS])
 
 

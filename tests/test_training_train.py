@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY, Contract
+from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY, Contract, find_identity
 from serving.engines import open_engine
 from training.__main__ import main
 from training.errors import TrainingError
@@ -110,7 +110,8 @@ def test_run_folder_is_complete(run):
     """A run keeps the Keras model, the contract, the history and the golden photos."""
     needed = {"contract.json", "golden", "history.json", "model.keras"}
     plots = {f"{name}.png" for name in ("augmented", "classes", "confusion", "curves", "mistakes", "reliability")}
-    assert {path.name for path in run.iterdir()} == needed | plots | {"evaluation.json", "model.txt", "report.html"}
+    others = {"evaluation.json", "model.txt", "releases.jsonl", "report.html"}
+    assert {path.name for path in run.iterdir()} == needed | plots | others
     history = json.loads((run / "history.json").read_text())
     assert len(history["upper layers"]["val_accuracy"]) == 2
 
@@ -151,6 +152,10 @@ def test_run_exports_under_another_name(run, tmp_path, capsys):
     contract = describe(tmp_path / "imagenet" / "1")
     assert contract.model == "imagenet" and contract.classes == ("blue", "green", "red")
     assert f"Released {tmp_path / 'imagenet' / '1'}" in capsys.readouterr().out
+    *_, release = map(json.loads, (run / "releases.jsonl").read_text().splitlines())
+    engine = open_engine(tmp_path / "imagenet" / "1", "tflite", threads=1)
+    assert (release["model"], release["version"]) == ("imagenet", 1)
+    assert release["identity"] == find_identity(engine.signatures)
 
 
 @tensorflow

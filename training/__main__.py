@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from contract.document import Aspect, Contract, ContractError, Filter, ImageSpec
 from training import commands
 from training.errors import TrainingError
 from training.quiet import import_tensorflow
 from training.store import check_name
+
+if TYPE_CHECKING:
+    from training.export import Release
 
 INT8_DROP = 0.005
 # What only a file of weights leaves open.
@@ -110,7 +113,9 @@ def _release_run(options: argparse.Namespace, run: Path) -> None:
     from training import runs
 
     model, contract, golden = runs.read(run)
-    _release(options, model, contract.named(options.name or contract.model), golden)
+    contract = contract.named(options.name or contract.model)
+    release = _release(options, model, contract, golden)
+    runs.record_release(run, release.directory, release.identity)
 
 
 def _export_architecture(options: argparse.Namespace) -> None:
@@ -160,7 +165,7 @@ def _export_file(options: argparse.Namespace) -> None:
     _release(options, model, Contract(options.name, classes, image, origin))
 
 
-def _release(options: argparse.Namespace, model: Any, contract: Contract, golden: Sequence[bytes] = ()) -> None:
+def _release(options: argparse.Namespace, model: Any, contract: Contract, golden: Sequence[bytes] = ()) -> Release:
     from training import architectures, export, judge
 
     chosen = None
@@ -169,9 +174,10 @@ def _release(options: argparse.Namespace, model: Any, contract: Contract, golden
         int8_drop = INT8_DROP if options.int8_drop is None else options.int8_drop
         chosen = judge.read(options.folder, contract, options.cache, int8_drop, margin)
     probabilities = architectures.as_probabilities(model, len(contract.classes))
-    version = export.export(probabilities, contract, options.store, golden, say, chosen)
-    size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
-    say(f"Released {version} ({size_mb:.0f} MB)")
+    release = export.export(probabilities, contract, options.store, golden, say, chosen)
+    size_mb = sum(path.stat().st_size for path in release.directory.rglob("*") if path.is_file()) / 1e6
+    say(f"Released {release.directory} ({size_mb:.0f} MB), export {release.identity}")
+    return release
 
 
 def _require(options: argparse.Namespace, *names: str) -> None:

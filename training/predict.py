@@ -94,7 +94,8 @@ def _columns(answer: Answer, version: StoredVersion) -> str:
 def _json(answer: Answer, version: StoredVersion) -> str:
     """Return the members that the gateway gives."""
     said = {"error": answer.error} if answer.error else {"predictions": answer.predictions}
-    model = {"name": version.contract.model, "version": version.number}
+    contract = version.contract
+    model = {"name": contract.model, "version": version.number, "identity": contract.identity or None}
     return json.dumps({"source": answer.source, "model": model, **said}, ensure_ascii=False)
 
 

@@ -111,8 +111,8 @@ class Gateway:
         described = self._ask("GET", "/model")
         document = {**described["contract"], "golden": {"tolerance": 0.0, "examples": []}}  # it keeps its photos
         self.contract = Contract.from_json(json.dumps(document))
-        self._version = described["version"]
-        self.title = f"gateway, {described['name']} {self._version}"
+        self._version = described["version"], described["identity"]
+        self.title = f"gateway, {described['name']} {described['version']}"
 
     def predict(self, photos: Pixels) -> NDArray[np.float32]:
         with ThreadPoolExecutor(_CONCURRENCY) as pool:
@@ -121,11 +121,8 @@ class Gateway:
     def _predict(self, path: Path) -> NDArray[np.float32]:
         k = len(self.contract.classes)
         answer = self._ask("POST", f"/predict?top_k={k}", path.read_bytes(), told=f" for {path}")
-        if answer["model"]["version"] != self._version:
-            raise TrainingError(
-                f"Expected version {self._version} to answer throughout. Received an answer of version"
-                f" {answer['model']['version']}; run the command again"
-            )
+        if (answer["model"]["version"], answer["model"]["identity"]) != self._version:
+            raise TrainingError(f"{self.title} was replaced by another version meanwhile. Run the command again")
         probabilities = np.zeros(k, np.float32)
         for each in answer["predictions"]:
             probabilities[each["index"]] = each["probability"]

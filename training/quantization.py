@@ -27,7 +27,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.tools import flatbuffer_utils
 
-from contract.document import IMAGES, PREDICT_SIGNATURE
+from contract.document import DESCRIBE_SIGNATURE, IMAGES
 
 CALIBRATION_PHOTOS = 150  # divergence 0.00013; 0.00012 with 400, in more than twice the time
 FLOAT_PARTS = (0, 1 / 4, 1 / 2)  # of the operations, from the first; the least that keeps the accuracy is released
@@ -60,7 +60,7 @@ def calibrate(content: bytes, pixels: NDArray[np.uint8]) -> Calibration:
         # XNNPACK keeps what lies between its operations to itself.
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
-    predict = interpreter.get_signature_runner(PREDICT_SIGNATURE)
+    predict = interpreter.get_signature_runner(model.signature)
     random = np.random.default_rng(0)
     drawn: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.computed}
     moments: dict[str, NDArray[np.float64]] = {}  # of what a convolution takes: mean of x xᵀ (g, n, n)
@@ -139,8 +139,8 @@ class _Model:
 
     def __init__(self, content: bytes) -> None:
         self._model = flatbuffer_utils.convert_bytearray_to_object(content)
-        key = PREDICT_SIGNATURE.encode()
-        (self.index,) = (each.subgraphIndex for each in self._model.signatureDefs if each.signatureKey == key)
+        (predicts,) = (each for each in self._model.signatureDefs if each.signatureKey != DESCRIBE_SIGNATURE.encode())
+        self.signature, self.index = predicts.signatureKey.decode(), predicts.subgraphIndex
         self.operations = self._model.subgraphs[self.index].operators
         self.tensors = self._model.subgraphs[self.index].tensors
 

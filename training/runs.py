@@ -2,7 +2,7 @@
 
 `runs/NAME/TIME/` holds `model.keras` (pixels 0-255 to probabilities), `contract.json` (without golden examples),
 `history.json` (each phase's figures by epoch), `golden/`, held-out photos to make golden examples of, and a report, see
-`training.run_report`.
+`training.run_report`. `releases.jsonl` has a line for each export that was made of it: its identity, and where it lies.
 """
 
 from __future__ import annotations
@@ -52,6 +52,18 @@ def read(run: Path) -> tuple[keras.Model, Contract, list[bytes]]:
         return keras.models.load_model(run / "model.keras", compile=False), contract, photos
     except (OSError, ValueError, ContractError) as exc:
         raise TrainingError(f"Expected a run folder that train has finished. Received {run}: {exc}") from exc
+
+
+def record_release(run: Path, version: Path, identity: str) -> None:
+    """Add an export, and the version's directory, to the run's history: an answer's identity leads back to its run."""
+    line = {
+        "identity": identity,
+        "model": version.parent.name,
+        "version": int(version.name),
+        "released_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with (run / "releases.jsonl").open("a") as history:
+        history.write(json.dumps(line) + "\n")
 
 
 def provenance() -> dict[str, Any]:

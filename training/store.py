@@ -13,7 +13,8 @@ from pathlib import Path
 
 from training.errors import ExportError
 
-_LOCK, _LAST, _STAGING = ".lock", ".last-version", ".staging"
+_LOCK, _STAGING = ".lock", ".staging"
+_LAST_IN_HOME = ".last-version"  # where it stood before November 2026
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -30,10 +31,11 @@ class StagedVersion:
             for name in (*files, "."):
                 _sync(Path(folder) / name)
         home = self.path.parent
-        last = home / f"{_LAST}.draft"  # a full disk must not empty the file itself
-        last.write_text(f"{self.number}\n")
-        _sync(last)
-        last.rename(home / _LAST)
+        last = _last_file(home)
+        draft = last.with_name(f"{last.name}.draft")  # a full disk must not empty the file itself
+        draft.write_text(f"{self.number}\n")
+        _sync(draft)
+        draft.rename(last)
         target = home / str(self.number)
         self.path.rename(target)
         _sync(home)
@@ -81,9 +83,17 @@ def versions(store: Path, model: str) -> list[int]:
 
 
 def _next_number(home: Path) -> int:
-    last = home / _LAST
-    used = int(last.read_text()) if last.is_file() and last.read_text().strip().isdigit() else 0
-    return max([used, *versions(home.parent, home.name)]) + 1
+    """Return the number after every one that the model had, though its versions, or all of its folder, were removed.
+
+    Never 0: that is the version that an image makes by itself.
+    """
+    texts = [last.read_text().strip() for last in (_last_file(home), home / _LAST_IN_HOME) if last.is_file()]
+    return max([0, *map(int, filter(str.isdigit, texts)), *versions(home.parent, home.name)]) + 1
+
+
+def _last_file(home: Path) -> Path:
+    """Return where the highest number ever released stands: beside the model's folder, which people remove."""
+    return home.with_name(f".{home.name}.last-version")
 
 
 def _sync(path: Path) -> None:

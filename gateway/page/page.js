@@ -227,7 +227,7 @@ function showResult({ model, predictions, image: facts, timing_ms }) {
   const size = `${number(facts.bytes / scale, { maximumFractionDigits: 1 })} ${unit}`;
   const rows = {
     Image: `${facts.format}, ${facts.width} × ${facts.height} pixels, ${size}`,
-    Model: `${model.name}, version ${model.version}`,
+    Model: `${model.name}, ${versionText(model)}`,
     Time: Object.entries(timing_ms).map(([stage, ms]) => `${stage}\u00a0${number(ms)}\u00a0ms`).join(", "),
   };
   $("facts").replaceChildren(
@@ -236,7 +236,7 @@ function showResult({ model, predictions, image: facts, timing_ms }) {
   show("result");
   const [best] = predictions;
   say(`${readable(best.class)}, ${percent(best.probability)}. ${predictions.length} predictions are listed.`);
-  if (shown.version !== model.version) showModel(); // a new version took over, or a key opened /model
+  if (shown.version !== versionText(model)) showModel(); // a new version took over, or a key opened /model
 }
 
 function showProblem({ code, status, detail }) {
@@ -252,13 +252,18 @@ function showProblem({ code, status, detail }) {
   }
 }
 
+/** The version, and which export of it answered. */
+function versionText({ version, identity }) {
+  return `version ${version}${identity ? ` (${identity})` : ""}`;
+}
+
 /** Show the model's facts in the header, if the gateway tells them. */
 async function showModel() {
   const answer = await fetch("model", { headers: authorization() }).catch(() => null);
   if (!answer?.ok) return;
-  const { name, version, contract } = await answer.json();
-  shown.version = version;
-  $("model").textContent = `${name}, version ${version}, tells ${number(contract.classes.length)} classes apart`;
+  const { contract, ...model } = await answer.json();
+  shown.version = versionText(model);
+  $("model").textContent = `${model.name}, ${shown.version}, tells ${number(contract.classes.length)} classes apart`;
   $("model").hidden = false;
 }
 

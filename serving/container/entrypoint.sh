@@ -4,6 +4,7 @@
 set -eu
 
 home=$MODEL_BASE_PATH/$MODEL_NAME
+last_file=$MODEL_BASE_PATH/.$MODEL_NAME.last-version  # as training/store.py keeps it
 carried=/carried/$MODEL_NAME
 server_uid=10001  # as USER in image-model.dockerfile
 
@@ -21,14 +22,20 @@ give_to_owner() {
   [ "$(id -u)" != 0 ] || chown -R --reference="$MODEL_BASE_PATH" "$@"
 }
 
-# Copy under a name that is no version, then rename: the server never sees half a version.
+# Copy under a name that is no version, then rename: the server never sees half a version. What the image made by itself
+# is version 0, wherever it goes, and no export's number is; a released version gets one that was not used here.
 seed() {
   umask 022
   mkdir -p "$home" && draft=$(mktemp -d "$home/.seed-XXXXXX") || return 1
-  last=$(cat "$home/.last-version" 2>/dev/null || echo 0)
-  number=$((last + 1))  # numbers are never used twice
   newest=$(versions "$carried" | sort -V | tail -n 1)
-  cp -R "$newest/." "$draft" && chmod 755 "$draft" && echo "$number" >"$home/.last-version" || return 1
+  number=${newest##*/}
+  if [ "$number" != 0 ]; then
+    last=$(cat "$last_file" "$home/.last-version" 2>/dev/null | sort -n | tail -n 1)
+    [ "$number" -gt "${last:-0}" ] || number=$((last + 1))
+    echo "$number" >"$last_file" || return 1
+    give_to_owner "$last_file"
+  fi
+  cp -R "$newest/." "$draft" && chmod 755 "$draft" || return 1
   give_to_owner "$home"
   mv -T "$draft" "$home/$number" 2>/dev/null || rm -rf "$draft"  # another replica was quicker
 }

@@ -1,0 +1,62 @@
+"""The TFLite file of a version: the SavedModel converted, and told afterwards what it should say of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from tensorflow.lite.python.convert_phase import ConverterError
+
+from contract.document import DESCRIBE_SIGNATURE, IDENTITY, PREDICT_SIGNATURE, Contract
+from training.errors import ExportError
+
+_FILE_IDENTIFIER = b"TFL3"  # Source: file_identifier of TensorFlow Lite's schema
+
+
+def convert(saved_model: Path, signatures: Sequence[str]) -> bytes:
+    """Return some signatures of a SavedModel as a TFLite file.
+
+    Raises:
+        ExportError: The model has operations that TFLite lacks.
+    """
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=list(signatures))
+    try:
+        content: bytes = converter.convert()
+    except ConverterError as exc:
+        unsupported = [line for line in str(exc).splitlines() if " ops: " in line] or [str(exc)]
+        raise ExportError(f"Expected a model that converts to TFLite. Received: {unsupported[0]}") from exc
+    return content
+
+
+def describe(content: bytes, contract: Contract) -> bytes:
+    """Return a converted file that carries `contract`, with `serving_default` beside the signature of the export.
+
+    Both signatures name the same graph: converted as two, each operation would be in the file twice. And a file says
+    only after it ran which probabilities are its golden ones, so they are put in here and not by converting again.
+    """
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    signatures = {each.signatureKey.decode(): each for each in model.signatureDefs}
+    _replace_text(model, signatures[DESCRIBE_SIGNATURE].subgraphIndex, contract.to_json())
+    default = copy(signatures[contract.signature])
+    default.signatureKey = PREDICT_SIGNATURE.encode()
+    default.outputs = [each for each in default.outputs if each.name != IDENTITY.encode()]
+    model.signatureDefs.append(default)
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _replace_text(model: Any, subgraph: int, text: bytes) -> None:
+    """Put another text in place of the only constant one of a subgraph."""
+    tensors = model.subgraphs[subgraph].tensors
+    buffers = [model.buffers[each.buffer] for each in tensors if each.type == schema.TensorType.STRING]
+    (constant,) = (each for each in buffers if each.data is not None and len(each.data))
+    # Source: TensorFlow Lite's string_util.h: the count, where each begins and the last ends, and the bytes.
+    header = np.array([1, 12, 12 + len(text)], "<i4").tobytes()
+    constant.data = np.frombuffer(header + text, np.uint8)
