@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf.wrappers_pb2 import Int64Value
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
@@ -152,7 +151,9 @@ class Replicas:
             VersionGone: The version is not loaded where the call arrived.
             GatewayError: What else a call can end in.
         """
-        request = messages.GetModelMetadataRequest(model_spec=self._spec(number), metadata_field=["signature_def"])
+        request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self._model
+        request.model_spec.version.value = number
         response = self._call(self._get_metadata, request, min(STATUS_TIMEOUT_S, self._timeout_s))
         # Not Any.Unpack: our messages have a package of their own, which it compares.
         return set(messages.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def)
@@ -164,8 +165,9 @@ class Replicas:
             VersionGone: The version is not loaded where the call arrived.
             GatewayError: What else a call can end in.
         """
-        query = {QUERY: np.array([b""], dtype=object)}
-        return bytes(self._run(number, DESCRIBE_SIGNATURE, query, [CONTRACT], self._timeout_s)[CONTRACT][0])
+        query = np.array([b""], dtype=object)
+        outputs = self._run(number, DESCRIBE_SIGNATURE, QUERY, query, [CONTRACT], self._timeout_s)
+        return bytes(tensor.to_array(outputs[CONTRACT])[0])
 
     def predict(
         self, number: int, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float = math.inf
@@ -185,32 +187,28 @@ class Replicas:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected or len(pixels) == 0:
             raise ValueError(f"Expected uint8 (n, {expected}). Received: {pixels.dtype} {pixels.shape}")
         wanted = [PROBABILITIES, IDENTITY] if contract.identity else [PROBABILITIES]
-        outputs = self._run(number, contract.signature, {IMAGES: pixels}, wanted, min(timeout_s, self._timeout_s))
-        if contract.identity and (outputs[IDENTITY] != identity_bits(contract.identity)).any():
+        timeout_s = min(timeout_s, self._timeout_s)
+        outputs = self._run(number, contract.signature, IMAGES, pixels, wanted, timeout_s)
+        if contract.identity and not _names(outputs[IDENTITY], contract.identity, len(pixels)):
             raise VersionGone(_MODEL_DETAILS[VersionGone])
-        probabilities = outputs[PROBABILITIES]
+        probabilities = tensor.to_array(outputs[PROBABILITIES])
         if probabilities.shape != (len(pixels), len(contract.classes)) or not np.isfinite(probabilities).all():
             _log.error("version %d answered probabilities of shape %s, or not finite", number, probabilities.shape)
             raise ModelFailed("Expected a probability for each class. Received: other numbers.")
         return probabilities.astype(np.float32)
 
     def _run(
-        self, number: int, signature: str, inputs: Mapping[str, NDArray[Any]], wanted: Sequence[str], timeout_s: float
-    ) -> dict[str, NDArray[Any]]:
-        """Return the wanted outputs of one of a version's signatures."""
-        request = messages.PredictRequest(
-            model_spec=self._spec(number),
-            inputs={alias: tensor.to_proto(array) for alias, array in inputs.items()},
-            output_filter=wanted,
-        )
+        self, number: int, signature: str, alias: str, array: NDArray[Any], wanted: Sequence[str], timeout_s: float
+    ) -> Mapping[str, messages.TensorProto]:
+        """Return the wanted outputs of one of a version's signatures, and perhaps others."""
+        request = messages.PredictRequest(inputs={alias: tensor.to_proto(array)}, output_filter=wanted)
+        request.model_spec.name = self._model
+        request.model_spec.version.value = number
         request.model_spec.signature_name = signature
         response = self._call(self._predict, request, timeout_s)
-        if response.model_spec.version.value != number or not response.outputs.keys() >= set(wanted):
+        if response.model_spec.version.value != number or any(each not in response.outputs for each in wanted):
             raise ModelFailed("Expected an answer of the version that was asked. Received: another one.")
-        return {alias: tensor.to_array(response.outputs[alias]) for alias in wanted}
-
-    def _spec(self, number: int) -> messages.ModelSpec:
-        return messages.ModelSpec(name=self._model, version=Int64Value(value=number))
+        return response.outputs  # type: ignore[no-any-return]
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         """Make one call; the only place where gRPC's exceptions become ours."""
@@ -234,6 +232,13 @@ class Replicas:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )
+
+
+def _names(identities: messages.TensorProto, identity: str, count: int) -> bool:
+    """Tell whether each of an answer's rows names an export; as an array of NumPy it takes ten times as long, 20 us."""
+    bits = identity_bits(identity)
+    whole = bits.to_bytes(8, "little", signed=True) * count
+    return list(identities.int64_val) == [bits] * count or identities.tensor_content == whole
 
 
 def from_grpc(code: grpc.StatusCode) -> GatewayError:
