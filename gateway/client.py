@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
-from contract.document import DESCRIBE_SIGNATURE, IDENTITY_DIGITS, Contract, ContractError, find_identity
+from contract.document import DESCRIBE_SIGNATURE, Contract, ContractError, find_identity
 from gateway.errors import (
     GatewayError,
     ModelFailed,
@@ -38,6 +39,9 @@ SEARCH_PAUSE_S = 0.005
 LOOKS_UNTIL_AWAY = 2  # so many looks in a row that found no model server open the circuit breaker
 LOOKS_UNTIL_RENEWED = 10  # after each so many, its address is looked up anew
 AMONG_OTHERS = "It has no identity, and another export was under its number a moment ago. Exported once more it has one"
+NOT_TRIED = "The golden gate could not try it"
+DESCRIPTIONS = 5  # how often replicas are asked until one describes the export that another was asked about
+RECENT_LOOKS = 4  # replicas take turns, so what one of the last looks met counts as loaded
 AVAILABLE = messages.ModelVersionStatus.AVAILABLE
 ATTEMPTS_UNTIL_REFUSED = 3  # how often an export may fail in the model server before it is refused
 
@@ -51,21 +55,34 @@ class _Known:
     """An export that a look met under a number, and what the golden gate said of it.
 
     Attributes:
-        mark: Its identity, or a digest of its contract; empty where it has neither.
-        seen_s: When a look last met it.
+        identity: The export's; empty for one from before there were identities.
+        digest: Of its contract, by which one without an identity is known again; empty where it has neither.
+        look: The last look that met it, and when that was.
+        attempts: How often the model server failed while the gate was open for it.
         version: Set once it passed the gate.
-        refusal: Why it may not answer.
+        refusal: Why it may not answer, and since when.
     """
 
     number: int
-    mark: str
+    identity: str
+    digest: str = ""
+    look: int = 0
     seen_s: float = 0.0
+    attempts: int = 0
     version: Version | None = None
     refusal: str | None = None
+    refused_s: float = 0.0
 
     @property
     def export(self) -> Export:
-        return Export(self.number, self.mark if len(self.mark) == IDENTITY_DIGITS else "")
+        return Export(self.number, self.identity)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it passed or failed; without an identity, examples may have reached another export: ask again."""
+        if self.refusal and self.digest and time.monotonic() - self.refused_s > FORGET_AFTER_S:
+            return False
+        return self.version is not None or self.refusal is not None
 
 
 class ModelClient:
@@ -93,8 +110,7 @@ class ModelClient:
         self.model = model
         self._poll_s, self._max_batch, self._on_health = poll_s, max_batch, on_health
         self._replicas = Replicas(address, model, timeout_s)
-        self._known: dict[tuple[int, str], _Known] = {}
-        self._attempts: dict[int, int] = {}
+        self._known: dict[tuple[int, str, str], _Known] = {}
         self._usable: list[Version] = []
         self._loaded: list[Version] = []
         self._available = False
@@ -161,21 +177,33 @@ class ModelClient:
         """
         parts = [np.empty((0, len(version.contract.classes)), np.float32)]
         for start in range(0, len(pixels), self._max_batch):
-            timeout_s = deadline - time.monotonic()
-            if timeout_s <= 0:
-                raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
             chunk = pixels[start : start + self._max_batch]
-            try:
-                parts.append(self._replicas.predict(version.number, version.contract, chunk, timeout_s))
-            except ModelFailed as exc:
-                if self._is_replaced(version, deadline):
-                    raise VersionGone(exc.detail) from exc
-                raise
-            if version not in self._current([version]):
-                raise VersionGone("The connection broke, and another export may have answered.")
+            call = partial(self._predict_part, version, chunk, deadline)
+            # Where the first part arrived, the others find their way too, however many replicas lack the export.
+            parts.append(_search(call, min(deadline, time.monotonic() + SEARCH_S)) if start else call())
         if len(pixels):
             self._failed_looks = 0  # whatever a look found, the model server answers
         return np.concatenate(parts)
+
+    def _predict_part(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
+        timeout_s = deadline - time.monotonic()
+        if timeout_s <= 0:
+            raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
+        breaks = self._replicas.breaks
+        try:
+            probabilities = self._replicas.predict(version.number, version.contract, pixels, timeout_s)
+        except ModelFailed as exc:
+            if version.contract.identity:
+                raise
+            self._look_again(deadline)
+            if version in self._current(self._usable):
+                raise
+            raise VersionGone(exc.detail) from exc
+        if version.contract.identity:
+            return probabilities
+        if breaks != self._replicas.breaks or version not in self._current(self._usable):
+            raise VersionGone("Another export may have answered.")
+        return probabilities
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
@@ -198,13 +226,6 @@ class ModelClient:
         finally:
             self._looking.release()
 
-    def _is_replaced(self, version: Version, deadline: float) -> bool:
-        """Look whether something else came under the number of a version that cannot be told from it by its answers."""
-        if version.contract.identity:
-            return False
-        self._look_again(deadline)
-        return version not in self._current(self._usable)
-
     def _current(self, versions: list[Version]) -> list[Version]:
         """Return the versions without those whose answers may be another export's: no identity, and a break since."""
         described = self._described_after == self._replicas.breaks
@@ -215,6 +236,8 @@ class ModelClient:
         started_s, breaks = time.monotonic(), self._replicas.breaks
         try:
             statuses = self._replicas.statuses()
+            if random.random() < 0.5:  # noqa: S311  # or a look's calls would reach the same replicas for ever
+                statuses = self._replicas.statuses()
         except VersionGone:
             statuses = ()
         except Overloaded:  # it is there, and busy: what the last look found still holds
@@ -228,73 +251,84 @@ class ModelClient:
             return
         self._failed_looks = 0
         available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
-        untried = {Export(number): reason for number in available if (reason := self._meet(number))}
-        self._forget_unseen(started_s)
+        unasked = {Export(number): reason for number in available if (reason := self._meet(number))}
+        self._known = {key: known for key, known in self._known.items() if started_s - known.seen_s < FORGET_AFTER_S}
         known = sorted(self._known.values(), key=lambda each: (each.number, each.seen_s), reverse=True)
-        usable = [each for each in known if each.version and self._is_told_apart(each)]
-        self._usable = [each.version for each in usable if each.version]
-        self._loaded = [each.version for each in usable if each.version and each.seen_s >= started_s]
+        usable = [(each, each.version) for each in known if each.version and self._is_told_apart(each)]
+        self._usable = [version for _, version in usable]
+        recent = self._looks - RECENT_LOOKS
+        self._loaded = [version for each, version in usable if each.number in available and each.look > recent]
         self._available, self._described_after = bool(available), breaks
-        for each in known:
-            if not self._is_told_apart(each):
-                untried[each.export] = AMONG_OTHERS
-        for export in untried.keys() - self.health.refused.keys():
-            _log.warning("version %s of %s: %s", export, self.model, untried[export])
         broken = {
             Export(each.version): f"The model server could not load it: {each.status.error_message}"
             for each in statuses
             if each.state == messages.ModelVersionStatus.END and each.status.error_code
         }
-        refused = {each.export: each.refusal for each in known if each.refusal}
+        hidden = {each.export: AMONG_OTHERS for each in known if not self._is_told_apart(each)}
+        refused = broken | unasked | hidden | {each.export: each.refusal for each in known if each.refusal}
+        for export in refused.keys() - self.health.refused.keys():
+            _log.warning("version %s of %s is refused: %s", export, self.model, refused[export])
         nothing = f"No usable version of {self.model!r} is loaded at the model server"
-        error = None if self._loaded else next(iter(untried.values()), nothing)
-        self._set_health(Health([each.export for each in self._loaded], refused | broken | untried, error))
+        error = None if self._loaded else next(iter(refused.values()), nothing)
+        self._set_health(Health([version.export for version in self._loaded], refused, error))
 
     def _meet(self, number: int) -> str | None:
-        """Find out which export lies under a number, and let a new one through the golden gate, or refuse it.
+        """Find out which export lies under a number; a new one has to pass the golden gate.
 
         Returns:
-            What kept it from being tried, if anything; the next look tries again.
+            What kept it from being asked or tried, if anything; the next look tries again.
         """
         give_up = time.monotonic() + SEARCH_S
         before = [known for known in self._known.values() if known.number == number]
-        met = None
         try:
-            signatures = _search(lambda: self._replicas.signatures(number), 0.0 if before else give_up)
-            mark, description = find_identity(signatures), b""
-            if not self._is_decided(number, mark):
-                if DESCRIBE_SIGNATURE not in signatures:
-                    raise Refusal("It has no contract. Release it with `python -m training export`, which writes one")
-                description = _search(lambda: self._describe(number, mark), give_up)
-                mark = self._mark(number, description)
-            met = self._known.setdefault((number, mark), _Known(number, mark))
-            met.seen_s = time.monotonic()
-            if not self._is_decided(number, mark) and self._is_told_apart(met):
-                self._admit(met, description, give_up)
-            self._attempts.pop(number, None)
+            known, description = self._identify(number, 0.0 if before else give_up)
+        except GatewayError as exc:
+            kept = [known for known in before if known.look >= self._looks - 1]
+            for known in kept:  # what was found there by the last look still holds
+                known.look, known.seen_s = self._looks, time.monotonic()
+            return None if any(known.is_decided for known in kept) else f"{NOT_TRIED}: {_reason(exc)}"
+        if known.is_decided or not self._is_told_apart(known):
+            return None
+        try:
+            self._admit(known, description, give_up)
+        except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
+            return f"{NOT_TRIED}: {exc.detail}"
         except Exception as exc:  # whatever a version says of itself, it must not keep others from answering
-            reason = exc.detail if isinstance(exc, GatewayError) else f"{exc}"
-            if isinstance(exc.__cause__, grpc.RpcError) and isinstance(exc, ModelFailed):
-                reason += f" ({exc.__cause__.details()})"
-            self._attempts[number] = self._attempts.get(number, 0) + isinstance(exc, ModelFailed)
-            if isinstance(exc, GatewayError) and self._attempts[number] < ATTEMPTS_UNTIL_REFUSED:
-                if met is None and before:  # what was found there still holds
-                    for known in before:
-                        known.seen_s = time.monotonic()
-                    return None
-                return f"The golden gate could not try it: {reason}"
-            met = met or self._known.setdefault((number, ""), _Known(number, ""))
-            met.seen_s, met.refusal = time.monotonic(), reason
-            expected = isinstance(exc, Refusal | ModelFailed | tensor.TensorError)
-            _log.warning("version %s of %s is refused: %s", met.export, self.model, reason, exc_info=not expected)
+            known.attempts += 1
+            if isinstance(exc, ModelFailed) and known.attempts < ATTEMPTS_UNTIL_REFUSED:
+                return f"{NOT_TRIED}: {_reason(exc)}"
+            known.refusal, known.refused_s = _reason(exc), time.monotonic()
+            if not isinstance(exc, Refusal | ModelFailed | tensor.TensorError):
+                _log.exception("version %s of %s cannot be used", known.export, self.model)
         return None
 
-    def _describe(self, number: int, identity: str) -> bytes:
-        """Return the contract of an export, or of whatever lies under the number if that has no identity."""
-        description = self._replicas.describe(number)
-        if identity and self._mark(number, description) != identity:  # another replica
-            raise VersionGone(f"Version {number} is another export where the call arrived.")
-        return description
+    def _identify(self, number: int, give_up: float) -> tuple[_Known, bytes]:
+        """Return the export that lies under a number where the calls arrive, and its contract if that was asked for.
+
+        Raises:
+            GatewayError: It could not be asked.
+        """
+        signatures = _search(lambda: self._replicas.signatures(number), give_up)
+        identity = find_identity(signatures)
+        if DESCRIBE_SIGNATURE not in signatures:
+            known = self._see(number, identity, "")
+            known.refusal = "It has no contract. Release it with `python -m training export`, which writes one"
+            return known, b""
+        if identity and (number, identity, "") in self._known and self._known[number, identity, ""].is_decided:
+            return self._see(number, identity, ""), b""
+        for _ in range(DESCRIPTIONS):
+            description = _search(lambda: self._replicas.describe(number), give_up)
+            digest = sha256(description).hexdigest()
+            if not identity and (number, "", digest) in self._known:
+                return self._see(number, "", digest), description
+            if _identity(description) == identity:
+                return self._see(number, identity, "" if identity else digest), description
+        raise VersionGone("Its contract names another export than its signatures, or replicas hold different ones.")
+
+    def _see(self, number: int, identity: str, digest: str) -> _Known:
+        known = self._known.setdefault((number, identity, digest), _Known(number, identity, digest))
+        known.look, known.seen_s = self._looks, time.monotonic()
+        return known
 
     def _admit(self, known: _Known, description: bytes, give_up: float) -> None:
         """Open the golden gate for an export.
@@ -307,33 +341,14 @@ class ModelClient:
         def predict(contract: Contract, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
             return _search(lambda: self._replicas.predict(known.number, contract, pixels), give_up)
 
-        known.version = Version(known.number, open_gate(description, predict))
+        known.version, known.refusal = Version(known.number, open_gate(description, predict)), None
         _log.info("version %s of %s passed the golden gate", known.export, self.model)
-
-    def _is_decided(self, number: int, mark: str) -> bool:
-        known = self._known.get((number, mark))
-        return known is not None and (known.version is not None or known.refusal is not None)
 
     def _is_told_apart(self, known: _Known) -> bool:
         """Tell whether an answer shows that it is of this export; without an identity, only if there is no other."""
-        return bool(known.export.identity) or all(
+        return bool(known.identity) or all(
             other is known or other.number != known.number for other in self._known.values()
         )
-
-    def _mark(self, number: int, description: bytes) -> str:
-        """Return what an export is known by: its identity, or a digest of all that it says of itself."""
-        digest = sha256(description).hexdigest()
-        if (number, digest) in self._known:
-            return digest
-        try:
-            return Contract.from_json(description).identity or digest
-        except ContractError:
-            return digest
-
-    def _forget_unseen(self, now_s: float) -> None:
-        for key in [key for key, known in self._known.items() if now_s - known.seen_s > FORGET_AFTER_S]:
-            del self._known[key]
-            self._attempts.pop(key[0], None)
 
     def _set_health(self, health: Health) -> None:
         if health.error and health.error != self.health.error:
@@ -342,6 +357,21 @@ class ModelClient:
             _log.info("model %s is ready: versions %s", self.model, health.versions)
         self.health = health
         self._on_health(health)
+
+
+def _identity(description: bytes) -> str:
+    """Return the identity that a contract states; empty if it states none, or cannot be read."""
+    try:
+        return Contract.from_json(description).identity
+    except ContractError:
+        return ""
+
+
+def _reason(exc: Exception) -> str:
+    """Return what went wrong, with the model server's own words if it failed."""
+    if isinstance(exc, ModelFailed) and isinstance(exc.__cause__, grpc.RpcError):
+        return f"{exc.detail} ({exc.__cause__.details()})"
+    return str(exc)
 
 
 def _search(call: Callable[[], Answer], give_up: float) -> Answer:

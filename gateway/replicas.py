@@ -39,6 +39,8 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a contract with 20,000 classes fits
 STATUS_TIMEOUT_S = 2.0
 # Source: tensorflow/serving 2.20, servables/tensorflow/predict_util.cc; it looks before it reads any input.
 NO_SIGNATURE = "Serving signature key"
+# Source: batching_util/basic_batch_scheduler.h there; it says UNAVAILABLE too, and nobody went away.
+FULL_QUEUE = "batch scheduling queue"
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_http_proxy", 0),  # http_proxy, which Docker hands to containers, is for hosts out there
@@ -221,7 +223,7 @@ class Replicas:
             if code == grpc.StatusCode.FAILED_PRECONDITION and EXPORT_SIGNATURES in details and NO_SIGNATURE in details:
                 raise from_grpc(grpc.StatusCode.NOT_FOUND) from exc  # the number is there, and the export is not
             if code == grpc.StatusCode.UNAVAILABLE:
-                self.breaks += 1
+                self.breaks += FULL_QUEUE not in details
             elif code != grpc.StatusCode.NOT_FOUND:
                 _log.warning("model server answered %s: %s", code.name, details)
             raise from_grpc(code) from exc

@@ -35,6 +35,7 @@ class FakeVersion:
     predict: Predict = mean_colour
     identity: str = ""
     describes: bool = True
+    fails: grpc.StatusCode | None = None
 
     @property
     def signatures(self) -> list[str]:
@@ -72,6 +73,7 @@ class FakeModelServer:
         self.versions = versions
         self.failure: grpc.StatusCode | None = None
         self.answers_as = ""
+        self.metadata_failure: grpc.StatusCode | None = None
         self.calls: list[str] = []
         self.metadata: dict[str, Any] = {}
         self.gate = threading.Event()
@@ -126,6 +128,8 @@ class FakeModelServer:
             count = request.inputs["query"].tensor_shape.dim[0].size
             outputs = {"contract": np.array([version.description] * count, dtype=object)}
         else:
+            if version.fails is not None:
+                context.abort(version.fails, "as the test wants it")
             pixels = tensor.to_array(request.inputs["images"])
             outputs = {"probabilities": version.predict(pixels)}
             if identity := find_identity([signature]):
@@ -147,6 +151,8 @@ class FakeModelServer:
 
     def _metadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         version = self._version(request.model_spec.version.value, context)
+        if self.metadata_failure is not None:
+            context.abort(self.metadata_failure, "as the test wants it")
         signatures = messages.SignatureDefMap(
             signature_def={key: messages.SignatureDef() for key in version.signatures}
         )

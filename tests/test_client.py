@@ -269,6 +269,45 @@ def test_after_a_broken_connection_a_version_without_an_identity_is_described_be
         other.stop()
 
 
+def test_an_answer_is_not_used_if_another_export_without_an_identity_was_met_meanwhile(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """The call was under way when it took the other's place."""
+    model_server.versions[1] = without_identity(golden)
+    client = connect(model_server.address)
+    version = client.newest()
+    slow, other = threading.Event(), without_identity(golden, *KINDS["other classes"])
+    quick, other.predict = other.predict, lambda pixels: (slow.wait(5), quick(pixels))[1]
+    model_server.versions[1] = other
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.predict, version, np.zeros((1, 8, 8, 3), np.uint8), time.monotonic() + 5)
+        eventually(lambda: model_server.calls[-1] == "serving_default 1")
+        client._look_again()
+        slow.set()
+        with pytest.raises(VersionGone):
+            call.result()
+
+
+def test_many_images_find_one_of_two_exports(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """Each part of a request goes to the export that the first one reached."""
+    other = FakeModelServer({1: FakeVersion.of(golden, *KINDS["another size"])})
+    try:
+        client = connect(f"ipv4:{model_server.address},{other.address}")
+        client.start()
+        for _ in range(5):
+            deadline = time.monotonic() + 5
+            for version in client.candidates(deadline):
+                spec = version.contract.image
+                with suppress(VersionGone):
+                    shape = (64, spec.height, spec.width, 3)
+                    assert client.predict(version, np.zeros(shape, np.uint8), deadline).shape == (64, 3)
+                    break
+    finally:
+        other.stop()
+
+
 def test_a_version_without_a_contract_is_refused_with_what_to_do(
     model_server: FakeModelServer, connect: Connect, golden: list[bytes]
 ) -> None:
@@ -366,20 +405,44 @@ def test_a_version_without_golden_examples_is_refused(model_server: FakeModelSer
     assert "golden examples" in client.health.reason(2)
 
 
-def test_a_model_server_that_cannot_describe_a_version_refuses_it(
-    model_server: FakeModelServer, connect: Connect
+def test_a_version_that_fails_in_the_gate_again_and_again_is_refused(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
 ) -> None:
-    """A plain Keras export has no `describe`; the refusal carries the model server's words."""
-    model_server.failure = grpc.StatusCode.FAILED_PRECONDITION
+    """Once could be a connection that broke; the refusal carries the model server's words."""
+    version = FakeVersion.of(golden)
+    version.fails = grpc.StatusCode.INTERNAL
+    model_server.versions[1] = version
     client = connect(model_server.address)
-    for _ in range(2):  # that could be a connection that broke
-        with pytest.raises(ModelUnavailable):
-            client.newest()
+    for _ in range(2):
+        client._look_again()
         assert "could not try it" in client.health.reason(1)
-    with pytest.raises(ModelUnavailable):
-        client.newest()
+    client._look_again()
     assert "as the test wants it" in client.health.reason(1) and "could not try it" not in client.health.reason(1)
+    calls = len(model_server.calls)
+    client._look_again()
+    assert len(model_server.calls) == calls, "a refused version is not tried again"
     assert not client.health.ready
+
+
+@pytest.mark.parametrize("identity", [None, ""])
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_a_model_server_that_cannot_say_what_it_has_changes_nothing(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], code: grpc.StatusCode, identity: str | None
+) -> None:
+    """An accepted version answers on while it cannot be asked, and one that was not asked yet is asked again."""
+    if identity is not None:
+        model_server.versions[1] = without_identity(golden)
+    client, fresh = connect(model_server.address), connect(model_server.address)
+    assert ask(client)[0] == 1
+    model_server.metadata_failure = code
+    for _ in range(5):
+        client._look_again()
+        fresh._look_again()
+        assert client.health.ready and not client.health.refused
+        assert "could not try it" in fresh.health.reason(1)
+    model_server.metadata_failure = None
+    for each in (client, fresh):
+        assert ask(each)[0] == 1
 
 
 def test_a_busy_model_server_does_not_refuse_a_version_for_good(
@@ -412,7 +475,7 @@ def test_a_version_that_cannot_be_tried_shows_while_another_answers(
             client._look_again()
         assert client.health.ready and client.health.versions == [1]
         assert "could not try it" in client.health.reason(2)
-        assert caplog.text.count("version 2 of tiny: The golden gate could not try it") == 1
+        assert caplog.text.count("of tiny is refused: The golden gate could not try it") == 1
         may_answer.set()
         client._look_again()
         assert (client.health.versions, dict(client.health.refused)) == ([2, 1], {})

@@ -111,7 +111,7 @@ class Gateway:
         described = self._ask("GET", "/model")
         document = {**described["contract"], "golden": {"tolerance": 0.0, "examples": []}}  # it keeps its photos
         self.contract = Contract.from_json(json.dumps(document))
-        self._version = described["version"], described["identity"]
+        self._version = described["version"], described.get("identity")
         self.title = f"gateway, {described['name']} {described['version']}"
 
     def predict(self, photos: Pixels) -> NDArray[np.float32]:
@@ -121,7 +121,7 @@ class Gateway:
     def _predict(self, path: Path) -> NDArray[np.float32]:
         k = len(self.contract.classes)
         answer = self._ask("POST", f"/predict?top_k={k}", path.read_bytes(), told=f" for {path}")
-        if (answer["model"]["version"], answer["model"]["identity"]) != self._version:
+        if (answer["model"]["version"], answer["model"].get("identity")) != self._version:
             raise TrainingError(f"{self.title} was replaced by another version meanwhile. Run the command again")
         probabilities = np.zeros(k, np.float32)
         for each in answer["predictions"]:

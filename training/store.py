@@ -79,7 +79,7 @@ def check_name(model: str) -> None:
 def versions(store: Path, model: str) -> list[int]:
     """Return the numbers of a model's versions, lowest first."""
     home = store / model
-    return sorted(int(path.name) for path in home.glob("*") if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in home.glob("*") if path.name.isdecimal() and path.is_dir())
 
 
 def _next_number(home: Path) -> int:
@@ -88,7 +88,7 @@ def _next_number(home: Path) -> int:
     Never 0: that is the version that an image makes by itself.
     """
     texts = [last.read_text().strip() for last in (_last_file(home), home / _LAST_IN_HOME) if last.is_file()]
-    return max([0, *map(int, filter(str.isdigit, texts)), *versions(home.parent, home.name)]) + 1
+    return max([0, *map(int, filter(str.isdecimal, texts)), *versions(home.parent, home.name)]) + 1
 
 
 def _last_file(home: Path) -> Path:

@@ -22,22 +22,31 @@ give_to_owner() {
   [ "$(id -u)" != 0 ] || chown -R --reference="$MODEL_BASE_PATH" "$@"
 }
 
+# The highest number that the store remembers, or 0.
+last_number() {
+  for file in "$last_file" "$home/.last-version"; do
+    sed -n 's/^0*\([0-9][0-9]*\)$/\1/p' "$file" 2>/dev/null || true
+  done | sort -n | tail -n 1 | grep . || echo 0
+}
+
 # Copy under a name that is no version, then rename: the server never sees half a version. What the image made by itself
 # is version 0, wherever it goes, and no export's number is; a released version gets one that was not used here.
 seed() {
   umask 022
   mkdir -p "$home" && draft=$(mktemp -d "$home/.seed-XXXXXX") || return 1
   newest=$(versions "$carried" | sort -V | tail -n 1)
-  number=${newest##*/}
-  if [ "$number" != 0 ]; then
-    last=$(cat "$last_file" "$home/.last-version" 2>/dev/null | sort -n | tail -n 1)
-    [ "$number" -gt "${last:-0}" ] || number=$((last + 1))
-    echo "$number" >"$last_file" || return 1
+  number=${newest##*/} last=$(last_number)
+  [ "$number" = 0 ] || [ "$number" -gt "$last" ] || number=$((last + 1))
+  if ! { cp -R "$newest/." "$draft" && chmod 755 "$draft"; }; then
+    rm -rf "$draft"
+    return 1
+  fi
+  give_to_owner "$home"
+  if [ -n "$(versions "$home")" ] || ! mv -T "$draft" "$home/$number"; then
+    rm -rf "$draft"  # another replica was quicker
+  elif [ "$number" != 0 ] && echo "$number" 2>/dev/null >"$last_file"; then
     give_to_owner "$last_file"
   fi
-  cp -R "$newest/." "$draft" && chmod 755 "$draft" || return 1
-  give_to_owner "$home"
-  mv -T "$draft" "$home/$number" 2>/dev/null || rm -rf "$draft"  # another replica was quicker
 }
 
 if [ -z "$(versions "$home")" ]; then
