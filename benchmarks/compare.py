@@ -42,7 +42,7 @@ from benchmarks.systems import (
     prepare_models,
     started,
 )
-from tests.stack import free_port
+from tests.programs.stack import free_port
 
 RESULTS = ROOT / "benchmarks" / "results"
 ROUNDS, WINDOW_S = 4, 4.0

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import ask, resident_mb, stack
-from tests.stack import Gateway
+from tests.programs.stack import Gateway
 
 PILLOW = "pillow==13.0.0"
 BOUNDARY = "3d6b6a416f9b5"

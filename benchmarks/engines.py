@@ -25,9 +25,9 @@ import tensorflow as tf
 from contract.document import IMAGES, PREDICT_SIGNATURE
 from serving.engines import TFLITE_FILES, open_engine
 from serving.settings import Settings
-from training import quantization
-from training.architectures import find
-from training.store import versions
+from training.models.catalogue import find_architecture
+from training.release import quantization
+from training.release.store import versions
 
 STORE, MODEL, ARCHITECTURE = Path("model-store"), "imagenet", "efficientnet-lite0"
 ROUNDS, ROUND_S = 9, 1.0
@@ -70,7 +70,7 @@ def print_rates(version: Path) -> None:
 
 def plain_export(folder: Path) -> Callable[[Any], Any]:
     """Return a run of the model as Keras exports it; it takes float32."""
-    find(ARCHITECTURE).classifier("imagenet").export(folder, verbose=False)
+    find_architecture(ARCHITECTURE).classifier("imagenet").export(folder, verbose=False)
     loaded = tf.saved_model.load(str(folder))
     return lambda pixels: loaded.signatures["serving_default"](tf.constant(pixels, tf.float32))
 

@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.load import draw
-from tests.stack import Gateway, Load, free_port, gateway, post, running
+from tests.programs.stack import Gateway, Load, free_port, gateway, post, running
 
 STORE, MODEL = Path("model-store").resolve(), "imagenet"
 PHOTO = draw(640, 480)

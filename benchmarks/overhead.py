@@ -22,8 +22,8 @@ from PIL import Image
 from benchmarks.faults import encode
 from contract.document import ImageSpec
 from contract.image import decode
-from tests.model_server import FakeModelServer, FakeVersion
-from tests.stack import Gateway, gateway
+from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.stack import Gateway, gateway
 
 SPEC = ImageSpec(224, 224)
 REQUESTS, CLIENTS = 3000, 4

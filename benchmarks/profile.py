@@ -25,10 +25,10 @@ import numpy as np
 
 STAGES = {
     "gateway": {
-        "fetch": "gateway.fetch:Fetcher.fetch",
+        "fetch": "gateway.fetch.fetcher:Fetcher.fetch",
         "decode, resize": "gateway.stages:decode",
-        "call the model server: serialise, send, parse": "gateway.replicas:Replicas.predict",
-        "answer: Flask, JSON, log, metrics": "gateway.front:Front._run",
+        "call the model server: serialise, send, parse": "gateway.model.client:ModelClient.predict",
+        "answer: Flask, JSON, log, metrics": "gateway.server.front:Front._run",
     },
     "serving": {
         "check, encode": "serving.service:Service.predict",

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.load import draw
 from contract import tensor
-from tests.stack import free_port
+from tests.programs.stack import free_port
 
 ROOT = Path(__file__).parent.parent
 MODEL, ARCHITECTURE = "imagenet", "efficientnet-lite0"
@@ -144,7 +144,10 @@ def _write_models() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
     from contract.document import Contract
-    from training import architectures, data, export, judge
+    from training.data.folder import Photo
+    from training.models.catalogue import find_architecture, imagenet_classes
+    from training.release import export
+    from training.release.criteria import Criteria
 
     shutil.rmtree(MODELS, ignore_errors=True)
     photo = MODELS / "noise.jpg"
@@ -152,10 +155,10 @@ def _write_models() -> None:
     photo.write_bytes(draw(224, 224))
     # int8 is calibrated on noise and released whatever it loses: it shows how fast it is, and nothing of its accuracy.
     noise = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
-    anything = judge.Judge(noise, [data.Photo(photo, 0)], "noise", MODELS, int8_drop=1.0, margin=None)
-    architecture = architectures.find(ARCHITECTURE)
+    anything = Criteria(noise, [Photo(photo, 0)], "noise", MODELS, int8_drop=1.0, margin=None)
+    architecture = find_architecture(ARCHITECTURE)
     model = architecture.classifier("imagenet")
-    export.export(model, Contract(MODEL, architectures.imagenet_classes(), architecture.image), STORE, judge=anything)
+    export.export(model, Contract(MODEL, imagenet_classes(), architecture.image), STORE, judge=anything)
     model.export(PLAIN_STORE / "1", verbose=False)
     model.save(KERAS_FILE)  # last: without it, all is written anew
 

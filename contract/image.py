@@ -136,7 +136,7 @@ class ContractPreprocessor(BasePreprocessor):  # type: ignore[misc]  # keras-ima
         return decode(Path(path).read_bytes(), self.spec).pixels[np.newaxis]
 
     def from_url(self, url: str) -> NDArray[np.uint8]:
-        raise NotImplementedError("The contract has no network: fetch the bytes (gateway/fetch.py), then decode them.")
+        raise NotImplementedError("The contract has no network: fetch the bytes (gateway/fetch/), then decode them.")
 
     def resize_image(self, img: Image.Image) -> Image.Image:
         orientation = _orientation(img) if self.spec.orientation == "exif" else 1

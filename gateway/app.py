@@ -15,15 +15,19 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from contract.image import DecodedImage
 from gateway import errors, logs, openapi
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
-from gateway.front import DRAINING, HEALTH_PATHS, RECEIVED
 from gateway.inputs import read_query
 from gateway.keys import Keys
+from gateway.memory import Held, Room
 from gateway.metrics import Metrics
-from gateway.model import Model, Version
+from gateway.model.protocol import Model, Version
 from gateway.page import page
-from gateway.room import Held, Room
 from gateway.settings import Settings
 from gateway.stages import Clock, Stages
+
+HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
+# In the WSGI environment, by the server around the application: when the request was complete, for its time runs from
+# there, and whether the end has begun.
+RECEIVED, DRAINING = "gateway.received", "gateway.draining"
 
 _log = logging.getLogger(__name__)
 

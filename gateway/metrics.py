@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from gateway.errors import GatewayError
-from gateway.model import Export, Health
+from gateway.model.protocol import Export, Health
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

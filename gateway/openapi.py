@@ -7,7 +7,7 @@ from typing import Any
 
 from contract.document import IDENTITY_DIGITS
 from gateway import errors
-from gateway.addresses import MAX_URL_CHARACTERS
+from gateway.fetch.urls import MAX_URL_CHARACTERS
 from gateway.settings import Settings
 
 Schema = dict[str, Any]

@@ -18,7 +18,7 @@ _HEADERS = {
 
 # Flask sends static files with an ETag and no-cache: a browser asks each time and gets 304, so that the three files of
 # a new release always come together.
-page = Blueprint("page", __name__, static_folder="page", static_url_path="/page")
+page = Blueprint("page", __name__, static_folder="static", static_url_path="/page")
 
 
 @page.get("/")

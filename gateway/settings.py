@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from gateway.addresses import AllowList
-from gateway.fetch import FetchRules
+from gateway.fetch.addresses import AllowList
+from gateway.fetch.fetcher import FetchRules
 from gateway.keys import Keys
 
 PREFIX = "GATEWAY_"

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from contract.document import ImageSpec
 from contract.image import DecodedImage, ImageError, decode
 from gateway.errors import GatewayError, Overloaded, from_image_error
-from gateway.fetch import Fetcher
+from gateway.fetch.fetcher import Fetcher
 from gateway.inputs import Url
-from gateway.room import Held
+from gateway.memory import Held
 from gateway.settings import Settings
 
 U = TypeVar("U")

@@ -9,7 +9,7 @@ from apig_wsgi import make_lambda_handler
 
 from gateway.app import create_app
 from gateway.metrics import Metrics
-from gateway.model import Model
+from gateway.model.protocol import Model
 from gateway.settings import Settings
 
 Event = dict[str, Any]

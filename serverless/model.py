@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PROBABILITIES, QUERY, Contract
 from gateway.errors import ModelFailed, ModelTimeout
-from gateway.gate import open_gate
-from gateway.model import Health, Version
+from gateway.model.gate import open_gate
+from gateway.model.protocol import Health, Version
 from serving.engines import open_engine
 from serving.errors import DeadlineExceededError, NotFoundError, ServingError
 from serving.versions import find_versions
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class OwnModel:
-    """What `gateway.model.Model` asks, of a version that this process has loaded."""
+    """What `gateway.model.protocol.Model` asks, of a version that this process has loaded."""
 
     def __init__(self, store: Path, model: str) -> None:
         """Load the newest version, and open the golden gate for it.

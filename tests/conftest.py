@@ -14,13 +14,13 @@ import pytest
 from flask.testing import FlaskClient
 
 from gateway.app import create_app
-from gateway.client import ModelClient
 from gateway.metrics import Metrics
+from gateway.model.versions import Versions
 from gateway.settings import Settings
-from tests.model_server import FakeModelServer, FakeVersion
-from tests.photos import encode, photo
+from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.photos import encode, photo
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -94,12 +94,12 @@ def model_server(golden: list[bytes]) -> Iterator[FakeModelServer]:
 
 
 @pytest.fixture
-def connect() -> Iterator[Callable[[str], ModelClient]]:
+def connect() -> Iterator[Callable[[str], Versions]]:
     """A function that connects a model client to an address; it looks only when asked."""
-    clients: list[ModelClient] = []
+    clients: list[Versions] = []
 
-    def connect(address: str) -> ModelClient:
-        client = ModelClient(address, "tiny", poll_s=0.05, timeout_s=2.0)
+    def connect(address: str) -> Versions:
+        client = Versions(address, "tiny", poll_s=0.05, timeout_s=2.0)
         clients.append(client)
         return client
 
@@ -109,7 +109,7 @@ def connect() -> Iterator[Callable[[str], ModelClient]]:
 
 
 @pytest.fixture
-def gateway(model_server: FakeModelServer, origin: Origin, connect: Callable[[str], ModelClient]) -> FlaskClient:
+def gateway(model_server: FakeModelServer, origin: Origin, connect: Callable[[str], Versions]) -> FlaskClient:
     """The gateway in front of `model_server`, which may fetch from `origin`; it looks for versions only when asked."""
     settings = Settings(fetch_allow=origin.authority, model_name="tiny", request_timeout_s=5.0)
     return create_app(settings, connect(model_server.address), Metrics()).test_client()
@@ -126,7 +126,7 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_export(store: Path, name: str, seed: int = 0, size: int = 16, classes: Sequence[str] = ()) -> None:
     """Export the small model in a process of its own, which keeps TensorFlow out of this one."""
     subprocess.run(
-        [sys.executable, "-m", "tests.tiny_model", str(store), name, str(seed), str(size), *classes],
+        [sys.executable, "-m", "tests.programs.tiny_model", str(store), name, str(seed), str(size), *classes],
         cwd=ROOT,
         check=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},

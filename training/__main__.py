@@ -18,10 +18,10 @@ from contract.document import Aspect, Contract, ContractError, Filter, ImageSpec
 from training import commands
 from training.errors import TrainingError
 from training.quiet import import_tensorflow
-from training.store import check_name
+from training.release.store import check_name
 
 if TYPE_CHECKING:
-    from training.export import Release
+    from training.release.export import Release
 
 INT8_DROP = 0.005
 # What only a file of weights leaves open.
@@ -53,12 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> int:
     import_tensorflow()
 
-    from training import architectures, presets, tracking, train
+    from training.fit import train
+    from training.fit.preset import find_preset
+    from training.models.catalogue import find_architecture
+    from training.runs.track import find_tracker, log_run
 
-    tracker = tracking.find(options.track) if options.track else None
-    preset = presets.find(options.preset)
+    tracker = find_tracker(options.track) if options.track else None
+    preset = find_preset(options.preset)
     recipe = preset.recipe_with({field.name: getattr(options, field.name) for field in fields(train.Recipe)})
-    architecture = architectures.find(options.architecture or preset.architecture, options.size or preset.size)
+    architecture = find_architecture(options.architecture or preset.architecture, options.size or preset.size)
     weights = options.weights or preset.weights
     run = train.train(
         options.folder,
@@ -77,7 +80,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         if tracker:  # told of every run, and no condition of a release
             try:
-                tracking.log(run, tracker)
+                log_run(run, tracker)
                 say(f"Told {options.track} of the run")
             except TrainingError as exc:
                 print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
@@ -110,12 +113,12 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _release_run(options: argparse.Namespace, run: Path) -> None:
-    from training import runs
+    from training.runs.folder import read_run, record_release
 
-    model, contract, golden = runs.read(run)
+    model, contract, golden = read_run(run)
     contract = contract.named(options.name or contract.model)
     release = _release(options, model, contract, golden)
-    runs.record_release(run, release.directory, release.identity)
+    record_release(run, release.directory, release.identity)
 
 
 def _export_architecture(options: argparse.Namespace) -> None:
@@ -124,13 +127,14 @@ def _export_architecture(options: argparse.Namespace) -> None:
     if options.weights == "imagenet":
         _refuse(options, "with ImageNet weights, whose classes are known", "classes")
 
-    from training import architectures, runs
+    from training.models.catalogue import find_architecture, imagenet_classes
+    from training.runs.folder import provenance
 
-    architecture = architectures.find(options.architecture)
-    classes = _read_classes(options.classes) if options.classes else architectures.imagenet_classes()
+    architecture = find_architecture(options.architecture)
+    classes = _read_classes(options.classes) if options.classes else imagenet_classes()
     say(f"Building {architecture.name} with weights: {options.weights}")
     model = architecture.classifier(None if options.weights == "none" else options.weights, len(classes))
-    origin = {"architecture": architecture.name, "weights": options.weights, **runs.provenance()}
+    origin = {"architecture": architecture.name, "weights": options.weights, **provenance()}
     _release(options, model, Contract(options.name, classes, architecture.image, origin))
 
 
@@ -142,13 +146,15 @@ def _export_file(options: argparse.Namespace) -> None:
         )
     _require(options, "classes", "preprocessing", "name")
 
-    from training import architectures, runs
+    from training.models.catalogue import find_architecture
+    from training.models.files import load_file
+    from training.runs.folder import provenance, sha256
 
     classes = _read_classes(options.classes)
-    architecture = architectures.find(options.architecture, options.size) if options.architecture else None
+    architecture = find_architecture(options.architecture, options.size) if options.architecture else None
     say(f"Loading {path}")
     mode = options.preprocessing.replace("+-", "±")
-    model = architectures.load_file(path, architecture, len(classes), mode, options.size)
+    model = load_file(path, architecture, len(classes), mode, options.size)
     height, width = model.input_shape[1:3]
     if options.size and (height, width) != (options.size, options.size):
         raise TrainingError(f"Expected --size as the model has it, {height} by {width}. Received: {options.size}")
@@ -159,21 +165,23 @@ def _export_file(options: argparse.Namespace) -> None:
     origin = {
         "architecture": architecture.name if architecture else model.name,
         "weights": path.name,
-        "weights_sha256": runs.sha256(path),
-        **runs.provenance(),
+        "weights_sha256": sha256(path),
+        **provenance(),
     }
     _release(options, model, Contract(options.name, classes, image, origin))
 
 
 def _release(options: argparse.Namespace, model: Any, contract: Contract, golden: Sequence[bytes] = ()) -> Release:
-    from training import architectures, export, judge
+    from training.models.files import as_probabilities
+    from training.release import export
+    from training.release.criteria import read_criteria
 
     chosen = None
     if options.folder:
         margin = (options.margin or 0.0) if options.refuse_if_worse else None
         int8_drop = INT8_DROP if options.int8_drop is None else options.int8_drop
-        chosen = judge.read(options.folder, contract, options.cache, int8_drop, margin)
-    probabilities = architectures.as_probabilities(model, len(contract.classes))
+        chosen = read_criteria(options.folder, contract, options.cache, int8_drop, margin)
+    probabilities = as_probabilities(model, len(contract.classes))
     release = export.export(probabilities, contract, options.store, golden, say, chosen)
     size_mb = sum(path.stat().st_size for path in release.directory.rglob("*") if path.is_file()) / 1e6
     say(f"Released {release.directory} ({size_mb:.0f} MB), export {release.identity}")
@@ -259,7 +267,7 @@ def _pixels(text: str) -> int:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    from training.recipe import Recipe
+    from training.fit.recipe import Recipe
 
     told = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", inspect.getdoc(Recipe) or "", re.DOTALL | re.MULTILINE))
     for field in fields(Recipe):

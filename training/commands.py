@@ -86,7 +86,7 @@ def add_parsers(commands: Any) -> None:
 
 
 def _explore(options: argparse.Namespace) -> None:
-    from training.explore.explore import explore
+    from training.explore.survey import explore
 
     explore(options.source, options.out, options.cache, say)
 
@@ -94,7 +94,7 @@ def _explore(options: argparse.Namespace) -> None:
 def _tune(options: argparse.Namespace) -> None:
     import_tensorflow()
 
-    from training.tune import tune
+    from training.fit.tune import tune
 
     tune(options.folder, options.preset, options.minutes, options.out, options.runs, options.cache, say)
 
@@ -105,8 +105,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from training import predictors
-    from training.evaluate.evaluate import evaluate
+    from training.judge import predictors
+    from training.judge.evaluate import evaluate
 
     chosen: list[predictors.Predictor] = []
     if options.run:
@@ -122,8 +122,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     if options.top_k < 1:
         raise TrainingError(f"Expected --top-k of at least 1. Received: {options.top_k}")
-    from training import predict
-    from training.predictors import StoredVersion
+    from training.judge import predict
+    from training.judge.predictors import StoredVersion
 
     images = predict.expand(options.sources)
     version = StoredVersion(options.store, options.model, options.version, options.engine)
@@ -134,8 +134,8 @@ def _predict(options: argparse.Namespace) -> None:
 def _explain(options: argparse.Namespace) -> None:
     import_tensorflow()
 
-    from training.explain import explain
-    from training.predict import expand
+    from training.judge.explain import explain
+    from training.judge.predict import expand
 
     explain(options.run, expand(options.sources, urls=False), options.label, options.out, say)
 
@@ -143,10 +143,10 @@ def _explain(options: argparse.Namespace) -> None:
 def _runs(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from training import comparison
+    from training.runs import compare
 
     console = Console(highlight=False)
     if options.run:
-        comparison.compare([comparison.read(path) for path in options.run], console)
+        compare.compare([compare.read(path) for path in options.run], console)
     else:
-        comparison.list_runs(comparison.find(options.runs), console)
+        compare.list_runs(compare.find(options.runs), console)

@@ -16,9 +16,9 @@ THUMBNAIL_PX = 128
 
 
 def write(path: Path, template: str, **values: Any) -> None:
-    """Render `training/page/<template>` to a file."""
+    """Render `training/templates/<template>` to a file."""
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "page"),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -4,7 +4,7 @@
 set -eu
 
 home=$MODEL_BASE_PATH/$MODEL_NAME
-last_file=$MODEL_BASE_PATH/.$MODEL_NAME.last-version  # as training/store.py keeps it
+last_file=$MODEL_BASE_PATH/.$MODEL_NAME.last-version  # as training/release/store.py keeps it
 carried=/carried/$MODEL_NAME
 server_uid=10001  # as USER in image-model.dockerfile
 

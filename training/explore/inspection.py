@@ -16,7 +16,8 @@ from PIL import Image
 
 from contract.document import ImageSpec
 from contract.image import FORMATS
-from training import data
+from training.data.folder import Photo
+from training.data.pixels import load_pixels
 from training.explore.listing import Listed, Listing
 
 # What training's default architecture sees, so that whatever is told here is told of those pixels.
@@ -25,7 +26,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
-class Photo:
+class InspectedPhoto:
     """A photo that decodes, and its file.
 
     Attributes:
@@ -52,7 +53,7 @@ class Inspection:
     """Every photo that decodes, with its pixels uint8 (n, h, w, 3), and why the others do not."""
 
     listing: Listing
-    photos: list[Photo]
+    photos: list[InspectedPhoto]
     pixels: NDArray[np.uint8]
     broken: dict[Path, str]
     digest: str
@@ -66,8 +67,8 @@ def inspect(listing: Listing, cache: Path, say: Callable[[str], None]) -> Inspec
     """
     say(f"Reading {len(listing.photos)} photos")
     index = {name: position for position, name in enumerate(listing.all_classes)}
-    labelled = [data.Photo(photo.path, index[photo.label]) for photo in listing.photos]
-    decoded = data.load(labelled, SPEC, cache)
+    labelled = [Photo(photo.path, index[photo.label]) for photo in listing.photos]
+    decoded = load_pixels(labelled, SPEC, cache)
     broken = {Path(path): reason for path, reason in decoded.skipped.items()}
     kept = [photo for photo in listing.photos if photo.path not in broken]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -75,13 +76,13 @@ def inspect(listing: Listing, cache: Path, say: Callable[[str], None]) -> Inspec
     return Inspection(listing, photos, decoded.images, broken, decoded.digest)
 
 
-def _read(listed: Listed, pixels: NDArray[np.uint8]) -> Photo:
+def _read(listed: Listed, pixels: NDArray[np.uint8]) -> InspectedPhoto:
     content = listed.path.read_bytes()
     img = Image.open(BytesIO(content), formats=FORMATS)
     luminance = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
     inner = luminance[1:-1, 1:-1]
     laplacian = luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:] - 4 * inner
-    return Photo(
+    return InspectedPhoto(
         listed.path,
         listed.split,
         listed.label,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training import data
+from training.data.pixels import decoder
 from training.explore.inspection import Inspection
 from training.quiet import import_tensorflow
 
@@ -88,7 +88,7 @@ def find_suspects(inspection: Inspection, features: NDArray[np.float32]) -> Susp
 
 def features(inspection: Inspection, cache: Path, say: Callable[[str], None]) -> NDArray[np.float32]:
     """Return EfficientNet-Lite0's pooled features (n, 1280) of length 1, computed once for the same photos."""
-    key = hashlib.sha256(json.dumps([inspection.digest, data.decoder()]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([inspection.digest, decoder()]).encode()).hexdigest()[:32]
     file = cache / f"{key}.features.npy"
     if not file.is_file():
         say(f"Computing features of {len(inspection.photos)} photos")
@@ -106,12 +106,12 @@ def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
-    from training import architectures
-    from training.export import freeze
+    from training.models.catalogue import find_architecture, with_preprocessing
+    from training.models.frozen import freeze
 
-    architecture = architectures.find("efficientnet-lite0")
+    architecture = find_architecture("efficientnet-lite0")
     backbone = architecture.backbone("imagenet", include_top=False)
-    frozen = freeze(architectures.with_preprocessing(backbone, architecture.preprocessing), *pixels.shape[1:3])
+    frozen = freeze(with_preprocessing(backbone, architecture.preprocessing), *pixels.shape[1:3])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
     interpreter = Interpreter(model_content=converter.convert(), num_threads=os.cpu_count())
     interpreter.allocate_tensors()

@@ -1,6 +1,6 @@
 """Which photos there are, as the person arranged them: class folders, split folders, or a CSV of path and label.
 
-Unlike `training.data`, which refuses what it cannot train on, this lists everything: all faults are told at once.
+Unlike `training.data.folder`, which refuses what it cannot train on, this lists everything: all faults at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
-from training.data import SPLIT_FOLDERS, class_folders, split_folder
+from training.data.folder import SPLIT_FOLDERS, class_folders, split_folder
 from training.errors import DataError
 
 WHOLE = "all"  # the split of photos that are not split

@@ -1,0 +1,1 @@
+"""Fetches images from URLs that strangers chose."""

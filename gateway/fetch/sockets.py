@@ -1,0 +1,92 @@
+"""Sockets that read no more, and no longer, than one fetch may."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+
+from gateway.errors import GatewayError
+from gateway.fetch.urls import Address
+
+Hold = Callable[[int], None]
+"""Is told each number of bytes that came; what it raises ends the fetch."""
+
+
+class Budget:
+    """What one fetch may still take: seconds until its deadline, and bytes off the wire."""
+
+    def __init__(self, timeout_s: float, hold: Hold) -> None:
+        self._deadline = time.monotonic() + timeout_s
+        self._hold = hold
+        self._bytes_left = 0
+        self._excess: GatewayError
+
+    def seconds_left(self) -> float:
+        """Return the time left, always above zero, or raise TimeoutError."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("The deadline is over")
+        return left
+
+    def allow(self, max_bytes: int, excess: GatewayError) -> None:
+        """Open the next part of an answer: so many bytes may be read, and this is raised when more are asked for."""
+        self._bytes_left = max_bytes
+        self._excess = excess
+
+    def receive(self, sock: socket.socket, recv_into: Callable[[memoryview], int], buffer: memoryview) -> int:
+        """Read from a socket within the budget.
+
+        A socket's own timeout starts anew with every read, so that an origin which sends a byte a second would be
+        waited for without end. Here each read gets what is left until the deadline.
+        """
+        if not self._bytes_left:
+            raise self._excess
+        sock.settimeout(self.seconds_left())
+        count = recv_into(buffer[: self._bytes_left])
+        self._bytes_left -= count
+        self._hold(count)
+        return count
+
+
+class PlainSocket(socket.socket):
+    """A TCP socket that reads within a budget."""
+
+    budget: Budget
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        return self.budget.receive(self, super().recv_into, buffer)
+
+
+class TlsSocket(ssl.SSLSocket):
+    """A TLS socket that reads within a budget."""
+
+    budget: Budget
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        return self.budget.receive(self, super().recv_into, buffer)
+
+
+def connect(address: Address, port: int, budget: Budget, timeout_s: float) -> PlainSocket:
+    """Connect to that very address, and make sure of it.
+
+    Raises:
+        OSError: It does not answer in time, or another one did.
+    """
+    sock = PlainSocket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    sock.budget = budget
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect((str(address), port))
+        peer = sock.getpeername()
+        if (ip_address(peer[0].partition("%")[0]), peer[1]) != (address, port):
+            raise ConnectionError("Connected to another address than the one that was checked")
+        # What the TLS handshake and the request may take: OpenSSL counts this for a handshake as a whole.
+        sock.settimeout(budget.seconds_left())
+    except BaseException:
+        sock.close()
+        raise
+    return sock

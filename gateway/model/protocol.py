@@ -1,0 +1,96 @@
+"""What the gateway asks of a model, wherever it runs: at a model server (`versions.py`), or in this very process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.document import Contract
+
+
+class Export(NamedTuple):
+    """A version's number, and which export was found under it; without an identity, or not known yet, that is empty."""
+
+    number: int
+    identity: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.number} ({self.identity})" if self.identity else str(self.number)
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A version that passed the golden gate."""
+
+    number: int
+    contract: Contract
+
+    @property
+    def export(self) -> Export:
+        return Export(self.number, self.contract.identity)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the last look found.
+
+    Attributes:
+        accepted: Those that passed the gate and are loaded, newest first.
+        refused: Those that the gate refused, or could not try yet, or that the model server could not load; and why.
+        error: Why no version is usable, or None.
+    """
+
+    accepted: Sequence[Export] = ()
+    refused: Mapping[Export, str] = field(default_factory=dict)
+    error: str | None = "Not looked yet"
+
+    @property
+    def versions(self) -> list[int]:
+        """The accepted numbers, newest first."""
+        return list(dict.fromkeys(each.number for each in self.accepted))
+
+    def reason(self, number: int) -> str | None:
+        """Return why what was found under a number may not answer, if anything there may not."""
+        return next((reason for export, reason in self.refused.items() if export.number == number), None)
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.accepted) and self.error is None
+
+
+class Model(Protocol):
+    """A model whose versions answer. Safe to call from many threads at once.
+
+    Attributes:
+        model: Its name.
+        health: What is known of its versions.
+    """
+
+    model: str
+    health: Health
+
+    def newest(self) -> Version:
+        """Return the version that answers first.
+
+        Raises:
+            ModelUnavailable: There is none.
+        """
+
+    def candidates(self, deadline: float) -> Iterator[Version]:
+        """Yield versions to try until one is there, newest first.
+
+        Raises:
+            ModelUnavailable: There is none before the deadline.
+        """
+
+    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
+        """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version; n may be 0.
+
+        Raises:
+            VersionGone: The version is not there any more.
+            GatewayError: What else a prediction can end in.
+        """

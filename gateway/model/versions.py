@@ -1,0 +1,385 @@
+"""Which versions may answer: looks for them at the model server, and lets them through the golden gate."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import messages_pb2 as messages
+from contract import tensor
+from contract.document import DESCRIBE_SIGNATURE, Contract, ContractError, find_identity
+from gateway.errors import (
+    GatewayError,
+    ModelFailed,
+    ModelTimeout,
+    ModelUnavailable,
+    Overloaded,
+    VersionGone,
+)
+from gateway.model.client import ModelClient
+from gateway.model.gate import Refusal, open_gate
+from gateway.model.protocol import Export, Health, Version
+
+# Replicas behind one address take turns in answering, so one look shows one replica's versions.
+FORGET_AFTER_S = 10.0  # an export counts as gone once no look has met it for so long
+SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that holds an export
+SEARCH_PAUSE_S = 0.005
+LOOKS_UNTIL_AWAY = 2  # so many looks in a row that found no model server open the circuit breaker
+LOOKS_UNTIL_RENEWED = 10  # after each so many, its address is looked up anew
+AMONG_OTHERS = "It has no identity, and another export was under its number a moment ago. Exported once more it has one"
+NOT_TRIED = "The golden gate could not try it"
+DESCRIPTIONS = 5  # how often replicas are asked until one describes the export that another was asked about
+RECENT_LOOKS = 4  # replicas take turns, so what one of the last looks met counts as loaded
+AVAILABLE = messages.ModelVersionStatus.AVAILABLE
+ATTEMPTS_UNTIL_REFUSED = 3  # how often an export may fail in the model server before it is refused
+
+Answer = TypeVar("Answer")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Known:
+    """An export that a look met under a number, and what the golden gate said of it.
+
+    Attributes:
+        identity: The export's; empty for one from before there were identities.
+        digest: Of its contract, by which one without an identity is known again; empty where it has neither.
+        look: The last look that met it, and when that was.
+        attempts: How often the model server failed while the gate was open for it.
+        version: Set once it passed the gate.
+        refusal: Why it may not answer, and since when.
+    """
+
+    number: int
+    identity: str
+    digest: str = ""
+    look: int = 0
+    seen_s: float = 0.0
+    attempts: int = 0
+    version: Version | None = None
+    refusal: str | None = None
+    refused_s: float = 0.0
+
+    @property
+    def export(self) -> Export:
+        return Export(self.number, self.identity)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it passed or failed; without an identity, examples may have reached another export: ask again."""
+        if self.refusal and self.digest and time.monotonic() - self.refused_s > FORGET_AFTER_S:
+            return False
+        return self.version is not None or self.refusal is not None
+
+
+class Versions:
+    """One process's client of the model server. Safe for threads; to be made after a fork, since it opens a channel."""
+
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        poll_s: float = 0.5,
+        timeout_s: float = 5.0,
+        max_batch: int = 16,
+        on_health: Callable[[Health], None] = lambda health: None,
+    ) -> None:
+        """Open a channel.
+
+        Args:
+            address: The model server's, as gRPC names it.
+            model: The name that the model server knows the model by.
+            poll_s: How often to look for versions, once started.
+            timeout_s: Limit for one call.
+            max_batch: Most images in one call.
+            on_health: Called with what each look found.
+        """
+        self.model = model
+        self._poll_s, self._max_batch, self._on_health = poll_s, max_batch, on_health
+        self._replicas = ModelClient(address, model, timeout_s)
+        self._known: dict[tuple[int, str, str], _Known] = {}
+        self._usable: list[Version] = []
+        self._loaded: list[Version] = []
+        self._available = False
+        self._described_after = 0
+        self._failed_looks = 0
+        self.health = Health()
+        self._looking = threading.Lock()
+        self._looks = 0
+        self._looked = threading.Event()
+        self._stopped = threading.Event()
+
+    def start(self, wait_s: float = 0.0) -> None:
+        """Look for versions from now on, in the background; wait so long at most for the first look to end."""
+        threading.Thread(target=self._watch, name="model-watch", daemon=True).start()
+        self._looked.wait(wait_s)
+
+    def close(self) -> None:
+        """Stop looking, and close the channel."""
+        self._stopped.set()
+        self._replicas.close()
+
+    def newest(self) -> Version:
+        """Return the version that answers first; while the model server is away, fail at once (a circuit breaker).
+
+        Raises:
+            ModelUnavailable: There is none, or the last looks found no model server.
+        """
+        if self._failed_looks >= LOOKS_UNTIL_AWAY:
+            raise ModelUnavailable(self.health.error or "Expected a model server. Received: none.")
+        loaded = self._current(self._loaded)
+        return loaded[0] if loaded else next(self.candidates(time.monotonic() + SEARCH_S))
+
+    def candidates(self, deadline: float) -> Iterator[Version]:
+        """Yield versions to try until one is loaded where the call arrives: newest first, then looking again.
+
+        Replicas need not hold the same exports, so each call may reach one that lacks the one asked for. After the
+        first round the order is random, and so is whether there is another before the next look: replicas take turns,
+        and with a fixed number of calls between two tries, each could reach the same one for ever.
+
+        Raises:
+            ModelUnavailable: No accepted version is loaded anywhere, or the deadline passed.
+        """
+        give_up = min(deadline, time.monotonic() + SEARCH_S)
+        versions = self._current(self._usable)
+        while True:
+            yield from versions
+            tried = bool(versions)
+            self._look_again(give_up)
+            versions = self._current(self._usable)
+            if tried:
+                versions = random.sample(versions, len(versions)) * random.choice((1, 2))  # noqa: S311  # no secret
+            if not (versions and self._available) or time.monotonic() > give_up:
+                raise ModelUnavailable(
+                    "Expected a usable version of the model. Received: none at the moment; /readyz says why."
+                )
+            time.sleep(SEARCH_PAUSE_S)
+
+    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
+        """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version, in calls of at most `max_batch`.
+
+        Raises:
+            VersionGone: The version is not loaded where the call arrived.
+            GatewayError: What else a call can end in.
+        """
+        parts = [np.empty((0, len(version.contract.classes)), np.float32)]
+        for start in range(0, len(pixels), self._max_batch):
+            chunk = pixels[start : start + self._max_batch]
+            call = partial(self._predict_part, version, chunk, deadline)
+            # Where the first part arrived, the others find their way too, however many replicas lack the export.
+            parts.append(_search(call, min(deadline, time.monotonic() + SEARCH_S)) if start else call())
+        if len(pixels):
+            self._failed_looks = 0  # whatever a look found, the model server answers
+        return np.concatenate(parts)
+
+    def _predict_part(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
+        timeout_s = deadline - time.monotonic()
+        if timeout_s <= 0:
+            raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
+        breaks = self._replicas.breaks
+        try:
+            probabilities = self._replicas.predict(version.number, version.contract, pixels, timeout_s)
+        except ModelFailed as exc:
+            if version.contract.identity:
+                raise
+            self._look_again(deadline)
+            if version in self._current(self._usable):
+                raise
+            raise VersionGone(exc.detail) from exc
+        if version.contract.identity:
+            return probabilities
+        if breaks != self._replicas.breaks or version not in self._current(self._usable):
+            raise VersionGone("Another export may have answered.")
+        return probabilities
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._look_again()
+            except Exception:
+                if not self._stopped.is_set():  # a closed channel ends the watch; anything else must not
+                    _log.exception("looking for versions failed")
+            self._looked.set()
+            self._stopped.wait(self._poll_s)
+
+    def _look_again(self, deadline: float = math.inf) -> None:
+        """Look now, or wait for a look that began after this call, but not beyond the deadline."""
+        asked = self._looks
+        if not self._looking.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
+            return
+        try:
+            if self._looks == asked:  # a look counts from its begin, so that one under way does not stand for this one
+                self._look()
+        finally:
+            self._looking.release()
+
+    def _current(self, versions: list[Version]) -> list[Version]:
+        """Return the versions without those whose answers may be another export's: no identity, and a break since."""
+        described = self._described_after == self._replicas.breaks
+        return [version for version in versions if described or version.contract.identity]
+
+    def _look(self) -> None:
+        self._looks += 1
+        started_s, breaks = time.monotonic(), self._replicas.breaks
+        try:
+            statuses = self._replicas.statuses()
+            if random.random() < 0.5:  # noqa: S311  # or a look's calls would reach the same replicas for ever
+                statuses = self._replicas.statuses()
+        except VersionGone:
+            statuses = ()
+        except Overloaded:  # it is there, and busy: what the last look found still holds
+            return
+        except GatewayError as exc:
+            self._available, self._loaded = False, []
+            self._failed_looks += 1
+            if isinstance(exc, ModelUnavailable) and self._failed_looks % LOOKS_UNTIL_RENEWED == 0:
+                self._replicas.renew()
+            self._set_health(Health(refused=self.health.refused, error=exc.detail))
+            return
+        self._failed_looks = 0
+        available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
+        unasked = {Export(number): reason for number in available if (reason := self._meet(number))}
+        self._known = {key: known for key, known in self._known.items() if started_s - known.seen_s < FORGET_AFTER_S}
+        known = sorted(self._known.values(), key=lambda each: (each.number, each.seen_s), reverse=True)
+        usable = [(each, each.version) for each in known if each.version and self._is_told_apart(each)]
+        self._usable = [version for _, version in usable]
+        recent = self._looks - RECENT_LOOKS
+        self._loaded = [version for each, version in usable if each.number in available and each.look > recent]
+        self._available, self._described_after = bool(available), breaks
+        broken = {
+            Export(each.version): f"The model server could not load it: {each.status.error_message}"
+            for each in statuses
+            if each.state == messages.ModelVersionStatus.END and each.status.error_code
+        }
+        hidden = {each.export: AMONG_OTHERS for each in known if not self._is_told_apart(each)}
+        refused = broken | unasked | hidden | {each.export: each.refusal for each in known if each.refusal}
+        for export in refused.keys() - self.health.refused.keys():
+            _log.warning("version %s of %s is refused: %s", export, self.model, refused[export])
+        nothing = f"No usable version of {self.model!r} is loaded at the model server"
+        error = None if self._loaded else next(iter(refused.values()), nothing)
+        self._set_health(Health([version.export for version in self._loaded], refused, error))
+
+    def _meet(self, number: int) -> str | None:
+        """Find out which export lies under a number; a new one has to pass the golden gate.
+
+        Returns:
+            What kept it from being asked or tried, if anything; the next look tries again.
+        """
+        give_up = time.monotonic() + SEARCH_S
+        before = [known for known in self._known.values() if known.number == number]
+        try:
+            known, description = self._identify(number, 0.0 if before else give_up)
+        except GatewayError as exc:
+            kept = [known for known in before if known.look >= self._looks - 1]
+            for known in kept:  # what was found there by the last look still holds
+                known.look, known.seen_s = self._looks, time.monotonic()
+            return None if any(known.is_decided for known in kept) else f"{NOT_TRIED}: {_reason(exc)}"
+        if known.is_decided or not self._is_told_apart(known):
+            return None
+        try:
+            self._admit(known, description, give_up)
+        except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
+            return f"{NOT_TRIED}: {exc.detail}"
+        except Exception as exc:  # whatever a version says of itself, it must not keep others from answering
+            known.attempts += 1
+            if isinstance(exc, ModelFailed) and known.attempts < ATTEMPTS_UNTIL_REFUSED:
+                return f"{NOT_TRIED}: {_reason(exc)}"
+            known.refusal, known.refused_s = _reason(exc), time.monotonic()
+            if not isinstance(exc, Refusal | ModelFailed | tensor.TensorError):
+                _log.exception("version %s of %s cannot be used", known.export, self.model)
+        return None
+
+    def _identify(self, number: int, give_up: float) -> tuple[_Known, bytes]:
+        """Return the export that lies under a number where the calls arrive, and its contract if that was asked for.
+
+        Raises:
+            GatewayError: It could not be asked.
+        """
+        signatures = _search(lambda: self._replicas.signatures(number), give_up)
+        identity = find_identity(signatures)
+        if DESCRIBE_SIGNATURE not in signatures:
+            known = self._see(number, identity, "")
+            known.refusal = "It has no contract. Release it with `python -m training export`, which writes one"
+            return known, b""
+        if identity and (number, identity, "") in self._known and self._known[number, identity, ""].is_decided:
+            return self._see(number, identity, ""), b""
+        for _ in range(DESCRIPTIONS):
+            description = _search(lambda: self._replicas.describe(number), give_up)
+            digest = sha256(description).hexdigest()
+            if not identity and (number, "", digest) in self._known:
+                return self._see(number, "", digest), description
+            if _identity(description) == identity:
+                return self._see(number, identity, "" if identity else digest), description
+        raise VersionGone("Its contract names another export than its signatures, or replicas hold different ones.")
+
+    def _see(self, number: int, identity: str, digest: str) -> _Known:
+        known = self._known.setdefault((number, identity, digest), _Known(number, identity, digest))
+        known.look, known.seen_s = self._looks, time.monotonic()
+        return known
+
+    def _admit(self, known: _Known, description: bytes, give_up: float) -> None:
+        """Open the golden gate for an export.
+
+        Raises:
+            Refusal: It does not pass.
+            GatewayError: It could not be tried.
+        """
+
+        def predict(contract: Contract, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return _search(lambda: self._replicas.predict(known.number, contract, pixels), give_up)
+
+        known.version, known.refusal = Version(known.number, open_gate(description, predict)), None
+        _log.info("version %s of %s passed the golden gate", known.export, self.model)
+
+    def _is_told_apart(self, known: _Known) -> bool:
+        """Tell whether an answer shows that it is of this export; without an identity, only if there is no other."""
+        return bool(known.identity) or all(
+            other is known or other.number != known.number for other in self._known.values()
+        )
+
+    def _set_health(self, health: Health) -> None:
+        if health.error and health.error != self.health.error:
+            _log.warning("model %s is not ready: %s", self.model, health.error)
+        if health.ready and not self.health.ready:
+            _log.info("model %s is ready: versions %s", self.model, health.versions)
+        self.health = health
+        self._on_health(health)
+
+
+def _identity(description: bytes) -> str:
+    """Return the identity that a contract states; empty if it states none, or cannot be read."""
+    try:
+        return Contract.from_json(description).identity
+    except ContractError:
+        return ""
+
+
+def _reason(exc: Exception) -> str:
+    """Return what went wrong, with the model server's own words if it failed."""
+    if isinstance(exc, ModelFailed) and isinstance(exc.__cause__, grpc.RpcError):
+        return f"{exc.detail} ({exc.__cause__.details()})"
+    return str(exc)
+
+
+def _search(call: Callable[[], Answer], give_up: float) -> Answer:
+    """Repeat a call until it reaches a replica that holds the version."""
+    while True:
+        try:
+            return call()
+        except VersionGone:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(SEARCH_PAUSE_S)

@@ -1,0 +1,259 @@
+"""The event loop in front of Flask: reads each request whole, admits it or refuses it at once, answers from a thread.
+
+A thread is taken only by a request that is complete and admitted, so a client that sends a byte a second holds a buffer
+and no thread. Requests beyond the threads wait in line; beyond the line they are answered 503 by the loop itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
+
+from werkzeug.test import run_wsgi_app
+
+from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED
+from gateway.errors import GatewayError, InternalError, Overloaded, RequestTimeout, TooLarge
+from gateway.logs import Trace
+from gateway.memory import Held, Room
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+WsgiApp = Callable[..., Iterable[bytes]]
+
+SMALL_BODY_BYTES = 64 * 1024  # for every path that takes none
+MAX_SCRAPES = 4
+# A process with a request that is at work so long after its time is ended, and another takes its place: nothing else
+# ends a library that hangs, as a decoder does on an image made for it, and it would hold its place for ever.
+STUCK_AFTER_S = 10.0
+
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+
+_log = logging.getLogger(__name__)
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+class Front:
+    """An ASGI application around a WSGI one."""
+
+    def __init__(self, app: WsgiApp, settings: Settings, metrics: Metrics, room: Room) -> None:
+        self.settings = settings
+        self._app = app
+        self._metrics = metrics
+        self._room = room
+        limit_s = settings.request_timeout_s + STUCK_AFTER_S
+        self._work = Line("request", settings.threads, settings.threads + settings.max_waiting, limit_s)
+        # Whoever asks for the health of a busy gateway must not wait behind its work, nor behind a scrape.
+        self._health = Line("health", 1, settings.threads + settings.max_waiting, limit_s)
+        self._scrapes = Line("metrics", 1, MAX_SCRAPES, limit_s)
+        self._draining = False
+
+    def drain(self) -> None:
+        """Be not ready from now on, and ask each client to close its connection; go on answering."""
+        self._draining = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held = Held(self._room)
+        try:
+            arguments = [scope, await self._read(scope, receive, held), time.monotonic()]
+            status, headers, content = await self._line(scope["path"]).run(self._run, arguments, held)
+        except ClientGone:
+            return
+        except GatewayError as error:
+            status, headers, content = self._refuse(scope, error)
+        except Exception as defect:  # Flask answers for what happens inside of it
+            _log.error("request failed", exc_info=defect)
+            told = InternalError("Expected to answer. Received: a defect of the gateway, which its log holds.")
+            status, headers, content = self._refuse(scope, told)
+        if self._draining:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _read(self, scope: Scope, receive: Receive, held: Held) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            TooLarge: It is longer than allowed; by its Content-Length where it has one, before it is read.
+            RequestTimeout: It did not come in time.
+            Overloaded: What is held at this moment leaves no room for it.
+        """
+        limit = self.settings.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+            raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {declared[:20].decode()}")
+        body = bytearray()  # a list of parts would take forty times a body that comes in chunks of a byte
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    body += message.get("body", b"")
+                    held.add(len(body) - held.size)
+                    if held.size > limit:
+                        raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: more")
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except BaseException as exc:
+            size = held.size
+            held.release()
+            if isinstance(exc, TimeoutError):
+                limit_s = self.settings.body_timeout_s
+                raise RequestTimeout(
+                    f"Expected the whole request within {limit_s:g} s. Received: {size:,} bytes of it"
+                ) from exc
+            raise
+
+    def _line(self, path: str) -> Line:
+        if path == "/metrics":
+            return self._scrapes
+        return self._health if path in HEALTH_PATHS else self._work
+
+    def _run(self, scope: Scope, body: bytes, received: float) -> Answer:
+        """Answer in a thread.
+
+        Raises:
+            Overloaded: Half of the request's time went by in line; the rest might not do, and the work be for nothing.
+        """
+        if time.monotonic() - received > self.settings.request_timeout_s / 2:
+            raise Overloaded("Expected a thread in time. Received: a wait of half the time limit. Try again shortly.")
+        environ = _environ(scope, body)
+        environ |= {RECEIVED: received, DRAINING: self._draining}
+        chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)
+        fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        return int(status.split(" ", 1)[0]), fields, b"".join(chunks)
+
+    def _refuse(self, scope: Scope, error: GatewayError) -> Answer:
+        """Answer without a thread; counted and logged as the application's own answers are."""
+        headers = dict(scope["headers"])
+        asked_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        trace = Trace.of(asked_id, headers.get(b"traceparent", b"").decode("latin-1"))
+        self._metrics.answers.labels("front", error.status, error.code).inc()
+        fields = {"method": scope["method"], "path": scope["path"], "status": error.status, "code": error.code}
+        _log.info("refused", extra={"fields": {**fields, "request_id": trace.request_id, "trace_id": trace.trace_id}})
+        return _problem(error, trace.request_id)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+
+class Line:
+    """Threads, and a bounded line before them; whoever takes longer than the limit ends the process."""
+
+    def __init__(self, name: str, threads: int, capacity: int, limit_s: float) -> None:
+        self._capacity = capacity
+        self._limit_s = limit_s
+        self._admitted = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    async def run(self, work: Callable[..., Answer], arguments: list[Any], held: Held) -> Answer:
+        """Work in a thread. A place is taken, and bytes are held, until the work ends, also when its client has gone.
+
+        Raises:
+            Overloaded: The line is full.
+        """
+        if self._admitted >= self._capacity:
+            held.release()
+            raise Overloaded("Expected a gateway with room for one more request. Received: none. Try again shortly.")
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Answer] = loop.create_future()
+        future = self._pool.submit(lambda: work(*arguments))
+        self._admitted += 1
+        watch = loop.call_later(self._limit_s, _end_process)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, future, answered, held, watch))
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            if future.cancel():
+                arguments.clear()  # the pool keeps the work until a thread comes to it; the body need not stay
+            raise
+
+    def _leave(
+        self,
+        future: concurrent.futures.Future[Answer],
+        answered: asyncio.Future[Answer],
+        held: Held,
+        watch: asyncio.TimerHandle,
+    ) -> None:
+        """Give the place back, and the answer to who waits; one call of the loop for all, a request has no other."""
+        watch.cancel()
+        self._admitted -= 1
+        held.release()
+        if answered.done() or future.cancelled():  # the client has gone
+            return
+        if error := future.exception():
+            answered.set_exception(error)
+        else:
+            answered.set_result(future.result())
+
+
+def _end_process() -> None:
+    _log.critical("a request is still at work %g s after its time: this process ends", STUCK_AFTER_S)
+    os._exit(1)
+
+
+def _problem(error: GatewayError, request_id: str) -> Answer:
+    content = json.dumps(error.problem()).encode()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    return error.status, headers, content
+
+
+def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
+    """Return the WSGI environment of a request. Source: PEP 3333."""
+    host, port = scope.get("server") or ("localhost", 80)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope["path"].encode("utf-8").decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": (scope.get("client") or ("",))[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.get("scheme", "http"),
+        "wsgi.input": BytesIO(body),
+        "wsgi.input_terminated": True,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").upper().replace("-", "_")
+        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+        text = value.decode("latin-1")
+        environ[key] = f"{environ[key]},{text}" if key in environ else text
+    environ["CONTENT_LENGTH"] = str(len(body))  # of a chunked body too
+    return environ

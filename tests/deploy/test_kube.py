@@ -1,0 +1,290 @@
+"""kube/: what kubectl would apply, held to Kubernetes' schemas, to its strictest standard, and to the programs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from gateway.app import create_app
+from gateway.fetch.addresses import REFUSED
+from gateway.metrics import Metrics
+from gateway.model.versions import Versions
+from gateway.settings import Settings
+from serving.settings import Settings as ServingSettings
+from tests.conftest import ROOT
+from tests.programs.pod_security import violations
+
+KUBE = ROOT / "kube"
+MIB = 1024 * 1024
+
+Object = dict[str, Any]
+
+
+def read_base() -> list[Object]:
+    """Return the base's objects as they are written, which needs no kubectl."""
+    files = [path for path in sorted((KUBE / "base").glob("*.yaml")) if path.name != "kustomization.yaml"]
+    return [each for path in files for each in yaml.safe_load_all(path.read_text())]
+
+
+def render(folder: Path) -> list[Object]:
+    """Return what `kubectl apply -k` would send."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("Expected kubectl 1.27 or newer, which renders the overlays. Received: none on the path")
+    output = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True).stdout
+    return list(yaml.safe_load_all(output))
+
+
+def render_with_volume(folder: Path) -> list[Object]:
+    """Return production with the model-store on a volume, as docs/deploy.md tells to change it."""
+    shutil.copytree(KUBE, folder / "kube")
+    overlay = folder / "kube" / "overlays" / "production"
+    file = overlay / "kustomization.yaml"
+    assert "# components:" in file.read_text()
+    file.write_text(file.read_text().replace("# components:", "components:"))
+    return render(overlay)
+
+
+SOURCES: dict[str, Callable[[Path], list[Object]]] = {
+    "base": lambda _: read_base(),
+    "local": lambda _: render(KUBE / "overlays" / "local"),
+    "production": lambda _: render(KUBE / "overlays" / "production"),
+    "volume": render_with_volume,
+}
+
+
+@pytest.fixture(params=SOURCES)
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> list[Object]:
+    """The objects of the base, of each overlay, and of production with its volume."""
+    return SOURCES[request.param](tmp_path)
+
+
+def find(objects: list[Object], kind: str, name: str) -> Object:
+    """Return the one object of that kind and name."""
+    (found,) = [each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def pod(objects: list[Object], tier: str) -> Object:
+    """Return the Pod's spec in a tier's Deployment."""
+    spec: Object = find(objects, "Deployment", tier)["spec"]["template"]["spec"]
+    return spec
+
+
+def container(objects: list[Object], tier: str) -> Object:
+    """Return a tier's one container."""
+    (only,) = pod(objects, tier)["containers"]
+    return dict(only)
+
+
+def variables() -> dict[str, dict[str, str]]:
+    """Return what each of the base's ConfigMaps holds, by its name."""
+    configs = yaml.safe_load((KUBE / "base" / "kustomization.yaml").read_text())["configMapGenerator"]
+    return {config["name"]: dict(literal.split("=", 1) for literal in config["literals"]) for config in configs}
+
+
+def settings() -> Settings:
+    """Return the gateway's settings in the cluster."""
+    return Settings.from_env({**variables()["gateway"], "GATEWAY_MODEL_NAME": variables()["model"]["MODEL_NAME"]})
+
+
+def test_every_object_is_valid_in_the_three_newest_versions(objects: list[Object]) -> None:
+    """No field is misspelt, of a wrong type, or of another version of the API."""
+    versions = kubernetes_validate.utils.all_versions()[-3:]
+    assert len(objects) >= 14
+    for each in objects:
+        for version in versions:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_pods_hold_the_restricted_standard(objects: list[Object]) -> None:
+    """The namespace makes the cluster hold every Pod to it; beyond it, the root is read-only and no token is there."""
+    assert find(objects, "Namespace", "image-classifier")["metadata"]["labels"][
+        "pod-security.kubernetes.io/enforce"
+    ] == "restricted"  # fmt: skip
+    for tier in ("gateway", "model"):
+        assert violations(pod(objects, tier)) == []
+        assert container(objects, tier)["securityContext"]["readOnlyRootFilesystem"] is True
+        assert pod(objects, tier)["serviceAccountName"] == tier
+        assert pod(objects, tier)["automountServiceAccountToken"] is False
+        assert find(objects, "ServiceAccount", tier)["automountServiceAccountToken"] is False
+
+
+def test_the_gateway_accepts_its_variables() -> None:
+    """Each is a setting, and the model server is the headless Service, every replica of which is found by name."""
+    model = find(read_base(), "Service", "model")["spec"]
+    assert model["clusterIP"] == "None"
+    assert settings().model_address == f"dns:///model:{model['ports'][0]['port']}"
+
+
+def test_variables_of_the_cluster_do_not_reach_the_gateway(objects: list[Object]) -> None:
+    """A Service called gateway would set GATEWAY_PORT to a URL, on which the gateway refuses to start."""
+    assert find(objects, "Service", "gateway")
+    assert pod(objects, "gateway")["enableServiceLinks"] is False
+
+
+def test_the_overlays_keep_the_variables(objects: list[Object]) -> None:
+    """ConfigMaps have what the base says, read under the names that kustomize gave them; one names the model."""
+    configs = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
+    configs = configs or variables()  # not in the base as it is written
+    gateway, model = (container(objects, tier) for tier in ("gateway", "model"))
+    (name,) = gateway["env"]
+    assert name["name"] == "GATEWAY_MODEL_NAME" and name["valueFrom"]["configMapKeyRef"]["key"] == "MODEL_NAME"
+    for tier, named in (
+        ("gateway", gateway["envFrom"][0]["configMapRef"]["name"]),
+        ("model", model["envFrom"][0]["configMapRef"]["name"]),
+        ("model", name["valueFrom"]["configMapKeyRef"]["name"]),
+    ):
+        assert configs[named] == variables()[tier]
+
+
+def test_only_production_insists_on_keys(objects: list[Object]) -> None:
+    """It listens to the internet; its Pods wait for the Secret."""
+    (keys,) = [each["secretRef"] for each in container(objects, "gateway")["envFrom"] if "secretRef" in each]
+    is_open = find(objects, "Service", "gateway")["spec"].get("type") == "LoadBalancer"
+    assert (keys["name"], keys["optional"]) == ("gateway-keys", not is_open)
+
+
+def test_ports_and_probes_are_the_programs(objects: list[Object], connect: Callable[[str], Versions]) -> None:
+    """Ports are the defaults, probed paths are routes, and Services and policies lead to the same ports."""
+    ports = {"gateway": settings().port, "model": ServingSettings.from_argv(["--model_base_path=/m"]).port}
+    app = create_app(settings(), connect("localhost:1"), Metrics())
+    routes = {rule.rule for rule in app.url_map.iter_rules()}
+    for tier, port in ports.items():
+        spec = container(objects, tier)
+        (named,) = spec["ports"]
+        assert named["containerPort"] == port
+        (service,) = find(objects, "Service", tier)["spec"]["ports"]
+        assert service["targetPort"] == named["name"]
+        (ingress,) = find(objects, "NetworkPolicy", tier)["spec"]["ingress"]
+        assert ingress["ports"] == [{"port": port}]
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if tier == "gateway":
+                assert spec[kind]["httpGet"]["port"] == named["name"]
+                assert spec[kind]["httpGet"]["path"] in routes
+            else:
+                assert spec[kind]["grpc"] == {"port": port}
+    assert container(objects, "gateway")["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_the_local_overlay_takes_the_images_that_are_built_here(tmp_path: Path) -> None:
+    """Their names are those that `make images` gives, and no node looks for them in a registry."""
+    local = SOURCES["local"](tmp_path)
+    for tier in ("gateway", "model"):
+        assert container(local, tier)["image"] == f"image-classifier-{tier}:latest"
+        assert container(local, tier)["imagePullPolicy"] == "IfNotPresent"
+
+
+def test_selectors_find_their_pods(objects: list[Object]) -> None:
+    """Services, budgets, policies, spreads and autoscalers mean the tier that they are named after."""
+    for tier in ("gateway", "model"):
+        deployment = find(objects, "Deployment", tier)["spec"]
+        labels = deployment["template"]["metadata"]["labels"]
+        assert labels["app.kubernetes.io/name"] == tier
+        selectors = [
+            deployment["selector"]["matchLabels"],
+            find(objects, "Service", tier)["spec"]["selector"],
+            find(objects, "PodDisruptionBudget", tier)["spec"]["selector"]["matchLabels"],
+            find(objects, "NetworkPolicy", tier)["spec"]["podSelector"]["matchLabels"],
+            *(
+                each["labelSelector"]["matchLabels"]
+                for each in deployment["template"]["spec"]["topologySpreadConstraints"]
+            ),
+        ]
+        assert len(selectors) == 6
+        assert all(selector.items() <= labels.items() for selector in selectors)
+        target = find(objects, "HorizontalPodAutoscaler", tier)["spec"]["scaleTargetRef"]
+        assert (target["kind"], target["name"]) == ("Deployment", tier)
+        assert "replicas" not in deployment  # it would undo the autoscaler's work
+        assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_the_gateway_reaches_dns_the_model_and_public_addresses_only(objects: list[Object]) -> None:
+    """What the policy leaves out of the internet is what the gateway itself refuses to fetch from."""
+    rules = find(objects, "NetworkPolicy", "gateway")["spec"]["egress"]
+    open_rules = [rule for rule in rules if "ports" not in rule]
+    (public,) = open_rules
+    assert [{port["port"] for port in rule["ports"]} for rule in rules if "ports" in rule] == [{53}, {8500}]
+    blocks = {block["ipBlock"]["cidr"]: block["ipBlock"]["except"] for block in public["to"]}
+    assert list(blocks) == ["0.0.0.0/0", "2000::/3"]
+    closed = [ip_network(network) for networks in blocks.values() for network in networks]
+    for whole, parts in blocks.items():
+        assert all(ip_network(part).subnet_of(ip_network(whole)) for part in parts)  # type: ignore[arg-type]
+    refused = [row.network for row in REFUSED]
+    assert all(network in refused for network in closed)
+    for network in refused:
+        same = [each for each in closed if each.version == network.version]
+        outside = network.version == 6 and not network.subnet_of(ip_network("2000::/3"))  # type: ignore[arg-type]
+        assert outside or any(network.subnet_of(each) for each in same), network  # type: ignore[arg-type]
+
+
+def test_the_model_server_is_reached_by_the_gateway_only(objects: list[Object]) -> None:
+    """And reaches nobody: what no policy allows is closed in both directions."""
+    (ingress,) = find(objects, "NetworkPolicy", "model")["spec"]["ingress"]
+    assert ingress["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway"}}}]
+    assert "egress" not in find(objects, "NetworkPolicy", "model")["spec"]
+    nobody = find(objects, "NetworkPolicy", "nobody")["spec"]
+    assert nobody == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_memory_suffices_for_the_largest_images() -> None:
+    """The limit covers what the gateway's settings let its worker take; figures of docs/settings.md."""
+    limit = container(read_base(), "gateway")["resources"]["limits"]["memory"]
+    tuned = settings()
+    worker = 70e6 + tuned.decode_limit * 13 * tuned.max_pixels + 1.75 * tuned.max_held_bytes
+    assert int(limit.removesuffix("Mi")) * MIB > tuned.workers * worker
+
+
+def test_the_model_server_has_a_thread_for_every_call(objects: list[Object]) -> None:
+    """TensorFlow Serving refuses what is beyond its threads; all gateways may ask the only replica left."""
+    entrypoint = (ROOT / "serving" / "container" / "entrypoint.sh").read_text()
+    threads = int(entrypoint.split("--grpc_max_threads=")[1].split()[0])
+    gateways = find(objects, "HorizontalPodAutoscaler", "gateway")["spec"]["maxReplicas"]
+    probes = 2
+    assert threads > gateways * settings().workers * settings().threads + probes
+
+
+def test_the_gateway_has_time_to_answer_what_it_began() -> None:
+    """It goes on for a while after SIGTERM, then finishes, and is not killed before."""
+    tuned = settings()
+    assert tuned.shutdown_delay_s >= 10
+    grace_s = pod(read_base(), "gateway")["terminationGracePeriodSeconds"]
+    assert grace_s >= tuned.shutdown_delay_s + tuned.request_timeout_s + 5
+
+
+def test_the_gateways_have_time_to_leave_a_model_server() -> None:
+    """A signal kills TensorFlow Serving in the midst of its calls, so that none may come any more by then."""
+    spec = container(read_base(), "model")
+    pre_stop_s = spec["lifecycle"]["preStop"]["sleep"]["seconds"]
+    (argument,) = spec["args"]
+    ((name, age_ms),) = ServingSettings.from_argv(["--model_base_path=/m", argument]).grpc_channel_arguments
+    assert name == "grpc.max_connection_age_ms"
+    heard_s, kept_s, oldest_s, between_look_ups_s = 2, 5, int(age_ms) / 1000 * 1.1, 2
+    assert pre_stop_s >= heard_s + kept_s + oldest_s + between_look_ups_s + settings().model_timeout_s
+    assert pod(read_base(), "model")["terminationGracePeriodSeconds"] > pre_stop_s
+
+
+def test_a_restart_of_the_model_server_leaves_the_gateways_in_their_service() -> None:
+    """A minute at least passes before a gateway without a model counts as not ready."""
+    probe = container(read_base(), "gateway")["readinessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 60
+
+
+@pytest.mark.processes
+def test_checkov_has_no_finding_that_is_not_explained() -> None:
+    """kube/checkov.yaml says why for each check that is left out."""
+    version = (ROOT / "Makefile").read_text().split("CHECKOV := ")[1].split()[0]
+    uv = [sys.executable, "-m", "uv", "tool", "run", "--offline", version, "--version"]
+    if shutil.which("kubectl") is None or subprocess.run(uv, capture_output=True).returncode != 0:
+        pytest.skip("Expected kubectl, and checkov in uv's cache, where `make check-kube` puts it")
+    result = subprocess.run(["make", "--old-file=setup", "check-kube"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert "Failed checks: 0" in result.stdout

@@ -1,0 +1,252 @@
+"""gateway/app.py: what a client sees of /predict, /model, /livez and /readyz."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+from PIL import Image
+
+from gateway.app import create_app
+from gateway.errors import ModelUnavailable
+from gateway.metrics import Metrics
+from gateway.model.versions import Versions
+from gateway.settings import Settings
+from tests.conftest import Origin
+from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.photos import encode, photo
+
+RED = encode(Image.new("RGB", (64, 48), (255, 0, 0)), "PNG")
+
+
+def test_a_url_is_answered_with_classes_most_probable_first(
+    gateway: FlaskClient, model_server: FakeModelServer, origin: Origin
+) -> None:
+    """The whole answer, as the README shows it."""
+    answer = gateway.post("/predict", json={"url": origin.add("red.png", RED), "top_k": 2})
+    assert answer.status_code == 200
+    body = answer.get_json()
+    assert body["model"] == {"name": "tiny", "version": 1, "identity": model_server.versions[1].identity}
+    assert [each["class"] for each in body["predictions"]] == ["red", "green"]
+    assert body["predictions"][0] == {"class": "red", "index": 0, "probability": pytest.approx(1.0, abs=1e-3)}
+    assert body["image"] == {"format": "PNG", "width": 64, "height": 48, "bytes": len(RED)}
+    assert list(body["timing_ms"]) == ["fetch", "decode", "predict", "total"]
+    assert body["timing_ms"]["total"] >= body["timing_ms"]["fetch"] > 0
+
+
+def test_five_classes_are_answered_unless_asked_otherwise(
+    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, golden: list[bytes]
+) -> None:
+    """Of a model with seven."""
+    spread = lambda pixels: np.tile(np.arange(7, dtype=np.float32) / 21, (len(pixels), 1))  # noqa: E731
+    model_server.versions[1] = FakeVersion.of(golden, tuple("abcdefg"), predict=spread)
+    body = gateway.post("/predict", json={"url": origin.add("red.png", RED)}).get_json()
+    assert [each["class"] for each in body["predictions"]] == ["g", "f", "e", "d", "c"]
+
+
+def test_pixels_beyond_the_setting_are_refused(
+    model_server: FakeModelServer, connect: Callable[[str], Versions]
+) -> None:
+    """By GATEWAY_MAX_PIXELS, below what a contract's decode would take."""
+    settings = Settings(model_name="tiny", max_pixels=64 * 48 - 1)
+    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    assert_problem(client.post("/predict", data=RED, content_type="image/png"), 413, "too_large")
+
+
+def test_at_most_all_classes_are_answered(gateway: FlaskClient, origin: Origin) -> None:
+    """As many as top_k says, and never more than there are."""
+    url = origin.add("red.png", RED)
+    assert len(gateway.post("/predict", json={"url": url}).get_json()["predictions"]) == 3
+    assert len(gateway.post("/predict", json={"url": url, "top_k": 1}).get_json()["predictions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[" * 20_000, "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[]", "another type: list"),
+        (b"{}", "Received none of them"),
+        (b'{"url": 5}', "Expected url to be text. Received: 5"),
+        (b'{"url": "http://a/", "image": ""}', "Received url and image"),
+        (b'{"urls": []}', "list that is not empty"),
+        (b'{"urls": "http://a/"}', "list that is not empty"),
+        (b'{"urls": ["http://a/", null]}', "Expected urls to be text. Received: null"),
+        (b'{"image": "a!"}', "Expected an image in base64"),
+        (b'{"image": "data:image/png,abc"}', "Expected a data: URL"),
+        (b'{"url": "http://a/", "top_k": 0}', "top_k"),
+        (b'{"url": "http://a/", "top_k": true}', "top_k"),
+        (b'{"url": "http://a/", "topk": 3}', "Received a member that is none of these: 'topk'"),
+        (b'{"image": "http://a/"}', "Received a URL, whose member is url or urls"),
+        (b'{"url": "data:image/png;base64,aa"}', "Received a data: URL, whose member is image"),
+        (b'{"url": "not a url"}', "Received"),
+    ],
+)
+def test_a_bad_request_says_what_was_expected(gateway: FlaskClient, body: bytes, detail: str) -> None:
+    """Each mistake is a 400 that names it."""
+    answer = gateway.post("/predict", data=body)
+    assert_problem(answer, 400, "bad_request")
+    assert detail in answer.get_json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("image", "status", "code"),
+    [
+        (b"<html>no image</html>", 415, "unsupported_media"),
+        (encode(photo(400, 300))[:2000], 422, "bad_image"),
+        (encode(Image.new("1", (9000, 9000)), "PNG"), 413, "too_large"),
+    ],
+)
+def test_bytes_that_are_no_good_image_have_their_codes(
+    gateway: FlaskClient, origin: Origin, image: bytes, status: int, code: str
+) -> None:
+    """No image, half an image, and too much of one."""
+    answer = gateway.post("/predict", json={"url": origin.add("image", image)})
+    assert_problem(answer, status, code)
+    assert "html" not in answer.get_data(as_text=True)
+
+
+def test_an_origin_without_the_image_is_a_failed_fetch(gateway: FlaskClient, origin: Origin) -> None:
+    """The origin's 404 is not ours."""
+    assert_problem(gateway.post("/predict", json={"url": f"http://{origin.authority}/none"}), 502, "fetch_failed")
+
+
+def test_a_local_url_is_not_allowed_and_the_message_names_the_setting(gateway: FlaskClient) -> None:
+    """Someone who tries the gateway with a server of their own learns how to open it."""
+    answer = gateway.post("/predict", json={"url": "http://127.0.0.1:1/a.jpg"})
+    assert_problem(answer, 403, "url_not_allowed")
+    assert "GATEWAY_FETCH_ALLOW" in answer.get_json()["detail"]
+
+
+# What the client learns of a model server that is away, slow or busy; of all else, that it failed.
+ANSWER_TO = {
+    "CANCELLED": (503, "model_unavailable"),
+    "ABORTED": (503, "model_unavailable"),
+    "UNAVAILABLE": (503, "model_unavailable"),
+    "NOT_FOUND": (503, "model_unavailable"),
+    "DEADLINE_EXCEEDED": (504, "model_timeout"),
+    "RESOURCE_EXHAUSTED": (503, "overloaded"),
+}
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_each_status_of_the_model_server_has_a_clean_answer(
+    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, code: grpc.StatusCode
+) -> None:
+    """No status becomes a 500, and none shows the model server's own words."""
+    url = origin.add("red.png", RED)
+    assert gateway.post("/predict", json={"url": url}).status_code == 200
+    model_server.failure = code
+    if code is grpc.StatusCode.NOT_FOUND:
+        model_server.versions.clear()
+    answer = gateway.post("/predict", json={"url": url})
+    assert_problem(answer, *ANSWER_TO.get(code.name, (502, "model_failed")))
+    assert ("Retry-After" in answer.headers) == (answer.status_code == 503)
+    assert "as the test wants it" not in answer.get_data(as_text=True)
+
+
+def test_a_model_that_answers_nan_is_a_failed_model(
+    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer
+) -> None:
+    """Numbers that are none are not passed on."""
+    url = origin.add("red.png", RED)
+    assert gateway.post("/predict", json={"url": url}).status_code == 200
+    model_server.versions[1].predict = lambda pixels: np.full((len(pixels), 3), np.nan, np.float32)
+    assert_problem(gateway.post("/predict", json={"url": url}), 502, "model_failed")
+
+
+def test_the_model_is_described_without_its_golden_examples(gateway: FlaskClient) -> None:
+    """Classes, image and origin are shown; the examples may be somebody's photos."""
+    body = gateway.get("/model").get_json()
+    assert (body["name"], body["version"]) == ("tiny", 1)
+    assert body["contract"]["classes"] == ["red", "green", "blue"]
+    assert "golden" not in body["contract"]
+
+
+def test_ready_means_a_usable_version_and_alive_means_the_process(
+    gateway: FlaskClient, model_server: FakeModelServer, golden: list[bytes]
+) -> None:
+    """Two questions, two answers."""
+    assert gateway.get("/readyz").status_code == 503
+    gateway.get("/model")  # looks
+    ready = gateway.get("/readyz")
+    assert ready.status_code == 200
+    identities = {"1": model_server.versions[1].identity}
+    assert ready.get_json()["model"] == {
+        "name": "tiny", "versions": [1], "identities": identities, "refused": {}, "error": None
+    }  # fmt: skip
+    assert gateway.get("/livez").status_code == 200
+
+
+def test_unknown_paths_and_methods_are_problems_too(gateway: FlaskClient) -> None:
+    """Every error has the same shape."""
+    assert_problem(gateway.get("/nothing"), 404, "not_found")
+    wrong = gateway.get("/predict")
+    assert_problem(wrong, 405, "method_not_allowed")
+    assert "POST" in wrong.headers["Allow"]
+
+
+def test_a_defect_is_a_500_without_a_traceback(
+    gateway: FlaskClient, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody expected is logged, not told."""
+    monkeypatch.setattr("gateway.stages.decode", lambda *_: 1 / 0)
+    answer = gateway.post("/predict", json={"url": origin.add("red.png", RED)})
+    assert_problem(answer, 500, "internal_error")
+    assert "ZeroDivision" not in answer.get_data(as_text=True)
+
+
+def test_the_newest_version_answers_with_its_own_size_and_classes(
+    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, golden: list[bytes]
+) -> None:
+    """A version of other classes and another size needs no change of the gateway."""
+    from contract.document import ImageSpec
+
+    def four(pixels: Any) -> Any:
+        assert pixels.shape[1:] == (12, 20, 3)
+        return np.tile(np.array([0.1, 0.2, 0.3, 0.4], np.float32), (len(pixels), 1))
+
+    model_server.versions[2] = FakeVersion.of(golden, ("a", "b", "c", "d"), ImageSpec(12, 20), four)
+    body = gateway.post("/predict", json={"url": origin.add("red.png", RED)}).get_json()
+    assert body["model"]["version"] == 2
+    assert body["predictions"][0]["class"] == "d"
+
+
+def test_while_the_model_server_is_away_nothing_is_fetched(
+    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, connect: Callable[[str], Versions]
+) -> None:
+    """Once a look found nobody, requests fail at once, and image hosts are left alone."""
+    client = connect(model_server.address)
+    app = create_app(Settings(fetch_allow=origin.authority, model_name="tiny"), client, Metrics()).test_client()
+    url = origin.add("red.png", RED)
+    assert app.post("/predict", json={"url": url}).status_code == 200
+    model_server.stop()
+    client.start()
+    deadline = time.monotonic() + 5
+    with contextlib.suppress(ModelUnavailable):
+        while time.monotonic() < deadline:
+            client.newest()
+            time.sleep(0.02)
+    fetched = origin.requests
+    answer = app.post("/predict", json={"url": url})
+    assert_problem(answer, 503, "model_unavailable")
+    assert answer.headers["Retry-After"]
+    assert origin.requests == fetched
+
+
+def assert_problem(answer: Any, status: int, code: str) -> None:
+    """Hold an answer to RFC 9457."""
+    assert answer.status_code == status, answer.get_data()
+    assert answer.content_type == "application/problem+json"
+    body = json.loads(answer.get_data())
+    assert (body["status"], body["code"]) == (status, code)
+    assert set(body) == {"title", "status", "code", "detail"}

@@ -1,0 +1,229 @@
+"""gateway/batch.py against a gateway over HTTP: what it asks, writes, resumes and returns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.serving import make_server
+
+from gateway.batch import main
+from tests.conftest import Origin
+from tests.programs.model_server import FakeModelServer
+from tests.programs.photos import encode, photo
+
+
+@pytest.fixture
+def address(gateway: FlaskClient) -> Iterator[str]:
+    """The gateway behind a socket."""
+    server = make_server("127.0.0.1", 0, gateway.application, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images, one of them broken, and a file that is none."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.jpg", "b.png"):
+        (photos / name).write_bytes(encode(photo(), "JPEG" if name.endswith("jpg") else "PNG"))
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (photos / "notes.txt").write_text("no image")
+    return photos
+
+
+def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(address: str, folder: Path, tmp_path: Path) -> None:
+    """A row for each prediction, a row with its error for each failure."""
+    out = tmp_path / "out.csv"
+    assert main([str(folder), "--gateway", address, "--out", str(out), "--top-k", "2"]) == 1
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert sorted((Path(row["source"]).name, row["rank"]) for row in rows) == [
+        ("a.jpg", "1"),
+        ("a.jpg", "2"),
+        ("b.png", "1"),
+        ("b.png", "2"),
+        ("broken.jpg", ""),
+    ]
+    assert next(row["error"] for row in rows if row["source"].endswith("broken.jpg")) == "bad_image"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("name", ['a\u2028b\x85c, "d".jpg', os.fsdecode(b"\xff.jpg")])
+def test_a_name_of_any_characters_is_found_again(
+    address: str, tmp_path: Path, model_server: FakeModelServer, suffix: str, name: str
+) -> None:
+    """What some call the end of a line does not end one here, and Linux takes any bytes."""
+    image, out = tmp_path / name, tmp_path / f"out.{suffix}"
+    image.write_bytes(encode(photo()))
+    assert main([str(image), "--gateway", address, "--out", str(out)]) == 0
+    calls = len(model_server.calls)
+    assert main([str(image), "--gateway", address, "--out", str(out)]) == 0
+    assert len(model_server.calls) == calls
+
+
+def test_a_second_run_asks_only_what_was_not_answered(
+    address: str, folder: Path, tmp_path: Path, model_server: FakeModelServer
+) -> None:
+    """Failures are tried again, answers are not."""
+    out = tmp_path / "out.jsonl"
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 1
+    (folder / "broken.jpg").write_bytes(encode(photo()))
+    calls = len(model_server.calls)
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 0
+    assert len(model_server.calls) == calls + 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[-1]["source"] == str(folder / "broken.jpg")
+    assert lines[-1]["predictions"][0]["class"] in ("red", "green", "blue")
+
+
+def test_urls_lists_and_images_go_to_standard_output_as_json_lines(
+    address: str, folder: Path, origin: Origin, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A URL, a list of URLs, and one image; what is named twice is asked once."""
+    url = origin.add("photo.jpg", encode(photo()))
+    listed = tmp_path / "urls.txt"
+    listed.write_text(f"{url}\n\n{url}?again\n")
+    origin.images["/photo.jpg?again"] = origin.images["/photo.jpg"]
+    assert main([url, str(listed), str(folder / "a.jpg"), "--gateway", address]) == 0
+    sources = {json.loads(line)["source"] for line in capfd.readouterr().out.splitlines()}
+    assert sources == {url, f"{url}?again", str(folder / "a.jpg")}
+
+
+def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_path: Path) -> None:
+    """Half a line is dropped, and its image answered anew."""
+    out = tmp_path / "out.jsonl"
+    image = str(folder / "a.jpg")
+    assert main([image, "--gateway", address, "--out", str(out)]) == 0
+    out.write_text(out.read_text() * 2 + out.read_text()[:30])
+    assert main([image, str(folder / "b.png"), "--gateway", address, "--out", str(out)]) == 0
+    assert [json.loads(line)["source"] for line in out.read_text().splitlines()] == [
+        image,
+        image,
+        str(folder / "b.png"),
+    ]
+
+
+def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """A CSV that no run wrote is not appended to, and a folder that is not there is told."""
+    out = tmp_path / "mine.csv"
+    out.write_text("a,b\n1,2\n")
+    assert main(["http://example.com/a.jpg", "--out", str(out)]) == 2
+    assert out.read_text() == "a,b\n1,2\n"
+    assert main(["http://example.com/a.jpg", "--out", str(tmp_path / "none" / "out.csv")]) == 2
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A gateway that keeps the headers it was sent and answers what it was given, the last of it for ever."""
+
+    headers_seen: ClassVar[list[Message]] = []
+    answers: ClassVar[list[tuple[int, bytes]]] = []
+
+    def do_GET(self) -> None:
+        self.send(200, b"{}")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.headers_seen.append(self.headers)
+        self.send(*(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]))
+
+    def send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., str]]:
+    """A function that makes a gateway with given answers, and returns its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def answering(*answers: tuple[int, bytes]) -> str:
+        Answers.headers_seen, Answers.answers = [], list(answers)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield answering
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def asked(capfd: pytest.CaptureFixture[str], image: Path, gateway: str) -> dict[str, Any]:
+    """Ask about one image; return the line that was written."""
+    main([str(image), "--gateway", gateway])
+    line: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return line
+
+
+def test_a_busy_gateway_is_asked_again_with_the_key(
+    scripted: Callable[..., str], folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 is no answer to write down; each request carries what GATEWAY_KEY says."""
+    monkeypatch.setenv("GATEWAY_KEY", "secret")
+    answer = {"model": {"name": "m", "version": 3}, "predictions": [], "image": {}, "timing_ms": {}}
+    gateway = scripted((503, b"busy"), (200, json.dumps(answer).encode()))
+    assert asked(capfd, folder / "a.jpg", gateway)["model"]["version"] == 3
+    assert [headers["Authorization"] for headers in Answers.headers_seen] == ["Bearer secret"] * 2
+
+
+def test_what_is_no_gateway_is_named_so(
+    scripted: Callable[..., str], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Something else on that port, and a file that went away or cannot be read."""
+    assert asked(capfd, folder / "a.jpg", scripted((404, b"<html>")))["error"] == "not_a_gateway"
+    (folder / "a.jpg").unlink()
+    (folder / "a.jpg").symlink_to(folder / "a.jpg.gone")
+    (folder / "list.txt").write_text(str(folder / "a.jpg"))
+    assert asked(capfd, folder / "list.txt", scripted((200, b"")))["error"] == "unreadable"
+
+
+def test_what_lies_beside_photos_is_left_out(address: str, folder: Path, tmp_path: Path) -> None:
+    """As training leaves it out: macOS puts such files into archives."""
+    (folder / "__MACOSX").mkdir()
+    for path in (folder / "._a.jpg", folder / "__MACOSX" / "a.jpg"):
+        path.write_bytes(b"no photo")
+    out = tmp_path / "out.jsonl"
+    main([str(folder), "--gateway", address, "--out", str(out)])
+    sources = {Path(json.loads(line)["source"]).name for line in out.read_text().splitlines()}
+    assert sources == {"a.jpg", "b.png", "broken.jpg"}
+
+
+def test_nothing_to_begin_with_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path that is not there and a folder without images are mistakes of the caller."""
+    assert main([str(tmp_path / "none")]) == 2
+    assert main([str(tmp_path)]) == 2
+    assert "Expected" in capsys.readouterr().err
+
+
+def test_a_gateway_that_is_not_there_is_told_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before each image, with its address and the ways out; nothing is written."""
+    out = tmp_path / "out.csv"
+    assert main([str(folder), "--gateway", "http://127.0.0.1:1", "--out", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("Expected a gateway at http://127.0.0.1:1. Received: ") and "refused" in told
+    assert "`make run`" in told and not out.exists()
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folder), "--gateway", "localhost:9696"])
+    assert "Expected http://HOST:PORT" in capsys.readouterr().err

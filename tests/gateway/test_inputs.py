@@ -1,0 +1,127 @@
+"""gateway/inputs.py through the gateway: every form of input means the same."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from gateway.app import create_app
+from gateway.metrics import Metrics
+from gateway.model.versions import Versions
+from gateway.settings import Settings
+from tests.conftest import Origin
+from tests.gateway.test_app import assert_problem
+from tests.programs.model_server import FakeModelServer
+from tests.programs.photos import encode, photo
+
+IMAGE = encode(photo(90, 70, seed=9))
+
+
+def by_form(gateway: FlaskClient, origin: Origin, image: bytes) -> dict[str, Any]:
+    """Return the result of each form, without its timing and model."""
+    text = base64.b64encode(image).decode()
+    url = origin.add("image", image)
+    answers = {
+        "url": gateway.post("/predict", json={"url": url}),
+        "urls": gateway.post("/predict", json={"urls": [url]}),
+        "image": gateway.post("/predict", json={"image": text}),
+        "data url": gateway.post("/predict", json={"image": f"data:image/png;base64,{text}"}),
+        "images": gateway.post("/predict", json={"images": ["\n".join([text[:40], text[40:]])]}),
+        "file": gateway.post("/predict", data={"file": (BytesIO(image), "photo.jpg")}),
+        "raw": gateway.post("/predict", data=image, content_type="image/jpeg"),
+        "octets": gateway.post("/predict", data=image, content_type="application/octet-stream"),
+    }
+    assert {form: answer.status_code for form, answer in answers.items()} == dict.fromkeys(answers, 200)
+    bodies = {form: answer.get_json() for form, answer in answers.items()}
+    assert all(("results" in body) == (form in ("urls", "images")) for form, body in bodies.items())
+    singles = {form: body["results"][0] if "results" in body else body for form, body in bodies.items()}
+    return {form: {key: body[key] for key in ("predictions", "image")} for form, body in singles.items()}
+
+
+def test_the_same_bytes_by_any_form_give_the_identical_answer(gateway: FlaskClient, origin: Origin) -> None:
+    """URL, list of URLs, base64, data: URL, list of base64, file and raw body (S17)."""
+    results = by_form(gateway, origin, IMAGE)
+    assert all(result == results["url"] for result in results.values())
+
+
+def test_a_list_answers_in_order_each_with_its_result_or_its_own_error(gateway: FlaskClient, origin: Origin) -> None:
+    """One bad image does not spoil the others."""
+    good, broken = origin.add("good", IMAGE), origin.add("broken", IMAGE[:100])
+    body = gateway.post("/predict", json={"urls": [broken, good, "http://127.0.0.1:1/", good], "top_k": 1}).get_json()
+    codes = [result.get("error", {}).get("code") for result in body["results"]]
+    assert codes == ["bad_image", None, "url_not_allowed", None]
+    assert body["results"][1] == body["results"][3]
+    assert len(body["results"][1]["predictions"]) == 1
+
+
+def test_a_list_of_failures_is_an_answer_too(gateway: FlaskClient) -> None:
+    """Nothing is sent to the model, and each item has its error."""
+    body = gateway.post("/predict", json={"images": ["AAAA", "BBBB"]}).get_json()
+    assert [result["error"]["code"] for result in body["results"]] == ["unsupported_media"] * 2
+
+
+def test_several_files_are_a_list(gateway: FlaskClient) -> None:
+    """Files under one name or several, in order."""
+    other = encode(photo(seed=10))
+    files = {"file": [(BytesIO(IMAGE), "a.jpg"), (BytesIO(other), "b.jpg")], "top_k": "1"}
+    body = gateway.post("/predict", data=files).get_json()
+    assert [result["image"]["bytes"] for result in body["results"]] == [len(IMAGE), len(other)]
+    assert [len(result["predictions"]) for result in body["results"]] == [1, 1]
+
+
+def test_what_is_fetched_finds_room_or_is_refused(
+    model_server: FakeModelServer, connect: Callable[[str], Versions], origin: Origin
+) -> None:
+    """Of four images two fit into what a process may hold at once; then there is room again."""
+    settings = Settings(model_name="tiny", fetch_allow=origin.authority, max_held_bytes=int(2.8 * len(IMAGE)))
+    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    url = origin.add("image", IMAGE)
+    results = client.post("/predict", json={"urls": [url] * 4}).get_json()["results"]
+    assert sorted(result.get("error", {}).get("code", "") for result in results) == ["", "", "overloaded", "overloaded"]
+    again = client.post("/predict", json={"urls": [url] * 2}).get_json()["results"]
+    assert all("predictions" in result for result in again)
+
+
+def test_top_k_is_an_argument_where_there_is_no_json(gateway: FlaskClient) -> None:
+    """Raw bodies ask in the query string; a bad number is told."""
+    answer = gateway.post("/predict?top_k=2", data=IMAGE, content_type="image/jpeg")
+    assert len(answer.get_json()["predictions"]) == 2
+    assert_problem(gateway.post("/predict?top_k=none", data=IMAGE, content_type="image/jpeg"), 400, "bad_request")
+
+
+def test_predictions_go_to_the_model_in_batches(
+    model_server: FakeModelServer, connect: Callable[[str], Versions], gateway: FlaskClient
+) -> None:
+    """Forty images are three calls of at most sixteen."""
+    gateway.get("/model")
+    calls = len(model_server.calls)
+    text = base64.b64encode(IMAGE).decode()
+    assert len(gateway.post("/predict", json={"images": [text] * 40}).get_json()["results"]) == 40
+    assert len(model_server.calls) - calls == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"json": {"urls": ["http://a/"] * 4}}, 413, "too_large"),
+        ({"json": {"images": ["!"] * 4}}, 413, "too_large"),  # before any is read
+        ({"data": b'{"urls": [' + b"[]," * 200_000 + b"[]]}"}, 413, "too_large"),
+        ({"data": b"x" * 20_001, "content_type": "image/png"}, 413, "too_large"),
+        ({"data": {"note": "no file"}}, 400, "bad_request"),
+        ({"data": b"", "content_type": "image/png"}, 415, "unsupported_media"),
+    ],
+)
+def test_limits_hold_for_every_form(
+    model_server: FakeModelServer, connect: Callable[[str], Versions], body: Any, status: int, code: str
+) -> None:
+    """Too many images, too many bytes, no file, and no bytes."""
+    settings = Settings(model_name="tiny", max_images=3, max_image_bytes=20_000)
+    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    if isinstance(body.get("data"), dict):
+        body["content_type"] = "multipart/form-data"
+    assert_problem(client.post("/predict", **body), status, code)

@@ -1,0 +1,160 @@
+"""What an operator sees: keys, metrics, logs and identifiers of requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+
+import pytest
+from flask.testing import FlaskClient
+
+from gateway.app import HEALTH_PATHS, create_app
+from gateway.keys import Keys
+from gateway.logs import JsonFormatter, Trace, current
+from gateway.metrics import Metrics
+from gateway.model.versions import Versions
+from gateway.settings import Settings
+from tests.conftest import Origin
+from tests.gateway.test_app import assert_problem
+from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.photos import encode, photo
+
+IMAGE = encode(photo())
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def locked(model_server: FakeModelServer, connect: Callable[[str], Versions]) -> FlaskClient:
+    """A gateway that some keys open."""
+    digests = ",".join(hashlib.sha256(key).hexdigest() for key in (b"first", b"second", "schlüssel".encode()))
+    settings = Settings(model_name="tiny", api_keys=digests)
+    return create_app(settings, connect(model_server.address), Metrics()).test_client()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer first"},
+        {"Authorization": "bearer second"},
+        {"X-API-Key": "second"},
+        {"X-API-Key": "schlüssel".encode().decode("latin-1")},  # as WSGI hands on what curl sends
+    ],
+)
+def test_each_key_opens_the_gateway(locked: FlaskClient, headers: dict[str, str]) -> None:
+    """By either header, and any of the keys."""
+    assert locked.post("/predict", data=IMAGE, content_type="image/jpeg", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer third"}, {"Authorization": "Basic first"}, {"X-API-Key": ""}]
+)
+def test_without_a_known_key_nothing_is_answered_but_health(locked: FlaskClient, headers: dict[str, str]) -> None:
+    """Predictions and the contract are closed; probes and metrics are for the cluster."""
+    assert_problem(locked.post("/predict", data=IMAGE, content_type="image/jpeg", headers=headers), 401, "unauthorized")
+    assert_problem(locked.get("/model", headers=headers), 401, "unauthorized")
+    for path in (*HEALTH_PATHS, "/", "/openapi.json"):
+        with locked.get(path, headers=headers) as answer:
+            assert answer.status_code != 401
+
+
+def test_a_key_in_place_of_its_digest_is_refused_at_start() -> None:
+    """A key in the environment in plain text would be a leak."""
+    with pytest.raises(ValueError, match="SHA-256"):
+        Keys("my-secret-key")
+
+
+def test_metrics_tell_answers_stages_classes_and_versions(
+    model_server: FakeModelServer, connect: Callable[[str], Versions]
+) -> None:
+    """Each with the version that it belongs to."""
+    metrics = Metrics()
+    client, identity = (
+        Versions(model_server.address, "tiny", on_health=metrics.show),
+        model_server.versions[1].identity,
+    )
+    model_server.versions[2] = FakeVersion(b"bad")
+    app = create_app(Settings(model_name="tiny"), client, metrics).test_client()
+    try:
+        for body in (IMAGE, IMAGE, b"no image"):
+            app.post("/predict", data=body, content_type="image/jpeg")
+        text = app.get("/metrics").get_data(as_text=True)
+    finally:
+        client.close()
+    for line in (
+        'gateway_answers_total{code="",path="predict",status="200"} 2.0',
+        'gateway_answers_total{code="unsupported_media",path="predict",status="415"} 1.0',
+        f'gateway_stage_seconds_count{{identity="{identity}",stage="predict",version="1"}} 3.0',
+        f'gateway_confidence_count{{identity="{identity}",version="1"}} 2.0',
+        f'gateway_version_accepted{{identity="{identity}",version="1"}} 1.0',
+        'gateway_version_refused{identity="",version="2"} 1.0',
+        "gateway_ready 1.0",
+    ):
+        assert line in text
+    assert re.search(r'gateway_predictions_total\{class="(red|green|blue)",identity="\w+",version="1"\} 2.0', text)
+
+
+def test_request_id_is_taken_over_or_made_and_always_echoed(gateway: FlaskClient) -> None:
+    """A caller's own, when it is well formed."""
+    assert gateway.get("/livez", headers={"X-Request-ID": "my-id.1"}).headers["X-Request-ID"] == "my-id.1"
+    made = gateway.get("/livez", headers={"X-Request-ID": "a b\x7f"}).headers["X-Request-ID"]
+    assert re.fullmatch(r"[0-9a-f]{16}", made)
+    assert gateway.get("/nothing").headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [(PARENT, True), (None, False), ("00-" + "0" * 32 + "-b7ad6b7169203331-01", False), ("ff" + PARENT[2:], False)],
+)
+def test_traceparent_goes_on_with_a_span_of_our_own(header: str | None, taken: bool) -> None:
+    """By W3C Trace Context: the trace stays, the parent changes, malformed ones are replaced."""
+    trace = Trace.of(None, header)
+    assert (trace.trace_id == PARENT.split("-")[1]) == taken
+    assert trace.span_id != PARENT.split("-")[2]
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]", trace.traceparent)
+
+
+def test_a_request_takes_its_identifiers_along(
+    model_server: FakeModelServer,
+    connect: Callable[[str], Versions],
+    origin: Origin,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """To the model server, and into the lines of the threads that fetch a list."""
+    settings = Settings(model_name="tiny", fetch_allow=origin.authority)
+    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    seen: list[str] = []
+    log = logging.getLogger("gateway.fetch.fetcher")
+    catch = logging.Handler()
+    catch.emit = lambda record: seen.append(JsonFormatter().format(record))  # type: ignore[method-assign]
+    log.addHandler(catch)
+    caplog.set_level(logging.INFO)
+    try:
+        urls = [origin.add("a.jpg", IMAGE), "http://127.0.0.1:1/", "http://127.0.0.1:2/"]
+        headers = {"X-Request-ID": "mine", "traceparent": PARENT}
+        assert client.post("/predict", json={"urls": urls}, headers=headers).status_code == 200
+    finally:
+        log.removeHandler(catch)
+    assert [json.loads(line)["request_id"] for line in seen] == ["mine", "mine"]
+    assert model_server.metadata["x-request-id"] == "mine"
+    assert model_server.metadata["traceparent"].split("-")[1] == PARENT.split("-")[1]
+
+
+def test_log_lines_are_json_with_the_requests_identifiers() -> None:
+    """Extra fields and tracebacks are members, and one record is one line."""
+    token = current.set(Trace("id-1", "a" * 32, "b" * 16, "01"))
+    try:
+        raise RuntimeError("first\nsecond")
+    except RuntimeError as exc:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "failed %d", (3,), (type(exc), exc, exc.__traceback__))
+    finally:
+        record.fields = {"status": 500}
+        line = JsonFormatter().format(record)
+        current.reset(token)
+    assert "\n" not in line
+    members = json.loads(line)
+    assert (members["message"], members["level"], members["status"]) == ("failed 3", "error", 500)
+    assert (members["request_id"], members["trace_id"]) == ("id-1", "a" * 32)
+    assert "RuntimeError" in members["traceback"]

@@ -1,0 +1,84 @@
+"""gateway/stages.py: places are bounded, and whoever waits does so for a place, not for the whole of a list."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+
+import pytest
+
+from contract.document import ImageSpec
+from contract.image import DecodedImage
+from gateway.errors import GatewayError, Overloaded
+from gateway.memory import Held, Room
+from gateway.settings import Settings
+from gateway.stages import Stage, Stages
+from tests.programs.photos import encode, photo
+
+
+def test_a_long_list_gets_its_places_beside_others() -> None:
+    """Its items wait each for itself, so that the time of the first is not counted against the last."""
+    stage = Stage("fetch", 4, wait_s=0.2)
+
+    def work(item: int) -> int:
+        time.sleep(0.05)
+        return item
+
+    answers: list[list[int | GatewayError]] = []
+    deadline = time.monotonic() + 10
+    others = [
+        threading.Thread(target=lambda: answers.extend(stage.map(work, [1], deadline) for _ in range(6)))
+        for _ in range(3)
+    ]
+    for thread in others:
+        thread.start()
+    assert stage.map(work, range(20), deadline) == list(range(20))  # half a second
+    for thread in others:
+        thread.join()
+    assert answers == [[1]] * 18
+
+
+def test_who_finds_no_place_in_time_is_refused() -> None:
+    """While slow work holds them all."""
+    stage, may_end = Stage("fetch", 1, wait_s=0.1), threading.Event()
+    slow = threading.Thread(target=lambda: stage.map(lambda _: may_end.wait(10), [0], time.monotonic() + 10))
+    slow.start()
+    time.sleep(0.05)
+    started = time.monotonic()
+    (refused,) = stage.map(lambda item: item, [1], started + 10)
+    assert isinstance(refused, Overloaded) and time.monotonic() - started < 1
+    may_end.set()
+    slow.join()
+
+
+def test_who_comes_after_the_end_holds_nothing() -> None:
+    """A fetch may go on in its thread when its request has ended by a defect."""
+    room = Room(1000)
+    held = Held(room)
+    held.add(600)
+    held.release()
+    with pytest.raises(Overloaded, match="has ended"):
+        held.add(600)
+    assert room.held_bytes == 0
+
+
+@pytest.fixture
+def stages() -> Stages:
+    """A request's stages, of a gateway with default settings."""
+    return Stages(Settings.from_env({}))
+
+
+def test_images_of_a_list_whose_time_is_over_are_not_decoded(stages: Stages) -> None:
+    """The rest of a list of bombs is work for nothing."""
+    images = [encode(photo()), encode(photo())]
+    refused = stages.decode(images, ImageSpec(8, 8), time.monotonic() - 1)
+    assert all(isinstance(each, Overloaded) and "took too long" in each.detail for each in refused)
+    assert all(isinstance(each, DecodedImage) for each in stages.decode(images, ImageSpec(8, 8), time.monotonic() + 9))
+
+
+def test_odd_metadata_is_no_line_of_the_log(recwarn: pytest.WarningsRecorder, stages: Stages) -> None:
+    """Who sends images does not write into it."""
+    odd = b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 0x010F, 2, 9000, 26) + b"\0\0\0\0"
+    (decoded,) = stages.decode([encode(photo(), exif=odd)], ImageSpec(8, 8), time.monotonic() + 9)
+    assert isinstance(decoded, DecodedImage) and not recwarn.list

@@ -1,0 +1,83 @@
+"""`python -m training` with a small architecture; as a program, it dies at a chosen moment or has two CPU devices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras import Input, Model, layers
+from PIL import Image
+
+from tests.programs.photos import encode
+from training.__main__ import main
+from training.fit import folds, phases
+from training.models.catalogue import ARCHITECTURES, Architecture
+
+
+class Small(Architecture):
+    """Pixels (n, 16, 16, 3) to 8 features; its weights are random, whatever is asked for."""
+
+    def backbone(self, weights: str | None, include_top: bool, classes: int = 1000) -> Model:
+        inputs = Input((16, 16, 3))
+        x = layers.Conv2D(8, 3, strides=2)(inputs)
+        x = layers.BatchNormalization()(x)
+        return Model(inputs, layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
+
+
+SMALL = Small("small", 16, "±1")
+
+
+def draw(folder: Path, photos: int = 12, noise: float = 20) -> Path:
+    """Write a folder of three easy classes, colours with noise."""
+    for name, rgb in {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}.items():
+        (folder / name).mkdir(parents=True)
+        for seed in range(photos):
+            pixels = np.array(rgb) + np.random.default_rng(seed).normal(0, noise, (20, 24, 3))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            (folder / name / f"{seed:02}.jpg").write_bytes(encode(image))
+    return folder
+
+
+def _die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Dying(phases.Progress):
+    """Die inside the third epoch of the upper layers, or in the fourth between its weights and its state."""
+
+    moment = ""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch = epoch if self._folder.name == "upper-layers" else -1
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if (self.moment, self.epoch, batch) == ("inside an epoch", 2, 1):
+            _die()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if (self.moment, self.epoch) == ("before the state", 3):
+            Path.rename = _die
+        super().on_epoch_end(epoch, logs)
+
+
+def _die_in_the_third(*_: Any, trainings: Iterator[int] = count(1)) -> float:  # noqa: B008, counts all calls
+    return _die() if next(trainings) == 3 else 0.5
+
+
+if __name__ == "__main__":
+    ARCHITECTURES["small"] = SMALL
+    if sys.argv[1] == "two devices":
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+    elif sys.argv[1] == "in the third trial":
+        folds.Folds.accuracy = _die_in_the_third
+    else:
+        phases.Progress, Dying.moment = Dying, sys.argv[1]
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,49 @@
+"""`python -m tests.programs.tiny_model STORE NAME SEED [SIZE CLASS…]`: export a small Keras model of random weights."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+from keras import layers
+
+from contract.document import Contract, ImageSpec
+from training.release.export import export
+
+CLASSES = ("cat", "dog", "bird")
+SPEC = ImageSpec(16, 16, crop=0.9)
+
+
+def build(seed: int, size: int = 16, classes: int = 3) -> keras.Model:
+    """Return pixels 0-255 (n, size, size, 3) to probabilities (n, classes)."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((size, size, 3))
+    x = layers.Rescaling(1 / 127.5, -1.0)(inputs)
+    x = layers.Conv2D(8, 3, strides=2, activation="relu")(x)
+    x = layers.Flatten()(x)
+    x = layers.Rescaling(5.0)(layers.Dense(classes)(x))  # sure of itself, so that other pixels give other answers
+    return keras.Model(inputs, layers.Softmax()(x))
+
+
+def build_convolutions(seed: int) -> keras.Model:
+    """Return the same with more layers, of which some are quantized."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 127.5, -1.0)(inputs)
+    for filters in (8, 16, 16):
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
+        x = layers.Conv2D(filters, 1)(x)
+    x = layers.Rescaling(5.0)(layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    return keras.Model(inputs, layers.Softmax()(x))
+
+
+def main(store: Path, name: str, seed: int, size: int = 16, *classes: str) -> None:
+    classes = classes or CLASSES
+    export(build(seed, size, len(classes)), Contract(name, classes, replace(SPEC, height=size, width=size)), store)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5]), *sys.argv[5:])

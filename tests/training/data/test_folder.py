@@ -1,0 +1,323 @@
+"""training/data/folder.py: folders of photos in every shape that people have, and the cache of decoded pixels."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from contract.document import ImageSpec
+from contract.image import decode
+from tests.programs.photos import encode, photo
+from training.data import pixels
+from training.data.folder import SPLIT_FOLDERS, Photo, read_folder
+from training.data.pixels import load_pixels
+from training.errors import DataError
+
+SPEC = ImageSpec(8, 8)
+
+
+@pytest.fixture(scope="module")
+def jpegs():
+    """Encoded photos, each another."""
+    return [encode(photo(24, 16, seed)) for seed in range(40)]
+
+
+@pytest.fixture
+def fill(tmp_path, jpegs):
+    """A function that writes photos into class folders below a folder of the test, and returns the topmost."""
+
+    def fill(counts, below=""):
+        for name, count in counts.items():
+            folder = tmp_path / "photos" / below / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for position in range(count):
+                (folder / f"{position:03}.jpg").write_bytes(jpegs[position])
+        return tmp_path / "photos"
+
+    return fill
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A folder for decoded pixels."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(fill):
+    """Six photos of two classes."""
+    folder = fill({"cat": 3, "dog": 3})
+    return [Photo(path, int(path.parent.name == "dog")) for path in sorted(folder.rglob("*.jpg"))]
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """A list that grows with each image that is decoded."""
+    calls = []
+
+    def counted(image, spec):
+        calls.append(image)
+        return decode(image, spec)
+
+    monkeypatch.setattr(pixels, "decode", counted)
+    return calls
+
+
+def paths(dataset, *splits):
+    return [each.path for split in splits for each in dataset.splits[split]]
+
+
+# Folders
+
+
+def test_classes_are_the_folders_in_order_of_their_names(fill):
+    """Labels are the positions of the sorted class names."""
+    dataset = read_folder(fill({"dog": 4, "Bird": 4, "cat": 4}))
+    assert dataset.classes == ("Bird", "cat", "dog")
+    assert all(each.path.parent.name == dataset.classes[each.label] for each in dataset.splits["train"])
+
+
+@pytest.mark.parametrize("train", SPLIT_FOLDERS["train"])
+@pytest.mark.parametrize("validation", SPLIT_FOLDERS["validation"])
+@pytest.mark.parametrize("test", SPLIT_FOLDERS["test"])
+def test_split_folders_are_known_by_each_name(fill, train, validation, test):
+    """Splits that are there are used as they are."""
+    fill({"cat": 4, "dog": 3}, train)
+    fill({"cat": 2, "dog": 1}, validation)
+    dataset = read_folder(fill({"cat": 1, "dog": 1}, test))
+    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 7, "validation": 3, "test": 2}
+    assert dataset.classes == ("cat", "dog")
+
+
+def test_split_folders_are_known_in_any_case(fill):
+    """`Train` is a split, not a class."""
+    fill({"cat": 3, "dog": 3}, "Train")
+    dataset = read_folder(fill({"cat": 1, "dog": 1}, "Val"))
+    assert dataset.classes == ("cat", "dog") and len(dataset.splits["validation"]) == 2
+
+
+def test_split_folders_may_be_nested(fill):
+    """Archives that hold seg_train/seg_train/CLASS are read as they unpack."""
+    fill({"cat": 10, "dog": 10}, "seg_train/seg_train")
+    dataset = read_folder(fill({"cat": 2, "dog": 2}, "seg_test/seg_test"))
+    assert dataset.classes == ("cat", "dog")
+    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 18, "validation": 2, "test": 4}
+
+
+def test_a_class_may_be_named_like_a_split(fill):
+    """A folder `train` with photos of trains, and no folders, is a class."""
+    assert read_folder(fill({"bus": 3, "train": 3})).classes == ("bus", "train")
+
+
+def test_folder_without_splits_is_split_stratified(fill):
+    """Each class gives a tenth to validation, a tenth to test and the rest to train, each photo once."""
+    folder = fill({"cat": 40, "dog": 20})
+    dataset = read_folder(folder)
+    counts = {split: Counter(each.label for each in photos) for split, photos in dataset.splits.items()}
+    assert counts == {"train": {0: 32, 1: 16}, "validation": {0: 4, 1: 2}, "test": {0: 4, 1: 2}}
+    assert sorted(paths(dataset, "train", "validation", "test")) == sorted(folder.rglob("*.jpg"))
+
+
+def test_self_made_splits_follow_the_seed(fill):
+    """The same seed holds out the same photos; another seed others."""
+    folder = fill({"cat": 30, "dog": 30})
+    assert read_folder(folder, seed=7) == read_folder(folder, seed=7)
+    assert paths(read_folder(folder, seed=7), "test") != paths(read_folder(folder, seed=8), "test")
+
+
+def test_validation_without_test_leaves_train_whole(fill):
+    """A folder with its own validation split needs no test split, and none is made."""
+    fill({"cat": 5, "dog": 5}, "train")
+    dataset = read_folder(fill({"cat": 2, "dog": 2}, "val"))
+    assert sorted(dataset.splits) == ["train", "validation"] and len(dataset.splits["train"]) == 10
+
+
+def test_test_without_validation_takes_validation_from_train(fill):
+    """The test split stays as it is, and a tenth of train becomes validation."""
+    fill({"cat": 10, "dog": 10}, "train")
+    dataset = read_folder(fill({"cat": 3, "dog": 3}, "test"))
+    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 18, "validation": 2, "test": 6}
+    assert not set(paths(dataset, "train")) & set(paths(dataset, "validation"))
+
+
+def test_a_held_out_split_may_lack_a_class(fill):
+    """Labels stay those of train."""
+    fill({"cat": 5, "dog": 5}, "train")
+    dataset = read_folder(fill({"dog": 2}, "val"))
+    assert [each.label for each in dataset.splits["validation"]] == [1, 1]
+
+
+def test_only_visible_images_count(fill, jpegs):
+    """Hidden files and folders, what macOS archives add, and files that are no images are left out."""
+    folder = fill({"cat": 3, "dog": 3})
+    (folder / "cat" / "._000.jpg").write_bytes(b"resource fork")
+    (folder / "cat" / "Thumbs.db").write_bytes(b"thumbnails")
+    (folder / "labels.csv").write_text("0,cat")
+    for hidden in (".git", "__MACOSX", "dog/.ipynb_checkpoints"):
+        (folder / hidden).mkdir()
+        (folder / hidden / "000.jpg").write_bytes(jpegs[0])
+    dataset = read_folder(folder)
+    assert dataset.classes == ("cat", "dog")
+    assert len(paths(dataset, "train", "validation", "test")) == 6
+
+
+def test_suffixes_count_in_any_case_and_any_depth(fill, jpegs):
+    """`CLASS/2024/IMG.JPG` is a photo of the class."""
+    folder = fill({"cat": 3, "dog": 3})
+    (folder / "dog" / "2024").mkdir()
+    (folder / "dog" / "2024" / "IMG.JPG").write_bytes(jpegs[9])
+    assert folder / "dog" / "2024" / "IMG.JPG" in paths(read_folder(folder), "train", "validation", "test")
+
+
+def test_class_folders_may_be_links(fill, tmp_path):
+    """A class folder that is a symbolic link counts with its photos."""
+    folder = fill({"cat": 3, "dog": 3})
+    (folder / "dog").rename(tmp_path / "elsewhere")
+    (folder / "dog").symlink_to(tmp_path / "elsewhere")
+    dataset = read_folder(folder)
+    assert Counter(each.label for each in dataset.splits["train"]) == {0: 1, 1: 1}
+
+
+def test_missing_folder_is_named(tmp_path):
+    """A path where there is nothing is in the message."""
+    with pytest.raises(DataError, match=r"none: .*nothing"):
+        read_folder(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "a folder for each class .* Received: no folder"),
+        ({"cat": 3}, "two or more.* Received: cat"),
+        ({"cat": 3, "dog": 0}, "Received empty folders: dog"),
+        ({"cat": 3, "dog": 2}, "at least 3 photos in each class.* Received 2 in .*dog"),
+    ],
+)
+def test_folders_that_cannot_be_trained_on_are_refused(fill, tmp_path, counts, message):
+    """No class, one class, an empty class, and too few photos to hold some out: each is told."""
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=message):
+        read_folder(fill(counts))
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [({"cat": 1, "cow": 1}, "only known classes: cat, dog. Received also: cow"), ({"cat": 0}, "folder without any")],
+)
+def test_held_out_splits_must_fit_train(fill, validation, message):
+    """A class that train lacks, and a split without photos, are refused."""
+    fill({"cat": 3, "dog": 3}, "train")
+    with pytest.raises(DataError, match=message):
+        read_folder(fill(validation, "validation"))
+
+
+def test_splits_without_train_are_refused(fill):
+    """A test folder beside class folders is not taken for a class."""
+    fill({"cat": 3, "dog": 3})
+    with pytest.raises(DataError, match=r"Expected a folder .*train.* Received only: .*test"):
+        read_folder(fill({"cat": 1, "dog": 1}, "test"))
+
+
+# Pixels
+
+
+def test_pixels_are_the_contracts(photos, cache):
+    """Each image is what contract/image.py makes of the file, beside its label and path."""
+    pixels = load_pixels(photos, SPEC, cache)
+    assert pixels.images.dtype == np.uint8 and pixels.images.shape == (6, 8, 8, 3)
+    for each, image in zip(photos, pixels.images, strict=True):
+        np.testing.assert_array_equal(image, decode(each.path.read_bytes(), SPEC).pixels)
+    assert pixels.labels.tolist() == [0, 0, 0, 1, 1, 1] and pixels.paths == [each.path for each in photos]
+
+
+def test_corrupt_files_are_named_and_skipped(photos, cache):
+    """Pixels, labels and paths of the rest stay together, also when they come from the cache."""
+    broken, empty = photos[1].path, photos[4].path
+    broken.write_bytes(broken.read_bytes()[:300])
+    empty.write_bytes(b"")
+    for loaded in (load_pixels(photos, SPEC, cache), load_pixels(photos, SPEC, cache)):
+        assert sorted(loaded.skipped) == [str(broken), str(empty)]
+        assert "Received: nothing" in loaded.skipped[str(empty)]
+        assert loaded.labels.tolist() == [0, 0, 1, 1] and len(loaded.images) == 4
+        np.testing.assert_array_equal(loaded.images[1], decode(loaded.paths[1].read_bytes(), SPEC).pixels)
+
+
+def test_no_photo_that_decodes_is_an_error(photos, cache):
+    """Files that are all corrupt are named, and nothing is kept."""
+    for each in photos:
+        each.path.write_bytes(b"not a photo")
+    with pytest.raises(DataError, match=r"Received 6 that do not: .*000\.jpg"):
+        load_pixels(photos, SPEC, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_progress_is_told(photos, cache):
+    """A caller hears of each photo, and of how many there are."""
+    told = []
+    load_pixels(photos, SPEC, cache, lambda *counts: told.append(counts))
+    assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_second_load_decodes_nothing(photos, cache, decoded):
+    """The cache gives the same pixels without a decode."""
+    first = load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 6
+    second = load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 6 and first.digest == second.digest
+    np.testing.assert_array_equal(first.images, second.images)
+
+
+def test_changed_file_decodes_again(photos, cache, decoded, jpegs):
+    """New content under an old name is seen."""
+    before = load_pixels(photos, SPEC, cache)
+    photos[2].path.write_bytes(jpegs[20])
+    after = load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 12 and not np.array_equal(before.images[2], after.images[2])
+
+
+def test_another_decoder_decodes_again(photos, cache, decoded, monkeypatch):
+    """Pixels that an older Pillow made are not those that are served."""
+    load_pixels(photos, SPEC, cache)
+    monkeypatch.setattr(pixels.PIL, "__version__", "0.1")
+    load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 12
+
+
+def test_other_size_decodes_again(photos, cache):
+    """Pixels of one size are not given for another."""
+    load_pixels(photos, SPEC, cache)
+    assert load_pixels(photos, ImageSpec(10, 12), cache).images.shape == (6, 10, 12, 3)
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_cache_of_a_killed_run_is_not_used(photos, cache, decoded, monkeypatch, killed):
+    """A process that ended before its last rename leaves nothing that counts."""
+    renames = []
+
+    def rename(path, target):
+        renames.append(target)
+        if len(renames) == killed:
+            raise KeyboardInterrupt
+        path.replace(target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pixels.Path, "rename", rename)
+        load_pixels(photos, SPEC, cache)
+    assert len(load_pixels(photos, SPEC, cache).images) == 6 and len(decoded) == 12
+
+
+def test_cache_that_cannot_be_written_is_named(photos, tmp_path):
+    """A path that is no folder, like a full disk, is told with the place."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"write decoded photos to .*file"):
+        load_pixels(photos, SPEC, tmp_path / "file")
+
+
+def test_digest_follows_content_and_labels(photos, cache, tmp_path, jpegs):
+    """Time and place of files do not change it; a label or one photo's bytes do."""
+    digest = load_pixels(photos, SPEC, cache).digest
+    moved = photos[0].path.rename(tmp_path / "moved.jpg")
+    assert load_pixels([Photo(moved, 0), *photos[1:]], SPEC, cache).digest == digest
+    assert load_pixels([Photo(moved, 1), *photos[1:]], SPEC, cache).digest != digest
+    moved.write_bytes(jpegs[20])
+    assert load_pixels([Photo(moved, 0), *photos[1:]], SPEC, cache).digest != digest

@@ -1,0 +1,34 @@
+"""training/fit/batches.py: how far photos are changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.programs.photos import photo
+from training.fit.recipe import Recipe
+
+pytestmark = pytest.mark.tensorflow
+
+
+def change(augmentation: float) -> float:
+    """Return by how much a batch of photos differs from the photos, 0-255."""
+    from training.fit import batches
+
+    images = np.stack([np.asarray(photo(32, 32, seed)) for seed in range(16)])
+    recipe, targets = Recipe(batch_size=16, augmentation=augmentation), np.zeros((16, 1), np.float32)
+    (batch, _) = next(iter(batches.shuffled(images, targets, recipe, range(1), augment=True)))
+    flipped = np.where(_nearer(batch.numpy(), images)[:, None, None, None], images[:, :, ::-1], images)
+    return float(np.abs(batch.numpy() - flipped).mean())
+
+
+def _nearer(batch: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Tell which photos of a batch are nearer to the flipped ones."""
+    straight, flipped = (np.abs(batch - each).mean(axis=(1, 2, 3)) for each in (images, images[:, :, ::-1]))
+    return flipped < straight
+
+
+def test_the_extent_scales_all_changes() -> None:
+    """0 leaves photos as they are, a little changes little, and 2 goes further than 1."""
+    extents = [change(extent) for extent in (0.0, 0.05, 1.0, 2.0)]
+    assert extents[0] == 0 < extents[1] < 4 < 3 * extents[1] < extents[2] < extents[3]

@@ -1,0 +1,84 @@
+"""training/fit/phases.py: what class weights do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.errors import TrainingError
+from training.fit.recipe import Recipe
+
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture
+def targets() -> np.ndarray:
+    """One-hot labels (40, 2): nine of ten are of the first class."""
+    return np.eye(2, dtype=np.float32)[np.arange(40) % 10 // 9]
+
+
+def test_balanced_weights_make_classes_count_the_same(targets: np.ndarray) -> None:
+    """A class' photos times its weight is the same for both, and the mean weight of a photo is 1."""
+    from training.fit.phases import class_weights
+
+    assert class_weights(targets) == pytest.approx({0: 20 / 36, 1: 20 / 4})
+
+
+def test_a_class_without_photos_takes_nothing_from_the_others(targets: np.ndarray) -> None:
+    """Where all photos of a class were skipped, the others are as without it."""
+    from training.fit.phases import class_weights
+
+    weights = class_weights(np.pad(targets, ((0, 0), (0, 1))))
+    assert (weights[0], weights[1]) == pytest.approx((20 / 36, 20 / 4))
+
+
+@pytest.mark.parametrize(("class_weights", "probability"), [("none", 0.1), ("balanced", 0.5)])
+def test_what_is_learned_follows_the_weights(
+    targets: np.ndarray, tmp_path: Path, class_weights: str, probability: float
+) -> None:
+    """Of photos that tell nothing, the rare class becomes as probable as it is, or as any other."""
+    import keras
+
+    from training.fit import phases
+    from training.fit.unfinished import open_unfinished
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, activation="softmax")])
+    recipe = Recipe(batch_size=40, label_smoothing=0.0, patience=100, class_weights=class_weights, weight_decay=0.0)
+    features = np.zeros((40, 1), np.float32)
+    data = dict.fromkeys(("train", "validation"), (features, targets))
+    with open_unfinished(tmp_path, "m", {}, fresh=False) as run:
+        phases._fit(model, "head", data, 80, 0.05, recipe, run, print)
+        model.load_weights(run.path / "head" / "epoch-80.weights.h5")  # the last, not the first of equals
+    assert float(model(features[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
+
+
+def test_of_equally_accurate_epochs_the_one_with_less_loss_is_taken() -> None:
+    """Of three photos, most epochs get as many right."""
+    import keras
+
+    from training.fit.phases import BestOfEqual
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("sgd", "mse", metrics=["accuracy"])
+    epochs = [(0.5, 3.0), (0.5, 2.0), (0.5, 1.9), (0.5, 2.1), (0.4, 0.1), (0.5, 2.0)]
+
+    class Script(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+            model.set_weights([np.array([[epoch]], np.float32)])
+            logs["val_accuracy"], logs["val_loss"] = epochs[epoch]
+
+    x = np.ones((1, 1), np.float32)
+    stopping = BestOfEqual("val_accuracy", patience=3, restore_best_weights=True)
+    history = model.fit(x, x, epochs=9, callbacks=[Script(), stopping], verbose=0)
+    assert (model.get_weights()[0].item(), stopping.best_epoch, len(history.epoch)) == (2, 2, 6)
+
+
+@pytest.mark.parametrize(
+    "values", [{"class_weights": "balance"}, {"seed": -1}, {"dropout": 2.0}, {"patience": 0}, {"augmentation": 9.0}]
+)
+def test_values_that_cannot_be_are_told(values: dict[str, object]) -> None:
+    """The message names the value."""
+    with pytest.raises(TrainingError, match=next(iter(values))):
+        Recipe(**values)

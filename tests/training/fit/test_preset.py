@@ -1,0 +1,75 @@
+"""training/fit/preset.py and its documents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import _parser
+from training.errors import TrainingError
+from training.fit.preset import FOLDER, Preset, find_preset, names, write_preset
+from training.fit.recipe import Recipe
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_document_is_usable_as_it_says(name: str) -> None:
+    """It names what it is for and what to expect, and its command is one of the command line that asks for it."""
+    preset = find_preset(name)
+    assert preset.about and preset.expected
+    options = _parser().parse_args(preset.command.removeprefix("python -m training ").split())
+    assert options.preset == name
+
+
+def test_default_lists_every_default() -> None:
+    """The document and the recipe's defaults are the same values, and no value is missing."""
+    assert dict(find_preset("default").recipe) == asdict(Recipe())
+
+
+def test_single_options_override() -> None:
+    """A value of one's own counts, and what is not given is the preset's or the default."""
+    recipe = find_preset("plain-cnn").recipe_with({"epochs": 3, "patience": None})
+    assert (recipe.epochs, recipe.patience, recipe.batch_size) == (3, 8, 32)
+
+
+def test_a_document_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
+    """Any .toml file of the same form is a preset."""
+    path = tmp_path / "mine.toml"
+    path.write_text((FOLDER / "quick.toml").read_text() + "dropout = 0.1\n")
+    assert find_preset(str(path)).recipe_with({}).dropout == 0.1
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    """Quotes, letters beyond ASCII, small numbers and what is left out come back as they were."""
+    recipe = asdict(Recipe(learning_rate=1e-5, class_weights="balanced"))
+    preset = Preset('5 "é" \\ photos', "c", "0.9 ± 0.1", "plain-cnn", "none", time="1 s", recipe=recipe)
+    write_preset(tmp_path / "mine.toml", preset)
+    assert find_preset(str(tmp_path / "mine.toml")) == preset
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "Expected a preset of: default, plain-cnn, quick, or"),
+        ("about = 1", "missing"),
+        ("no toml", "Expected"),
+        ("epochs = 1", "Received: epochs, where outside of \\[recipe\\] there may be: about, command,"),
+        ("[recipe]\nepoch = 1", "Received: epoch, where in \\[recipe\\] there may be: head_epochs, epochs,"),
+    ],
+)
+def test_what_is_no_preset_is_told(tmp_path: Path, text: str | None, message: str) -> None:
+    """A name that there is not, values that are missing, and what is not TOML."""
+    path = tmp_path / "mine.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(TrainingError, match=message):
+        find_preset(str(path))
+
+
+def test_a_value_that_a_recipe_does_not_have_is_told(tmp_path: Path) -> None:
+    """A word that is spelt wrong is not passed over."""
+    path = tmp_path / "mine.toml"
+    path.write_text((FOLDER / "quick.toml").read_text() + "drop_out = 0.1\n")
+    with pytest.raises(TrainingError, match="drop_out"):
+        find_preset(str(path))

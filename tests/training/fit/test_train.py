@@ -1,0 +1,258 @@
+"""`python -m training`: a folder of photos to a run folder and a version, and what it says when that cannot be."""
+
+import json
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY, Contract, find_identity
+from serving.engines import open_engine
+from training.__main__ import main
+from training.errors import TrainingError
+
+tensorflow = pytest.mark.tensorflow
+
+ROOT = Path(__file__).parents[3]
+
+
+def describe(version):
+    """Return the contract inside a version."""
+    engine = open_engine(version, "tflite", threads=1)
+    return Contract.from_json(engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of 3 easy classes with 12 photos each, and one file that is none."""
+    from tests.programs.small_training import draw
+
+    folder = draw(tmp_path_factory.mktemp("photos") / "colours")
+    (folder / "red" / "broken.jpg").write_bytes(b"not a photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The name of a small architecture, known as long as the tests of this file run."""
+    from tests.programs.small_training import SMALL
+    from training.models.catalogue import ARCHITECTURES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", SMALL)
+        yield "small"
+
+
+@pytest.fixture(scope="module")
+def trained(folder, small, tmp_path_factory):
+    """A whole `python -m training train`: its exit status, what it said, and the folder that it worked in."""
+    work = tmp_path_factory.mktemp("work")
+    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
+    options = ["--architecture", small, "--epochs", "2", "--head-learning-rate", "0.05"]
+    with redirect_stdout(StringIO()) as said:
+        status = main(["train", str(folder), "--name", "colours", *options, *places])
+    return status, said.getvalue(), work
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    """The run folder."""
+    return next((trained[2] / "runs" / "colours").iterdir())
+
+
+@tensorflow
+def test_train_ends_with_a_release(trained):
+    """The exit status is 0, and the store has version 1."""
+    assert trained[0] == 0 and (trained[2] / "store" / "colours" / "1" / "saved_model.pb").is_file()
+
+
+@tensorflow
+def test_train_tells_its_steps(trained):
+    """What was read and skipped, each epoch, the accuracies and the version are lines."""
+    for line in (
+        "broken.jpg: Expected a JPEG",
+        "Trained the head for",
+        "Epoch 2/2: loss",
+        "Accuracy on validation: ",
+        "Accuracy on test: ",
+        "Kept the run in",
+        "Released ",
+    ):
+        assert line in trained[1]
+
+
+@tensorflow
+def test_train_learns(trained):
+    """Colours can be told apart."""
+    metrics = describe(trained[2] / "store" / "colours" / "1").metrics
+    assert metrics["validation_photos"] == metrics["test_photos"] == 3
+    assert metrics["validation_accuracy"] > 0.6
+
+
+@tensorflow
+def test_contract_says_how_the_model_was_made(trained):
+    """Classes, size, architecture, data digest, recipe and held-out photos travel with the version."""
+    contract = describe(trained[2] / "store" / "colours" / "1")
+    assert contract.model == "colours" and contract.classes == ("blue", "green", "red")
+    assert (contract.image.height, contract.image.width) == (16, 16)
+    assert contract.origin["architecture"] == "small" and contract.origin["weights"] == "imagenet"
+    assert sorted(contract.origin["data_digest"]) == ["test", "train", "validation"]
+    assert contract.origin["recipe"]["epochs"] == 2 and contract.origin["created_at"]
+    assert [each.name for each in contract.golden][3:] == ["photo-0", "photo-1", "photo-2"]
+
+
+@tensorflow
+def test_run_folder_is_complete(run):
+    """A run keeps the Keras model, the contract, the history and the golden photos."""
+    needed = {"contract.json", "golden", "history.json", "model.keras"}
+    plots = {f"{name}.png" for name in ("augmented", "classes", "confusion", "curves", "mistakes", "reliability")}
+    others = {"evaluation.json", "model.txt", "releases.jsonl", "report.html"}
+    assert {path.name for path in run.iterdir()} == needed | plots | others
+    history = json.loads((run / "history.json").read_text())
+    assert len(history["upper layers"]["val_accuracy"]) == 2
+
+
+@tensorflow
+def test_run_report_shows_training_and_model(run):
+    """One page holds the curves, the figures on test, augmented photos, the recipe and the layers."""
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png") == 4 and page.count('alt="photo as it was trained on"') == 12
+    for told in ("3 photos of test", "Loss and accuracy by epoch", "&#34;epochs&#34;: 2", "head_probabilities"):
+        assert told in page
+
+
+@tensorflow
+def test_train_releases_int8_where_it_is_as_good(trained):
+    """The held-out photos of training judge it, and the file that is served by default carries its accuracy."""
+    engine = open_engine(trained[2] / "store" / "colours" / "1", "auto", threads=1)
+    answer = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
+    metrics = Contract.from_json(answer).metrics
+    assert metrics["int8_accuracy_drop"] <= 0.005 and metrics["keras_accuracy"] == metrics["test_accuracy"]
+    assert "int8: accuracy" in trained[1]
+
+
+@tensorflow
+def test_run_is_judged_by_its_photos(run, folder, tmp_path, capsys):
+    """`export --run --photos` finds the photos that training held out, and compares with the version before."""
+    options = ["--photos", str(folder), "--cache", str(tmp_path / "cache"), "--store", str(tmp_path)]
+    assert main(["export", "--run", str(run), "--name", "again", *options, "--refuse-if-worse"]) == 0
+    assert main(["export", "--run", str(run), "--name", "again", *options, "--refuse-if-worse"]) == 0
+    said = capsys.readouterr().out
+    assert "Not worse than version 1" in said and "3 photos of test" in said and "Note that" not in said
+
+
+@tensorflow
+def test_run_exports_under_another_name(run, tmp_path, capsys):
+    """`export --run` releases the same function with the same classes as a version of the model that is named."""
+    assert main(["export", "--run", str(run), "--name", "imagenet", "--store", str(tmp_path)]) == 0
+    contract = describe(tmp_path / "imagenet" / "1")
+    assert contract.model == "imagenet" and contract.classes == ("blue", "green", "red")
+    assert f"Released {tmp_path / 'imagenet' / '1'}" in capsys.readouterr().out
+    *_, release = map(json.loads, (run / "releases.jsonl").read_text().splitlines())
+    engine = open_engine(tmp_path / "imagenet" / "1", "tflite", threads=1)
+    assert (release["model"], release["version"]) == ("imagenet", 1)
+    assert release["identity"] == find_identity(engine.signatures)
+
+
+@tensorflow
+def test_file_exports(tmp_path, capsys):
+    """`export --weights FILE` releases a Keras file with the classes and preprocessing that are given."""
+    from tests.programs.tiny_model import build
+
+    build(0).save(tmp_path / "mine.keras")
+    (tmp_path / "classes.txt").write_text("\ufeffcat\r\ndog\r\n\r\nbird\r\n", encoding="utf-8")
+    options = ["--classes", str(tmp_path / "classes.txt"), "--preprocessing", "+-1", "--name", "mine"]
+    assert main(["export", "--weights", str(tmp_path / "mine.keras"), *options, "--store", str(tmp_path)]) == 0
+    contract = describe(tmp_path / "mine" / "1")
+    assert contract.classes == ("cat", "dog", "bird") and contract.origin["weights"] == "mine.keras"
+    assert contract.image.aspect == "stretch" and len(contract.origin["weights_sha256"]) == 64
+
+
+@tensorflow
+def test_a_phase_can_be_left_out_but_not_all(folder, small, tmp_path):
+    """Random weights have no phase for the head; where nothing would train them, nothing is kept."""
+    from training.fit.recipe import Recipe
+    from training.fit.train import train
+    from training.models.catalogue import find
+
+    places = tmp_path / "runs", tmp_path / "cache"
+    with pytest.raises(
+        TrainingError, match=r"Expected epochs, which train random weights, of at least 1\. Received: 0"
+    ):
+        train(folder, "colours", find(small), None, Recipe(head_epochs=5, epochs=0), *places)
+    assert not any(path.exists() for path in places)
+    run = train(folder, "colours", find(small), None, Recipe(head_epochs=0, epochs=1), *places)
+    assert (run / "model.keras").is_file()
+
+
+# What cannot be
+
+
+def refused(capsys, *arguments):
+    """Run a command that fails with exit status 1, and return the line that it wrote."""
+    assert main(list(arguments)) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--weights", "imagenet"], "Expected --architecture, --name with --weights imagenet. Missing: --ar"),
+        (["export", "--weights", "none", "--architecture", "vgg16"], "Missing: --name"),
+        (["export", "--weights", __file__, "--name", "m"], ". Missing: --classes and --preprocessing"),
+        (["export", "--weights", "imagnet"], "Expected --weights imagenet, none, or a file. Received a path where"),
+        (["export", "--weights", "none", "--architecture", "vgg16", "--name", "../m"], "Expected a model name"),
+        (["export", "--run", "r", "--refuse-if-worse"], "Expected no --refuse-if-worse without --photos, on which"),
+        (["train", "photos", "--name", "my model"], "Expected a model name of letters"),
+    ],
+)
+def test_missing_and_bad_options_are_told(capsys, arguments, message):
+    """One line says what was expected, before anything is loaded."""
+    assert message in refused(capsys, *arguments)
+
+
+@tensorflow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--weights", "none", "--architecture", "resnet18", "--name", "m"], "Received: 'resnet18'"),
+        (
+            ["export", "--run", "{tmp}"],
+            "TrainingError: Expected a run folder that train has finished; `python -m training runs` lists them. "
+            "Received: {tmp}",
+        ),
+        (["train", "{tmp}/photos", "--name", "m"], "DataError: Expected a folder of photos"),
+        (
+            ["export", "--weights", __file__, "--name", "m", "--classes", "{tmp}/c", "--preprocessing", "none"],
+            "Expected a file of class names, one a line. Received a path where there is none: {tmp}/c",
+        ),
+    ],
+)
+def test_what_is_not_there_is_told(capsys, tmp_path, arguments, message):
+    """One line names the architecture, the folder or the file."""
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert message.format(tmp=tmp_path) in refused(capsys, *arguments)
+
+
+@tensorflow
+def test_a_full_disk_is_an_exit_status(run, tmp_path, capsys):
+    """A store that cannot be written ends the command with its cause."""
+    (tmp_path / "store").write_text("in the way")
+    message = refused(capsys, "export", "--run", str(run), "--store", str(tmp_path / "store"))
+    assert message.startswith("ExportError: Expected to write a version below") and "Not a directory" in message
+
+
+def test_help_needs_no_tensorflow():
+    """`--help` answers at once."""
+    code = "import sys; from training.__main__ import main\ntry: main(['train', '--help'])\n" + (
+        "finally: assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 0, done.stderr
+    assert "--learning-rate" in done.stdout

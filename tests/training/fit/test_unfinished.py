@@ -1,0 +1,211 @@
+"""The same training again: after a kill, with the same seed, and on two devices."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract.document import Contract
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.tensorflow
+
+# Long enough that the best epoch may lie before or after a kill, and patience may end it.
+RECIPE = ["--epochs", "6", "--head-epochs", "3", "--patience", "3", "--batch-size", "8", "--learning-rate", "0.02"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three classes that are told apart only after some epochs."""
+    from tests.programs.small_training import draw
+
+    return draw(tmp_path_factory.mktemp("photos") / "colours", photos=20, noise=250)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small architecture is known."""
+    from tests.programs.small_training import SMALL
+    from training.models.catalogue import ARCHITECTURES
+
+    monkeypatch.setitem(ARCHITECTURES, "small", SMALL)
+
+
+def command(photos: Path, work: Path) -> list[str]:
+    """Return the arguments of a training below a folder."""
+    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
+    return ["train", str(photos), "--name", "colours", "--architecture", "small", *RECIPE, *places]
+
+
+def train(arguments: list[str]) -> None:
+    """Train in this process."""
+    from training.__main__ import main
+
+    assert main(arguments) == 0
+
+
+def die(moment: str, arguments: list[str]) -> None:
+    """Train in a process that dies by SIGKILL."""
+    done = subprocess.run([sys.executable, "-m", "tests.programs.small_training", moment, *arguments], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+
+
+def outcome(work: Path) -> tuple[dict[str, Any], dict[str, float], list[np.ndarray]]:
+    """Return the history, the figures and the weights of the only run below a folder."""
+    import keras
+
+    (run,) = (work / "runs" / "colours").iterdir()
+    contract = Contract.from_json((run / "contract.json").read_bytes())
+    weights = keras.models.load_model(run / "model.keras", compile=False).get_weights()
+    return json.loads((run / "history.json").read_text()), dict(contract.metrics), weights
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Hold two runs' histories, figures and weights to each other."""
+    (history, figures, weights), (history_2, figures_2, weights_2) = outcome(one), outcome(other)
+    assert figures == figures_2
+    for phase in ("head", "upper layers"):
+        assert history[phase].keys() == history_2[phase].keys()
+        for name, values in history[phase].items():
+            np.testing.assert_allclose(values, history_2[phase][name], atol=1e-5)
+    for array, array_2 in zip(weights, weights_2, strict=True):
+        np.testing.assert_allclose(array, array_2, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that nothing happened to."""
+    from tests.programs.small_training import SMALL
+    from training.models.catalogue import ARCHITECTURES
+
+    work = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", SMALL)
+        train(command(photos, work))
+    return work
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(
+    photos: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed inside an epoch, then between weights and state, the same command ends with the same model."""
+    killed = command(photos, tmp_path)
+    die("inside an epoch", killed)
+    die("before the state", killed)
+    train(killed)
+    assert "Resuming upper-layers at epoch 4 of 6 from" in capsys.readouterr().out
+    assert_same(tmp_path, undisturbed)
+    assert list((tmp_path / "runs" / ".unfinished").iterdir()) == []
+
+
+def test_what_is_kept_is_what_was_validated(undisturbed: Path) -> None:
+    """The run's model has the weights, averaged as they are, of the epoch that did best on validation."""
+    history, figures, _ = outcome(undisturbed)
+    assert figures["validation_accuracy"] == pytest.approx(max(history["upper layers"]["val_accuracy"]), abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_model(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Two trainings agree in each figure of each epoch, and in their weights."""
+    train(command(photos, tmp_path))
+    assert_same(tmp_path, undisturbed)
+
+
+def test_another_seed_gives_another_model(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The agreement is not one of trainings that do not depend on a seed."""
+    train([*command(photos, tmp_path), "--seed", "1"])
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path, undisturbed)
+
+
+def test_two_devices_train_as_one_does(photos: Path, tmp_path: Path) -> None:
+    """Without dropout and batch norm, which each device has for its part, all curves are the same."""
+    curves = []
+    options = ["--architecture", "plain-cnn", "--weights", "none", "--size", "16", "--dropout", "0"]
+    for name in ("none", "mirrored"):
+        arguments = [*command(photos, tmp_path / name), *options, "--distribute", name]
+        program = [sys.executable, "-m", "tests.programs.small_training", "two devices", *arguments]
+        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("Sharing each batch of 8 among 2 devices" in done.stdout) == (name == "mirrored")
+        curves.append(outcome(tmp_path / name)[0]["upper layers"])
+    assert curves[0].keys() == curves[1].keys()
+    for name, values in curves[0].items():
+        np.testing.assert_allclose(values, curves[1][name], atol=2e-3, err_msg=name)
+
+
+def fit(folder: Path, accuracies: list[float]) -> tuple[float, range, dict[str, list[float]]]:
+    """Go on with nine epochs until the accuracies are used up or patience, 3, is; a model's one weight is its epoch.
+
+    Returns the weight, the epochs that were left, and the history.
+    """
+    import keras
+
+    from training.fit.unfinished import Progress, open_unfinished
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("adam", "mse")
+
+    class Script(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+            model.set_weights([np.array([[epoch]], np.float32)])
+            logs["val_accuracy"] = accuracies.pop(0)
+            model.stop_training = not accuracies
+
+    stopping = keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=3, restore_best_weights=True)
+    with suppress(KeyboardInterrupt), open_unfinished(folder, "m", {}, fresh=False) as run:
+        progress = Progress(run, "phase", stopping)
+        left = progress.restore(model, 9)
+        if left:
+            x, callbacks = np.ones((1, 1), np.float32), [Script(), stopping, progress]
+            model.fit(x, x, initial_epoch=left.start, epochs=9, callbacks=callbacks, verbose=0)
+        raise KeyboardInterrupt
+    return float(model.get_weights()[0][0, 0]), left, progress.history
+
+
+def test_early_stopping_remembers_epochs_before_a_kill(tmp_path: Path) -> None:
+    """The best epoch of an earlier process counts and gives the weights, and patience goes on."""
+    fit(tmp_path, [0.5, 0.9, 0.6])
+    weight, left, history = fit(tmp_path, [0.7, 0.8, 1.0])
+    assert left == range(3, 9) and history["val_accuracy"] == [0.5, 0.9, 0.6, 0.7, 0.8]
+    assert weight == 1
+    weight, left, _ = fit(tmp_path, [1.0])
+    assert weight == 1 and not left
+
+
+def test_fresh_forgets_what_was_interrupted(tmp_path: Path) -> None:
+    """With `fresh` nothing is left of the state; without, and with another recipe, it is as it was."""
+    from training.fit.unfinished import open_unfinished
+
+    def kept(fresh: bool, **identity: int) -> bool:
+        with suppress(KeyboardInterrupt), open_unfinished(tmp_path, "m", identity, fresh) as run:
+            found = run.kept("features")
+            run.keep("features", np.zeros(3))
+            raise KeyboardInterrupt
+        return found is not None
+
+    assert not kept(False, seed=1) and kept(False, seed=1)
+    assert not kept(False, seed=2) and not kept(True, seed=1)
+
+
+def test_one_training_of_a_kind_at_a_time(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second process with the same command is refused while the first one runs."""
+    from training.__main__ import main
+
+    arguments = command(photos, tmp_path)
+    die("inside an epoch", arguments)
+    (state,) = (tmp_path / "runs" / ".unfinished").iterdir()
+    with (state / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(arguments) == 1
+    assert "Expected to be the only training of this kind" in capsys.readouterr().err
+    assert main(["runs", "--runs", str(tmp_path / "runs")]) == 1
+    assert "Expected runs in" in capsys.readouterr().err

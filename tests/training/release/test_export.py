@@ -1,0 +1,265 @@
+"""training/release/export.py: what is released loads, answers as Keras does, and appears whole or not at all."""
+
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contract.document import (
+    CONTRACT,
+    DESCRIBE_SIGNATURE,
+    IDENTITY,
+    IMAGES,
+    PREDICT_SIGNATURE,
+    PROBABILITIES,
+    QUERY,
+    Contract,
+)
+from contract.image import decode
+from serving.engines import open_engine
+from tests.programs.photos import encode, photo
+from training.errors import ExportError
+from training.release.store import versions
+
+pytestmark = pytest.mark.tensorflow
+
+ROOT = Path(__file__).parents[3]
+OLD = ROOT / "tests" / "exported_by_a47d7fa" / "tiny" / "1"
+
+ENGINES = ("tensorflow", "tflite")
+PHOTOS = [encode(photo(seed=1)), encode(photo(seed=2), "PNG")]
+
+# Exports version after version in forks of one process, which has imported TensorFlow but not run it, and kills them:
+# 16 at any instant of an export, 4 between its last check and its end. Prints how many left something behind.
+KILLED_EXPORTS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import ai_edge_litert.interpreter, tensorflow
+from tests.programs.tiny_model import CLASSES, SPEC, build
+from contract.document import Contract
+from training.release.export import export
+
+tensorflow.lite.TFLiteConverter  # imports what each fork would import again
+store = Path(sys.argv[1])
+leftovers = 0
+for lines, span_s in [(1, 1.3)] * 16 + [(5, 0.02)] * 4:
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        while True:
+            export(build(0), Contract("tiny", CLASSES, SPEC), store, say=lambda line: os.write(tell, b"."))
+    os.close(tell)
+    for _ in range(lines):
+        assert os.read(told, 1), "The export ended by itself"
+    time.sleep(random.uniform(0, span_s))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(told)
+    leftovers += (store / "tiny" / ".staging").exists()
+print(leftovers)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tensorflow():
+    """Import TensorFlow when a test of this file runs, so that collecting the others stays fast."""
+    global export, keras, tiny_model
+    import keras
+
+    from tests.programs import tiny_model
+    from training.release import export
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The tiny Keras model."""
+    return tiny_model.build(0)
+
+
+@pytest.fixture(scope="module")
+def contract():
+    """What is known of the tiny model before its export."""
+    return Contract("tiny", tiny_model.CLASSES, tiny_model.SPEC, {"architecture": "tiny"}, {"test_accuracy": 0.5})
+
+
+@pytest.fixture(scope="module")
+def version(model, contract, tmp_path_factory):
+    """A released version, with photos among its golden examples."""
+    store = tmp_path_factory.mktemp("store")
+    return export.export(model, contract, store, PHOTOS, say=lambda line: None).directory
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request, version):
+    """Each of the version's files, loaded as a server loads it."""
+    return open_engine(version, request.param, threads=1)
+
+
+def describe(engine):
+    text = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
+    return Contract.from_json(text)
+
+
+def predict(engine, pixels):
+    return engine.run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES]
+
+
+def assert_nothing_released(store, name="tiny"):
+    assert versions(store, name) == [] and not (store / name / ".staging").exists()
+
+
+@contextmanager
+def largest_file(size_bytes):
+    """Let this process write no larger file, as on a disk that is full: the write fails half way."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# What is released
+
+
+def test_files_agree_with_keras(engine, model):
+    """Each file gives the Keras model's probabilities for any batch of uint8 pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    expected = np.asarray(model(pixels.astype(np.float32), training=False))
+    np.testing.assert_allclose(predict(engine, pixels), expected, atol=1e-3)
+
+
+def test_files_describe_themselves(engine, contract):
+    """The contract that went in comes out of each file, with an identity."""
+    assert replace(describe(engine).with_golden(()), identity="") == contract
+
+
+def test_files_answer_by_their_identity(engine, model):
+    """The signature that bears it gives the same probabilities, and its 64 bits for each image of any batch."""
+    contract = describe(engine)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    answer = engine.run(contract.signature, {IMAGES: pixels})
+    np.testing.assert_array_equal(answer[PROBABILITIES], predict(engine, pixels))
+    assert answer[IDENTITY].dtype == np.int64
+    assert [format(bits % 2**64, "016x") for bits in answer[IDENTITY].tolist()] == [contract.identity] * 5
+
+
+def test_who_asks_as_before_gets_what_there_was_before(engine):
+    """`serving_default` has one output, which REST then leaves without a name."""
+    assert list(engine.signatures[PREDICT_SIGNATURE].outputs) == [PROBABILITIES]
+
+
+def test_each_export_has_an_identity_of_its_own(model, contract, version, tmp_path):
+    """All files of one have the same, another export of the same model has another."""
+    identities = {describe(open_engine(version, name, threads=1)).identity for name in ENGINES}
+    again = export.export(model, contract, tmp_path, say=lambda line: None)
+    assert len(identities) == 1 and again.identity not in identities
+    assert describe(open_engine(again.directory, "tflite", threads=1)).identity == again.identity
+
+
+def test_identities_take_less_than_a_kilobyte(tiny_store):
+    """Of each file, beside what revision a47d7fa made of the same model."""
+    for path in (path for path in OLD.rglob("*") if path.is_file()):
+        grown = (tiny_store / "tiny" / "1" / path.relative_to(OLD)).stat().st_size - path.stat().st_size
+        print(f"{path.name}: {grown} bytes more")
+        assert grown < 1024
+
+
+def test_golden_examples_replay(engine):
+    """Each file answers its own golden examples, photos among them, as it says."""
+    written = describe(engine)
+    assert [each.name for each in written.golden] == ["large-jpeg", "rotated-jpeg", "alpha-png", "photo-0", "photo-1"]
+    assert [each.image for each in written.golden[3:]] == PHOTOS
+    for example in written.golden:
+        received = predict(engine, decode(example.image, written.image).pixels[np.newaxis])[0]
+        np.testing.assert_allclose(received, example.probabilities, atol=1e-5)
+
+
+def test_variables_are_frozen(version):
+    """The SavedModel holds its weights in the graph, not in a file of variables."""
+    assert sum(path.stat().st_size for path in (version / "variables").iterdir()) < 1000
+
+
+# What is refused
+
+
+def test_nan_weights_are_refused(contract, tmp_path):
+    """A model that answers NaN is not released."""
+    broken = tiny_model.build(0)
+    broken.set_weights([np.full_like(weight, np.nan) for weight in broken.get_weights()])
+    with pytest.raises(ExportError, match=r"Expected probabilities that sum to 1 .* Received a sum of nan"):
+        export.export(broken, contract, tmp_path)
+    assert_nothing_released(tmp_path)
+
+
+def test_other_number_of_classes_is_refused(model, tmp_path):
+    """Class names that do not fit the outputs are told before anything is written."""
+    with pytest.raises(ExportError, match=r"as many probabilities as classes, 2\. Received: 3"):
+        export.export(model, Contract("tiny", ("cat", "dog"), tiny_model.SPEC), tmp_path)
+    assert_nothing_released(tmp_path)
+
+
+def test_file_that_answers_otherwise_is_refused(model, contract, tmp_path, monkeypatch):
+    """A conversion that changes the function is found by running what was written."""
+    freeze, other = export.freeze, tiny_model.build(1)
+    monkeypatch.setattr(export, "freeze", lambda model, *size: freeze(other, *size))
+    with pytest.raises(ExportError, match=r"tensorflow file's probabilities within 0\.001 of the Keras model's"):
+        export.export(model, contract, tmp_path)
+    assert_nothing_released(tmp_path)
+
+
+def test_model_that_does_not_convert_is_refused(contract, tmp_path):
+    """An operation that TFLite lacks is named."""
+    inputs = keras.Input((16, 16, 3))
+    channels = keras.ops.transpose(inputs, (0, 3, 1, 2))
+    x = keras.layers.Flatten()(keras.ops.fft2((channels, channels))[0])
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    with pytest.raises(ExportError, match=r"converts to TFLite\. Received: .*: Complex, FFT2D"):
+        export.export(model, contract, tmp_path)
+    assert_nothing_released(tmp_path)
+
+
+def test_full_disk_keeps_the_store_as_it_was(model, contract, tmp_path, version):
+    """A write that fails is named with its cause; old versions stay and nothing half-written does."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "1").symlink_to(version)
+    message = r"write a version below .*tiny.* Received: .*File too large"
+    with pytest.raises(ExportError, match=message), largest_file(4096):
+        export.export(model, contract, tmp_path)
+    assert versions(tmp_path, "tiny") == [1] and not (tmp_path / "tiny" / ".staging").exists()
+    assert open_engine(tmp_path / "tiny" / "1", "tflite", threads=1)
+
+
+def test_full_disk_while_the_tflite_file_is_written(model, contract, tmp_path, monkeypatch):
+    """The last of the files counts as much as the first."""
+    monkeypatch.setattr(export.tflite, "describe", lambda *_: bytes(2**20))
+    with pytest.raises(ExportError, match="File too large"), largest_file(2**18):
+        export.export(model, contract, tmp_path)
+    assert_nothing_released(tmp_path)
+
+
+def test_store_that_is_no_folder_is_named(model, contract, tmp_path):
+    """A path that cannot hold versions is told."""
+    (tmp_path / "store").write_text("in the way")
+    with pytest.raises(ExportError, match=r"write a version below .*store"):
+        export.export(model, contract, tmp_path / "store")
+
+
+def test_killed_exports_leave_only_versions_that_load(model, contract, tmp_path):
+    """After kill -9 at 20 random instants each numeric directory loads, and a rerun succeeds and clears leftovers."""
+    script = subprocess.run(
+        [sys.executable, "-c", KILLED_EXPORTS, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert int(script.stdout) > 0
+    left = versions(tmp_path, "tiny")
+    assert left
+    for number in left:
+        for engine in ENGINES:
+            assert describe(open_engine(tmp_path / "tiny" / str(number), engine, threads=1)).model == "tiny"
+    rerun = export.export(model, contract, tmp_path)
+    assert int(rerun.directory.name) > max(left, default=0) and not (tmp_path / "tiny" / ".staging").exists()

@@ -1,0 +1,71 @@
+"""training/release/golden.py: golden examples that reach each branch of the decode."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.document import ImageSpec
+from contract.image import decode
+from tests.programs.photos import encode, photo
+from training.release.golden import MAX_PHOTO_BYTES, answer, golden_images
+
+SPEC = ImageSpec(48, 32, aspect="crop")
+
+
+@pytest.fixture(params=["drawn", "photos"])
+def photos(request):
+    """No photos, so that examples are drawn, or two."""
+    return [] if request.param == "drawn" else [encode(photo(seed=1)), encode(photo(seed=2), "PNG")]
+
+
+def test_examples_reach_each_branch_of_the_decode(photos):
+    """A JPEG of four times the target's sides, a JPEG that must be turned, and a PNG with alpha are there."""
+    examples = {name: Image.open(BytesIO(data)) for name, data in golden_images(SPEC, photos)}
+    large, rotated, layered = (examples[name] for name in ("large-jpeg", "rotated-jpeg", "alpha-png"))
+    assert large.format == "JPEG" and large.width >= 4 * SPEC.width and large.height >= 4 * SPEC.height
+    assert rotated.format == "JPEG" and rotated.getexif()[0x0112] == 6
+    assert layered.format == "PNG" and layered.getchannel("A").getextrema() == (0, 255)
+
+
+def test_rotated_example_is_upright_once_decoded(photos):
+    """Ignoring its EXIF tag gives other pixels."""
+    data = dict(golden_images(SPEC, photos))["rotated-jpeg"]
+    upright, raw = (decode(data, ImageSpec(48, 32, orientation=how)).pixels for how in ("exif", "ignore"))
+    assert np.abs(upright.astype(int) - raw).mean() > 5
+
+
+@pytest.mark.parametrize("other", [{"filter": "nearest"}, {"aspect": "stretch"}, {"crop": 0.8}, {"aspect": "pad"}])
+def test_examples_tell_another_preprocessing(photos, other):
+    """A decode that resizes otherwise than the contract says changes the pixels of an example."""
+    spec = ImageSpec(**{**vars(SPEC), **other})
+    images = golden_images(SPEC, photos)
+    assert max(np.abs(decode(d, SPEC).pixels.astype(int) - decode(d, spec).pixels).mean() for _, d in images) > 1
+
+
+def test_photos_are_included_as_they_are():
+    """The bytes of held-out photos are examples themselves."""
+    photos = [encode(photo(seed=seed)) for seed in range(4)]
+    assert [data for name, data in golden_images(SPEC, photos) if name.startswith("photo-")] == photos
+
+
+def test_large_photos_stay_out():
+    """A contract does not grow by photos of many megabytes; without others, examples are drawn."""
+    large = encode(photo()) + bytes(MAX_PHOTO_BYTES)
+    assert [name for name, _ in golden_images(SPEC, [large])] == ["large-jpeg", "rotated-jpeg", "alpha-png"]
+
+
+def test_panoramas_make_examples_that_decode():
+    """A very wide photo does not make an example that is too large for the decode."""
+    images = golden_images(ImageSpec(600, 600), [encode(photo(4000, 100))])
+    assert len(answer(images, SPEC, lambda pixels: np.ones((1, 1), np.float32))) == 4
+
+
+def test_answers_are_what_the_model_gives(photos):
+    """Each example holds its image and the probabilities of exactly its pixels."""
+    images = golden_images(SPEC, photos)
+    examples = answer(images, SPEC, lambda pixels: pixels.mean(axis=(1, 2)).astype(np.float32) / 255)
+    assert [(each.name, each.image) for each in examples] == images
+    expected = decode(images[1][1], SPEC).pixels.mean(axis=(0, 1)) / 255
+    np.testing.assert_allclose(examples[1].probabilities, expected, atol=1e-6)

@@ -1,0 +1,142 @@
+"""training/runs/track.py: what trackers are told of a run, read back by their own means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from contract.document import Contract, ImageSpec
+from training.__main__ import main
+from training.errors import TrainingError
+from training.runs import track
+from training.runs.track import find_tracker, log_run
+
+ORIGIN = {
+    "architecture": "small",
+    "recipe": {"dropout": 0.3, "class_weights": "none"},
+    "data_digest": {"train": "a" * 64},
+    "source_revision": "abc123",
+}
+HISTORY = {"head": {"loss": [3.0, 2.0], "accuracy": [0.5, 0.6]}, "upper layers": {"loss": [1.5], "accuracy": [0.75]}}
+LOSSES = [("head/loss", 0, 3.0), ("head/loss", 1, 2.0), ("upper layers/loss", 2, 1.5)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run of two phases, in a folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "clothing" / "20260101-000000"
+    run.mkdir(parents=True)
+    contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), ORIGIN, {"validation_accuracy": 0.875})
+    (run / "contract.json").write_bytes(contract.to_json())
+    (run / "history.json").write_text(json.dumps(HISTORY))
+    (run / "report.html").write_text("<h1>A report</h1>")
+    (run / "model.keras").write_bytes(b"large")
+    Image.new("RGB", (4, 4), "red").save(run / "curves.png")
+    return run
+
+
+@pytest.mark.tensorflow
+def test_tensorboard(run: Path) -> None:
+    """Its own reader finds the losses by epoch, the figures, the parameters and the plot."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.util.tensor_util import make_ndarray
+
+    log_run(run, find_tracker("tensorboard"))
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+
+    def values(name: str) -> list[tuple[str, int, float]]:
+        return [(name, event.step, float(make_ndarray(event.tensor_proto))) for event in events.Tensors(name)]
+
+    assert values("head/loss") + values("upper layers/loss") == LOSSES
+    assert values("validation_accuracy") == [("validation_accuracy", 0, 0.875)]
+    assert "curves" in events.Tags()["tensors"]
+    (content,) = events.PluginTagToContent("hparams").values()
+    parameters = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert parameters["recipe.dropout"].number_value == 0.3 and parameters["source_revision"].string_value == "abc123"
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's use of SQLAlchemy
+def test_mlflow(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client finds the experiment, the run, the losses by epoch, parameters, and files without the model."""
+    mlflow = pytest.importorskip("mlflow")
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    log_run(run, find_tracker("mlflow"))
+    client = mlflow.MlflowClient()
+    (found,) = client.search_runs([client.get_experiment_by_name("clothing").experiment_id])
+    losses = [
+        (name, metric.step, metric.value)
+        for name in ("head/loss", "upper layers/loss")
+        for metric in client.get_metric_history(found.info.run_id, name)
+    ]
+    assert losses == LOSSES and found.data.metrics["validation_accuracy"] == 0.875
+    assert found.info.run_name == run.name and found.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert found.data.params["recipe.dropout"] == "0.3" and found.data.params["data_digest.train"] == "a" * 64
+    files = {each.path for each in client.list_artifacts(found.info.run_id)}
+    assert files == {"contract.json", "history.json", "report.html", "curves.png"}
+
+
+def test_wandb(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network there is a folder for `wandb sync`, with the files, the figures and the parameters."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log_run(run, find_tracker("wandb"))
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    files = {path.name for path in (folder / "files").iterdir()}
+    assert {"contract.json", "history.json", "report.html", "curves.png"} <= files and "model.keras" not in files
+    log = next(folder.glob("*.wandb")).read_bytes()
+    for told in ("head/loss", "upper layers/loss", "validation_accuracy", "0.875", "recipe.dropout", "a" * 64):
+        assert told.encode() in log
+
+
+def test_a_missing_package_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message says what to install, and nothing was read; a folder of that name, as W&B leaves, is no package."""
+    (tmp_path / "mlflow_that_is_not").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(track.TRACKERS, "mlflow", ("mlflow_that_is_not", track.MLflow))
+    with pytest.raises(TrainingError, match=r"with --track mlflow\. Received none: pip install mlflow_that_is_not"):
+        find_tracker("mlflow")
+    assert main(["train", str(tmp_path / "none"), "--name", "m", "--track", "mlflow"]) == 1
+    assert "pip install" in capsys.readouterr().err
+
+
+def test_a_tracker_that_fails_is_told(run: Path) -> None:
+    """The message names the tracker, the run and the cause."""
+
+    class Broken:
+        def log(self, record: track.Record) -> None:
+            raise OSError("no route to host")
+
+    with pytest.raises(TrainingError, match=r"Expected Broken to take .*20260101-000000\. Received: no route to host"):
+        log_run(run, Broken())
+
+
+@pytest.mark.tensorflow
+def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tracker that fails is told by message and exit status; who stops the release is told how to have it."""
+    monkeypatch.setattr("training.fit.train.train", lambda *_: run)
+    monkeypatch.setitem(track.TRACKERS, "mlflow", ("json", type("Broken", (), {"log": lambda *_: 1 / 0})))
+    released: list[Path] = []
+    monkeypatch.setattr("training.__main__._release_run", lambda _, run: released.append(run))
+    assert main(["train", "photos", "--name", "clothing", "--track", "mlflow"]) == 1
+    assert released == [run] and "Expected Broken to take" in capsys.readouterr().err
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.__main__._release_run", stop)
+    assert main(["train", "photos", "--name", "clothing", "--refuse-if-worse", "--margin", "0.01"]) == 130
+    told = capsys.readouterr().err
+    assert f"python -m training export --run {run} --photos photos --store model-store" in told
+    assert told.endswith(" --refuse-if-worse --margin 0.01\n")

@@ -1,0 +1,101 @@
+"""training/page: each report in a real headless Chromium, at a desk and on a phone, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from contract.document import ImageSpec
+from tests.gateway.test_page import CHROMIUM, DESK, FLAGS, NO_FINDINGS, PHONE
+from tests.programs.photos import encode, photo
+from training import page
+from training.data.folder import read_split
+from training.data.pixels import load_pixels
+from training.explore import duplicates, findings, inspection, listing
+from training.explore.report import write as write_exploration
+from training.judge import metrics, plots, report
+from training.judge.report import Result
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.processes
+
+CLASSES = ("dress", "long sleeve of a long name", "<b>skirt")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium on the PATH: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with explore.html, evaluation.html and run.html of the same few photos."""
+    work = tmp_path_factory.mktemp("reports")
+    for label, name in enumerate(CLASSES):
+        folder = work / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(6):
+            (folder / f"{number}-a-name-without-any-place-to-break-it.jpg").write_bytes(
+                encode(photo(300, 240, seed=number * (label > 0) + 10 * label))
+            )
+        (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    inspected = inspection.inspect(listing.read(work / "photos"), work / "cache", lambda line: None)
+    found = [
+        *findings.of_listing(inspected.listing),
+        *findings.of_files(inspected),
+        *findings.of_duplicates(inspected, duplicates.find_groups(inspected)),
+    ]
+    write_exploration(found, inspected, work / "photos", work)
+
+    classes = inspected.listing.all_classes
+    pixels = load_pixels(read_split(work / "photos", classes, complete=False), ImageSpec(64, 64), work / "cache")
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(3), len(pixels.labels)).astype(np.float32)
+    result = Result("Keras, clothing/1", probabilities, metrics.measure(probabilities, pixels.labels, classes), None)
+    other = Result("gateway, clothing 1", probabilities, result.figures, metrics.compare(probabilities, probabilities))
+    report.write([result, other], pixels, classes, "18 photos", work)
+
+    plots.curves(work / "curves.png", {"head": {"loss": [2, 1], "val_loss": [2, 1.5], "accuracy": [0, 1]}})
+    page.write(
+        work / "run.html",
+        "run.html",
+        **report.draw([result], pixels, classes, "18 photos", work),
+        curves=page.picture(work / "curves.png"),
+        augmented=[page.thumbnail(image) for image in pixels.images[:6]],
+        facts={"data digest": '{"train": "' + "0" * 64 + '"}'},
+        summary="Model: classifier\n" + "─" * 120,
+    )
+    return work
+
+
+@pytest.mark.parametrize("name", ["explore", "evaluation", "run"])
+@pytest.mark.parametrize("options", [DESK, {**PHONE, "color_scheme": "dark"}], ids=["desk", "phone"])
+def test_a_report_is_readable_and_asks_nothing_of_a_network(
+    browser: Browser, reports: Path, name: str, options: dict[str, object]
+) -> None:
+    """Nothing is wider than the screen, every picture shows, names are text, and axe has nothing to mend."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(**options)  # type: ignore[arg-type]
+    opened, asked = context.new_page(), list[str]()
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.goto((reports / f"{name}.html").as_uri())
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert opened.evaluate("document.images.length > 5 && [...document.images].every(i => i.naturalWidth > 0)")
+    assert opened.get_by_text("<b>skirt").count() > 0
+    assert Axe().run(opened).generate_report() == NO_FINDINGS
+    context.close()

@@ -1,0 +1,157 @@
+"""run.py, the front door: starts, answers, says what is wrong, and stops cleanly."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Origin
+from tests.programs.photos import encode, photo
+from tests.programs.stack import free_port
+
+
+def start(**environ: str) -> subprocess.Popen[str]:
+    """Start it as make does."""
+    return subprocess.Popen(
+        [sys.executable, "run.py"],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Return what it printed up to a line that holds a text."""
+    printed = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        printed += line
+        if text in line:
+            return printed
+    raise AssertionError(f"ended before it printed {text!r}:\n{printed}")
+
+
+@pytest.fixture
+def stack(tiny_store: Path, origin: Origin) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The stack with the tiny model, and what it printed until it was ready."""
+    environ = {"MODEL": "tiny", "MODEL_STORE": str(tiny_store), "PORT": str(free_port())}
+    environ |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # nobody listens: all of it stays on this machine
+    process = start(**environ, GATEWAY_FETCH_ALLOW=origin.authority)
+    try:
+        yield process, read_until(process, "Ctrl-C stops it")
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(not shutil.which("curl"), reason="pastes a curl command")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_printed_command_works_and_a_signal_ends_everything(
+    stack: tuple[subprocess.Popen[str], str], origin: Origin, number: signal.Signals
+) -> None:
+    """The curl command answers when it is pasted; after the signal no process is left, and the status is 0."""
+    process, printed = stack
+    url = origin.add("photo.jpg", encode(photo()))
+    command = re.search(r"curl .*\n.*'\n", printed)
+    assert command
+    pasted = re.sub(r'"url": "[^"]+"', f'"url": "{url}"', command[0])
+    answer = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, timeout=30)
+    assert '"class":"' in answer.stdout, answer
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)  # an impatient second Ctrl-C
+    out, _ = process.communicate(timeout=40)
+    assert process.returncode == 0, out
+    assert "Stopped." in out
+    time.sleep(0.1)
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
+def test_a_kill_leaves_no_process_behind(stack: tuple[subprocess.Popen[str], str]) -> None:
+    """Not even SIGKILL orphans the model server and the gateway."""
+    process, _ = stack
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    time.sleep(2)  # a gunicorn worker that is still being made misses the signal, and goes after the grace period only
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 15
+    while left := [pid for pid in children if alive(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def alive(pid: str) -> bool:
+    """Tell whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("port", ["http", "0", "70000"])
+def test_a_bad_port_is_told(port: str) -> None:
+    """A word or a number out of range is no traceback."""
+    process = start(MODEL="tiny", PORT=port)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert out == f"Expected PORT from 1 to 65535. Received: {port!r}\n"
+
+
+def test_a_port_in_use_is_told_with_the_way_out() -> None:
+    """Someone who runs it twice learns how to choose another port."""
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        process = start(MODEL="tiny", PORT=str(taken.getsockname()[1]))
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "make run PORT=" in out
+    assert "Traceback" not in out
+
+
+def test_a_model_that_is_not_in_the_store_is_told_with_those_that_are(tmp_path: Path) -> None:
+    """A name that was mistyped is answered with the names there are, and how to train one."""
+    (tmp_path / "clothing").mkdir()
+    process = start(MODEL="cloting", MODEL_STORE=str(tmp_path), PORT=str(free_port()))
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "the store has clothing" in out
+    assert "python -m training train" in out
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]")])
+def test_another_address_to_listen_on(tiny_store: Path, host: str, shown: str) -> None:
+    """It is waited for there, and shown."""
+    port = free_port()
+    process = start(MODEL="tiny", MODEL_STORE=str(tiny_store), PORT=str(port), GATEWAY_HOST=host)
+    try:
+        assert f"Open http://{shown}:{port}/ in a browser" in read_until(process, "in a browser")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.mark.tensorflow
+def test_a_bad_setting_is_told(tiny_store: Path) -> None:
+    """The gateway's own message is shown, before anything starts."""
+    process = start(MODEL="tiny", MODEL_STORE=str(tiny_store), PORT=str(free_port()), GATEWAY_THREADS="many")
+    out, _ = process.communicate(timeout=40)
+    assert process.returncode == 2
+    assert out.strip() == "GATEWAY_THREADS: Expected an integer of at least 1. Received: 'many'"

@@ -1,0 +1,164 @@
+"""The programs together, as processes: what a release, a broken one, and mixed replicas do to requests."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Origin, run_export
+from tests.programs.photos import encode, photo
+from tests.programs.stack import Gateway, Load, Reference, gateway, model_server
+
+pytestmark = pytest.mark.tensorflow
+
+REQUESTS = 10_000
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Three versions of the tiny model that answer differently, outside any store that is served."""
+    store = tmp_path_factory.mktemp("releases")
+    for seed in range(3):
+        run_export(store, "tiny", seed)
+    return {number: store / "tiny" / str(number) for number in (1, 2, 3)}
+
+
+@pytest.fixture
+def store(tmp_path: Path, releases: dict[int, Path]) -> Path:
+    """A store that holds version 1."""
+    release(tmp_path, 1, releases[1])
+    return tmp_path
+
+
+@pytest.fixture
+def urls(origin: Origin) -> dict[str, bytes]:
+    """Images by URL: JPEG, PNG, a large one, and one turned by its EXIF tag."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = {
+        "a.jpg": encode(photo(120, 90, seed=5)),
+        "b.png": encode(photo(50, 70, seed=6), "PNG"),
+        "large.jpg": encode(photo(1200, 800, seed=7)),
+        "turned.jpg": encode(photo(90, 60, seed=8), exif=exif),
+    }
+    return {origin.add(path, image): image for path, image in images.items()}
+
+
+@pytest.fixture
+def stack(store: Path, origin: Origin, urls: dict[str, bytes]) -> Iterator[Gateway]:
+    """Model server and gateway on `store`."""
+    with model_server(store) as address, gateway(address, GATEWAY_FETCH_ALLOW=origin.authority) as client:
+        yield client
+
+
+def release(store: Path, number: int, version: Path) -> None:
+    """Put a version into a store as the rules say: copy, then rename."""
+    draft = store / "tiny" / f"draft-{number}"
+    shutil.copytree(version, draft)
+    draft.rename(store / "tiny" / str(number))
+
+
+def test_answers_are_the_models_own(stack: Gateway, urls: dict[str, bytes], releases: dict[int, Path]) -> None:
+    """Through URL, HTTP, decode and gRPC, each image gets what the version's file says of it."""
+    reference = Reference.of(releases.values(), urls)
+    for url in urls:
+        status, answer = stack.predict(url)
+        assert status == 200
+        assert reference.matches(url, answer)
+
+
+def test_releases_under_load_lose_nothing_and_mix_nothing(
+    stack: Gateway, store: Path, urls: dict[str, bytes], releases: dict[int, Path]
+) -> None:
+    """Ten thousand requests while two versions are renamed into place: each answer is one version's (F3)."""
+    reference = Reference.of(releases.values(), urls)
+    with Load(stack, list(urls)) as load:
+        for number in (2, 3):
+            load.wait_for(REQUESTS * (number - 1) // 3)
+            release(store, number, releases[number])
+        load.wait_for(REQUESTS)
+    assert load.lost == []
+    assert Counter(status for _, status, _ in load.answers) == {200: len(load.answers)}
+    assert all(reference.matches(url, answer) for url, _, answer in load.answers)
+    assert {answer["model"]["version"] for _, _, answer in load.answers} == {1, 2, 3}
+
+
+def test_a_version_that_decodes_otherwise_is_refused_while_the_old_one_answers(
+    stack: Gateway, store: Path, urls: dict[str, bytes], releases: dict[int, Path]
+) -> None:
+    """A contract whose filter is not the one of its golden examples: /readyz names the reason, and stays 200 (F4)."""
+    skewed = store / "tiny" / "draft"
+    shutil.copytree(releases[2], skewed)
+    model = skewed / "model.tflite"
+    content = model.read_bytes()
+    assert content.count(b'"filter":"bicubic"') == 1
+    model.write_bytes(content.replace(b'"filter":"bicubic"', b'"filter":"nearest"'))
+    skewed.rename(store / "tiny" / "2")
+    assert "The gateway decodes images otherwise than training did" in stack.refusal(2)
+    assert {stack.predict(url)[1]["model"]["version"] for url in urls} == {1}
+
+
+@pytest.mark.parametrize("kind", ["garbage", "empty", "half"])
+def test_a_version_that_does_not_load_leaves_the_old_one_and_is_named(
+    stack: Gateway, store: Path, urls: dict[str, bytes], releases: dict[int, Path], kind: str
+) -> None:
+    """Garbage, an empty directory and half a file, forced in by hand (F4)."""
+    draft = store / "tiny" / "draft"
+    draft.mkdir()
+    if kind == "garbage":
+        (draft / "saved_model.pb").write_bytes(b"garbage")
+    elif kind == "half":
+        content = (releases[2] / "model.tflite").read_bytes()
+        (draft / "model.tflite").write_bytes(content[: len(content) // 2])
+    draft.rename(store / "tiny" / "2")
+    assert "could not load it" in stack.refusal(2)
+    assert {stack.predict(url)[:1] for url in urls} == {(200,)}
+
+
+def test_names_that_are_no_numbers_are_no_versions(
+    stack: Gateway, store: Path, urls: dict[str, bytes], releases: dict[int, Path]
+) -> None:
+    """`v2` and `2.tmp` do nothing (F4)."""
+    for name in ("v2", "2.tmp"):
+        shutil.copytree(releases[2], store / "tiny" / name)
+    url = next(iter(urls))
+    for _ in range(20):
+        assert stack.predict(url)[1]["model"]["version"] == 1
+    assert stack.get("/readyz")[1]["model"]["versions"] == [1]
+
+
+def test_an_emptied_store_is_a_503_and_recovers_without_a_restart(
+    stack: Gateway, store: Path, urls: dict[str, bytes]
+) -> None:
+    """No version left to answer is told, and the version that returns answers again (F5)."""
+    url = next(iter(urls))
+    (store / "tiny" / "1").rename(store / "away")
+    stack.wait(lambda: stack.get("/readyz")[0] == 503)
+    status, problem = stack.predict(url)
+    assert (status, problem["code"]) == (503, "model_unavailable")
+    (store / "away").rename(store / "tiny" / "1")
+    stack.wait(lambda: stack.get("/readyz")[0] == 200)
+    stack.wait(lambda: stack.predict(url)[0] == 200, timeout_s=5)
+
+
+def test_the_gateway_is_small_and_never_loads_tensorflow(stack: Gateway, urls: dict[str, bytes]) -> None:
+    """After real requests, no worker has mapped TensorFlow or a model runtime, and each is under 100 MB."""
+    for url in urls:
+        stack.predict(url)
+    pids = stack.worker_pids()
+    assert len(pids) == 2
+    for pid in pids:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        assert "grpc" in maps
+        assert "tensorflow" not in maps
+        assert "litert" not in maps
+        status = Path(f"/proc/{pid}/status").read_text()
+        resident_kb = int(status.split("VmRSS:")[1].split()[0])
+        print(f"a worker of the gateway: {resident_kb / 1000:.0f} MB resident")
+        assert resident_kb < 100_000

@@ -1,0 +1,1 @@
+"""Photos: which there are, their classes and splits, and their pixels."""

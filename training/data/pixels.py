@@ -1,0 +1,145 @@
+"""Photos as pixels: decoded on all cores, and kept in a cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+import contract.image
+from contract.document import ImageSpec
+from contract.image import ImageError, decode
+from training.data.folder import Photo
+from training.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One split, decoded.
+
+    Attributes:
+        images: uint8 (n, h, w, 3), mapped from disk.
+        labels: int64 (n).
+        paths: The file of each image.
+        digest: SHA-256 over labels and file contents.
+        skipped: Files that do not decode, and why.
+    """
+
+    images: NDArray[np.uint8] | Rows
+    labels: NDArray[np.int64]
+    paths: list[Path]
+    digest: str
+    skipped: dict[str, str]
+
+    def part(self, positions: NDArray[np.int64]) -> Pixels:
+        """Return the photos at some positions; digest and skipped files stay those of the whole."""
+        paths = [self.paths[position] for position in positions]
+        return replace(self, images=Rows(self.images, positions), labels=self.labels[positions], paths=paths)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an array on disk, in memory only when they are asked for."""
+
+    array: Any
+    positions: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array, with fewer rows."""
+        return (len(self.positions), *self.array.shape[1:])
+
+    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[Any]:
+        return self.array[self.positions[chosen]]
+
+
+def load_pixels(
+    photos: Sequence[Photo], spec: ImageSpec, cache: Path, progress: Callable[[int, int], None] | None = None
+) -> Pixels:
+    """Decode photos with the contract's decode, on all cores, or map what an earlier call left in the cache.
+
+    Args:
+        photos: One split.
+        spec: How images become pixels.
+        cache: A folder for decoded pixels, 3 bytes each; files whose size or time changed are decoded again, and all
+            are by another decoder.
+        progress: Called with how many are done, and of how many.
+
+    Raises:
+        DataError: None of the photos decodes.
+    """
+    stats = [(str(photo.path.resolve()), photo.label, photo.path.stat()) for photo in photos]
+    files = [(path, label, stat.st_size, stat.st_mtime_ns) for path, label, stat in stats]
+    key = hashlib.sha256(json.dumps([decoder(), asdict(spec), files]).encode()).hexdigest()[:32]
+    index, array = cache / f"{key}.json", cache / f"{key}.pixels"
+    if not (index.is_file() and array.is_file()):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _decode_all(photos, spec, index, array, progress)
+        except OSError as exc:
+            raise DataError(f"Expected to write decoded photos to {cache}. Received: {exc}") from exc
+    found = json.loads(index.read_text())
+    kept = [photos[i] for i in found["kept"]]
+    return Pixels(
+        images=np.memmap(array, np.uint8, "r", shape=(len(kept), spec.height, spec.width, 3)),
+        labels=np.array([photo.label for photo in kept], np.int64),
+        paths=[photo.path for photo in kept],
+        digest=found["digest"],
+        skipped=found["skipped"],
+    )
+
+
+def decoder() -> list[str]:
+    """Return what else decides on pixels than the files and the contract: Pillow's version, and our own code."""
+    return [PIL.__version__, hashlib.sha256(Path(contract.image.__file__).read_bytes()).hexdigest()]
+
+
+def _decode_all(
+    photos: Sequence[Photo],
+    spec: ImageSpec,
+    index: Path,
+    array: Path,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write decoded pixels, then the index that makes them count; each appears whole, by a rename."""
+
+    def read(photo: Photo) -> tuple[bytes, NDArray[np.uint8]] | Exception:
+        try:
+            data = photo.path.read_bytes()
+            return hashlib.sha256(photo.label.to_bytes(4, "big") + data).digest(), decode(data, spec).pixels
+        except (OSError, ImageError) as exc:
+            return exc
+
+    kept: list[int] = []
+    skipped: dict[str, str] = {}
+    digest = hashlib.sha256()
+    draft = array.with_suffix(f".draft-{os.getpid()}")
+    try:
+        # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
+        with ThreadPoolExecutor(os.cpu_count()) as pool, draft.open("wb") as file:
+            for position, result in enumerate(pool.map(read, photos)):
+                if isinstance(result, Exception):
+                    skipped[str(photos[position].path)] = str(result)
+                else:
+                    part, pixels = result
+                    file.write(pixels.tobytes())
+                    digest.update(part)
+                    kept.append(position)
+                if progress:
+                    progress(position + 1, len(photos))
+        if not kept:
+            raise DataError(f"Expected photos that decode. Received {len(photos)} that do not: {skipped}")
+        draft.rename(array)
+        draft.write_text(json.dumps({"kept": kept, "skipped": skipped, "digest": digest.hexdigest()}))
+        draft.rename(index)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,1 +1,0 @@
-"""Judges a model on photos with labels: figures, plots, and a report."""

@@ -1,0 +1,59 @@
+"""What a training run shows of itself: curves, figures on held-out photos, augmented samples, and its layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.document import Contract
+from training import page
+from training.data.pixels import Pixels
+from training.judge import plots, report
+from training.judge.report import Result
+
+
+def write_report(
+    run: Path,
+    model: keras.Model,
+    contract: Contract,
+    history: Mapping[str, Mapping[str, Sequence[float]]],
+    result: Result,
+    photos: Pixels,
+    told: str,
+    augmented: NDArray[np.uint8],
+) -> Path:
+    """Write report.html, its plots as PNG files and model.txt into a run folder, and return the page.
+
+    Args:
+        result: What the model said of held-out photos.
+        photos: Those photos.
+        told: How they are told.
+        augmented: A few photos (n, h, w, 3) as training changed them; n may be 0.
+    """
+    lines: list[str] = []
+    model.summary(print_fn=lambda text, **_: lines.append(text), expand_nested=True)
+    summary = "\n".join(lines)
+    (run / "model.txt").write_text(summary, encoding="utf-8")
+    plots.curves(run / "curves.png", history)
+    if len(augmented):
+        plots.photos(run / "augmented.png", list(augmented), [""] * len(augmented))
+    page.write(
+        run / "report.html",
+        "run.html",
+        **report.draw([result], photos, contract.classes, told, run),
+        curves=page.picture(run / "curves.png"),
+        augmented=[page.thumbnail(each) for each in augmented],
+        facts=_facts(contract.origin),
+        summary=summary,
+    )
+    return run / "report.html"
+
+
+def _facts(origin: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(value) if isinstance(value, Mapping) else str(value) for name, value in origin.items()}

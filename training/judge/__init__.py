@@ -1,0 +1,1 @@
+"""Judging a model, wherever it runs: figures, reports, predictions, and where it looked."""

@@ -1,0 +1,122 @@
+"""Evaluates predictors on photos with labels: choose the photos, ask, measure, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from contract.document import Contract
+from training.data.folder import SPLIT_FOLDERS, Photo, read_folder, read_split, split_folder
+from training.data.pixels import load_pixels
+from training.errors import DataError
+from training.judge import metrics, report
+from training.judge.predictors import Predictor, check_alike
+from training.judge.report import Result
+
+
+def evaluate(
+    folder: Path,
+    predictors: Sequence[Predictor],
+    split: str,
+    out: Path,
+    cache: Path,
+    console: Console,
+    say: Callable[[str], None] = print,
+) -> list[Result]:
+    """Measure predictors on the same photos, and write a report.
+
+    Args:
+        folder: Class folders, or split folders with class folders inside.
+        predictors: One or more; the others are compared with the first.
+        split: `train`, `validation`, `test`, `all`, or `auto`, the most held-out photos there are: `choose_photos`.
+        out: A folder for evaluation.html, evaluation.json and the plots.
+        cache: Where decoded pixels go.
+        console: Takes the tables.
+        say: Takes each step, a line.
+
+    Raises:
+        TrainingError: No such photos, or a predictor that does not answer.
+    """
+    check_alike(predictors, say)
+    contract = predictors[0].contract
+    photos, told = choose_photos(folder, contract, split, cache)
+    say(f"Evaluating on {told}")
+    results: list[Result] = []
+    for predictor in predictors:
+        pixels = load_pixels(photos, predictor.contract.image, cache)
+        say(f"Asking {predictor.title}")
+        probabilities = predictor.predict(pixels)
+        agreement = metrics.compare(results[0].probabilities, probabilities) if results else None
+        figures = metrics.measure(probabilities, pixels.labels, contract.classes)
+        results.append(Result(predictor.title, probabilities, figures, agreement))
+    for path, reason in pixels.skipped.items():
+        say(f"Skipped {path}: {reason}")
+    say("")
+    report.show(results, console)
+    page = report.write(results, pixels, contract.classes, told, out)
+    say(f"\nWrote {page}, evaluation.json and plots beside it")
+    return results
+
+
+def choose_photos(folder: Path, contract: Contract, split: str, cache: Path) -> tuple[list[Photo], str]:
+    """Return photos with labels by the contract's classes, and how they are told.
+
+    `auto` is the test split, or validation without one. A split that the folder does not have may be one that training
+    took from its train photos, which are found again by its seed and their digest. Without any, the folder is taken
+    whole.
+
+    Raises:
+        DataError: No such folder, split or class.
+    """
+    if not folder.is_dir():
+        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
+    folders = {name: split_folder(folder, spellings) for name, spellings in SPLIT_FOLDERS.items()}
+    own = {name: path for name, path in folders.items() if path}
+    for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
+        if name in own:
+            photos = read_split(own[name], contract.classes, complete=False)
+            return photos, f"{len(photos)} photos of {own[name]}{_trained_on(photos, contract, cache, name == 'train')}"
+        if name != "train" and (photos := _held_out_again(folder, contract, name, cache)):
+            taken = f"{len(photos)} photos of {folder}, which training set aside for {name}"
+            return photos, f"{taken}{_trained_on(photos, contract, cache)}"
+    if split not in ("auto", "all"):
+        raise DataError(
+            f"Expected a {split} split in {folder}, or the folder that the model was trained on."
+            f" Received: {', '.join(own) or 'class folders'}"
+        )
+    places = list(own.values()) or [folder]
+    photos = [photo for path in places for photo in read_split(path, contract.classes, complete=False)]
+    return photos, f"all {len(photos)} photos of {folder}{_trained_on(photos, contract, cache, whole=True)}"
+
+
+def _held_out_again(folder: Path, contract: Contract, split: str, cache: Path) -> list[Photo] | None:
+    """Return the photos of a split that training took from train, if it is of this folder."""
+    recipe: dict[str, Any] = contract.origin.get("recipe", {})
+    digests: dict[str, str] = contract.origin.get("data_digest", {})
+    if "seed" not in recipe or split not in digests:
+        return None
+    try:
+        dataset = read_folder(folder, recipe["seed"])
+        found = dataset.classes == contract.classes
+        photos = dataset.splits.get(split, [])
+        if found and photos and load_pixels(photos, contract.image, cache).digest == digests[split]:
+            return photos
+    except DataError:  # a folder that could not be trained on is not the one that was
+        pass
+    return None
+
+
+def _trained_on(photos: list[Photo], contract: Contract, cache: Path, whole: bool = False) -> str:
+    """Say so where the photos chose the weights, or may have if they are a whole folder: figures on them flatter."""
+    digests: dict[str, str] = contract.origin.get("data_digest", {})
+    used = {
+        digests.get("train"): "the model was trained on them",
+        digests.get("validation"): "they were used to choose the model's weights",
+    }
+    note = used.get(load_pixels(photos, contract.image, cache).digest)
+    if note is None and whole and digests:
+        note = "the model may have been trained on some of them"
+    return f"; {note}, which makes figures better than they are" if note else ""

@@ -1,0 +1,116 @@
+"""Where a run's model looks: Grad-CAM overlays for chosen photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import matplotlib as mpl
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from PIL import Image
+
+from contract.image import ImageError, decode
+from training import page
+from training.errors import DataError, TrainingError
+from training.judge import plots
+from training.models.catalogue import find_architecture, preprocess
+from training.runs.folder import read_run
+
+OPACITY = 0.5  # of the colours over the photo
+MOST_PHOTOS = 24  # that one looks at; each takes 0.2 s to explain and draw
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A photo's pixels (h, w, 3), the same with what spoke for a class in warm colours, and that class."""
+
+    source: str
+    pixels: NDArray[np.uint8]
+    overlay: NDArray[np.uint8]
+    label: str
+    probability: float
+
+
+def explain(
+    run: Path, images: Sequence[str], label: str | None, out: Path, say: Callable[[str], None] = print
+) -> list[Explanation]:
+    """Explain a run's predictions, and write explain.html and explain.png into a folder.
+
+    Args:
+        run: A run folder of train.
+        images: Files.
+        label: The class to explain; without it, the most probable one of each photo.
+        out: For the page and the sheet.
+        say: Takes a line for each photo.
+
+    Raises:
+        TrainingError: No photo that decodes, a class that is none, or a model that train did not make.
+    """
+    model, contract, _ = read_run(run)
+    if label is not None and label not in contract.classes:
+        raise TrainingError(f"Expected a class of: {', '.join(contract.classes)}. Received: {label!r}")
+    heat = HeatMaps(model, find_architecture(contract.origin["architecture"]).preprocessing)
+    found: list[Explanation] = []
+    for position, image in enumerate(images):
+        if len(found) == MOST_PHOTOS:
+            say(f"Shown are {MOST_PHOTOS} photos at once; {len(images) - position} more were left out")
+            break
+        try:
+            pixels = decode(Path(image).read_bytes(), contract.image).pixels
+        except (ImageError, OSError) as exc:
+            say(f"Skipped {image}: {exc}")
+            continue
+        index, probability, map_ = heat.of(pixels, None if label is None else contract.classes.index(label))
+        found.append(Explanation(image, pixels, _overlay(pixels, map_), contract.classes[index], probability))
+        say(f"{contract.classes[index]} {probability:.3f}  {image}")
+    if not found:
+        raise DataError(f"Expected photos that decode. Received {len(images)} that do not")
+    out.mkdir(parents=True, exist_ok=True)
+    sheet = [(picture, told) for each in found for picture, told in ((each.pixels, each.label), (each.overlay, ""))]
+    plots.photos(out / "explain.png", *zip(*sheet, strict=True))
+    shown = [{**vars(each), "urls": [page.thumbnail(each.pixels), page.thumbnail(each.overlay)]} for each in found]
+    page.write(out / "explain.html", "explain.html", title=f"{run.parent.name}/{run.name}", explanations=shown)
+    say(f"\nWrote {out / 'explain.html'}, and explain.png beside it")
+    return found
+
+
+class HeatMaps:
+    """Grad-CAM on the last feature maps of a model that train made: preprocessing, backbone, head.
+
+    Source: R. Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks (2017).
+    """
+
+    def __init__(self, model: keras.Model, preprocessing: str) -> None:
+        backbone = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
+        if backbone is None or "head_probabilities" not in [layer.name for layer in model.layers]:
+            raise TrainingError(
+                "Expected a run of train, whose model has a backbone and a head. Received another model"
+            )
+        last = next(layer for layer in reversed(backbone.layers) if len(layer.output.shape) == 4)
+        self._features = keras.Model(backbone.inputs, [last.output, backbone.outputs[0]])
+        self._head = model.get_layer("head_probabilities")
+        self._preprocessing = preprocessing
+
+    def of(self, pixels: NDArray[np.uint8], index: int | None) -> tuple[int, float, NDArray[np.float32]]:
+        """Return a class, its probability, and what spoke for it (rows, columns), from 0 to 1."""
+        inputs = tf.constant(pixels[np.newaxis], tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)  # without it, a wholly frozen backbone leaves no gradient
+            maps, features = self._features(preprocess(inputs, self._preprocessing), training=False)
+            probabilities = self._head(features)[0]
+            chosen = int(tf.argmax(probabilities)) if index is None else index
+            score = tf.math.log(probabilities[chosen] + 1e-12)
+        weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)
+        heat = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1))[0].numpy()
+        return chosen, float(probabilities[chosen]), heat / max(float(heat.max()), 1e-12)
+
+
+def _overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    height, width, _ = pixels.shape
+    large = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
+    colours = 255 * mpl.colormaps["turbo"](large.clip(0, 1))[..., :3]
+    return (pixels * (1 - OPACITY) + colours * OPACITY).astype(np.uint8)

@@ -1,0 +1,112 @@
+"""Predictions of a version in the store for files, folders and URLs, without a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import urllib3
+
+from contract.image import ImageError, decode
+from contract.photos import SUFFIXES, photos_in
+from training.errors import DataError, TrainingError
+from training.judge.predictors import StoredVersion
+
+MAX_BYTES, TIMEOUT_S = 32 * 1024 * 1024, 20.0  # of a URL
+MAX_NAME = 24  # characters of a class name in columns
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one image: predictions, the most probable first, or why there are none."""
+
+    source: str
+    predictions: list[dict[str, Any]]
+    error: str = ""
+
+
+def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
+    """Return the images that arguments name: files, the photos in folders, and perhaps URLs, each once.
+
+    Raises:
+        DataError: A path where there is nothing, or a folder without photos.
+    """
+    found: dict[str, None] = {}
+    for source in sources:
+        path = Path(source)
+        if (urls and source.startswith(("http://", "https://"))) or path.is_file():
+            found[source] = None
+        elif path.is_dir() and (photos := photos_in(path)):
+            found |= dict.fromkeys(map(str, photos))
+        else:
+            expected = f"{'a URL, ' if urls else ''}an image, or a folder of images ({', '.join(SUFFIXES)})"
+            raise DataError(f"Expected {expected}. Received: {source}")
+    return list(found)
+
+
+def predict(images: Sequence[str], version: StoredVersion, top_k: int) -> Iterator[Answer]:
+    """Yield an answer for each image, decoded as the gateway does."""
+    contract = version.contract
+    for image in images:
+        try:
+            pixels = decode(_read(image), contract.image).pixels
+        except (ImageError, OSError, urllib3.exceptions.HTTPError) as exc:
+            yield Answer(image, [], str(exc))
+            continue
+        probabilities = version.predict_pixels(pixels[np.newaxis])[0]
+        order = np.argsort(-probabilities, kind="stable")[:top_k]
+        yield Answer(
+            image,
+            [
+                {"class": contract.classes[i], "index": int(i), "probability": round(float(probabilities[i]), 6)}
+                for i in order
+            ],
+        )
+
+
+def write(answers: Iterator[Answer], version: StoredVersion, as_json: bool, say: Callable[[str], None]) -> None:
+    """Tell each answer as it comes, on a line: classes in columns with the image behind, or JSON.
+
+    Raises:
+        TrainingError: An image has no answer; the others are told all the same.
+    """
+    tell = _json if as_json else _columns
+    failed = total = 0
+    for answer in answers:
+        say(tell(answer, version))
+        failed, total = failed + bool(answer.error), total + 1
+    if failed:
+        raise TrainingError(f"Expected an answer for each image. {failed} of {total} have none")
+
+
+def _columns(answer: Answer, version: StoredVersion) -> str:
+    if answer.error:
+        return f"no answer  {answer.source}: {answer.error}"
+    width = min(MAX_NAME, max(map(len, version.contract.classes)))
+    said = (f"{each['class'][:width]:<{width}} {each['probability']:.3f}" for each in answer.predictions)
+    return f"{'  '.join(said)}  {answer.source}"
+
+
+def _json(answer: Answer, version: StoredVersion) -> str:
+    """Return the members that the gateway gives."""
+    said = {"error": answer.error} if answer.error else {"predictions": answer.predictions}
+    contract = version.contract
+    model = {"name": contract.model, "version": version.number, "identity": contract.identity or None}
+    return json.dumps({"source": answer.source, "model": model, **said}, ensure_ascii=False)
+
+
+def _read(image: str) -> bytes:
+    """Return an image's bytes; a URL is fetched as it is, since whoever types it may reach what they can reach."""
+    if not image.startswith(("http://", "https://")):
+        return Path(image).read_bytes()
+    with urllib3.request("GET", image, timeout=TIMEOUT_S, preload_content=False) as response:
+        if response.status != 200:
+            raise OSError(f"Expected an image. Received: status {response.status}")
+        content = response.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(f"Expected at most {MAX_BYTES:,} bytes. Received more")
+    return content

@@ -1,0 +1,1 @@
+"""Networks that can be trained or released, and files of them."""
