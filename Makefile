@@ -15,7 +15,7 @@ OVERLAY ?= local
 # By uv, apart from .venv: it pins dozens of packages.
 CHECKOV := checkov@3.3.30
 
-.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead profile soak faults corpus clean
+.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead soak faults corpus clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,7 +39,10 @@ images: model-image gateway-image single-image lambda-image  ## build the four i
 %-image:
 	@DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build -f image-$*.dockerfile -t image-classifier-$*:$(TAG) \
 	  --build-arg PYTHON_IMAGE $(if $(findstring model,$*),--build-arg SERVING_IMAGE) \
-	  $(if $(filter-out gateway,$*),--build-arg MODEL_NAME=$(MODEL)) .
+	  $(if $(filter-out gateway,$*),--build-arg MODEL_NAME=$(MODEL)) \
+	  $(if $(filter single lambda,$*),--build-arg MODEL_IMAGE=image-classifier-model:$(TAG)) .
+
+single-image lambda-image: model-image  # they carry what it exported
 
 up: model-image gateway-image  ## docker compose up, in the background; MODEL= and PORT= choose
 	@MODEL_NAME=$(MODEL) PORT=$(PORT) TAG=$(TAG) $(COMPOSE) up --detach --no-build
@@ -80,9 +83,6 @@ benchmark-engines: setup  ## images a second of each engine, as a ratio to the p
 
 benchmark-overhead: setup  ## CPU that the gateway itself spends on a request
 	@$(BIN)/python -m benchmarks.overhead
-
-profile: setup  ## where a request's CPU time goes on the live stack, and the share that is not the model
-	@$(BIN)/python -m benchmarks.profile
 
 soak: setup  ## memory of the whole stack over REQUESTS= requests
 	@REQUESTS=$(REQUESTS) $(BIN)/python -m benchmarks.soak

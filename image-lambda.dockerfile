@@ -1,35 +1,18 @@
 # Gateway and model in one process for AWS Lambda: events of API Gateway and of function URLs. No TensorFlow, no gRPC.
 #
-#   docker build -f image-lambda.dockerfile -t image-classifier-lambda .
+#   docker build -f image-lambda.dockerfile -t image-classifier-lambda .    # after image-model.dockerfile
 #
 # Nothing is written, so a read-only root needs no more than what Lambda gives. 512 MB of memory are enough.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG MODEL_IMAGE=image-classifier-model
 
-# The last two versions of MODEL_NAME in model-store, so that the older answers where a gateway refuses the newer; if there
-# is none, EfficientNet-Lite0 with ImageNet weights, as version 0: what anyone releases begins with 1.
-# As in image-model.dockerfile to the letter, so that both come from one cache.
-FROM ${PYTHON_IMAGE} AS export
-WORKDIR /build
-COPY requirements/training.txt requirements/
-RUN pip install --no-cache-dir --require-hashes -r requirements/training.txt
-COPY contract contract
-COPY serving/*.py serving/
-COPY training training
-COPY model-store model-store
-ARG MODEL_NAME=imagenet
-SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null | sort -V; }; \
-    if [ -z "$(versions)" ]; then \
-      [ "$MODEL_NAME" = imagenet ] || { echo "Expected a version of $MODEL_NAME in model-store. Received: none" >&2; exit 1; }; \
-      python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
-      mv "$(versions)" model-store/imagenet/0; \
-    fi; \
-    mkdir -p "/carried/$MODEL_NAME" "/models/$MODEL_NAME"; \
-    versions | tail -n 2 | xargs cp -r -t "/carried/$MODEL_NAME"; \
-    ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"
+# What image-model.dockerfile exported or took from model-store.
+FROM ${MODEL_IMAGE} AS model
 
 # The newest version, and of it the one file that is run: int8 where it was released, else fp32.
-FROM export AS slim
+FROM ${PYTHON_IMAGE} AS slim
+ARG MODEL_NAME=imagenet
+COPY --from=model /carried /carried
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN find "/carried/$MODEL_NAME" -mindepth 1 -maxdepth 1 | sort -V | head -n -1 | xargs --no-run-if-empty rm -r; \
     rm /carried/*/*/saved_model.pb; \

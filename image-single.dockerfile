@@ -1,36 +1,18 @@
 # Gateway and embedded model server in one container, for a small host: HTTP on $PORT, 512 MB of memory are enough.
 #
-#   docker build -f image-single.dockerfile -t image-classifier-single .
+#   docker build -f image-single.dockerfile -t image-classifier-single .    # after image-model.dockerfile
 #
 # MODEL chooses a model of a store mounted at /models; without a mount there is the one that the image carries.
 # With a read-only root it needs a tmpfs at /tmp, where the two meet.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG MODEL_IMAGE=image-classifier-model
 
-# The last two versions of MODEL_NAME in model-store, so that the older answers where a gateway refuses the newer; if there
-# is none, EfficientNet-Lite0 with ImageNet weights, as version 0: what anyone releases begins with 1.
-# As in image-model.dockerfile to the letter, so that both come from one cache.
-FROM ${PYTHON_IMAGE} AS export
-WORKDIR /build
-COPY requirements/training.txt requirements/
-RUN pip install --no-cache-dir --require-hashes -r requirements/training.txt
-COPY contract contract
-COPY serving/*.py serving/
-COPY training training
-COPY model-store model-store
-ARG MODEL_NAME=imagenet
-SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null | sort -V; }; \
-    if [ -z "$(versions)" ]; then \
-      [ "$MODEL_NAME" = imagenet ] || { echo "Expected a version of $MODEL_NAME in model-store. Received: none" >&2; exit 1; }; \
-      python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
-      mv "$(versions)" model-store/imagenet/0; \
-    fi; \
-    mkdir -p "/carried/$MODEL_NAME" "/models/$MODEL_NAME"; \
-    versions | tail -n 2 | xargs cp -r -t "/carried/$MODEL_NAME"; \
-    ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"
+# What image-model.dockerfile exported or took from model-store.
+FROM ${MODEL_IMAGE} AS model
 
 # The embedded model server runs model.tflite, which describes itself as the SavedModel does.
-FROM export AS slim
+FROM ${PYTHON_IMAGE} AS slim
+COPY --from=model /carried /carried
 RUN rm -r /carried/*/*/saved_model.pb
 
 FROM ${PYTHON_IMAGE} AS packages

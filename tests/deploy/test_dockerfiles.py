@@ -43,21 +43,6 @@ def test_shellcheck_is_clean(path: Path) -> None:
     assert path.stat().st_mode & 0o111
 
 
-def stages(path: Path) -> dict[str, str]:
-    """Return the text of each named stage, without comments."""
-    text = re.sub(r"^ *#.*\n", "", path.read_text(), flags=re.MULTILINE)
-    return {
-        name: body.strip() for name, body in re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM |\Z)", text, re.M | re.S)
-    }
-
-
-@pytest.mark.parametrize("name", ["single", "lambda"])
-def test_all_images_with_a_model_export_it_the_same_way(name: str) -> None:
-    """Docker has no include; the copies must not part."""
-    model, other = (stages(ROOT / f"image-{each}.dockerfile") for each in ("model", name))
-    assert model["export"] == other["export"]
-
-
 def test_make_and_the_release_have_every_image() -> None:
     """A dockerfile that nobody builds or pushes would rot."""
     names = {path.name.removeprefix("image-").removesuffix(".dockerfile") for path in DOCKERFILES}
