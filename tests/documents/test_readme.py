@@ -75,9 +75,16 @@ def test_make_verbs_exist(command: str) -> None:
     subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "-m training" in command])
+TABLE = re.findall(
+    r"^\| `((?:explore|tune|train|evaluate|predict|explain|runs|export)\b[^`]*)` \|", README, re.MULTILINE
+)
+TRAINING = [".venv/bin/python -m training " + row for row in TABLE]
+TRAINING += [command for command in COMMANDS if "-m training" in command]
+
+
+@pytest.mark.parametrize("command", TRAINING)
 def test_training_commands_parse(command: str) -> None:
-    """Each `python -m training` line of the README has arguments that the program takes."""
+    """Each `python -m training` line of the README, and each row of its table, has arguments that the program takes."""
     from training.__main__ import _parser
 
     _parser().parse_args(shlex.split(command)[3:])
@@ -100,5 +107,5 @@ def test_every_command_is_held_by_a_test() -> None:
 
 def test_the_readme_has_commands_and_stays_short() -> None:
     """The tests above have something to hold, and a person reads it in a sitting."""
-    assert len(COMMANDS) >= 6
+    assert len(COMMANDS) >= 6 and len(TABLE) >= 10
     assert len(README.splitlines()) < 250
