@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from contract.store import versions_of
 from gateway.settings import Settings, SettingsError
 
 READY_TIMEOUT_S = 60.0
@@ -94,7 +95,7 @@ def _read_port(host: str, text: str) -> int:
 
 def _ensure_version(model: str) -> None:
     home = STORE / model
-    if any(path.name.isdigit() for path in home.glob("*")):
+    if versions_of(STORE, model):
         return
     if model != "imagenet":
         names = sorted(path.name for path in STORE.glob("*") if path.is_dir())

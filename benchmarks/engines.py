@@ -23,11 +23,11 @@ import numpy as np
 import tensorflow as tf
 
 from contract.document import IMAGES, PREDICT_SIGNATURE
+from contract.store import versions_of
 from serving.engines import TFLITE_FILES, open_engine
 from serving.settings import Settings
 from training.models.catalogue import find_architecture
 from training.release import quantization
-from training.release.store import versions
 
 STORE, MODEL, ARCHITECTURE = Path("model-store"), "imagenet", "efficientnet-lite0"
 ROUNDS, ROUND_S = 9, 1.0
@@ -35,7 +35,7 @@ ROUNDS, ROUND_S = 9, 1.0
 
 def main() -> None:
     """Measure at batch 1 and 8, and print a table for each."""
-    version = STORE / MODEL / str(versions(STORE, MODEL)[-1])
+    version = versions_of(STORE, MODEL)[max(versions_of(STORE, MODEL))]
     threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

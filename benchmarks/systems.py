@@ -171,7 +171,7 @@ def install(environment: str) -> Path:
         print(f"==> Installing {environment}", flush=True)
         uv = Path(sys.executable).with_name("uv")
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, home], check=True)
-        python = ["--python", home / "bin" / "python"]
+        python: list[str | Path] = ["--python", home / "bin" / "python"]
         subprocess.run([uv, "pip", "install", "--quiet", *python, "--requirements", requirements], check=True)
         stamp.write_text(requirements.read_text())
     return home
@@ -179,7 +179,7 @@ def install(environment: str) -> Path:
 
 def installed_packages(environment: str) -> str:
     """Return what an environment holds, `name==version` with a space between."""
-    command = [
+    command: list[str | Path] = [
         Path(sys.executable).with_name("uv"),
         "pip",
         "freeze",
@@ -248,7 +248,7 @@ def started(system: System, origin: str, path: str) -> Iterator[Running]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-"))
         log = stack.enter_context((CACHE / f"{system.name}.log").open("w"))
-        places = {"port": free_port(), "model_port": free_port(), "folder": folder, "origin": origin}
+        places: dict[str, Any] = {"port": free_port(), "model_port": free_port(), "folder": folder, "origin": origin}
         running, begin = Running(int(places["port"]), []), time.perf_counter()
         stack.callback(_stop, running)
         for program in system.programs:

@@ -12,6 +12,7 @@ from flask import Flask, Request, Response, g, jsonify, request
 from numpy.typing import NDArray
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
+from contract.answers import most_probable
 from contract.image import DecodedImage
 from gateway import errors, logs, openapi
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
@@ -178,13 +179,9 @@ def named(model: Model, version: Version) -> dict[str, Any]:
 
 
 def answer(version: Version, image: DecodedImage, probabilities: NDArray[np.float32], top_k: int) -> dict[str, Any]:
-    """Return what is said of one image: most probable classes of (k,) first, of equal ones the lower index."""
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    """Return what is said of one image, by its probabilities (k,)."""
     return {
-        "predictions": [
-            {"class": version.contract.classes[i], "index": int(i), "probability": round(float(probabilities[i]), 6)}
-            for i in order
-        ],
+        "predictions": most_probable(version.contract.classes, probabilities, top_k),
         "image": {"format": image.format, "width": image.width, "height": image.height, "bytes": image.size_bytes},
     }
 

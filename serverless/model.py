@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PROBABILITIES, QUERY, Contract
+from contract.answers import describe
+from contract.document import IMAGES, PROBABILITIES, Contract
+from contract.store import versions_of
 from gateway.errors import ModelFailed, ModelTimeout
 from gateway.model.gate import open_gate
 from gateway.model.protocol import Health, Version
 from serving.engines import open_engine
 from serving.errors import DeadlineExceededError, NotFoundError, ServingError
-from serving.versions import find_versions
 
 _log = logging.getLogger(__name__)
 
@@ -32,16 +33,15 @@ class OwnModel:
             ServingError: There is no version, or it cannot be loaded.
             Refusal: Its golden examples do not come back as they were at export.
         """
-        versions = find_versions(store / model) if (store / model).is_dir() else {}
+        versions = versions_of(store, model)
         if not versions:
             raise NotFoundError(f"Expected a version of {model!r} in {store}. Received: none")
         number = max(versions)
         self.model = model
         self._engine = open_engine(versions[number], "auto", os.cpu_count() or 1)
-        description = self._engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
         # At each start, since it must hold on the very processor that answers, and a first run is slow anyway: with
         # three examples 0.09 s of a start's 0.7 s.
-        self._version = Version(number, open_gate(description, self._run))
+        self._version = Version(number, open_gate(describe(self._engine.run), self._run))
         self.health = Health([self._version.export], error=None)
         _log.info("version %s of %s passed the golden gate", self._version.export, model)
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract import messages_pb2 as messages
+from contract.store import find_versions
 from serving.engines import Engine
 from serving.errors import Code, NotFoundError, ServingError
-from serving.versions import ModelConfig, choose_versions, find_versions
+from serving.versions import ModelConfig, choose_versions
 
 State = messages.ModelVersionStatus.State
 START = messages.ModelVersionStatus.START

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -28,12 +28,13 @@ INT8_DROP = 0.005
 LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
 OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")
 
-say = partial(print, flush=True)
+_log = logging.getLogger("training")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 after a message on standard error."""
     options = _parser().parse_args(argv)
+    _log_to_terminal()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without a GPU, TensorFlow logs that as errors before our lines
     try:
         if name := getattr(options, "name", None):
@@ -50,38 +51,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _log_to_terminal() -> None:
+    """Print the steps of every command, a bare line each."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _log.handlers, _log.propagate = [handler], False  # TensorFlow gives the root logger a handler of its own
+    _log.setLevel(logging.INFO)
+
+
 def _train(options: argparse.Namespace) -> int:
     import_tensorflow()
 
-    from training.fit import train
     from training.fit.preset import find_preset
+    from training.fit.recipe import Recipe
+    from training.fit.train import train
     from training.models.catalogue import find_architecture
     from training.runs.track import find_tracker, log_run
 
     tracker = find_tracker(options.track) if options.track else None
     preset = find_preset(options.preset)
-    recipe = preset.recipe_with({field.name: getattr(options, field.name) for field in fields(train.Recipe)})
+    recipe = preset.recipe_with({field.name: getattr(options, field.name) for field in fields(Recipe)})
     architecture = find_architecture(options.architecture or preset.architecture, options.size or preset.size)
     weights = options.weights or preset.weights
-    run = train.train(
+    run = train(
         options.folder,
         options.name,
-        architecture,
-        None if weights == "none" else weights,
-        recipe,
-        options.runs,
-        options.cache,
-        say,
-        options.fresh,
-        options.distribute,
+        architecture=architecture,
+        weights=None if weights == "none" else weights,
+        recipe=recipe,
+        runs=options.runs,
+        cache=options.cache,
+        fresh=options.fresh,
+        distribute=options.distribute,
     )
-    say(f"Kept the run in {run}")
+    _log.info(f"Kept the run in {run}")
     status = 0
     try:
         if tracker:  # told of every run, and no condition of a release
             try:
                 log_run(run, tracker)
-                say(f"Told {options.track} of the run")
+                _log.info(f"Told {options.track} of the run")
             except TrainingError as exc:
                 print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
                 status = 1
@@ -132,7 +141,7 @@ def _export_architecture(options: argparse.Namespace) -> None:
 
     architecture = find_architecture(options.architecture)
     classes = _read_classes(options.classes) if options.classes else imagenet_classes()
-    say(f"Building {architecture.name} with weights: {options.weights}")
+    _log.info(f"Building {architecture.name} with weights: {options.weights}")
     model = architecture.classifier(None if options.weights == "none" else options.weights, len(classes))
     origin = {"architecture": architecture.name, "weights": options.weights, **provenance()}
     _release(options, model, Contract(options.name, classes, architecture.image, origin))
@@ -152,7 +161,7 @@ def _export_file(options: argparse.Namespace) -> None:
 
     classes = _read_classes(options.classes)
     architecture = find_architecture(options.architecture, options.size) if options.architecture else None
-    say(f"Loading {path}")
+    _log.info(f"Loading {path}")
     mode = options.preprocessing.replace("+-", "±")
     model = load_file(path, architecture, len(classes), mode, options.size)
     height, width = model.input_shape[1:3]
@@ -182,9 +191,9 @@ def _release(options: argparse.Namespace, model: Any, contract: Contract, golden
         int8_drop = INT8_DROP if options.int8_drop is None else options.int8_drop
         chosen = read_criteria(options.folder, contract, options.cache, int8_drop, margin)
     probabilities = as_probabilities(model, len(contract.classes))
-    release = export.export(probabilities, contract, options.store, golden, say, chosen)
+    release = export.export(probabilities, contract, options.store, golden, chosen)
     size_mb = sum(path.stat().st_size for path in release.directory.rglob("*") if path.is_file()) / 1e6
-    say(f"Released {release.directory} ({size_mb:.0f} MB), export {release.identity}")
+    _log.info(f"Released {release.directory} ({size_mb:.0f} MB), export {release.identity}")
     return release
 
 

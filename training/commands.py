@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
 from training.quiet import import_tensorflow
-
-say = partial(print, flush=True)
 
 
 def add_parsers(commands: Any) -> None:
@@ -88,7 +85,7 @@ def add_parsers(commands: Any) -> None:
 def _explore(options: argparse.Namespace) -> None:
     from training.explore.survey import explore
 
-    explore(options.source, options.out, options.cache, say)
+    explore(options.source, options.out, options.cache)
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -96,7 +93,7 @@ def _tune(options: argparse.Namespace) -> None:
 
     from training.fit.tune import tune
 
-    tune(options.folder, options.preset, options.minutes, options.out, options.runs, options.cache, say)
+    tune(options.folder, options.preset, options.minutes, out=options.out, runs=options.runs, cache=options.cache)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -116,7 +113,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         chosen.append(predictors.StoredVersion(options.store, options.model, options.version, options.engine))
     if options.gateway:
         chosen.append(predictors.Gateway(options.gateway))
-    evaluate(options.folder, chosen, options.split, options.out, options.cache, Console(highlight=False), say)
+    evaluate(options.folder, chosen, options.split, options.out, options.cache, Console(highlight=False))
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -128,7 +125,7 @@ def _predict(options: argparse.Namespace) -> None:
     images = predict.expand(options.sources)
     version = StoredVersion(options.store, options.model, options.version, options.engine)
     answers = predict.predict(images, version, options.top_k)
-    predict.write(answers, version, options.json, say)
+    predict.write(answers, version, options.json)
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -137,7 +134,7 @@ def _explain(options: argparse.Namespace) -> None:
     from training.judge.explain import explain
     from training.judge.predict import expand
 
-    explain(options.run, expand(options.sources, urls=False), options.label, options.out, say)
+    explain(options.run, expand(options.sources, urls=False), options.label, options.out)
 
 
 def _runs(options: argparse.Namespace) -> None:

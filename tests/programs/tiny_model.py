@@ -46,4 +46,5 @@ def main(store: Path, name: str, seed: int, size: int = 16, *classes: str) -> No
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5]), *sys.argv[5:])
+    seed, size = [*map(int, sys.argv[3:5]), 16][:2]
+    main(Path(sys.argv[1]), sys.argv[2], seed, size, *sys.argv[5:])

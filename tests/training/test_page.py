@@ -53,7 +53,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 encode(photo(300, 240, seed=number * (label > 0) + 10 * label))
             )
         (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    inspected = inspection.inspect(listing.read(work / "photos"), work / "cache", lambda line: None)
+    inspected = inspection.inspect(listing.read(work / "photos"), work / "cache")
     found = [
         *findings.of_listing(inspected.listing),
         *findings.of_files(inspected),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Origin, run_export
+from tests.conftest import ROOT, Origin, run_export
 from tests.programs.name_server import NameServer
 from tests.programs.photos import encode, photo
 from tests.programs.stack import Load, Reference, free_port, gateway, model_server, running
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.tensorflow, pytest.mark.processes]
 
 REQUESTS = 2_000
 HOSTS = ("127.0.0.2", "127.0.0.3")
-OLD = Path(__file__).parent / "exported_by_a47d7fa" / "tiny" / "1"
+OLD = ROOT / "tests" / "programs" / "exported_by_a47d7fa" / "tiny" / "1"
 
 
 @pytest.fixture(scope="module")

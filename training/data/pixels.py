@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL
@@ -19,6 +19,7 @@ import contract.image
 from contract.document import ImageSpec
 from contract.image import ImageError, decode
 from training.data.folder import Photo
+from training.disk import written_whole
 from training.errors import DataError
 
 
@@ -27,14 +28,14 @@ class Pixels:
     """One split, decoded.
 
     Attributes:
-        images: uint8 (n, h, w, 3), mapped from disk.
+        images: uint8 (n, h, w, 3), mapped from disk; of a part, `Rows` that take its place.
         labels: int64 (n).
         paths: The file of each image.
         digest: SHA-256 over labels and file contents.
         skipped: Files that do not decode, and why.
     """
 
-    images: NDArray[np.uint8] | Rows
+    images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     paths: list[Path]
     digest: str
@@ -43,7 +44,8 @@ class Pixels:
     def part(self, positions: NDArray[np.int64]) -> Pixels:
         """Return the photos at some positions; digest and skipped files stay those of the whole."""
         paths = [self.paths[position] for position in positions]
-        return replace(self, images=Rows(self.images, positions), labels=self.labels[positions], paths=paths)
+        rows = cast(NDArray[np.uint8], Rows(self.images, positions))
+        return replace(self, images=rows, labels=self.labels[positions], paths=paths)
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,7 @@ class Rows:
         return self.array[self.positions[chosen]]
 
 
-def load_pixels(
-    photos: Sequence[Photo], spec: ImageSpec, cache: Path, progress: Callable[[int, int], None] | None = None
-) -> Pixels:
+def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels:
     """Decode photos with the contract's decode, on all cores, or map what an earlier call left in the cache.
 
     Args:
@@ -72,7 +72,6 @@ def load_pixels(
         spec: How images become pixels.
         cache: A folder for decoded pixels, 3 bytes each; files whose size or time changed are decoded again, and all
             are by another decoder.
-        progress: Called with how many are done, and of how many.
 
     Raises:
         DataError: None of the photos decodes.
@@ -84,7 +83,7 @@ def load_pixels(
     if not (index.is_file() and array.is_file()):
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            _decode_all(photos, spec, index, array, progress)
+            _decode_all(photos, spec, index, array)
         except OSError as exc:
             raise DataError(f"Expected to write decoded photos to {cache}. Received: {exc}") from exc
     found = json.loads(index.read_text())
@@ -108,7 +107,6 @@ def _decode_all(
     spec: ImageSpec,
     index: Path,
     array: Path,
-    progress: Callable[[int, int], None] | None,
 ) -> None:
     """Write decoded pixels, then the index that makes them count; each appears whole, by a rename."""
 
@@ -122,24 +120,17 @@ def _decode_all(
     kept: list[int] = []
     skipped: dict[str, str] = {}
     digest = hashlib.sha256()
-    draft = array.with_suffix(f".draft-{os.getpid()}")
-    try:
-        # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
-        with ThreadPoolExecutor(os.cpu_count()) as pool, draft.open("wb") as file:
-            for position, result in enumerate(pool.map(read, photos)):
-                if isinstance(result, Exception):
-                    skipped[str(photos[position].path)] = str(result)
-                else:
-                    part, pixels = result
-                    file.write(pixels.tobytes())
-                    digest.update(part)
-                    kept.append(position)
-                if progress:
-                    progress(position + 1, len(photos))
+    # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
+    with written_whole(array) as draft, ThreadPoolExecutor(os.cpu_count()) as pool, draft.open("wb") as file:
+        for position, result in enumerate(pool.map(read, photos)):
+            if isinstance(result, Exception):
+                skipped[str(photos[position].path)] = str(result)
+            else:
+                part, pixels = result
+                file.write(pixels.tobytes())
+                digest.update(part)
+                kept.append(position)
         if not kept:
             raise DataError(f"Expected photos that decode. Received {len(photos)} that do not: {skipped}")
-        draft.rename(array)
+    with written_whole(index) as draft:
         draft.write_text(json.dumps({"kept": kept, "skipped": skipped, "digest": digest.hexdigest()}))
-        draft.rename(index)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,6 +19,8 @@ from contract.image import FORMATS
 from training.data.folder import Photo
 from training.data.pixels import load_pixels
 from training.explore.listing import Listed, Listing
+
+_log = logging.getLogger(__name__)
 
 # What training's default architecture sees, so that whatever is told here is told of those pixels.
 SPEC = ImageSpec(224, 224, filter="bicubic", aspect="crop")
@@ -59,13 +61,13 @@ class Inspection:
     digest: str
 
 
-def inspect(listing: Listing, cache: Path, say: Callable[[str], None]) -> Inspection:
+def inspect(listing: Listing, cache: Path) -> Inspection:
     """Decode every photo and read the facts of its file.
 
     Raises:
         DataError: None of them decodes.
     """
-    say(f"Reading {len(listing.photos)} photos")
+    _log.info(f"Reading {len(listing.photos)} photos")
     index = {name: position for position, name in enumerate(listing.all_classes)}
     labelled = [Photo(photo.path, index[photo.label]) for photo in listing.photos]
     decoded = load_pixels(labelled, SPEC, cache)

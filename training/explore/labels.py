@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.pixels import decoder
+from training.disk import written_whole
 from training.explore.inspection import Inspection
 from training.quiet import import_tensorflow
+
+_log = logging.getLogger(__name__)
 
 NEIGHBOURS = 10
 # Part of a photo's neighbours that agree on another class. On 3,068 photos of clothing 2.3 % are suspected as they are;
@@ -86,15 +89,14 @@ def find_suspects(inspection: Inspection, features: NDArray[np.float32]) -> Susp
     return Suspects(folders, suspect_pairs(labels, features), photos)
 
 
-def features(inspection: Inspection, cache: Path, say: Callable[[str], None]) -> NDArray[np.float32]:
+def features(inspection: Inspection, cache: Path) -> NDArray[np.float32]:
     """Return EfficientNet-Lite0's pooled features (n, 1280) of length 1, computed once for the same photos."""
     key = hashlib.sha256(json.dumps([inspection.digest, decoder()]).encode()).hexdigest()[:32]
     file = cache / f"{key}.features.npy"
     if not file.is_file():
-        say(f"Computing features of {len(inspection.photos)} photos")
-        draft = file.with_suffix(".draft.npy")
-        np.save(draft, _compute(inspection.pixels))
-        draft.rename(file)
+        _log.info(f"Computing features of {len(inspection.photos)} photos")
+        with written_whole(file) as draft, draft.open("wb") as opened:
+            np.save(opened, _compute(inspection.pixels))
     computed = np.load(file)
     return computed / np.maximum(np.linalg.norm(computed, axis=1, keepdims=True), 1e-12)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,24 +17,26 @@ from training import page
 from training.explore.findings import NOTE, PROBLEM, SUSPICION, Finding
 from training.explore.inspection import Inspection
 
+_log = logging.getLogger(__name__)
+
 TERMINAL_ITEMS, PAGE_ITEMS, ITEM_PHOTOS = 3, 24, 6
 SHEET_PHOTOS, PAGE_PHOTOS = 24, 1200  # a class, and all of them: with 4 kB each, the page stays near 5 MB
 
 
-def say_findings(findings: Sequence[Finding], inspection: Inspection, say: Callable[[str], None]) -> None:
+def say_findings(findings: Sequence[Finding], inspection: Inspection) -> None:
     """Tell each finding: what it is, where, and what to do."""
     for finding in findings:
-        say(f"\n{finding.severity.upper()}: {finding.title}")
+        _log.info(f"\n{finding.severity.upper()}: {finding.title}")
         for item in finding.items[:TERMINAL_ITEMS]:
             paths = [inspection.listing.name(path) for path in item.paths[:2]]
             more = [f"and {len(item.paths) - 2} more"] if len(item.paths) > 2 else []
             told = "" if finding.kind == "folder" else ", ".join(paths + more)  # the folder is named in the note
-            say("  " + ": ".join(filter(None, (told, item.note))))
+            _log.info("  " + ": ".join(filter(None, (told, item.note))))
         if len(finding.items) > TERMINAL_ITEMS:
-            say(f"  and {len(finding.items) - TERMINAL_ITEMS} more in the report")
-        say(f"  → {finding.advice}")
+            _log.info(f"  and {len(finding.items) - TERMINAL_ITEMS} more in the report")
+        _log.info(f"  → {finding.advice}")
     if not findings:
-        say("Nothing was found that needs your attention.")
+        _log.info("Nothing was found that needs your attention.")
 
 
 def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out: Path) -> Path:
@@ -68,17 +71,18 @@ def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out
 
 
 def _shown(finding: Finding, show: Callable[[Path], dict[str, str]]) -> dict[str, Any]:
-    shown = [
+    shown: list[dict[str, Any]] = [
         {
             "note": item.note + (f" ({ITEM_PHOTOS} of {len(item.paths)})" if len(item.paths) > ITEM_PHOTOS else ""),
             "photos": [show(path) for path in item.paths[:ITEM_PHOTOS]],
         }
         for item in finding.items[:PAGE_ITEMS]
     ]
+    compact = all(len(item["photos"]) == 1 and item["photos"][0]["url"] for item in shown)
     return {
         **vars(finding),
         "shown": shown,
-        "compact": all(len(item["photos"]) == 1 and item["photos"][0]["url"] for item in shown),
+        "compact": compact,
         "more": len(finding.items) - len(shown),
     }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -17,6 +20,8 @@ from training.fit.recipe import Recipe
 from training.fit.unfinished import Unfinished
 from training.models.catalogue import Architecture
 
+_log = logging.getLogger(__name__)
+
 FOLDS = 5
 
 
@@ -24,13 +29,12 @@ class Folds:
     """The folds of some photos, with their frozen features, which all trainings share.
 
     Args:
+        photos: What is parted.
         architecture: The backbone.
         weights: `imagenet`, or None to start from random ones.
         classes: How many there are.
-        photos: What is parted.
         recipe: Its seed decides the folds; it has a head phase if those that are judged have one.
         path: A folder where the features are kept, and the state of the training that runs.
-        say: Takes each step, a line.
 
     Raises:
         DataError: A class has fewer photos than there are folds.
@@ -38,13 +42,13 @@ class Folds:
 
     def __init__(
         self,
+        photos: Pixels,
+        *,
         architecture: Architecture,
         weights: str | None,
         classes: int,
-        photos: Pixels,
         recipe: Recipe,
         path: Path,
-        say: phases.Say,
     ) -> None:
         self._architecture, self._weights, self._classes, self._photos = architecture, weights, classes, photos
         self._run = Unfinished(path / "training", time.monotonic())
@@ -58,7 +62,7 @@ class Folds:
             kept = Unfinished(path, time.monotonic())
             self._features = kept.kept("features")
             if self._features is None:
-                say(f"Computing the features of {len(photos.labels)} photos")
+                _log.info(f"Computing the features of {len(photos.labels)} photos")
                 keras.utils.set_random_seed(recipe.seed)
                 model, _ = self._build(recipe)
                 self._features = kept.keep("features", phases.frozen_features(model, photos.images, recipe))
@@ -73,18 +77,18 @@ class Folds:
         if self._features is not None:
             for split, rows in self._rows[fold].items():
                 self._run.keep(f"features-{split}", self._features[rows])
-        if recipe.epochs == 0:
-            inputs = keras.Input(self._features.shape[1:])
-            model = phases.add_head(inputs, inputs, self._classes, recipe)
-            history = phases.train_head(model, splits, recipe, self._run, _say_nothing, watch)
-        else:
-            model, backbone = self._build(recipe)
-            if self._features is not None:
-                phases.train_head(model, splits, recipe, self._run, _say_nothing)
-            unfreeze = recipe.unfreeze if self._weights else 1.0
-            history = phases.train_upper_layers(
-                model, backbone, unfreeze, splits, recipe, self._run, _say_nothing, watch
-            )
+        with _without_lines():
+            if recipe.epochs == 0:
+                assert self._features is not None  # tune asks for the head alone only with weights
+                inputs = keras.Input(self._features.shape[1:])
+                model = phases.add_head(inputs, inputs, self._classes, recipe)
+                history = phases.Phases(model, recipe, self._run, watch).head(splits)
+            else:
+                model, backbone = self._build(recipe)
+                if self._features is not None:
+                    phases.Phases(model, recipe, self._run).head(splits)
+                unfreeze = recipe.unfreeze if self._weights else 1.0
+                history = phases.Phases(model, recipe, self._run, watch).upper_layers(backbone, unfreeze, splits)
         return max(history["val_accuracy"])
 
     def close(self) -> None:
@@ -96,5 +100,11 @@ class Folds:
         return phases.assemble(self._architecture, backbone, self._classes, recipe), backbone
 
 
-def _say_nothing(line: str) -> None:
-    """Leave out what a training says of its steps."""
+@contextmanager
+def _without_lines() -> Iterator[None]:
+    """Leave out what a training says of its steps; the search says what came of it."""
+    phases.log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        phases.log.setLevel(logging.NOTSET)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -17,8 +19,11 @@ from training.fit.recipe import Recipe
 from training.fit.unfinished import History, Progress, Unfinished
 from training.models.catalogue import Architecture, preprocess
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 Watch = Sequence[keras.callbacks.Callback]
+Data = dict[str, tuple[NDArray[Any], NDArray[np.float32]]]
+"""Inputs and targets (n, k) of each split."""
 
 # For validation: with fewer, accuracy tells epochs hardly apart. With the 341 of clothing, to take ties by loss too
 # trained the head for 26 epochs in place of 10, and the whole ended at 0.894 in place of 0.903.
@@ -42,118 +47,117 @@ def add_head(inputs: Any, features: Any, classes: int, recipe: Recipe) -> keras.
     return keras.Model(inputs, outputs, name="classifier")
 
 
-def train_head(
-    model: keras.Model, splits: dict[str, Pixels], recipe: Recipe, run: Unfinished, say: Say, watch: Watch = ()
-) -> History:
-    """Compute the frozen features once, and train the head alone on them; `watch` is called back after each epoch."""
-    if recipe.head_epochs == 0:
-        return {}
-    features = _features(model, splits, recipe, run, say)
-    inputs = keras.Input(features["train"].shape[1:])
-    head = keras.Model(inputs, model.get_layer("head_probabilities")(model.get_layer("head_dropout")(inputs)))
-    data = {split: (features[split], one_hot(splits[split].labels, model)) for split in features}
-    history = _fit(head, "head", data, recipe.head_epochs, recipe.head_learning_rate, recipe, run, say, watch)
-    say(f"Trained the head for {len(history['loss'])} epochs: validation {max(history['val_accuracy']):.4f}")
-    return history
+@dataclass(frozen=True)
+class Phases:
+    """The two phases of a training: the head on frozen features, then the upper layers on augmented photos.
 
+    Attributes:
+        model: From `assemble` or `add_head`.
+        recipe: How to train.
+        run: What an earlier process left of the same training, and where this one keeps what it reaches.
+        watch: Callbacks of Keras, beside those that a phase needs.
+    """
 
-def train_upper_layers(
-    model: keras.Model,
-    backbone: keras.Model,
-    unfreeze: float,
-    splits: dict[str, Pixels],
-    recipe: Recipe,
-    run: Unfinished,
-    say: Say,
-    watch: Watch = (),
-) -> History:
-    """Train the upper part of the backbone with the head, on augmented photos."""
-    if recipe.epochs == 0:
-        return {}
-    weighted = [layer for layer in backbone.layers if layer.weights]
-    for layer in weighted[: round(len(weighted) * (1 - unfreeze))]:
-        layer.trainable = False
-    steps = batches.steps(len(splits["train"].labels), recipe)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
-        decay_steps=steps * max(1, recipe.epochs - 1),
-        warmup_target=recipe.learning_rate,
-        warmup_steps=steps,
-    )
-    data = {split: (splits[split].images, one_hot(splits[split].labels, model)) for split in ("train", "validation")}
-    return _fit(model, "upper-layers", data, recipe.epochs, schedule, recipe, run, say, watch)
+    model: keras.Model
+    recipe: Recipe
+    run: Unfinished
+    watch: Watch = ()
+
+    def head(self, splits: dict[str, Pixels]) -> History:
+        """Compute the frozen features once, and train the head alone on them."""
+        if self.recipe.head_epochs == 0:
+            return {}
+        features = self._features(splits)
+        inputs = keras.Input(features["train"].shape[1:])
+        dropout, probabilities = (self.model.get_layer(name) for name in ("head_dropout", "head_probabilities"))
+        head = keras.Model(inputs, probabilities(dropout(inputs)))
+        data = {split: (features[split], one_hot(splits[split].labels, self.model)) for split in features}
+        history = self._fit("head", head, data, self.recipe.head_epochs, self.recipe.head_learning_rate)
+        log.info(f"Trained the head for {len(history['loss'])} epochs: validation {max(history['val_accuracy']):.4f}")
+        return history
+
+    def upper_layers(self, backbone: keras.Model, unfreeze: float, splits: dict[str, Pixels]) -> History:
+        """Train a part of the backbone, from the top, with the head."""
+        if self.recipe.epochs == 0:
+            return {}
+        weighted = [layer for layer in backbone.layers if layer.weights]
+        for layer in weighted[: round(len(weighted) * (1 - unfreeze))]:
+            layer.trainable = False
+        steps = batches.steps(len(splits["train"].labels), self.recipe)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0,
+            decay_steps=steps * max(1, self.recipe.epochs - 1),
+            warmup_target=self.recipe.learning_rate,
+            warmup_steps=steps,
+        )
+        data = {
+            split: (splits[split].images, one_hot(splits[split].labels, self.model))
+            for split in ("train", "validation")
+        }
+        return self._fit("upper-layers", self.model, data, self.recipe.epochs, schedule)
+
+    def _features(self, splits: dict[str, Pixels]) -> dict[str, NDArray[np.float32]]:
+        """Return what the backbone makes of the photos; an earlier process may have left it."""
+        started, found = time.monotonic(), dict[str, NDArray[np.float32]]()
+        for split in ("train", "validation"):
+            kept = self.run.kept(f"features-{split}")
+            if kept is None:
+                features = frozen_features(self.model, splits[split].images, self.recipe)
+                kept = self.run.keep(f"features-{split}", features)
+            found[split] = kept
+        log.info(
+            f"Computed the features of {sum(map(len, found.values()))} photos in {time.monotonic() - started:.0f} s"
+        )
+        return found
+
+    def _fit(self, phase: str, model: keras.Model, data: Data, epochs: int, learning_rate: Any) -> History:
+        """Fit on inputs and targets, photos augmented and features not, from where an earlier process stopped."""
+        recipe, photos, targets = self.recipe, len(data["train"][0].shape) == 4, data["train"][1]
+        steps = batches.steps(len(targets), recipe)
+        averaged = steps * recipe.averaging > 1
+        momentum = 1 - 1 / (steps * recipe.averaging) if averaged else None
+        model.compile(
+            keras.optimizers.AdamW(
+                learning_rate, weight_decay=recipe.weight_decay, use_ema=averaged, ema_momentum=momentum
+            ),
+            keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+            metrics=["accuracy"],
+        )
+        early_stopping = BestOfEqual if len(data["validation"][1]) < FEW_PHOTOS else keras.callbacks.EarlyStopping
+        stopping = early_stopping("val_accuracy", patience=recipe.patience, restore_best_weights=True)
+        progress = Progress(self.run, phase, stopping)
+        left = progress.restore(model, epochs)
+        if left and left.start:
+            log.info(
+                f"Resuming {phase} at epoch {left.start + 1} of {epochs} from {self.run.path}; --fresh starts anew"
+            )
+        if not left:
+            return progress.history
+        model.fit(
+            batches.shuffled(*data["train"], recipe, left, augment=photos),
+            validation_data=batches.in_order(*data["validation"], recipe),
+            steps_per_epoch=steps,
+            class_weight=class_weights(targets) if recipe.class_weights == "balanced" else None,
+            initial_epoch=left.start,
+            epochs=epochs,
+            callbacks=[
+                _Reseed(recipe.seed),
+                *([_Average(left)] if averaged else []),  # before those that keep weights
+                stopping,
+                progress,
+                *([_Lines(left)] if photos else []),
+                *self.watch,
+            ],
+            shuffle=False,
+            verbose=0,
+        )
+        return progress.history
 
 
 def frozen_features(model: keras.Model, images: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:
     """Return what the backbone makes of images, (n, c)."""
     of_images = keras.Model(model.input, model.get_layer("head_dropout").input)
     return of_images.predict(images, batch_size=recipe.batch_size, verbose=0)
-
-
-def _features(
-    model: keras.Model, splits: dict[str, Pixels], recipe: Recipe, run: Unfinished, say: Say
-) -> dict[str, NDArray[np.float32]]:
-    """Return what the backbone makes of the photos; an earlier process may have left it."""
-    started, found = time.monotonic(), {}
-    for split in ("train", "validation"):
-        found[split] = run.kept(f"features-{split}")
-        if found[split] is None:
-            found[split] = run.keep(f"features-{split}", frozen_features(model, splits[split].images, recipe))
-    say(f"Computed the features of {sum(map(len, found.values()))} photos in {time.monotonic() - started:.0f} s")
-    return found
-
-
-def _fit(
-    model: keras.Model,
-    phase: str,
-    data: dict[str, tuple[NDArray[Any], NDArray[np.float32]]],
-    epochs: int,
-    learning_rate: Any,
-    recipe: Recipe,
-    run: Unfinished,
-    say: Say,
-    watch: Watch = (),
-) -> History:
-    """Fit on inputs and targets, photos augmented and features not, from where an earlier process stopped."""
-    photos = len(data["train"][0].shape) == 4
-    targets = data["train"][1]
-    steps = batches.steps(len(targets), recipe)
-    averaged = steps * recipe.averaging > 1
-    momentum = 1 - 1 / (steps * recipe.averaging) if averaged else None
-    model.compile(
-        keras.optimizers.AdamW(
-            learning_rate, weight_decay=recipe.weight_decay, use_ema=averaged, ema_momentum=momentum
-        ),
-        keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=["accuracy"],
-    )
-    early_stopping = BestOfEqual if len(data["validation"][1]) < FEW_PHOTOS else keras.callbacks.EarlyStopping
-    stopping = early_stopping("val_accuracy", patience=recipe.patience, restore_best_weights=True)
-    progress = Progress(run, phase, stopping)
-    left = progress.restore(model, epochs)
-    if left and left.start:
-        say(f"Resuming {phase} at epoch {left.start + 1} of {epochs} from {run.path}; --fresh starts anew")
-    if not left:
-        return progress.history
-    model.fit(
-        batches.shuffled(*data["train"], recipe, left, augment=photos),
-        validation_data=batches.in_order(*data["validation"], recipe),
-        steps_per_epoch=steps,
-        class_weight=class_weights(targets) if recipe.class_weights == "balanced" else None,
-        initial_epoch=left.start,
-        epochs=epochs,
-        callbacks=[
-            _Reseed(recipe.seed),
-            *([_Average(left)] if averaged else []),  # before those that keep weights
-            stopping,
-            progress,
-            *([_Lines(left, say)] if photos else []),
-            *watch,
-        ],
-        shuffle=False,
-        verbose=0,
-    )
-    return progress.history
 
 
 class BestOfEqual(keras.callbacks.EarlyStopping):
@@ -191,15 +195,15 @@ class _Average(keras.callbacks.SwapEMAWeights):
 class _Lines(keras.callbacks.Callback):
     """One line an epoch, with the time that is left."""
 
-    def __init__(self, epochs: range, say: Say) -> None:
+    def __init__(self, epochs: range) -> None:
         super().__init__()
-        self.epochs, self.say, self.started = epochs, say, time.monotonic()
+        self.epochs, self.started = epochs, time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}
         passed = time.monotonic() - self.started
         left = passed / (epoch + 1 - self.epochs.start) * (self.epochs.stop - epoch - 1)
-        self.say(
+        log.info(
             f"Epoch {epoch + 1}/{self.epochs.stop}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.4f},"
             f" validation {logs['val_accuracy']:.4f}, {passed:.0f} s passed, at most {left:.0f} s left"
         )

@@ -22,18 +22,20 @@ def write_report(
     run: Path,
     model: keras.Model,
     contract: Contract,
+    *,
     history: Mapping[str, Mapping[str, Sequence[float]]],
     result: Result,
     photos: Pixels,
-    told: str,
+    split: str,
     augmented: NDArray[np.uint8],
 ) -> Path:
     """Write report.html, its plots as PNG files and model.txt into a run folder, and return the page.
 
     Args:
+        history: Each phase's figures by epoch.
         result: What the model said of held-out photos.
         photos: Those photos.
-        told: How they are told.
+        split: Which they are.
         augmented: A few photos (n, h, w, 3) as training changed them; n may be 0.
     """
     lines: list[str] = []
@@ -46,7 +48,7 @@ def write_report(
     page.write(
         run / "report.html",
         "run.html",
-        **report.draw([result], photos, contract.classes, told, run),
+        **report.draw([result], photos, contract.classes, f"{len(photos.labels)} photos of {split}", run),
         curves=page.picture(run / "curves.png"),
         augmented=[page.thumbnail(each) for each in augmented],
         facts=_facts(contract.origin),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from training.judge.report import Result
 from training.models.catalogue import Architecture, image_spec
 from training.runs.folder import provenance, write_run
 
+_log = logging.getLogger(__name__)
+
 GOLDEN_PHOTOS = 3
 SAMPLES = 12  # augmented photos that a run's report shows
 
@@ -31,12 +34,12 @@ SAMPLES = 12  # augmented photos that a run's report shows
 def train(
     folder: Path,
     name: str,
+    *,
     architecture: Architecture,
     weights: str | None,
     recipe: Recipe,
-    folder_of_runs: Path,
+    runs: Path,
     cache: Path,
-    say: Callable[[str], None] = print,
     fresh: bool = False,
     distribute: str = "none",
 ) -> Path:
@@ -48,108 +51,94 @@ def train(
         architecture: The backbone; its size decides the pixels.
         weights: `imagenet`, or None to start from random ones.
         recipe: How to train.
-        folder_of_runs: Where run folders go.
+        runs: Where run folders go.
         cache: Where decoded pixels go.
-        say: Takes each step, a line.
         fresh: Start anew, though the same run was interrupted; without it, that one goes on.
         distribute: Which devices share the work, see `_strategy`.
 
     Returns:
-        The run folder, see `training.runs.folder.folder`.
+        The run folder, see `training/runs/folder.py`.
     """
     recipe.check_trains(weights)
     keras.utils.set_random_seed(recipe.seed)
-    dataset = read_folder(folder, recipe.seed)
-    spec = image_spec(architecture)
-    splits = {split: load(split, photos, spec, cache, say) for split, photos in dataset.splits.items()}
-
+    dataset, spec = read_folder(folder, recipe.seed), image_spec(architecture)
+    splits = {split: load(split, photos, spec, cache) for split, photos in dataset.splits.items()}
     if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
-        say(f"Note that {few} photos for validation measure roughly: by them epochs are chosen, and int8 is released")
-    digests = {split: pixels.digest for split, pixels in splits.items()}
-    identity = {
+        _log.info(
+            f"Note that {few} photos for validation measure roughly: by them epochs are chosen, and int8 is released"
+        )
+    made_of = {
         "architecture": asdict(architecture),
         "weights": weights,
         "recipe": asdict(recipe),
-        "data": digests,
+        "data": {split: pixels.digest for split, pixels in splits.items()},
         "keras": keras.__version__,
         "decoder": decoder(),
     }
     shared = _strategy(distribute)
     if distribute != "none":
-        say(f"Sharing each batch of {recipe.batch_size} among {shared.num_replicas_in_sync} devices")
-    with open_unfinished(folder_of_runs, name, identity, fresh) as unfinished, shared.scope():
+        _log.info(f"Sharing each batch of {recipe.batch_size} among {shared.num_replicas_in_sync} devices")
+    with open_unfinished(runs, name, made_of, fresh) as unfinished, shared.scope():
         backbone = architecture.backbone(weights, include_top=False)
         model = phases.assemble(architecture, backbone, len(dataset.classes), recipe)
         if recipe.class_weights == "balanced":
-            by_class = phases.class_weights(phases.one_hot(splits["train"].labels, model))
-            say("Class weights: " + ", ".join(f"{dataset.classes[k]} {weight:.2f}" for k, weight in by_class.items()))
-        history: dict[str, History] = {"head": {}}
-        if weights:  # random layers are not worth freezing
-            history["head"] = phases.train_head(model, splits, recipe, unfinished, say)
-        unfreeze = recipe.unfreeze if weights else 1.0
-        history["upper layers"] = phases.train_upper_layers(model, backbone, unfreeze, splits, recipe, unfinished, say)
-        temperature = _calibrate(model, splits["validation"], recipe, say)
-        results = {
-            split: _measure(name, split, model, splits[split], dataset.classes, recipe, say)
-            for split in ("validation", "test")
-            if split in splits
+            _log_class_weights(model, splits["train"], dataset.classes)
+        training = phases.Phases(model, recipe, unfinished)
+        history: dict[str, History] = {
+            "head": training.head(splits) if weights else {},  # random layers are not worth freezing
+            "upper layers": training.upper_layers(backbone, recipe.unfreeze if weights else 1.0, splits),
         }
-        contract = Contract(
-            model=name,
-            classes=dataset.classes,
-            image=spec,
-            origin={
-                "architecture": architecture.name,
-                "weights": weights or "none",
-                "data_digest": digests,
-                "recipe": asdict(recipe),
-                "temperature": round(temperature, 4),
-                "training_s": round(unfinished.spent_s),
-                **provenance(),
-            },
-            metrics=_metrics(results),
-        )
+        temperature = _calibrate(model, splits["validation"], recipe)
+        held_out: dict[str, Pixels] = {name: splits[name] for name in ("validation", "test") if name in splits}
+        results = {split: _measure(name, split, model, pixels, dataset.classes) for split, pixels in held_out.items()}
+        origin = {
+            "architecture": architecture.name,
+            "weights": weights or "none",
+            "data_digest": made_of["data"],
+            "recipe": asdict(recipe),
+            "temperature": round(temperature, 4),
+            "training_s": round(unfinished.spent_s),
+            **provenance(),
+        }
+        contract = Contract(name, dataset.classes, spec, origin, _metrics(results))
         split, result = list(results.items())[-1]
-        held_out = splits[split]
-        run = write_run(folder_of_runs, model, contract, history, _telling_photos(model, held_out))
-        told = f"{len(held_out.labels)} photos of {split}"
-        write_report(run, model, contract, history, result, held_out, told, _samples(splits["train"], recipe))
+        run = write_run(runs, model, contract, history, _telling_photos(held_out[split], result))
+        augmented = _samples(splits["train"], recipe)
+        write_report(run, model, contract, history=history, result=result, photos=held_out[split], split=split,
+                     augmented=augmented)  # fmt: skip
     return run
 
 
-def load(split: str, photos: Sequence[Photo], spec: ImageSpec, cache: Path, say: Callable[[str], None]) -> Pixels:
+def load(split: str, photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels:
     """Read the pixels of a split, and tell what was read and skipped."""
     started = time.monotonic()
     pixels = load_pixels(photos, spec, cache)
     for path, reason in pixels.skipped.items():
-        say(f"Skipped {path}: {reason}")
-    say(f"Read {len(pixels.labels)} photos for {split} in {time.monotonic() - started:.1f} s")
+        _log.info(f"Skipped {path}: {reason}")
+    _log.info(f"Read {len(pixels.labels)} photos for {split} in {time.monotonic() - started:.1f} s")
     return pixels
 
 
-def _calibrate(model: keras.Model, pixels: Pixels, recipe: Recipe, say: Callable[[str], None]) -> float:
+def _calibrate(model: keras.Model, pixels: Pixels, recipe: Recipe) -> float:
     """Fit a temperature on validation and bake it into the head."""
     probabilities = model.predict(pixels.images, batch_size=recipe.batch_size, verbose=0)
     temperature = calibration.fit_temperature(probabilities, pixels.labels)
     calibration.bake(model, "head_probabilities", temperature)
     if temperature != 1.0:
-        say(f"Divided the logits by a temperature of {temperature:.2f}, fitted on validation")
+        _log.info(f"Divided the logits by a temperature of {temperature:.2f}, fitted on validation")
     return temperature
 
 
-def _measure(
-    name: str,
-    split: str,
-    model: keras.Model,
-    pixels: Pixels,
-    classes: Sequence[str],
-    recipe: Recipe,
-    say: Callable[[str], None],
-) -> Result:
-    probabilities = model.predict(pixels.images, batch_size=recipe.batch_size, verbose=0)
+def _log_class_weights(model: keras.Model, pixels: Pixels, classes: Sequence[str]) -> None:
+    by_class = phases.class_weights(phases.one_hot(pixels.labels, model))
+    _log.info("Class weights: " + ", ".join(f"{classes[k]} {weight:.2f}" for k, weight in by_class.items()))
+
+
+def _measure(name: str, split: str, model: keras.Model, pixels: Pixels, classes: Sequence[str]) -> Result:
+    probabilities = model.predict(pixels.images, verbose=0)
     figures = measure(probabilities, pixels.labels, classes)
     accuracy = figures.accuracy
-    say(
+    _log.info(
         f"Accuracy on {split}: {accuracy.value:.4f} of {figures.photos} photos,"
         f" 95 % interval {accuracy.low:.3f} to {accuracy.high:.3f}"
     )
@@ -174,9 +163,9 @@ def _samples(pixels: Pixels, recipe: Recipe) -> NDArray[np.uint8]:
     return np.clip(augmented.numpy()[:SAMPLES], 0, 255).astype(np.uint8)
 
 
-def _telling_photos(model: keras.Model, pixels: Pixels) -> list[bytes]:
+def _telling_photos(pixels: Pixels, result: Result) -> list[bytes]:
     """Return the held-out photos that the model is least sure of: they show a change of pixels first."""
-    top = model.predict(pixels.images, verbose=0).max(axis=1)
+    top = result.probabilities.max(axis=1)
     return [pixels.paths[position].read_bytes() for position in np.argsort(top)[:GOLDEN_PHOTOS]]
 
 

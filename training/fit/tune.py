@@ -7,6 +7,7 @@ looked at. `runs/.tune/PRESET-DIGEST/` keeps the trials, the scores of the compa
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shlex
@@ -28,13 +29,14 @@ from optuna.trial import FrozenTrial, TrialState
 from training.data.folder import read_folder
 from training.data.pixels import decoder
 from training.errors import TrainingError
-from training.fit import phases
 from training.fit.folds import FOLDS, Folds
 from training.fit.preset import find_preset, write_preset
 from training.fit.recipe import Recipe
 from training.fit.train import load
-from training.fit.unfinished import locked
+from training.fit.unfinished import folder_of
 from training.models.catalogue import find_architecture, image_spec
+
+_log = logging.getLogger(__name__)
 
 FEWEST_COMPARED = 2  # of fewer folds, a gain has no standard error
 FIRST_TRIALS = 5  # drawn at random and not pruned: they are what later ones are held to
@@ -50,9 +52,7 @@ _SPACE = {
 }
 
 
-def tune(
-    folder: Path, preset_name: str, minutes: float, out: Path, folder_of_runs: Path, cache: Path, say: phases.Say
-) -> None:
+def tune(folder: Path, preset_name: str, minutes: float, *, out: Path, runs: Path, cache: Path) -> None:
     """Search for values that do better than a preset's on the training photos of a folder, and write a preset.
 
     Args:
@@ -60,9 +60,8 @@ def tune(
         preset_name: Where to start. If it does not train the upper layers, all trials share the frozen features.
         minutes: For all of it. The same call again goes on with the trials there are, for as long again.
         out: The .toml file to write; without a gain, it has the values of the preset.
-        folder_of_runs: Where the trials are kept.
+        runs: Where the trials are kept.
         cache: Where decoded pixels go.
-        say: Takes each step, a line.
 
     Raises:
         TrainingError: There are too few minutes, or too few photos, or the preset trains nothing.
@@ -79,12 +78,14 @@ def tune(
     space = _space(start, weights)
     architecture = find_architecture(preset.architecture, preset.size)
     dataset = read_folder(folder, start.seed)
-    say(f"Taking {minutes:g} minutes; of what the first trial leaves, up to half is kept back for a comparison")
-    photos = load("train", dataset.splits["train"], image_spec(architecture), cache, say)
+    _log.info(f"Taking {minutes:g} minutes; of what the first trial leaves, up to half is kept back for a comparison")
+    photos = load("train", dataset.splits["train"], image_spec(architecture), cache)
     identity = {"of": [asdict(architecture), weights, asdict(start), photos.digest, keras.__version__, decoder()]}
-    with locked(folder_of_runs / ".tune", name, identity) as path:
-        folds = Folds(architecture, weights, len(dataset.classes), photos, start, path, say)
-        search = _Search(_open(path, start), space, start, folds, minutes, deadline, say)
+    with folder_of(runs / ".tune", name, identity) as path:
+        folds = Folds(
+            photos, architecture=architecture, weights=weights, classes=len(dataset.classes), recipe=start, path=path
+        )
+        search = _Search(_open(path, start), space, start, folds, minutes, deadline)
         best, told = search.compare(search.run(), name)
         trials = search.trials(TrialState.COMPLETE, TrialState.PRUNED)
         tuned = replace(
@@ -97,8 +98,8 @@ def tune(
         )
         write_preset(out, tuned)
         folds.close()
-    say(told)
-    say(f"Wrote {out}, for: {tuned.command}")
+    _log.info(told)
+    _log.info(f"Wrote {out}, for: {tuned.command}")
 
 
 @dataclass
@@ -111,7 +112,6 @@ class _Search:
     folds: Folds
     minutes: float
     deadline: float
-    say: phases.Say
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials that ended so."""
@@ -125,7 +125,7 @@ class _Search:
     def run(self) -> int:
         """Run trials until what is left is needed for the comparison, and return the folds it will have."""
         if kept := self.trials(TrialState.COMPLETE, TrialState.PRUNED):
-            self.say(f"Going on; trials so far: {len(kept)}")
+            _log.info(f"Going on; trials so far: {len(kept)}")
         else:
             edges = {name: (edge.low, edge.high) for name, edge in self.space.items()}
             self.study.enqueue_trial({name: float(np.clip(getattr(self.start, name), *edges[name])) for name in edges})
@@ -142,7 +142,7 @@ class _Search:
             )
         folds = min(FOLDS - 1, max(FEWEST_COMPARED, int(left_s / 2 / (2 * first_s))))
         kept_back_s = folds * 2 * first_s
-        self.say(
+        _log.info(
             f"A training takes about {first_s:.0f} s: {(left_s - kept_back_s) / 60:.1f} minutes for the search,"
             f" {kept_back_s / 60:.1f} to compare on {folds} other folds"
         )
@@ -158,7 +158,7 @@ class _Search:
         for fold in range(1, folds + 1):
             started = time.monotonic()
             pairs.append((self._accuracy(self.start, fold), self._accuracy(best, fold)))
-            self.say(f"Fold {fold + 1} of {FOLDS}: {preset} {pairs[-1][0]:.4f}, found {pairs[-1][1]:.4f}")
+            _log.info(f"Fold {fold + 1} of {FOLDS}: {preset} {pairs[-1][0]:.4f}, found {pairs[-1][1]:.4f}")
             if len(pairs) >= FEWEST_COMPARED and 2 * time.monotonic() - started > self.deadline:
                 break
         before, after = np.mean(pairs, axis=0)
@@ -194,7 +194,7 @@ class _Search:
             self.study.tell(trial, state=TrialState.FAIL)
             return False
         passed = self.minutes - (self.deadline - time.monotonic()) / 60
-        self.say(f"Trial {trial.number}: {values}: {outcome}, {passed:.1f} of {self.minutes:g} minutes")
+        _log.info(f"Trial {trial.number}: {values}: {outcome}, {passed:.1f} of {self.minutes:g} minutes")
         return True
 
     def _accuracy(self, recipe: Recipe, fold: int) -> float:
@@ -205,7 +205,8 @@ class _Search:
         return self.study.user_attrs[key]
 
     def _recipe(self, values: Mapping[str, Any]) -> Recipe:
-        return replace(self.start, **{name: float(f"{value:.3g}") for name, value in values.items()})
+        found: dict[str, Any] = {name: float(f"{value:.3g}") for name, value in values.items()}
+        return replace(self.start, **found)
 
 
 class _OutOfTime(Exception):

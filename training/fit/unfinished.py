@@ -7,7 +7,6 @@ know neither the best weights nor the history; here one rename counts for all of
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -22,6 +21,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from training.disk import locked, written_whole
 from training.errors import TrainingError
 
 _LOCK, _STATE = ".lock", "state.json"
@@ -42,10 +42,8 @@ class Unfinished:
 
     def keep(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         """Keep an array that takes long to compute."""
-        draft = self.path / f"{name}.draft"
-        with draft.open("wb") as file:
+        with written_whole(self.path / f"{name}.npy") as draft, draft.open("wb") as file:
             np.save(file, array)
-        draft.rename(self.path / f"{name}.npy")
         return array
 
     def kept(self, name: str) -> NDArray[Any] | None:
@@ -67,7 +65,7 @@ def open_unfinished(folder_of_runs: Path, name: str, identity: Mapping[str, Any]
     Raises:
         TrainingError: The same run is going on in another process.
     """
-    with locked(folder_of_runs / ".unfinished", name, identity) as path:
+    with folder_of(folder_of_runs / ".unfinished", name, identity) as path:
         if fresh:
             for left in path.glob("[!.]*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -77,7 +75,7 @@ def open_unfinished(folder_of_runs: Path, name: str, identity: Mapping[str, Any]
 
 
 @contextmanager
-def locked(folder: Path, name: str, identity: Mapping[str, Any]) -> Iterator[Path]:
+def folder_of(folder: Path, name: str, identity: Mapping[str, Any]) -> Iterator[Path]:
     """Open the folder inside another that belongs to an identity, for one process at a time.
 
     Raises:
@@ -86,11 +84,7 @@ def locked(folder: Path, name: str, identity: Mapping[str, Any]) -> Iterator[Pat
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{name}-{digest}"
     path.mkdir(parents=True, exist_ok=True)
-    with (path / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise TrainingError("Expected to be the only training of this kind. Received: the same one runs") from exc
+    with locked(path / _LOCK, TrainingError("The same training is already running in another process.")):
         yield path
 
 
@@ -133,9 +127,8 @@ class Progress(keras.callbacks.Callback):
         self.model.save_weights(self._weights(epoch))
         stopping = {name: getattr(self._stopping, name) for name in ("best", "best_epoch", "wait")}
         state = {"epochs": epoch + 1, "stopping": stopping, "history": self.history, "spent_s": self._run.spent_s}
-        draft = self._folder / f"{_STATE}.draft"
-        draft.write_text(json.dumps(state))
-        draft.rename(self._folder / _STATE)
+        with written_whole(self._folder / _STATE) as draft:
+            draft.write_text(json.dumps(state))
         for path in self._folder.glob("*.weights.h5"):
             if path not in (self._weights(epoch), self._weights(stopping["best_epoch"])):
                 path.unlink()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from training.judge import metrics, report
 from training.judge.predictors import Predictor, check_alike
 from training.judge.report import Result
 
+_log = logging.getLogger(__name__)
+
 
 def evaluate(
     folder: Path,
@@ -24,7 +27,6 @@ def evaluate(
     out: Path,
     cache: Path,
     console: Console,
-    say: Callable[[str], None] = print,
 ) -> list[Result]:
     """Measure predictors on the same photos, and write a report.
 
@@ -35,29 +37,28 @@ def evaluate(
         out: A folder for evaluation.html, evaluation.json and the plots.
         cache: Where decoded pixels go.
         console: Takes the tables.
-        say: Takes each step, a line.
 
     Raises:
         TrainingError: No such photos, or a predictor that does not answer.
     """
-    check_alike(predictors, say)
+    check_alike(predictors)
     contract = predictors[0].contract
     photos, told = choose_photos(folder, contract, split, cache)
-    say(f"Evaluating on {told}")
+    _log.info(f"Evaluating on {told}")
     results: list[Result] = []
     for predictor in predictors:
         pixels = load_pixels(photos, predictor.contract.image, cache)
-        say(f"Asking {predictor.title}")
+        _log.info(f"Asking {predictor.title}")
         probabilities = predictor.predict(pixels)
         agreement = metrics.compare(results[0].probabilities, probabilities) if results else None
         figures = metrics.measure(probabilities, pixels.labels, contract.classes)
         results.append(Result(predictor.title, probabilities, figures, agreement))
     for path, reason in pixels.skipped.items():
-        say(f"Skipped {path}: {reason}")
-    say("")
+        _log.info(f"Skipped {path}: {reason}")
+    _log.info("")
     report.show(results, console)
     page = report.write(results, pixels, contract.classes, told, out)
-    say(f"\nWrote {page}, evaluation.json and plots beside it")
+    _log.info(f"\nWrote {page}, evaluation.json and plots beside it")
     return results
 
 
@@ -79,9 +80,9 @@ def choose_photos(folder: Path, contract: Contract, split: str, cache: Path) -> 
         if name in own:
             photos = read_split(own[name], contract.classes, complete=False)
             return photos, f"{len(photos)} photos of {own[name]}{_trained_on(photos, contract, cache, name == 'train')}"
-        if name != "train" and (photos := _held_out_again(folder, contract, name, cache)):
-            taken = f"{len(photos)} photos of {folder}, which training set aside for {name}"
-            return photos, f"{taken}{_trained_on(photos, contract, cache)}"
+        if name != "train" and (held_out := _held_out_again(folder, contract, name, cache)):
+            taken = f"{len(held_out)} photos of {folder}, which training set aside for {name}"
+            return held_out, f"{taken}{_trained_on(held_out, contract, cache)}"
     if split not in ("auto", "all"):
         raise DataError(
             f"Expected a {split} split in {folder}, or the folder that the model was trained on."

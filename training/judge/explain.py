@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from training.judge import plots
 from training.models.catalogue import find_architecture, preprocess
 from training.runs.folder import read_run
 
+_log = logging.getLogger(__name__)
+
 OPACITY = 0.5  # of the colours over the photo
 MOST_PHOTOS = 24  # that one looks at; each takes 0.2 s to explain and draw
 
@@ -35,9 +38,7 @@ class Explanation:
     probability: float
 
 
-def explain(
-    run: Path, images: Sequence[str], label: str | None, out: Path, say: Callable[[str], None] = print
-) -> list[Explanation]:
+def explain(run: Path, images: Sequence[str], label: str | None, out: Path) -> list[Explanation]:
     """Explain a run's predictions, and write explain.html and explain.png into a folder.
 
     Args:
@@ -45,7 +46,6 @@ def explain(
         images: Files.
         label: The class to explain; without it, the most probable one of each photo.
         out: For the page and the sheet.
-        say: Takes a line for each photo.
 
     Raises:
         TrainingError: No photo that decodes, a class that is none, or a model that train did not make.
@@ -57,16 +57,16 @@ def explain(
     found: list[Explanation] = []
     for position, image in enumerate(images):
         if len(found) == MOST_PHOTOS:
-            say(f"Shown are {MOST_PHOTOS} photos at once; {len(images) - position} more were left out")
+            _log.info(f"Shown are {MOST_PHOTOS} photos at once; {len(images) - position} more were left out")
             break
         try:
             pixels = decode(Path(image).read_bytes(), contract.image).pixels
         except (ImageError, OSError) as exc:
-            say(f"Skipped {image}: {exc}")
+            _log.info(f"Skipped {image}: {exc}")
             continue
         index, probability, map_ = heat.of(pixels, None if label is None else contract.classes.index(label))
         found.append(Explanation(image, pixels, _overlay(pixels, map_), contract.classes[index], probability))
-        say(f"{contract.classes[index]} {probability:.3f}  {image}")
+        _log.info(f"{contract.classes[index]} {probability:.3f}  {image}")
     if not found:
         raise DataError(f"Expected photos that decode. Received {len(images)} that do not")
     out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def explain(
     plots.photos(out / "explain.png", *zip(*sheet, strict=True))
     shown = [{**vars(each), "urls": [page.thumbnail(each.pixels), page.thumbnail(each.overlay)]} for each in found]
     page.write(out / "explain.html", "explain.html", title=f"{run.parent.name}/{run.name}", explanations=shown)
-    say(f"\nWrote {out / 'explain.html'}, and explain.png beside it")
+    _log.info(f"\nWrote {out / 'explain.html'}, and explain.png beside it")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +16,7 @@ from training.judge.metrics import Figures
 
 ACCENT, QUIET, ALERT = "#0f6b5c", "#8a857a", "#a3301f"
 MAX_CLASSES = 30  # in a matrix or a chart; beyond it names cannot be read
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import urllib3
 
+from contract.answers import most_probable
 from contract.image import ImageError, decode
 from contract.photos import SUFFIXES, photos_in
 from training.errors import DataError, TrainingError
@@ -58,18 +59,11 @@ def predict(images: Sequence[str], version: StoredVersion, top_k: int) -> Iterat
             yield Answer(image, [], str(exc))
             continue
         probabilities = version.predict_pixels(pixels[np.newaxis])[0]
-        order = np.argsort(-probabilities, kind="stable")[:top_k]
-        yield Answer(
-            image,
-            [
-                {"class": contract.classes[i], "index": int(i), "probability": round(float(probabilities[i]), 6)}
-                for i in order
-            ],
-        )
+        yield Answer(image, most_probable(contract.classes, probabilities, top_k))
 
 
-def write(answers: Iterator[Answer], version: StoredVersion, as_json: bool, say: Callable[[str], None]) -> None:
-    """Tell each answer as it comes, on a line: classes in columns with the image behind, or JSON.
+def write(answers: Iterator[Answer], version: StoredVersion, as_json: bool) -> None:
+    """Print each answer as it comes, on a line: classes in columns with the image behind, or JSON.
 
     Raises:
         TrainingError: An image has no answer; the others are told all the same.
@@ -77,7 +71,7 @@ def write(answers: Iterator[Answer], version: StoredVersion, as_json: bool, say:
     tell = _json if as_json else _columns
     failed = total = 0
     for answer in answers:
-        say(tell(answer, version))
+        print(tell(answer, version), flush=True)
         failed, total = failed + bool(answer.error), total + 1
     if failed:
         raise TrainingError(f"Expected an answer for each image. {failed} of {total} have none")

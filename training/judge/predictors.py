@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +14,15 @@ import numpy as np
 import urllib3
 from numpy.typing import NDArray
 
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
+from contract.answers import describe
+from contract.document import DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
+from contract.store import versions_of
 from serving.engines import open_engine
 from serving.errors import ServingError
 from training.data.pixels import Pixels
 from training.errors import TrainingError
-from training.release.store import versions
+
+_log = logging.getLogger(__name__)
 
 ENGINES = {"int8": "int8", "tflite": "tflite", "savedmodel": "tensorflow"}
 _BATCH = 32
@@ -67,24 +71,23 @@ class StoredVersion:
     """A version in the model-store, by one of its files."""
 
     def __init__(self, store: Path, model: str, number: int | None, engine: str) -> None:
-        found = versions(store, model)
+        found = versions_of(store, model)
         if not found or (number is not None and number not in found):
             known = ", ".join(sorted(path.name for path in store.glob("*") if path.is_dir())) or "no model"
             received = f"versions {', '.join(map(str, found))}" if found else f"no version; the store has {known}"
             wanted = "a version" if number is None else f"version {number}"
             raise TrainingError(f"Expected {wanted} of {model!r} in {store}. Received: {received}")
-        self.number = found[-1] if number is None else number
+        self.number = max(found) if number is None else number
         try:
-            self._engine = open_engine(store / model / str(self.number), ENGINES[engine], os.cpu_count() or 1)
+            self._engine = open_engine(found[self.number], ENGINES[engine], os.cpu_count() or 1)
             if DESCRIBE_SIGNATURE not in self._engine.signatures:
                 raise TrainingError(
                     f"Expected version {self.number} of {model!r} to describe itself, as `training export` writes it."
                     f" Received a file without the signature {DESCRIBE_SIGNATURE}"
                 )
-            answer = self._engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})
+            self.contract = Contract.from_json(describe(self._engine.run))
         except ServingError as exc:
             raise TrainingError(f"Expected version {self.number} of {model!r} to load. Received: {exc}") from exc
-        self.contract = Contract.from_json(answer[CONTRACT][0])
         self.title = f"{model} {self.number}, {engine}"
 
     def predict(self, photos: Pixels) -> NDArray[np.float32]:
@@ -143,7 +146,17 @@ class Gateway:
         return answer
 
 
-def check_alike(predictors: Sequence[Predictor], say: Callable[[str], None]) -> None:
+class Described(Protocol):
+    """Has a title and a contract."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def contract(self) -> Contract: ...
+
+
+def check_alike(predictors: Sequence[Described]) -> None:
     """Refuse to compare what has other classes, and tell of what decodes otherwise.
 
     Raises:
@@ -157,4 +170,4 @@ def check_alike(predictors: Sequence[Predictor], say: Callable[[str], None]) -> 
                 f" {', '.join(first.contract.classes[:5])} … and {', '.join(other.contract.classes[:5])} …"
             )
         if other.contract.image != first.contract.image:
-            say(f"Note that {first.title} and {other.title} decode photos in two ways, each by its contract")
+            _log.info(f"Note that {first.title} and {other.title} decode photos in two ways, each by its contract")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.document import Contract, ImageSpec
+from contract.store import versions_of
 from training.data.folder import Photo, read_folder
 from training.data.pixels import load_pixels
 from training.errors import DataError, ExportError
 from training.judge.predictors import StoredVersion, check_alike
 from training.release.quantization import CALIBRATION_PHOTOS
-from training.release.store import versions
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 32
 
@@ -55,7 +58,7 @@ class Criteria:
         top = np.concatenate([predict(np.ascontiguousarray(batch)).argmax(axis=1) for batch in batches])
         return float((top == pixels.labels).mean())
 
-    def refuse_if_worse(self, accuracy: float, contract: Contract, store: Path, say: Callable[[str], None]) -> None:
+    def refuse_if_worse(self, accuracy: float, contract: Contract, store: Path) -> None:
         """Compare an accuracy with that of the newest version in the store, by its fp32 TFLite file.
 
         Raises:
@@ -63,22 +66,22 @@ class Criteria:
         """
         if self.margin is None:
             return
-        if not versions(store, contract.model):
-            say(f"Nothing to compare with: {store} has no version of {contract.model!r} yet")
+        if not versions_of(store, contract.model):
+            _log.info(f"Nothing to compare with: {store} has no version of {contract.model!r} yet")
             return
         last = StoredVersion(store, contract.model, None, "tflite")
-        check_alike([last, _New(contract)], say)
+        check_alike([last, _New(contract)])
         for title, each in ((last.title, last.contract), ("The new version", contract)):
             digest = load_pixels(self.held_out, each.image, self.cache).digest
             if each.origin.get("data_digest", {}).get(self.split) != digest:
-                say(f"Note that {title} held out other photos, and may have been trained on some of these")
+                _log.info(f"Note that {title} held out other photos, and may have been trained on some of these")
         before = self.accuracy(last.predict_pixels, last.contract.image)
         if accuracy < before - self.margin - 1e-9:
             raise ExportError(
                 f"Expected an accuracy of at least {before:.4f}, that of version {last.number}, less {self.margin:g} on"
                 f" {self.told}. Received: {accuracy:.4f}. Nothing was released; without --refuse-if-worse it is"
             )
-        say(f"Not worse than version {last.number}: accuracy {accuracy:.4f}, before {before:.4f}, on {self.told}")
+        _log.info(f"Not worse than version {last.number}: accuracy {accuracy:.4f}, before {before:.4f}, on {self.told}")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from contract import messages_pb2 as messages
 from contract import tensor
+from contract.answers import describe
 from contract.document import (
     CONTRACT,
     DESCRIBE_SIGNATURE,
@@ -37,6 +39,8 @@ from training.models.frozen import freeze
 from training.release import golden, quantization, tflite
 from training.release.criteria import Criteria, Predict
 from training.release.store import staged_version
+
+_log = logging.getLogger(__name__)
 
 # Largest difference in a probability between an fp32 file and the Keras model. Seen: 4e-6.
 KERAS_TOLERANCE = 1e-3
@@ -60,7 +64,6 @@ def export(
     contract: Contract,
     store: Path,
     photos: Sequence[bytes] = (),
-    say: Callable[[str], None] = print,
     judge: Criteria | None = None,
 ) -> Release:
     """Release a model as the next version of `store/<contract.model>/`.
@@ -70,7 +73,6 @@ def export(
         contract: All but its golden examples, which are made here, for each file its own, and its identity.
         store: The model-store.
         photos: Encoded held-out photos for golden examples.
-        say: Takes each step, a line.
         judge: Labelled photos, without which there is no int8 and no comparison with the last version.
 
     Raises:
@@ -79,7 +81,7 @@ def export(
     """
     contract, spec = replace(contract, identity=new_identity()), contract.image
     images = golden.golden_images(spec, photos)
-    say(f"Running {len(images)} golden examples through Keras")
+    _log.info(f"Running {len(images)} golden examples through Keras")
     expected = golden.answer(images, spec, lambda pixels: np.asarray(model(pixels.astype(np.float32), training=False)))
     _check_probabilities(expected, len(contract.classes))
     frozen = freeze(model, spec.height, spec.width)
@@ -89,22 +91,22 @@ def export(
 
     accuracy = judge.accuracy(by_graph, spec) if judge else 0.0
     if judge:
-        judge.refuse_if_worse(accuracy, contract, store, say)
+        judge.refuse_if_worse(accuracy, contract, store)
     try:
         with staged_version(store, contract.model) as staging:
-            say("Writing saved_model.pb, variables frozen to constants")
+            _log.info("Writing saved_model.pb, variables frozen to constants")
             described = contract.with_golden(golden.answer(images, spec, by_graph))
             _write_saved_model(frozen, described, staging.path)
-            say("Converting to model.tflite")
+            _log.info("Converting to model.tflite")
             converted = tflite.convert(staging.path, (contract.signature, DESCRIBE_SIGNATURE))
             by_tflite = _predict(_run_here(converted, "tflite"), contract)
             described = contract.with_golden(golden.answer(images, spec, by_tflite))
             (staging.path / TFLITE_FILES["tflite"]).write_bytes(tflite.describe(converted, described))
             _write_warmup(contract, staging.path)
             for engine in ("tensorflow", "tflite"):
-                _check(_open(staging.path, engine), engine, expected, contract, KERAS_TOLERANCE, say)
+                _check(_open(staging.path, engine), engine, expected, contract, KERAS_TOLERANCE)
             if judge:
-                _add_int8(converted, contract, expected, judge, accuracy, staging.path, say)
+                _add_int8(converted, contract, expected, judge, accuracy, staging.path)
             return Release(staging.release(), contract.identity)
     except (OSError, tf.errors.OpError) as exc:
         raise ExportError(f"Expected to write a version below {store / contract.model}. Received: {exc}") from exc
@@ -117,13 +119,13 @@ def _write_saved_model(frozen: Any, contract: Contract, path: Path) -> None:
         count = tf.slice(tf.shape(images), [0], [1])
         return {**frozen(images), IDENTITY: tf.fill(count, tf.constant(bits, tf.int64))}
 
-    def describe(query: tf.Tensor) -> dict[str, tf.Tensor]:
+    def describe_itself(query: tf.Tensor) -> dict[str, tf.Tensor]:
         return {CONTRACT: tf.fill(tf.shape(query), description)}
 
     signatures = {
         PREDICT_SIGNATURE: frozen,
         contract.signature: tf.function(answer, [tf.TensorSpec(frozen.inputs[0].shape, tf.uint8, name=IMAGES)]),
-        DESCRIBE_SIGNATURE: tf.function(describe, [tf.TensorSpec((None,), tf.string, name=QUERY)]),
+        DESCRIBE_SIGNATURE: tf.function(describe_itself, [tf.TensorSpec((None,), tf.string, name=QUERY)]),
     }
     # Without this, saving a frozen graph fails on functions with a gradient of their own, such as swish.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -137,10 +139,9 @@ def _add_int8(
     judge: Criteria,
     keras_accuracy: float,
     path: Path,
-    say: Callable[[str], None],
 ) -> None:
     """Write a TFLite file in int8 beside the others, if it loses no more accuracy than it may; else say why not."""
-    say(f"Calibrating int8 on {len(judge.calibration)} training photos")
+    _log.info(f"Calibrating int8 on {len(judge.calibration)} training photos")
     try:
         calibration = quantization.calibrate(converted, judge.calibration)
         for float_part in quantization.FLOAT_PARTS:
@@ -149,14 +150,14 @@ def _add_int8(
             accuracy = judge.accuracy(predict, contract.image)
             drop = keras_accuracy - accuracy
             kept = f" with {float_part:.0%} of the operations in fp32" if float_part else ""
-            say(f"int8{kept}: accuracy {accuracy:.4f} on {judge.told}, Keras {keras_accuracy:.4f}")
+            _log.info(f"int8{kept}: accuracy {accuracy:.4f} on {judge.told}, Keras {keras_accuracy:.4f}")
             if drop <= judge.int8_drop + 1e-9:
                 break
         else:
-            say(f"No int8: expected to lose at most {judge.int8_drop:g} of accuracy")
+            _log.info(f"No int8: expected to lose at most {judge.int8_drop:g} of accuracy")
             return
     except (ConverterError, ServingError, RuntimeError, ValueError) as exc:
-        say(f"No int8: expected a model that can be quantized. Received: {exc}")
+        _log.info(f"No int8: expected a model that can be quantized. Received: {exc}")
         return
     metrics = {
         "int8_accuracy": accuracy,
@@ -173,7 +174,7 @@ def _add_int8(
     described = contract.with_golden(golden.answer(images, contract.image, predict))
     (path / TFLITE_FILES["int8"]).write_bytes(tflite.describe(content, described))
     # Single probabilities may differ; what holds int8 to Keras is its accuracy. NaN is refused all the same.
-    _check(_open(path, "int8"), "int8", expected, contract, np.inf, say)
+    _check(_open(path, "int8"), "int8", expected, contract, np.inf)
 
 
 def _write_warmup(contract: Contract, path: Path) -> None:
@@ -201,11 +202,9 @@ def _check(
     expected: Sequence[GoldenExample],
     contract: Contract,
     keras_tolerance: float,
-    say: Callable[[str], None],
 ) -> None:
     """Load and run what was written: against Keras, and against the golden examples that it carries."""
-    answer = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})
-    written = Contract.from_json(answer[CONTRACT][0])
+    written = Contract.from_json(describe(engine.run))
     if written.with_golden(()) != contract:
         raise ExportError(f"Expected the {name} file to describe itself as it was made. Received another contract")
     predict = _predict(engine, contract)
@@ -219,7 +218,7 @@ def _check(
             raise ExportError(
                 f"Expected the {name} file's probabilities within {tolerance:g} of {whose}. Received: {difference:g}"
             )
-    say(f"Checked {name}: within {_difference(received, expected):.1e} of Keras on {len(expected)} examples")
+    _log.info(f"Checked {name}: within {_difference(received, expected):.1e} of Keras on {len(expected)} examples")
 
 
 def _open(path: Path, engine: str) -> Engine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract.store import versions_of
+from training.disk import locked, written_whole
 from training.errors import ExportError
 
 _LOCK, _STAGING = ".lock", ".staging"
@@ -32,10 +33,9 @@ class StagedVersion:
                 _sync(Path(folder) / name)
         home = self.path.parent
         last = _last_file(home)
-        draft = last.with_name(f"{last.name}.draft")  # a full disk must not empty the file itself
-        draft.write_text(f"{self.number}\n")
-        _sync(draft)
-        draft.rename(last)
+        with written_whole(last) as draft:  # a full disk must not empty the file itself
+            draft.write_text(f"{self.number}\n")
+            _sync(draft)
         target = home / str(self.number)
         self.path.rename(target)
         _sync(home)
@@ -52,11 +52,7 @@ def staged_version(store: Path, model: str) -> Iterator[StagedVersion]:
     check_name(model)
     home = store / model
     home.mkdir(parents=True, exist_ok=True)
-    with (home / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise ExportError(f"Expected to be the only export of {model!r}. Received: another one is running") from exc
+    with locked(home / _LOCK, ExportError(f"Another export of {model!r} is running. Wait until it has ended.")):
         staging = home / _STAGING
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
@@ -76,19 +72,13 @@ def check_name(model: str) -> None:
         raise ExportError(f"Expected a model name of letters, digits, '.', '_' and '-'. Received: {model!r}")
 
 
-def versions(store: Path, model: str) -> list[int]:
-    """Return the numbers of a model's versions, lowest first."""
-    home = store / model
-    return sorted(int(path.name) for path in home.glob("*") if path.name.isdecimal() and path.is_dir())
-
-
 def _next_number(home: Path) -> int:
     """Return the number after every one that the model had, though its versions, or all of its folder, were removed.
 
     Never 0: that is the version that an image makes by itself.
     """
     texts = [last.read_text().strip() for last in (_last_file(home), home / _LAST_IN_HOME) if last.is_file()]
-    return max([0, *map(int, filter(str.isdecimal, texts)), *versions(home.parent, home.name)]) + 1
+    return max([0, *map(int, filter(str.isdecimal, texts)), *versions_of(home.parent, home.name)]) + 1
 
 
 def _last_file(home: Path) -> Path:

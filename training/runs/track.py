@@ -54,14 +54,14 @@ class Record:
 class Tracker(Protocol):
     """Takes runs."""
 
-    def log_run(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         """Take a run."""
 
 
 class TensorBoard:
     """Writes `RUN/tensorboard/`, which `tensorboard --logdir runs` finds."""
 
-    def log_run(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         """Write figures by epoch, parameters and pictures."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api
@@ -83,7 +83,7 @@ class TensorBoard:
 class MLflow:
     """Writes to where MLFLOW_TRACKING_URI says, or to what MLflow takes without."""
 
-    def log_run(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         """Make a run of the experiment that is named as the model."""
         import mlflow
 
@@ -101,7 +101,7 @@ class MLflow:
 class WeightsAndBiases:
     """Sends to Weights & Biases; with WANDB_MODE=offline it writes `wandb/`, for `wandb sync` later."""
 
-    def log_run(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         """Make a run of the project that is named as the model."""
         import wandb
 

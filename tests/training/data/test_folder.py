@@ -251,13 +251,6 @@ def test_no_photo_that_decodes_is_an_error(photos, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_progress_is_told(photos, cache):
-    """A caller hears of each photo, and of how many there are."""
-    told = []
-    load_pixels(photos, SPEC, cache, lambda *counts: told.append(counts))
-    assert told == [(done, 6) for done in range(1, 7)]
-
-
 def test_second_load_decodes_nothing(photos, cache, decoded):
     """The cache gives the same pixels without a decode."""
     first = load_pixels(photos, SPEC, cache)

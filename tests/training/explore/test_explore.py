@@ -40,7 +40,7 @@ def fill(tmp_path: Path) -> Fill:
 
 def look(source: Path) -> Inspection:
     """Inspect every photo of a source."""
-    return inspect(listing.read(source), source.parent / "cache", lambda line: None)
+    return inspect(listing.read(source), source.parent / "cache")
 
 
 def by_kind(found: list[Finding]) -> dict[str, Finding]:

@@ -49,7 +49,7 @@ def test_what_is_learned_follows_the_weights(
     features = np.zeros((40, 1), np.float32)
     data = dict.fromkeys(("train", "validation"), (features, targets))
     with open_unfinished(tmp_path, "m", {}, fresh=False) as run:
-        phases._fit(model, "head", data, 80, 0.05, recipe, run, print)
+        phases.Phases(model, recipe, run)._fit("head", model, data, 80, 0.05)
         model.load_weights(run.path / "head" / "epoch-80.weights.h5")  # the last, not the first of equals
     assert float(model(features[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
 

@@ -177,15 +177,16 @@ def test_a_phase_can_be_left_out_but_not_all(folder, small, tmp_path):
     """Random weights have no phase for the head; where nothing would train them, nothing is kept."""
     from training.fit.recipe import Recipe
     from training.fit.train import train
-    from training.models.catalogue import find
+    from training.models.catalogue import find_architecture
 
-    places = tmp_path / "runs", tmp_path / "cache"
+    places = {name: tmp_path / name for name in ("runs", "cache")}
+    start = {"architecture": find_architecture(small), "weights": None, **places}
     with pytest.raises(
         TrainingError, match=r"Expected epochs, which train random weights, of at least 1\. Received: 0"
     ):
-        train(folder, "colours", find(small), None, Recipe(head_epochs=5, epochs=0), *places)
-    assert not any(path.exists() for path in places)
-    run = train(folder, "colours", find(small), None, Recipe(head_epochs=0, epochs=1), *places)
+        train(folder, "colours", recipe=Recipe(head_epochs=5, epochs=0), **start)
+    assert not any(path.exists() for path in places.values())
+    run = train(folder, "colours", recipe=Recipe(head_epochs=0, epochs=1), **start)
     assert (run / "model.keras").is_file()
 
 

@@ -128,7 +128,9 @@ def test_the_result_is_a_preset_of_train(tuned: tuple[Path, str], photos: Path, 
     assert run.contract and run.contract.origin["recipe"] == find_preset(str(preset)).recipe
 
 
-def test_upper_layers_are_trained_on_the_photos_of_other_folds(clock: Clock, photos: Path, tmp_path: Path) -> None:
+def test_upper_layers_are_trained_on_the_photos_of_other_folds(
+    clock: Clock, photos: Path, tmp_path: Path, lines: list[str]
+) -> None:
     """With the head on features that are computed once, what is not in a fold teaches to tell what is."""
     from tests.programs.small_training import SMALL
     from training.data.folder import read_folder
@@ -143,11 +145,10 @@ def test_upper_layers_are_trained_on_the_photos_of_other_folds(clock: Clock, pho
     import keras
 
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))
-    said: list[str] = []
-    Folds(SMALL, "imagenet", 3, pixels, recipe, tmp_path, said.append)
-    folds = Folds(SMALL, "imagenet", 3, pixels, recipe, tmp_path, said.append)
-    assert said == ["Computing the features of 36 photos"]
+    Folds(pixels, architecture=SMALL, weights="imagenet", classes=3, recipe=recipe, path=tmp_path)
+    folds = Folds(pixels, architecture=SMALL, weights="imagenet", classes=3, recipe=recipe, path=tmp_path)
     assert folds.accuracy(recipe, 1, [watch]) > 0.6
+    assert lines == ["Computing the features of 36 photos"]
     assert epochs == list(range(len(epochs))) and 2 <= len(epochs) <= 4
 
 
@@ -160,7 +161,7 @@ def test_each_photo_is_held_out_once(photos: Path, tmp_path: Path) -> None:
     from training.models.catalogue import image_spec
 
     pixels = load_pixels(read_folder(photos).splits["train"], image_spec(SMALL), tmp_path)
-    rows = Folds(SMALL, None, 3, pixels, Recipe(), tmp_path, print)._rows
+    rows = Folds(pixels, architecture=SMALL, weights=None, classes=3, recipe=Recipe(), path=tmp_path)._rows
     held_out = np.concatenate([fold["validation"] for fold in rows])
     assert len(rows) == FOLDS and sorted(held_out) == list(range(36))
     for fold in rows:

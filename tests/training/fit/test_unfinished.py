@@ -206,6 +206,6 @@ def test_one_training_of_a_kind_at_a_time(photos: Path, tmp_path: Path, capsys: 
     with (state / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(arguments) == 1
-    assert "Expected to be the only training of this kind" in capsys.readouterr().err
+    assert "The same training is already running" in capsys.readouterr().err
     assert main(["runs", "--runs", str(tmp_path / "runs")]) == 1
     assert "Expected runs in" in capsys.readouterr().err

@@ -8,11 +8,11 @@ import pytest
 
 from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
 from contract.image import decode
+from contract.store import versions_of
 from serving.engines import open_engine
 from tests.programs.photos import encode, photo
 from training.data.folder import Photo
 from training.errors import DataError, ExportError, TrainingError
-from training.release.store import versions
 
 pytestmark = pytest.mark.tensorflow
 
@@ -66,13 +66,13 @@ def chosen(labelled, tmp_path):
 
 
 @pytest.fixture
-def released(models, contract, tmp_path):
+def released(models, contract, tmp_path, lines):
     """Release one of the models, and return the version and what was said."""
 
     def release(index, judge):
-        said = []
-        version = export.export(models[index], contract, tmp_path, say=said.append, judge=judge).directory
-        return version, "\n".join(said)
+        lines.clear()
+        version = export.export(models[index], contract, tmp_path, judge=judge).directory
+        return version, "\n".join(lines)
 
     return release
 
@@ -166,7 +166,7 @@ def test_a_worse_version_is_not_released(released, chosen, tmp_path):
     )
     with pytest.raises(ExportError, match=message):
         released(1, chosen(margin=0.0))
-    assert versions(tmp_path, "tiny") == [1]
+    assert list(versions_of(tmp_path, "tiny")) == [1]
 
 
 @pytest.mark.parametrize(("first", "second", "margin"), [(0, 1, 1.0), (0, 0, 0.0), (1, 0, 0.0)])
@@ -174,7 +174,7 @@ def test_a_version_that_is_not_worse_is_released(released, chosen, tmp_path, fir
     """As good, better, or worse by no more than the margin."""
     released(first, None)
     _, said = released(second, chosen(margin=margin))
-    assert "Not worse than version 1: accuracy" in said and versions(tmp_path, "tiny") == [1, 2]
+    assert "Not worse than version 1: accuracy" in said and list(versions_of(tmp_path, "tiny")) == [1, 2]
 
 
 def test_the_first_version_is_compared_with_nothing(released, chosen):
@@ -193,7 +193,7 @@ def test_other_classes_cannot_be_compared(chosen, released, tmp_path):
     released(0, None)
     others = Contract("tiny", ("x", "y", "z"), tiny_model.SPEC)
     with pytest.raises(TrainingError, match="Expected the same classes of tiny 1, tflite and the new version"):
-        chosen(margin=0.0).refuse_if_worse(1.0, others, tmp_path, print)
+        chosen(margin=0.0).refuse_if_worse(1.0, others, tmp_path)
 
 
 def test_a_version_that_may_have_seen_the_photos_is_told(chosen, released):

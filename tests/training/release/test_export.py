@@ -21,15 +21,15 @@ from contract.document import (
     Contract,
 )
 from contract.image import decode
+from contract.store import versions_of
 from serving.engines import open_engine
 from tests.programs.photos import encode, photo
 from training.errors import ExportError
-from training.release.store import versions
 
 pytestmark = pytest.mark.tensorflow
 
 ROOT = Path(__file__).parents[3]
-OLD = ROOT / "tests" / "exported_by_a47d7fa" / "tiny" / "1"
+OLD = ROOT / "tests" / "programs" / "exported_by_a47d7fa" / "tiny" / "1"
 
 ENGINES = ("tensorflow", "tflite")
 PHOTOS = [encode(photo(seed=1)), encode(photo(seed=2), "PNG")]
@@ -37,13 +37,16 @@ PHOTOS = [encode(photo(seed=1)), encode(photo(seed=2), "PNG")]
 # Exports version after version in forks of one process, which has imported TensorFlow but not run it, and kills them:
 # 16 at any instant of an export, 4 between its last check and its end. Prints how many left something behind.
 KILLED_EXPORTS = """
-import os, random, signal, sys, time
+import logging, os, random, signal, sys, time
 from pathlib import Path
 import ai_edge_litert.interpreter, tensorflow
 from tests.programs.tiny_model import CLASSES, SPEC, build
 from contract.document import Contract
 from training.release.export import export
 
+steps = logging.Handler()
+logging.getLogger("training").addHandler(steps)
+logging.getLogger("training").setLevel(logging.INFO)
 tensorflow.lite.TFLiteConverter  # imports what each fork would import again
 store = Path(sys.argv[1])
 leftovers = 0
@@ -52,7 +55,8 @@ for lines, span_s in [(1, 1.3)] * 16 + [(5, 0.02)] * 4:
     child = os.fork()
     if child == 0:
         while True:
-            export(build(0), Contract("tiny", CLASSES, SPEC), store, say=lambda line: os.write(tell, b"."))
+            steps.emit = lambda record: os.write(tell, b".")
+            export(build(0), Contract("tiny", CLASSES, SPEC), store)
     os.close(tell)
     for _ in range(lines):
         assert os.read(told, 1), "The export ended by itself"
@@ -91,7 +95,7 @@ def contract():
 def version(model, contract, tmp_path_factory):
     """A released version, with photos among its golden examples."""
     store = tmp_path_factory.mktemp("store")
-    return export.export(model, contract, store, PHOTOS, say=lambda line: None).directory
+    return export.export(model, contract, store, PHOTOS).directory
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -110,7 +114,7 @@ def predict(engine, pixels):
 
 
 def assert_nothing_released(store, name="tiny"):
-    assert versions(store, name) == [] and not (store / name / ".staging").exists()
+    assert list(versions_of(store, name)) == [] and not (store / name / ".staging").exists()
 
 
 @contextmanager
@@ -157,14 +161,16 @@ def test_who_asks_as_before_gets_what_there_was_before(engine):
 def test_each_export_has_an_identity_of_its_own(model, contract, version, tmp_path):
     """All files of one have the same, another export of the same model has another."""
     identities = {describe(open_engine(version, name, threads=1)).identity for name in ENGINES}
-    again = export.export(model, contract, tmp_path, say=lambda line: None)
+    again = export.export(model, contract, tmp_path)
     assert len(identities) == 1 and again.identity not in identities
     assert describe(open_engine(again.directory, "tflite", threads=1)).identity == again.identity
 
 
 def test_identities_take_less_than_a_kilobyte(tiny_store):
     """Of each file, beside what revision a47d7fa made of the same model."""
-    for path in (path for path in OLD.rglob("*") if path.is_file()):
+    files = [path for path in OLD.rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    for path in files:
         grown = (tiny_store / "tiny" / "1" / path.relative_to(OLD)).stat().st_size - path.stat().st_size
         print(f"{path.name}: {grown} bytes more")
         assert grown < 1024
@@ -231,7 +237,7 @@ def test_full_disk_keeps_the_store_as_it_was(model, contract, tmp_path, version)
     message = r"write a version below .*tiny.* Received: .*File too large"
     with pytest.raises(ExportError, match=message), largest_file(4096):
         export.export(model, contract, tmp_path)
-    assert versions(tmp_path, "tiny") == [1] and not (tmp_path / "tiny" / ".staging").exists()
+    assert list(versions_of(tmp_path, "tiny")) == [1] and not (tmp_path / "tiny" / ".staging").exists()
     assert open_engine(tmp_path / "tiny" / "1", "tflite", threads=1)
 
 
@@ -256,7 +262,7 @@ def test_killed_exports_leave_only_versions_that_load(model, contract, tmp_path)
         [sys.executable, "-c", KILLED_EXPORTS, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert int(script.stdout) > 0
-    left = versions(tmp_path, "tiny")
+    left = list(versions_of(tmp_path, "tiny"))
     assert left
     for number in left:
         for engine in ENGINES:

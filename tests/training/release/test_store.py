@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
+from contract.store import versions_of
 from training.errors import ExportError
-from training.release.store import check_name, staged_version, versions
+from training.release.store import check_name, staged_version
 
 
 def release(store, model="tiny"):
@@ -18,7 +19,7 @@ def release(store, model="tiny"):
 def test_versions_are_numbered_from_one(tmp_path):
     """Each release is the next number, whole, and nothing else is left beside it that a server could take for one."""
     assert [release(tmp_path) for _ in range(3)] == [1, 2, 3]
-    assert versions(tmp_path, "tiny") == [1, 2, 3]
+    assert list(versions_of(tmp_path, "tiny")) == [1, 2, 3]
     assert (tmp_path / "tiny" / "3" / "model").read_text() == "content"
     assert all(path.name.startswith(".") or path.name.isdigit() for path in (tmp_path / "tiny").iterdir())
 
@@ -61,7 +62,7 @@ def test_failed_export_releases_nothing(tmp_path):
     """An exception takes the staging folder with it, and its number is free."""
     with pytest.raises(RuntimeError), staged_version(tmp_path, "tiny"):
         raise RuntimeError
-    assert versions(tmp_path, "tiny") == [] and not (tmp_path / "tiny" / ".staging").exists()
+    assert list(versions_of(tmp_path, "tiny")) == [] and not (tmp_path / "tiny" / ".staging").exists()
     assert release(tmp_path) == 1
 
 
@@ -76,7 +77,7 @@ def test_leftovers_of_a_killed_export_are_cleared(tmp_path):
 def test_second_export_of_a_model_is_refused(tmp_path):
     """One export at a time writes a model; another model does not wait."""
     with staged_version(tmp_path, "tiny") as staging:
-        with pytest.raises(ExportError, match="only export of 'tiny'"), staged_version(tmp_path, "tiny"):
+        with pytest.raises(ExportError, match="Another export of 'tiny' is running"), staged_version(tmp_path, "tiny"):
             pass
         assert staging.path.is_dir()
         assert release(tmp_path, "other") == 1

@@ -125,7 +125,7 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tracker that fails is told by message and exit status; who stops the release is told how to have it."""
-    monkeypatch.setattr("training.fit.train.train", lambda *_: run)
+    monkeypatch.setattr("training.fit.train.train", lambda *_, **__: run)
     monkeypatch.setitem(track.TRACKERS, "mlflow", ("json", type("Broken", (), {"log": lambda *_: 1 / 0})))
     released: list[Path] = []
     monkeypatch.setattr("training.__main__._release_run", lambda _, run: released.append(run))
