@@ -6,9 +6,9 @@ import logging.config
 import os
 import sys
 
-from gateway import logs
 from gateway.server.process import Gateway
 from gateway.settings import Settings, SettingsError
+from gateway.telemetry import logs
 
 
 def main() -> int:

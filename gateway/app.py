@@ -14,16 +14,17 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from contract.answers import most_probable
 from contract.image import DecodedImage
-from gateway import errors, logs, openapi
+from gateway import errors, openapi
 from gateway.errors import GatewayError, InternalError, VersionGone, from_http
 from gateway.inputs import read_query
 from gateway.keys import Keys
 from gateway.memory import Held, Room
-from gateway.metrics import Metrics
 from gateway.model.protocol import Model, Version
 from gateway.page import page
 from gateway.settings import Settings
 from gateway.stages import Clock, Stages
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
 
 HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
 # In the WSGI environment, by the server around the application: when the request was complete, for its time runs from

@@ -8,9 +8,9 @@ from typing import Any
 from apig_wsgi import make_lambda_handler
 
 from gateway.app import create_app
-from gateway.metrics import Metrics
 from gateway.model.protocol import Model
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 
 Event = dict[str, Any]
 Handler = Callable[[Event, Any], dict[str, Any]]

@@ -8,8 +8,8 @@ import logging.config
 import os
 from pathlib import Path
 
-from gateway import logs
 from gateway.settings import Settings
+from gateway.telemetry import logs
 from serverless.function import create_handler
 from serverless.model import OwnModel
 

@@ -14,9 +14,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from gateway.app import create_app
-from gateway.metrics import Metrics
 from gateway.model.versions import Versions
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
 

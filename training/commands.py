@@ -113,7 +113,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         chosen.append(predictors.StoredVersion(options.store, options.model, options.version, options.engine))
     if options.gateway:
         chosen.append(predictors.Gateway(options.gateway))
-    evaluate(options.folder, chosen, options.split, options.out, options.cache, Console(highlight=False))
+    console = Console(highlight=False)
+    evaluate(options.folder, chosen, options.split, out=options.out, cache=options.cache, console=console)
 
 
 def _predict(options: argparse.Namespace) -> None:

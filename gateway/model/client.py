@@ -24,7 +24,6 @@ from contract.document import (
     Contract,
     identity_bits,
 )
-from gateway import logs
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -34,6 +33,7 @@ from gateway.errors import (
     Overloaded,
     VersionGone,
 )
+from gateway.telemetry import logs
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a contract with 20,000 classes fits
 STATUS_TIMEOUT_S = 2.0
@@ -168,7 +168,7 @@ class ModelClient:
             GatewayError: What else a call can end in.
         """
         query = np.array([b""], dtype=object)
-        outputs = self._run(number, DESCRIBE_SIGNATURE, QUERY, query, [CONTRACT], self._timeout_s)
+        outputs = self._run(number, DESCRIBE_SIGNATURE, {QUERY: query}, [CONTRACT], self._timeout_s)
         return bytes(tensor.to_array(outputs[CONTRACT])[0])
 
     def predict(
@@ -190,7 +190,7 @@ class ModelClient:
             raise ValueError(f"Expected uint8 (n, {expected}). Received: {pixels.dtype} {pixels.shape}")
         wanted = [PROBABILITIES, IDENTITY] if contract.identity else [PROBABILITIES]
         timeout_s = min(timeout_s, self._timeout_s)
-        outputs = self._run(number, contract.signature, IMAGES, pixels, wanted, timeout_s)
+        outputs = self._run(number, contract.signature, {IMAGES: pixels}, wanted, timeout_s)
         if contract.identity and not _names(outputs[IDENTITY], contract.identity, len(pixels)):
             raise VersionGone(_MODEL_DETAILS[VersionGone])
         probabilities = tensor.to_array(outputs[PROBABILITIES])
@@ -200,10 +200,12 @@ class ModelClient:
         return probabilities.astype(np.float32)
 
     def _run(
-        self, number: int, signature: str, alias: str, array: NDArray[Any], wanted: Sequence[str], timeout_s: float
+        self, number: int, signature: str, inputs: Mapping[str, NDArray[Any]], wanted: Sequence[str], timeout_s: float
     ) -> Mapping[str, messages.TensorProto]:
         """Return the wanted outputs of one of a version's signatures, and perhaps others."""
-        request = messages.PredictRequest(inputs={alias: tensor.to_proto(array)}, output_filter=wanted)
+        request = messages.PredictRequest(output_filter=wanted)
+        for alias, array in inputs.items():
+            request.inputs[alias].CopyFrom(tensor.to_proto(array))
         request.model_spec.name = self._model
         request.model_spec.version.value = number
         request.model_spec.signature_name = signature

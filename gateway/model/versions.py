@@ -92,6 +92,7 @@ class Versions:
         self,
         address: str,
         model: str,
+        *,
         poll_s: float = 0.5,
         timeout_s: float = 5.0,
         max_batch: int = 16,

@@ -22,10 +22,10 @@ from werkzeug.test import run_wsgi_app
 
 from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED
 from gateway.errors import GatewayError, InternalError, Overloaded, RequestTimeout, TooLarge
-from gateway.logs import Trace
 from gateway.memory import Held, Room
-from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.telemetry.logs import Trace
+from gateway.telemetry.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -8,9 +8,9 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
-from gateway import logs, metrics
 from gateway.server.worker import Worker, give_listener, listen_for_each_worker
 from gateway.settings import Settings
+from gateway.telemetry import logs, metrics
 
 
 class Quiet(Logger):  # type: ignore[misc]  # gunicorn has no types

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from gateway.app import create_app
-from gateway.metrics import Metrics
 from gateway.model.versions import Versions
 from gateway.settings import PREFIX, Settings
+from gateway.telemetry.metrics import Metrics
 from serving.settings import _WITHOUT_EFFECT, _flags
 from tests.conftest import ROOT
 

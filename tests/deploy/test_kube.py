@@ -16,9 +16,9 @@ import yaml
 
 from gateway.app import create_app
 from gateway.fetch.addresses import REFUSED
-from gateway.metrics import Metrics
 from gateway.model.versions import Versions
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from serving.settings import Settings as ServingSettings
 from tests.conftest import ROOT
 from tests.programs.pod_security import violations

@@ -16,9 +16,9 @@ from PIL import Image
 
 from gateway.app import create_app
 from gateway.errors import ModelUnavailable
-from gateway.metrics import Metrics
 from gateway.model.versions import Versions
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from tests.conftest import Origin
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo

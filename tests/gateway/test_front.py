@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from gateway.memory import Room
-from gateway.metrics import Metrics
 from gateway.server.front import Front
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
 from tests.programs.stack import Gateway, free_port, running

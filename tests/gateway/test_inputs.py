@@ -11,9 +11,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from gateway.app import create_app
-from gateway.metrics import Metrics
 from gateway.model.versions import Versions
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from tests.conftest import Origin
 from tests.gateway.test_app import assert_problem
 from tests.programs.model_server import FakeModelServer

@@ -15,10 +15,10 @@ from schemathesis import Case, GenerationMode
 from schemathesis.config import SchemathesisConfig
 
 from gateway.app import HEALTH_PATHS, create_app
-from gateway.metrics import Metrics
 from gateway.model.versions import Versions
 from gateway.openapi import document
 from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from tests.programs.model_server import FakeModelServer
 from tests.programs.photos import encode, photo
 

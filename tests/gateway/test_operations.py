@@ -13,10 +13,10 @@ from flask.testing import FlaskClient
 
 from gateway.app import HEALTH_PATHS, create_app
 from gateway.keys import Keys
-from gateway.logs import JsonFormatter, Trace, current
-from gateway.metrics import Metrics
 from gateway.model.versions import Versions
 from gateway.settings import Settings
+from gateway.telemetry.logs import JsonFormatter, Trace, current
+from gateway.telemetry.metrics import Metrics
 from tests.conftest import Origin
 from tests.gateway.test_app import assert_problem
 from tests.programs.model_server import FakeModelServer, FakeVersion

@@ -24,6 +24,7 @@ def evaluate(
     folder: Path,
     predictors: Sequence[Predictor],
     split: str,
+    *,
     out: Path,
     cache: Path,
     console: Console,

@@ -100,7 +100,12 @@ def build(
         scaled = 0 < stage < len(_STAGES) - 1
         for repeat in range(ceil(repeats * variant.depth) if scaled else repeats):
             x = _block(
-                x, f"block{block}", kernel, stride if repeat == 0 else 1, expansion, _scale(filters, variant.width)
+                x,
+                f"block{block}",
+                kernel=kernel,
+                stride=stride if repeat == 0 else 1,
+                expansion=expansion,
+                filters=_scale(filters, variant.width),
             )
             block += 1
     x = _conv(x, 1280, 1, 1, "head")
@@ -122,7 +127,7 @@ def _scale(filters: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
-def _block(x: Any, name: str, kernel: int, stride: int, expansion: int, filters: int) -> Any:
+def _block(x: Any, name: str, *, kernel: int, stride: int, expansion: int, filters: int) -> Any:
     shortcut = x
     channels = x.shape[-1]
     if expansion != 1:

@@ -16,9 +16,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.lite.python.convert_phase import ConverterError
 
+from contract import answers, tensor
 from contract import messages_pb2 as messages
-from contract import tensor
-from contract.answers import describe
 from contract.document import (
     CONTRACT,
     DESCRIBE_SIGNATURE,
@@ -106,7 +105,9 @@ def export(
             for engine in ("tensorflow", "tflite"):
                 _check(_open(staging.path, engine), engine, expected, contract, KERAS_TOLERANCE)
             if judge:
-                _add_int8(converted, contract, expected, judge, accuracy, staging.path)
+                _add_int8(
+                    converted, contract, expected=expected, judge=judge, keras_accuracy=accuracy, path=staging.path
+                )
             return Release(staging.release(), contract.identity)
     except (OSError, tf.errors.OpError) as exc:
         raise ExportError(f"Expected to write a version below {store / contract.model}. Received: {exc}") from exc
@@ -119,13 +120,13 @@ def _write_saved_model(frozen: Any, contract: Contract, path: Path) -> None:
         count = tf.slice(tf.shape(images), [0], [1])
         return {**frozen(images), IDENTITY: tf.fill(count, tf.constant(bits, tf.int64))}
 
-    def describe_itself(query: tf.Tensor) -> dict[str, tf.Tensor]:
+    def describe(query: tf.Tensor) -> dict[str, tf.Tensor]:
         return {CONTRACT: tf.fill(tf.shape(query), description)}
 
     signatures = {
         PREDICT_SIGNATURE: frozen,
         contract.signature: tf.function(answer, [tf.TensorSpec(frozen.inputs[0].shape, tf.uint8, name=IMAGES)]),
-        DESCRIBE_SIGNATURE: tf.function(describe_itself, [tf.TensorSpec((None,), tf.string, name=QUERY)]),
+        DESCRIBE_SIGNATURE: tf.function(describe, [tf.TensorSpec((None,), tf.string, name=QUERY)]),
     }
     # Without this, saving a frozen graph fails on functions with a gradient of their own, such as swish.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -135,6 +136,7 @@ def _write_saved_model(frozen: Any, contract: Contract, path: Path) -> None:
 def _add_int8(
     converted: bytes,
     contract: Contract,
+    *,
     expected: Sequence[GoldenExample],
     judge: Criteria,
     keras_accuracy: float,
@@ -204,7 +206,7 @@ def _check(
     keras_tolerance: float,
 ) -> None:
     """Load and run what was written: against Keras, and against the golden examples that it carries."""
-    written = Contract.from_json(describe(engine.run))
+    written = Contract.from_json(answers.describe(engine.run))
     if written.with_golden(()) != contract:
         raise ExportError(f"Expected the {name} file to describe itself as it was made. Received another contract")
     predict = _predict(engine, contract)

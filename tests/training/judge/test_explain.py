@@ -49,7 +49,7 @@ def test_the_heat_lies_on_what_spoke_for_the_class(run: Path, photo: Path, tmp_p
     """The overlay is warm on the red square and cold elsewhere."""
     from training.judge.explain import explain
 
-    (explanation,) = explain(run, [str(photo)], None, tmp_path / "out", lambda line: None)
+    (explanation,) = explain(run, [str(photo)], None, tmp_path / "out")
     assert explanation.label == "red" and explanation.probability > 0.5
     change = explanation.overlay.astype(int) - explanation.pixels // 2
     warm = change[..., 0] - change[..., 2]  # red less blue
