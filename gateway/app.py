@@ -134,7 +134,7 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
         if request.path not in HEALTH_PATHS:  # asked for every few seconds
             milliseconds = round((time.perf_counter() - g.started) * 1000, 1)
             fields = {"method": request.method, "path": request.path, "status": response.status_code, "code": code}
-            by = g.export._asdict() if "export" in g else {}
+            by = {"version": g.export.number, "identity": g.export.identity} if "export" in g else {}
             _log.info("answered", extra={"fields": {**fields, "ms": milliseconds, **by}})
         return response
 

@@ -36,6 +36,8 @@ from gateway.model.protocol import Export, Health, Version
 FORGET_AFTER_S = 10.0  # an export counts as gone once no look has met it for so long
 SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that holds an export
 SEARCH_PAUSE_S = 0.005
+# Exports with an identity are asked for it less often than for their status: at each look it cost 2 % of the gateway.
+LOOKS_UNTIL_THOROUGH = 4
 LOOKS_UNTIL_AWAY = 2  # so many looks in a row that found no model server open the circuit breaker
 LOOKS_UNTIL_RENEWED = 10  # after each so many, its address is looked up anew
 AMONG_OTHERS = "It has no identity, and another export was under its number a moment ago. Exported once more it has one"
@@ -209,21 +211,21 @@ class Versions:
     def _watch(self) -> None:
         while not self._stopped.is_set():
             try:
-                self._look_again()
+                self._look_again(is_thorough=self._looks % LOOKS_UNTIL_THOROUGH == 0)
             except Exception:
                 if not self._stopped.is_set():  # a closed channel ends the watch; anything else must not
                     _log.exception("looking for versions failed")
             self._looked.set()
             self._stopped.wait(self._poll_s)
 
-    def _look_again(self, deadline: float = math.inf) -> None:
+    def _look_again(self, deadline: float = math.inf, is_thorough: bool = True) -> None:
         """Look now, or wait for a look that began after this call, but not beyond the deadline."""
         asked = self._looks
         if not self._looking.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
             return
         try:
             if self._looks == asked:  # a look counts from its begin, so that one under way does not stand for this one
-                self._look()
+                self._look(is_thorough)
         finally:
             self._looking.release()
 
@@ -232,7 +234,7 @@ class Versions:
         described = self._described_after == self._replicas.breaks
         return [version for version in versions if described or version.contract.identity]
 
-    def _look(self) -> None:
+    def _look(self, is_thorough: bool) -> None:
         self._looks += 1
         started_s, breaks = time.monotonic(), self._replicas.breaks
         try:
@@ -252,7 +254,7 @@ class Versions:
             return
         self._failed_looks = 0
         available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
-        unasked = {Export(number): reason for number in available if (reason := self._meet(number))}
+        unasked = {Export(number): reason for number in available if (reason := self._meet(number, is_thorough))}
         self._known = {key: known for key, known in self._known.items() if started_s - known.seen_s < FORGET_AFTER_S}
         known = sorted(self._known.values(), key=lambda each: (each.number, each.seen_s), reverse=True)
         usable = [(each, each.version) for each in known if each.version and self._is_told_apart(each)]
@@ -273,7 +275,7 @@ class Versions:
         error = None if self._loaded else next(iter(refused.values()), nothing)
         self._set_health(Health([version.export for version in self._loaded], refused, error))
 
-    def _meet(self, number: int) -> str | None:
+    def _meet(self, number: int, is_thorough: bool) -> str | None:
         """Find out which export lies under a number; a new one has to pass the golden gate.
 
         Returns:
@@ -281,6 +283,9 @@ class Versions:
         """
         give_up = time.monotonic() + SEARCH_S
         before = [known for known in self._known.values() if known.number == number]
+        if not is_thorough and len(before) == 1 and before[0].identity and before[0].is_decided:
+            self._see(number, before[0].identity, "")  # whatever else lies there, it cannot answer in its name
+            return None
         try:
             known, description = self._identify(number, 0.0 if before else give_up)
         except GatewayError as exc:
