@@ -145,9 +145,10 @@ def _write_models() -> None:
 
     from contract.document import Contract
     from training.data.folder import Photo
+    from training.data.pixels import Photos
     from training.models.catalogue import find_architecture, imagenet_classes
-    from training.release import export
     from training.release.criteria import Criteria
+    from training.release.sources import Source, release
 
     shutil.rmtree(MODELS, ignore_errors=True)
     photo = MODELS / "noise.jpg"
@@ -155,10 +156,12 @@ def _write_models() -> None:
     photo.write_bytes(draw(224, 224))
     # int8 is calibrated on noise and released whatever it loses: it shows how fast it is, and nothing of its accuracy.
     noise = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
-    anything = Criteria(noise, [Photo(photo, 0)], "noise", MODELS, int8_drop=1.0, margin=None)
+    photos = Photos(MODELS, MODELS)
+    anything = Criteria(photos, noise, [Photo(photo, 0)], "noise", int8_drop=1.0, margin=None)
     architecture = find_architecture(ARCHITECTURE)
     model = architecture.classifier("imagenet")
-    export.export(model, Contract(MODEL, imagenet_classes(), architecture.image), STORE, judge=anything)
+    contract = Contract(MODEL, imagenet_classes(), architecture.imagenet_spec)
+    release(Source(model, contract), STORE, anything)
     model.export(PLAIN_STORE / "1", verbose=False)
     model.save(KERAS_FILE)  # last: without it, all is written anew
 

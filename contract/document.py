@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast, get_args
 
 CONTRACT_VERSION = 1
@@ -76,6 +76,46 @@ class GoldenExample:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a model was made; what is not known is empty or None.
+
+    Attributes:
+        architecture: Name of the network.
+        weights: `imagenet`, `none`, or the name of a file.
+        weights_sha256: SHA-256 of that file, in hex.
+        data_digest: SHA-256 over the photos and labels of each split.
+        recipe: Every hyperparameter of the training.
+        temperature: What the logits were divided by, so that probabilities are calibrated.
+        training_s: Seconds that the training took.
+        created_at: When it was made, in UTC.
+        source_revision: Revision of this project.
+        keras: Version of Keras.
+        tensorflow: Version of TensorFlow.
+    """
+
+    architecture: str = ""
+    weights: str = ""
+    weights_sha256: str = ""
+    data_digest: Mapping[str, str] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float | None = None
+    training_s: float | None = None
+    created_at: str = ""
+    source_revision: str = ""
+    keras: str = ""
+    tensorflow: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known, as JSON values."""
+        return {name: value for name, value in vars(self).items() if value not in ("", None, {})}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Origin:
+        """Read an origin; members that this release does not know are left out."""
+        return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
+
+
+@dataclass(frozen=True)
 class Contract:
     """Every fact about one model version.
 
@@ -83,7 +123,7 @@ class Contract:
         model: Name of the model.
         classes: Class names in output order.
         image: How an encoded image becomes pixels.
-        origin: How the model was made: architecture, weights, data digest, source revision, time.
+        origin: How the model was made.
         metrics: Figures on held-out data, by name.
         golden: Examples that a gateway replays before it trusts the version.
         tolerance: Largest absolute difference in a probability that a replay may show.
@@ -94,7 +134,7 @@ class Contract:
     model: str
     classes: tuple[str, ...]
     image: ImageSpec
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = Origin()
     metrics: Mapping[str, float] = field(default_factory=dict)
     golden: tuple[GoldenExample, ...] = ()
     tolerance: float = 1e-3
@@ -116,7 +156,7 @@ class Contract:
             "model": self.model,
             "classes": list(self.classes),
             "image": {**vars(self.image), "background": list(self.image.background)},
-            "origin": dict(self.origin),
+            "origin": self.origin.to_dict(),
             "metrics": dict(self.metrics),
             "golden": {
                 "tolerance": self.tolerance,
@@ -176,7 +216,7 @@ class Contract:
             model=str(document["model"]),
             classes=classes,
             image=ImageSpec(**{**image, "background": cast(Any, tuple(image["background"]))}),
-            origin=dict(document["origin"]),
+            origin=Origin.from_dict(dict(document["origin"])),
             metrics=dict(document["metrics"]),
             golden=golden,
             tolerance=float(document["golden"]["tolerance"]),

@@ -25,7 +25,7 @@ from training.models.catalogue import ARCHITECTURES, Architecture
 class Small(Architecture):
     """Pixels (n, 16, 16, 3) to 8 features; its weights are random, whatever is asked for."""
 
-    def backbone(self, weights: str | None, include_top: bool, classes: int = 1000) -> Model:
+    def backbone(self, weights: str, include_top: bool, classes: int = 1000) -> Model:
         inputs = Input((16, 16, 3))
         x = layers.Conv2D(8, 3, strides=2)(inputs)
         x = layers.BatchNormalization()(x)

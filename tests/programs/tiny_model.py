@@ -10,7 +10,7 @@ import keras
 from keras import layers
 
 from contract.document import Contract, ImageSpec
-from training.release.export import export
+from training.release.sources import Source, release
 
 CLASSES = ("cat", "dog", "bird")
 SPEC = ImageSpec(16, 16, crop=0.9)
@@ -42,7 +42,8 @@ def build_convolutions(seed: int) -> keras.Model:
 
 def main(store: Path, name: str, seed: int, size: int = 16, *classes: str) -> None:
     classes = classes or CLASSES
-    export(build(seed, size, len(classes)), Contract(name, classes, replace(SPEC, height=size, width=size)), store)
+    contract = Contract(name, classes, replace(SPEC, height=size, width=size))
+    release(Source(build(seed, size, len(classes)), contract), store)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +20,11 @@ from numpy.typing import NDArray
 import contract.image
 from contract.document import ImageSpec
 from contract.image import ImageError, decode
-from training.data.folder import Photo
+from training.data.folder import Dataset, Photo, read_folder
 from training.disk import written_whole
 from training.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,31 @@ class Rows:
 
     def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[Any]:
         return self.array[self.positions[chosen]]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A folder of photos, and the folder where their pixels are kept once they are decoded."""
+
+    folder: Path
+    cache: Path
+
+    def splits(self, seed: int) -> Dataset:
+        """Return the classes and splits, see `read_folder`."""
+        return read_folder(self.folder, seed)
+
+    def pixels(self, photos: Sequence[Photo], spec: ImageSpec) -> Pixels:
+        """Return the pixels of some of the photos, see `load_pixels`."""
+        return load_pixels(photos, spec, self.cache)
+
+    def read(self, split: str, photos: Sequence[Photo], spec: ImageSpec) -> Pixels:
+        """Return the pixels of a split, and log what was read and skipped."""
+        started = time.monotonic()
+        pixels = self.pixels(photos, spec)
+        for path, reason in pixels.skipped.items():
+            _log.info(f"Skipped {path}: {reason}")
+        _log.info(f"Read {len(pixels.labels)} photos for {split} in {time.monotonic() - started:.1f} s")
+        return pixels
 
 
 def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from training.data.pixels import decoder
 from training.disk import written_whole
 from training.explore.inspection import Inspection
-from training.quiet import import_tensorflow
+from training.models.quiet import import_tensorflow
 
 _log = logging.getLogger(__name__)
 

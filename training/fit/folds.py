@@ -1,4 +1,4 @@
-"""Cross-validation of recipes: each is trained on all photos but those of a fold, and judged by these."""
+"""Cross-validation of recipes: each trains on all photos but those of one fold, and is measured on these."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -16,9 +17,9 @@ from sklearn.model_selection import StratifiedKFold
 from training.data.pixels import Pixels
 from training.errors import DataError
 from training.fit import phases
+from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.unfinished import Unfinished
-from training.models.catalogue import Architecture
 
 _log = logging.getLogger(__name__)
 
@@ -29,43 +30,33 @@ class Folds:
     """The folds of some photos, with their frozen features, which all trainings share.
 
     Args:
-        photos: What is parted.
-        architecture: The backbone.
-        weights: `imagenet`, or None to start from random ones.
+        photos: What is divided into folds.
+        preset: The network; its recipe's seed decides the folds, and it has a head phase if the others have one.
         classes: How many there are.
-        recipe: Its seed decides the folds; it has a head phase if those that are judged have one.
         path: A folder where the features are kept, and the state of the training that runs.
 
     Raises:
         DataError: A class has fewer photos than there are folds.
     """
 
-    def __init__(
-        self,
-        photos: Pixels,
-        *,
-        architecture: Architecture,
-        weights: str | None,
-        classes: int,
-        recipe: Recipe,
-        path: Path,
-    ) -> None:
-        self._architecture, self._weights, self._classes, self._photos = architecture, weights, classes, photos
+    def __init__(self, photos: Pixels, preset: Preset, *, classes: int, path: Path) -> None:
+        self._preset, self._classes, self._photos = preset, classes, photos
         self._run = Unfinished(path / "training", time.monotonic())
         fewest = np.bincount(photos.labels, minlength=classes).min()
         if fewest < FOLDS:
             raise DataError(f"Expected at least {FOLDS} photos of each class to train on. Received {fewest} of one")
-        parts = StratifiedKFold(FOLDS, shuffle=True, random_state=recipe.seed).split(photos.labels, photos.labels)
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=preset.recipe.seed)
+        parts = folds.split(photos.labels, photos.labels)
         self._rows = [{"train": train, "validation": held_out} for train, held_out in parts]
         self._features = None
-        if weights and recipe.head_epochs:
+        if preset.pretrained and preset.recipe.head_epochs:
             kept = Unfinished(path, time.monotonic())
             self._features = kept.kept("features")
             if self._features is None:
                 _log.info(f"Computing the features of {len(photos.labels)} photos")
-                keras.utils.set_random_seed(recipe.seed)
-                model, _ = self._build(recipe)
-                self._features = kept.keep("features", phases.frozen_features(model, photos.images, recipe))
+                keras.utils.set_random_seed(preset.recipe.seed)
+                model = phases.build(preset, classes).model
+                self._features = kept.keep("features", phases.frozen_features(model, photos.images, preset.recipe))
 
     def accuracy(self, recipe: Recipe, fold: int, watch: phases.Watch = ()) -> float:
         """Train and return the best epoch's accuracy on a fold; `watch` is called back in the last phase."""
@@ -77,32 +68,23 @@ class Folds:
         if self._features is not None:
             for split, rows in self._rows[fold].items():
                 self._run.keep(f"features-{split}", self._features[rows])
+        preset = replace(self._preset, recipe=recipe)
+        if recipe.epochs == 0 and self._features is not None:
+            network = phases.build_head(preset, self._classes, self._features.shape[1:])
+        else:
+            network = phases.build(preset, self._classes)
         with _without_lines():
-            if recipe.epochs == 0:
-                assert self._features is not None  # tune asks for the head alone only with weights
-                inputs = keras.Input(self._features.shape[1:])
-                model = phases.add_head(inputs, inputs, self._classes, recipe)
-                history = phases.Phases(model, recipe, self._run, watch).head(splits)
-            else:
-                model, backbone = self._build(recipe)
-                if self._features is not None:
-                    phases.Phases(model, recipe, self._run).head(splits)
-                unfreeze = recipe.unfreeze if self._weights else 1.0
-                history = phases.Phases(model, recipe, self._run, watch).upper_layers(backbone, unfreeze, splits)
-        return max(history["val_accuracy"])
+            histories = phases.Phases(network, preset, self._run, watch).fit(splits)
+        return max(next(history for history in reversed(histories.values()) if history)["val_accuracy"])
 
     def close(self) -> None:
         """Remove the state of the last training."""
         shutil.rmtree(self._run.path, ignore_errors=True)
 
-    def _build(self, recipe: Recipe) -> tuple[keras.Model, keras.Model]:
-        backbone = self._architecture.backbone(self._weights, include_top=False)
-        return phases.assemble(self._architecture, backbone, self._classes, recipe), backbone
-
 
 @contextmanager
 def _without_lines() -> Iterator[None]:
-    """Leave out what a training says of its steps; the search says what came of it."""
+    """Leave out the lines of a single training; the search logs its result."""
     phases.log.setLevel(logging.WARNING)
     try:
         yield

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from training.data.pixels import Pixels
 from training.fit import batches
+from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.unfinished import History, Progress, Unfinished
-from training.models.catalogue import Architecture, preprocess
+from training.models.catalogue import find_architecture, preprocess
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +31,34 @@ Data = dict[str, tuple[NDArray[Any], NDArray[np.float32]]]
 FEW_PHOTOS = 100
 
 
-def assemble(architecture: Architecture, backbone: keras.Model, classes: int, recipe: Recipe) -> keras.Model:
-    """Return pixels 0-255 to probabilities.
+@dataclass(frozen=True)
+class Network:
+    """A model that is trained, pixels 0-255 to probabilities, and the backbone inside it; a head alone has none."""
+
+    model: keras.Model
+    backbone: keras.Model | None
+
+
+def build(preset: Preset, classes: int) -> Network:
+    """Put a head for some classes on a preset's backbone.
 
     Batch norms of the layers that are trained learn the statistics of the photos; frozen ones keep theirs. A
     `training=False` for the backbone would not change that: in Keras 3, fit's own overrides it.
     """
+    architecture = find_architecture(preset.architecture, preset.size)
+    backbone = architecture.backbone(preset.weights, include_top=False)
     inputs = keras.Input((architecture.size_px, architecture.size_px, 3), name="pixels")
-    return add_head(inputs, backbone(preprocess(inputs, architecture.preprocessing)), classes, recipe)
+    features = backbone(preprocess(inputs, architecture.preprocessing))
+    return Network(_with_head(inputs, features, preset.recipe, classes), backbone)
 
 
-def add_head(inputs: Any, features: Any, classes: int, recipe: Recipe) -> keras.Model:
-    """Return inputs to probabilities, from the features that were made of them."""
+def build_head(preset: Preset, classes: int, shape: tuple[int, ...]) -> Network:
+    """Return a head alone, from features of a shape."""
+    inputs = keras.Input(shape)
+    return Network(_with_head(inputs, inputs, preset.recipe, classes), None)
+
+
+def _with_head(inputs: Any, features: Any, recipe: Recipe, classes: int) -> keras.Model:
     x = layers.Dropout(recipe.dropout, name="head_dropout")(features)
     outputs = layers.Dense(classes, activation="softmax", name="head_probabilities")(x)
     return keras.Model(inputs, outputs, name="classifier")
@@ -52,21 +69,38 @@ class Phases:
     """The two phases of a training: the head on frozen features, then the upper layers on augmented photos.
 
     Attributes:
-        model: From `assemble` or `add_head`.
-        recipe: How to train.
+        network: From `build` or `build_head`.
+        preset: How to train.
         run: What an earlier process left of the same training, and where this one keeps what it reaches.
-        watch: Callbacks of Keras, beside those that a phase needs.
+        watch: Callbacks of Keras for the last phase, beside those that it needs.
     """
 
-    model: keras.Model
-    recipe: Recipe
+    network: Network
+    preset: Preset
     run: Unfinished
     watch: Watch = ()
 
-    def head(self, splits: dict[str, Pixels]) -> History:
+    @property
+    def recipe(self) -> Recipe:
+        """The preset's."""
+        return self.preset.recipe
+
+    @property
+    def model(self) -> keras.Model:
+        """The network's."""
+        return self.network.model
+
+    def fit(self, splits: dict[str, Pixels]) -> dict[str, History]:
+        """Train on the split `train`, with early stopping on `validation`; a phase without epochs is left out."""
+        recipe, head, upper = self.recipe, History(), History()
+        if recipe.head_epochs and self.preset.pretrained:
+            head = self._fit_head(splits)
+        if recipe.epochs:
+            upper = self._fit_upper_layers(splits)
+        return {"head": head, "upper layers": upper}
+
+    def _fit_head(self, splits: dict[str, Pixels]) -> History:
         """Compute the frozen features once, and train the head alone on them."""
-        if self.recipe.head_epochs == 0:
-            return {}
         features = self._features(splits)
         inputs = keras.Input(features["train"].shape[1:])
         dropout, probabilities = (self.model.get_layer(name) for name in ("head_dropout", "head_probabilities"))
@@ -76,12 +110,11 @@ class Phases:
         log.info(f"Trained the head for {len(history['loss'])} epochs: validation {max(history['val_accuracy']):.4f}")
         return history
 
-    def upper_layers(self, backbone: keras.Model, unfreeze: float, splits: dict[str, Pixels]) -> History:
+    def _fit_upper_layers(self, splits: dict[str, Pixels]) -> History:
         """Train a part of the backbone, from the top, with the head."""
-        if self.recipe.epochs == 0:
-            return {}
-        weighted = [layer for layer in backbone.layers if layer.weights]
-        for layer in weighted[: round(len(weighted) * (1 - unfreeze))]:
+        assert self.network.backbone is not None
+        weighted = [layer for layer in self.network.backbone.layers if layer.weights]
+        for layer in weighted[: round(len(weighted) * (1 - self.preset.unfreeze))]:
             layer.trainable = False
         steps = batches.steps(len(splits["train"].labels), self.recipe)
         schedule = keras.optimizers.schedules.CosineDecay(
@@ -146,7 +179,7 @@ class Phases:
                 stopping,
                 progress,
                 *([_Lines(left)] if photos else []),
-                *self.watch,
+                *(self.watch if phase == "upper-layers" or not recipe.epochs else ()),
             ],
             shuffle=False,
             verbose=0,

@@ -1,14 +1,11 @@
-"""Presets: documents that say what a training is for, its command, what to expect of it, and its values.
-
-Needs no TensorFlow.
-"""
+"""Presets: TOML files with the values of a training, what they are for, and what to expect. Needs no TensorFlow."""
 
 from __future__ import annotations
 
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +17,17 @@ FOLDER = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class Preset:
-    """One document; what it leaves out of the recipe has its default.
+    """What a training starts from: a network, its weights, and a recipe.
 
     Attributes:
         about: What it is for.
         command: How it is used.
-        expected: What somebody reached with it, and on what.
+        expected: The accuracy that it reached, and on which photos.
         architecture: The backbone's name.
         weights: `imagenet` or `none`.
         size: Input size in pixels; None for the architecture's own.
         time: How long that took, and where.
-        recipe: Values for `training.fit.recipe.Recipe`.
+        recipe: How to train.
     """
 
     about: str
@@ -40,11 +37,33 @@ class Preset:
     weights: str
     size: int | None = None
     time: str = ""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=Recipe)
 
-    def recipe_with(self, values: Mapping[str, Any]) -> Recipe:
-        """Return the recipe with values of one's own; None stands for none."""
-        return Recipe(**{**self.recipe, **{name: value for name, value in values.items() if value is not None}})
+    @property
+    def pretrained(self) -> bool:
+        """Whether the backbone begins with weights; random ones have no head phase and are not frozen."""
+        return self.weights != "none"
+
+    @property
+    def unfreeze(self) -> float:
+        """The part of the backbone's layers that is trained."""
+        return self.recipe.unfreeze if self.pretrained else 1.0
+
+    def changed(self, values: Mapping[str, Any]) -> Preset:
+        """Return the preset with some values of its own or of its recipe replaced; None keeps a value."""
+        given = {name: value for name, value in values.items() if value is not None}
+        own = {name: given.pop(name) for name in ("architecture", "weights", "size") if name in given}
+        return replace(self, **own, recipe=replace(self.recipe, **given))
+
+    def check_trains(self) -> None:
+        """Refuse to train nothing.
+
+        Raises:
+            TrainingError: There is no epoch, for random weights none of the upper layers.
+        """
+        if not (self.recipe.epochs or (self.pretrained and self.recipe.head_epochs)):
+            kind = "epochs or head_epochs" if self.pretrained else "epochs, which train random weights,"
+            raise TrainingError(f"Expected {kind} of at least 1. Received: 0")
 
 
 def names() -> list[str]:
@@ -53,10 +72,10 @@ def names() -> list[str]:
 
 
 def find_preset(name: str) -> Preset:
-    """Read a preset by its name, or a document of one's own by its path.
+    """Read an installed preset by its name, or any .toml file by its path.
 
     Raises:
-        TrainingError: There is none, or it does not hold what a preset holds.
+        TrainingError: There is none, or its values are not those of a preset.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
@@ -68,18 +87,16 @@ def find_preset(name: str) -> Preset:
             if strange := [name for name in received if name not in names_of]:
                 where = "in [recipe]" if known is Recipe else "outside of [recipe]"
                 raise ValueError(f"{', '.join(strange)}, where {where} there may be: {', '.join(names_of)}")
-        preset = Preset(**values)
-        preset.recipe_with({})
+        return Preset(**{**values, "recipe": Recipe(**values.get("recipe", {}))})
     except (TypeError, ValueError) as exc:
         raise TrainingError(f"Expected {path} to be a preset. Received: {exc}") from exc
-    return preset
 
 
 def write_preset(path: Path, preset: Preset) -> None:
-    """Write a document that `find` reads; its text, numbers and names are JSON, which TOML takes as they are."""
+    """Write a file that `find_preset` reads; its text, numbers and names are JSON, which TOML takes as they are."""
     values = {name: value for name, value in asdict(preset).items() if value is not None and name != "recipe"}
     lines = [_line(name, value) for name, value in values.items()]
-    lines += ["", "[recipe]", *(_line(name, value) for name, value in preset.recipe.items())]
+    lines += ["", "[recipe]", *(_line(name, value) for name, value in asdict(preset.recipe).items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -63,13 +63,3 @@ class Recipe:
                 raise TrainingError(f"Expected {name} of at least 0. Received: {getattr(self, name)}")
         if self.class_weights not in ("balanced", "none"):
             raise TrainingError(f"Expected class_weights balanced or none. Received: {self.class_weights!r}")
-
-    def check_trains(self, weights: str | None) -> None:
-        """Refuse to train nothing.
-
-        Raises:
-            TrainingError: There is no epoch, for random weights none of the upper layers.
-        """
-        if not (self.epochs or (weights and self.head_epochs)):
-            kind = "epochs or head_epochs" if weights else "epochs, which train random weights,"
-            raise TrainingError(f"Expected {kind} of at least 1. Received: 0")

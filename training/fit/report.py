@@ -51,7 +51,7 @@ def write_report(
         **report.draw([result], photos, contract.classes, f"{len(photos.labels)} photos of {split}", run),
         curves=page.picture(run / "curves.png"),
         augmented=[page.thumbnail(each) for each in augmented],
-        facts=_facts(contract.origin),
+        facts=_facts(contract.origin.to_dict()),
         summary=summary,
     )
     return run / "report.html"

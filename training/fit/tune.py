@@ -26,15 +26,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from training.data.folder import read_folder
-from training.data.pixels import decoder
+from training.data.pixels import Photos, decoder
 from training.errors import TrainingError
 from training.fit.folds import FOLDS, Folds
-from training.fit.preset import find_preset, write_preset
+from training.fit.preset import Preset, find_preset, write_preset
 from training.fit.recipe import Recipe
-from training.fit.train import load
 from training.fit.unfinished import folder_of
-from training.models.catalogue import find_architecture, image_spec
+from training.models.catalogue import find_architecture
 
 _log = logging.getLogger(__name__)
 
@@ -52,16 +50,15 @@ _SPACE = {
 }
 
 
-def tune(folder: Path, preset_name: str, minutes: float, *, out: Path, runs: Path, cache: Path) -> None:
+def tune(photos: Photos, preset_name: str, minutes: float, *, out: Path, runs: Path) -> None:
     """Search for values that do better than a preset's on the training photos of a folder, and write a preset.
 
     Args:
-        folder: Class folders, or split folders.
+        photos: Class folders, or split folders.
         preset_name: Where to start. If it does not train the upper layers, all trials share the frozen features.
         minutes: For all of it. The same call again goes on with the trials there are, for as long again.
         out: The .toml file to write; without a gain, it has the values of the preset.
         runs: Where the trials are kept.
-        cache: Where decoded pixels go.
 
     Raises:
         TrainingError: There are too few minutes, or too few photos, or the preset trains nothing.
@@ -73,32 +70,29 @@ def tune(folder: Path, preset_name: str, minutes: float, *, out: Path, runs: Pat
     if out.suffix != ".toml" or not out.absolute().parent.is_dir():
         raise TrainingError(f"Expected --out to be a .toml file in a folder that is there. Received: {out}")
     preset, name = find_preset(preset_name), Path(preset_name).stem
-    start = preset.recipe_with({})
-    weights = None if preset.weights == "none" else preset.weights
-    space = _space(start, weights)
+    start, space = preset.recipe, _space(preset)
     architecture = find_architecture(preset.architecture, preset.size)
-    dataset = read_folder(folder, start.seed)
+    dataset = photos.splits(start.seed)
     _log.info(f"Taking {minutes:g} minutes; of what the first trial leaves, up to half is kept back for a comparison")
-    photos = load("train", dataset.splits["train"], image_spec(architecture), cache)
-    identity = {"of": [asdict(architecture), weights, asdict(start), photos.digest, keras.__version__, decoder()]}
-    with folder_of(runs / ".tune", name, identity) as path:
-        folds = Folds(
-            photos, architecture=architecture, weights=weights, classes=len(dataset.classes), recipe=start, path=path
-        )
+    pixels = photos.read("train", dataset.splits["train"], architecture.photo_spec)
+    made_of = [asdict(architecture), preset.weights, asdict(start), pixels.digest, keras.__version__, decoder()]
+    with folder_of(runs / ".tune", name, made_of) as path:
+        folds = Folds(pixels, preset, classes=len(dataset.classes), path=path)
         search = _Search(_open(path, start), space, start, folds, minutes, deadline)
-        best, told = search.compare(search.run(), name)
+        best, result = search.compare(search.run(), name)
         trials = search.trials(TrialState.COMPLETE, TrialState.PRUNED)
+        options = ["--name", "NAME", "--preset", str(out)]
         tuned = replace(
             preset,
-            about=f"{name}, tuned on the training photos of {folder} in {len(trials)} trials.",
-            command=f"python -m training train {shlex.quote(str(folder))} --name NAME --preset {shlex.quote(str(out))}",
-            expected=told,
+            about=f"{name}, tuned on the training photos of {photos.folder} in {len(trials)} trials.",
+            command=shlex.join(["python", "-m", "training", "train", str(photos.folder), *options]),
+            expected=result,
             time=f"{search.best_s:.0f} s for {FOLDS - 1} of {FOLDS} parts of the photos, where it was tuned.",
-            recipe=asdict(best),
+            recipe=best,
         )
         write_preset(out, tuned)
         folds.close()
-    _log.info(told)
+    _log.info(result)
     _log.info(f"Wrote {out}, for: {tuned.command}")
 
 
@@ -228,11 +222,16 @@ class _Report(keras.callbacks.Callback):
             raise optuna.TrialPruned
 
 
-def _space(start: Recipe, weights: str | None) -> dict[str, FloatDistribution]:
-    """Return the values that matter to a training that starts so."""
-    start.check_trains(weights)
-    head, upper = bool(weights and start.head_epochs), start.epochs > 0
-    matters = {"head_learning_rate": head, "learning_rate": upper, "augmentation": upper, "unfreeze": upper and weights}
+def _space(preset: Preset) -> dict[str, FloatDistribution]:
+    """Return the values that matter to a preset's training."""
+    preset.check_trains()
+    head, upper = preset.pretrained and preset.recipe.head_epochs > 0, preset.recipe.epochs > 0
+    matters = {
+        "head_learning_rate": head,
+        "learning_rate": upper,
+        "augmentation": upper,
+        "unfreeze": upper and preset.pretrained,
+    }
     return {name: values for name, values in _SPACE.items() if matters.get(name, True)}
 
 

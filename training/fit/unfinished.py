@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,19 +53,19 @@ class Unfinished:
 
 
 @contextmanager
-def open_unfinished(folder_of_runs: Path, name: str, identity: Mapping[str, Any], fresh: bool) -> Iterator[Unfinished]:
+def open_unfinished(folder_of_runs: Path, name: str, made_of: Sequence[Any], fresh: bool) -> Iterator[Unfinished]:
     """Open the state of a run: empty at first or if it is to be fresh, gone when the run has finished.
 
     Args:
         folder_of_runs: Where run folders go.
         name: The model's name.
-        identity: All that makes the run what it is, for JSON.
+        made_of: All that makes the run what it is, as JSON values.
         fresh: Forget what an interrupted run left.
 
     Raises:
         TrainingError: The same run is going on in another process.
     """
-    with folder_of(folder_of_runs / ".unfinished", name, identity) as path:
+    with folder_of(folder_of_runs / ".unfinished", name, made_of) as path:
         if fresh:
             for left in path.glob("[!.]*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -75,13 +75,13 @@ def open_unfinished(folder_of_runs: Path, name: str, identity: Mapping[str, Any]
 
 
 @contextmanager
-def folder_of(folder: Path, name: str, identity: Mapping[str, Any]) -> Iterator[Path]:
-    """Open the folder inside another that belongs to an identity, for one process at a time.
+def folder_of(folder: Path, name: str, made_of: Sequence[Any]) -> Iterator[Path]:
+    """Open the folder inside another that belongs to a training, for one process at a time.
 
     Raises:
         TrainingError: Another process has it.
     """
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{name}-{digest}"
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / _LOCK, TrainingError("The same training is already running in another process.")):

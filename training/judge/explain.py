@@ -53,7 +53,7 @@ def explain(run: Path, images: Sequence[str], label: str | None, out: Path) -> l
     model, contract, _ = read_run(run)
     if label is not None and label not in contract.classes:
         raise TrainingError(f"Expected a class of: {', '.join(contract.classes)}. Received: {label!r}")
-    heat = HeatMaps(model, find_architecture(contract.origin["architecture"]).preprocessing)
+    heat = HeatMaps(model, find_architecture(contract.origin.architecture).preprocessing)
     found: list[Explanation] = []
     for position, image in enumerate(images):
         if len(found) == MOST_PHOTOS:

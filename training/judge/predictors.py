@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 ENGINES = {"int8": "int8", "tflite": "tflite", "savedmodel": "tensorflow"}
 _BATCH = 32
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Pixels (n, h, w, 3) to probabilities (n, k)."""
 _CONCURRENCY = 8  # requests at once, as gateway.batch
 _TIMEOUT_S = 60.0
 # A gateway that is busy says when to come back; a request that it did not take changed nothing.
@@ -95,12 +97,8 @@ class StoredVersion:
 
     def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return probabilities (n, k) of pixels (n, h, w, 3)."""
-        batches = (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH))
-        return np.concatenate(
-            [
-                self._engine.run(PREDICT_SIGNATURE, {IMAGES: np.ascontiguousarray(batch)})[PROBABILITIES]
-                for batch in batches
-            ]
+        return predict_in_batches(
+            lambda batch: self._engine.run(PREDICT_SIGNATURE, {IMAGES: batch})[PROBABILITIES], pixels
         )
 
 
@@ -146,28 +144,27 @@ class Gateway:
         return answer
 
 
-class Described(Protocol):
-    """Has a title and a contract."""
-
-    @property
-    def title(self) -> str: ...
-
-    @property
-    def contract(self) -> Contract: ...
+def predict_in_batches(predict: Predict, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return probabilities (n, k) of pixels (n, h, w, 3), which may lie on disk."""
+    starts = range(0, len(pixels), _BATCH)
+    return np.concatenate([predict(np.ascontiguousarray(pixels[start : start + _BATCH])) for start in starts])
 
 
-def check_alike(predictors: Sequence[Described]) -> None:
-    """Refuse to compare what has other classes, and tell of what decodes otherwise.
+def check_alike(models: Sequence[tuple[str, Contract]]) -> None:
+    """Refuse to compare models with different classes, and log if they decode differently.
+
+    Args:
+        models: A title and a contract of each.
 
     Raises:
         TrainingError: The classes of two differ.
     """
-    first, *others = predictors
-    for other in others:
-        if other.contract.classes != first.contract.classes:
+    (title, first), *others = models
+    for other_title, other in others:
+        if other.classes != first.classes:
             raise TrainingError(
-                f"Expected the same classes of {first.title} and {other.title}. Received"
-                f" {', '.join(first.contract.classes[:5])} … and {', '.join(other.contract.classes[:5])} …"
+                f"Expected the same classes of {title} and {other_title}. Received"
+                f" {', '.join(first.classes[:5])} … and {', '.join(other.classes[:5])} …"
             )
-        if other.contract.image != first.contract.image:
-            _log.info(f"Note that {first.title} and {other.title} decode photos in two ways, each by its contract")
+        if other.image != first.image:
+            _log.info(f"Note: {title} and {other_title} decode photos in two ways, each by its contract")

@@ -42,12 +42,27 @@ class Architecture:
     preprocessing: str
 
     @property
-    def image(self) -> ImageSpec:
-        """How ImageNet photos become pixels: the centre 87.5 % of the shorter side, bicubic."""
+    def imagenet_spec(self) -> ImageSpec:
+        """How photos become pixels for ImageNet weights as they are: the centre 87.5 % of the shorter side."""
         return ImageSpec(self.size_px, self.size_px, filter="bicubic", aspect="crop", crop=0.875)
 
-    def backbone(self, weights: str | None, include_top: bool, classes: int = 1000) -> keras.Model:
-        """Build the model for preprocessed input, with its classes on top or ending in pooled features (n, c)."""
+    @property
+    def photo_spec(self) -> ImageSpec:
+        """How photos become pixels in training.
+
+        A linear head on frozen features of clothing photos, accuracy in 5-fold cross-validation on the training split:
+        crop 0.878, pad 0.866, stretch 0.854 (standard errors 0.004).
+        """
+        return ImageSpec(self.size_px, self.size_px, filter="bicubic", aspect="crop")
+
+    def backbone(self, weights: str, include_top: bool, classes: int = 1000) -> keras.Model:
+        """Build the model for preprocessed input, with its classes on top or ending in pooled features (n, c).
+
+        Args:
+            weights: `imagenet`, or `none` for random ones.
+            include_top: Whether the classes are on top.
+            classes: How many there are.
+        """
         if self.name in efficientnet_lite.VARIANTS:
             return efficientnet_lite.build(self.name, weights, include_top, classes, self.size_px)
         if self.name == plain_cnn.NAME:
@@ -56,7 +71,7 @@ class Architecture:
         build = getattr(keras.applications, self.name)
         try:
             return build(
-                weights=weights,
+                weights=None if weights == "none" else weights,
                 include_top=include_top,
                 input_shape=(self.size_px, self.size_px, 3),
                 **options,
@@ -71,7 +86,7 @@ class Architecture:
                 " efficientnet-lite0, whose weights are installed, or --weights FILE."
             ) from exc
 
-    def classifier(self, weights: str | None, classes: int = 1000) -> keras.Model:
+    def classifier(self, weights: str, classes: int = 1000) -> keras.Model:
         """Build the whole model for pixels 0-255, float32 (n, h, w, 3), to class outputs (n, classes)."""
         return with_preprocessing(self.backbone(weights, include_top=True, classes=classes), self.preprocessing)
 
@@ -129,12 +144,3 @@ def with_preprocessing(model: keras.Model, mode: str) -> keras.Model:
     """Put the preprocessing in front of a model, so that it takes pixels 0-255."""
     inputs = keras.Input(model.input_shape[1:], name="pixels")
     return keras.Model(inputs, model(preprocess(inputs, mode)), name=model.name)
-
-
-def image_spec(architecture: Architecture) -> ImageSpec:
-    """Return how photos become pixels.
-
-    A linear head on frozen features of clothing photos, accuracy in 5-fold cross-validation on the training split:
-    crop 0.878, pad 0.866, stretch 0.854 (standard errors 0.004).
-    """
-    return ImageSpec(architecture.size_px, architecture.size_px, filter="bicubic", aspect="crop")

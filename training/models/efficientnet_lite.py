@@ -74,7 +74,7 @@ VARIANTS = {
 
 def build(
     name: str,
-    weights: str | None = "imagenet",
+    weights: str = "imagenet",
     include_top: bool = True,
     classes: int = 1000,
     size_px: int | None = None,
@@ -83,7 +83,7 @@ def build(
 
     Args:
         name: A key of `VARIANTS`.
-        weights: `imagenet`, or None for random ones.
+        weights: `imagenet`, or `none` for random ones.
         include_top: End with softmax probabilities; without it, with pooled features (n, 1280).
         classes: Number of probabilities; ImageNet's weights have 1,000.
         size_px: Height and width, if not the variant's.

@@ -40,7 +40,7 @@ def load_file(
     if path.name.endswith(".weights.h5"):
         if architecture is None:
             raise WeightsError("Expected --architecture with a .weights.h5 file, which holds no model")
-        model = architecture.backbone(None, include_top=True, classes=classes)
+        model = architecture.backbone("none", include_top=True, classes=classes)
         advice = f"Expected are all weights of {architecture.name}, with {classes} classes on top."
         _loading(path, lambda: model.load_weights(path), advice)
     else:

@@ -12,19 +12,19 @@ SIZE_PX = 128
 FILTERS = (32, 64, 128)
 
 
-def build(size_px: int, weights: str | None, include_top: bool, classes: int) -> keras.Model:
+def build(size_px: int, weights: str, include_top: bool, classes: int) -> keras.Model:
     """Build three blocks of convolution and pooling for input 0-1, float32 (n, size, size, 3).
 
     Args:
         size_px: Height and width.
-        weights: None; there are no others.
+        weights: `none`; there are no others.
         include_top: End with dropout and softmax probabilities; without it, with pooled features (n, 128).
         classes: Number of probabilities.
 
     Raises:
         WeightsError: Weights are asked for.
     """
-    if weights is not None:
+    if weights != "none":
         raise WeightsError(f"Expected --weights none with {NAME}, which is trained from scratch. Received: {weights}")
     inputs = keras.Input((size_px, size_px, 3))
     x = inputs

@@ -1,8 +1,9 @@
-"""Golden examples: encoded images that exercise the whole decode, and what a model file says of them."""
+"""Golden examples: images that exercise the whole decode, and the probabilities that a model file gives for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -17,8 +18,17 @@ MAX_PHOTO_BYTES = 1024 * 1024
 _ORIENTATION_TAG, _ROTATED_RIGHT = 0x0112, 6
 
 
-def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[tuple[str, bytes]]:
-    """Return named, encoded images that reach each branch of the decode.
+@dataclass(frozen=True)
+class GoldenImage:
+    """An encoded image, and the pixels uint8 (1, h, w, 3) that the contract's decode makes of it."""
+
+    name: str
+    image: bytes
+    pixels: NDArray[np.uint8]
+
+
+def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[GoldenImage]:
+    """Return images that reach each branch of the decode.
 
     A JPEG of four times the target's sides (scaled while decoding), a JPEG with an EXIF rotation, a PNG with alpha, and
     the photos themselves. The aspects are not the target's, so that another crop shows.
@@ -31,22 +41,23 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[tuple[s
     sources = [Image.open(BytesIO(photo)).convert("RGB") for photo in small] or [_draw(seed) for seed in range(3)]
     large, rotated, layered = (sources[index % len(sources)] for index in range(3))
     width, height = spec.width, spec.height
-    return [
+    encoded = [
         ("large-jpeg", _encode(ImageOps.fit(large, (5 * width, 4 * height)), "JPEG", quality=90)),
         ("rotated-jpeg", _encode_rotated(ImageOps.fit(rotated, (2 * width, round(1.5 * height))))),
         ("alpha-png", _encode(_with_alpha(ImageOps.fit(layered, (round(1.2 * width), round(1.5 * height)))), "PNG")),
         *((f"photo-{index}", photo) for index, photo in enumerate(small)),
     ]
+    return [GoldenImage(name, image, decode(image, spec).pixels[np.newaxis]) for name, image in encoded]
 
 
 def answer(
-    images: Sequence[tuple[str, bytes]], spec: ImageSpec, predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    images: Sequence[GoldenImage], predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 ) -> tuple[GoldenExample, ...]:
     """Return examples with the probabilities that `predict`, (1, h, w, 3) to (1, k), gives for each image."""
     return tuple(
         # By their shortest text that reads back the same, which is half as long as that of float64.
-        GoldenExample(name, data, tuple(float(str(p)) for p in predict(decode(data, spec).pixels[np.newaxis])[0]))
-        for name, data in images
+        GoldenExample(each.name, each.image, tuple(float(str(p)) for p in predict(each.pixels)[0]))
+        for each in images
     )
 
 

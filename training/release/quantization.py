@@ -15,8 +15,9 @@ Equalising channels between layers, and shifting biases by the mean error of eac
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,15 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.python.convert import mlir_quantize
+from tensorflow.lite.python.convert_phase import ConverterError
 from tensorflow.lite.tools import flatbuffer_utils
 
 from contract.document import DESCRIBE_SIGNATURE, IMAGES
+from serving.errors import ServingError
+from training.judge.predictors import Predict
+from training.release import tflite
+
+_log = logging.getLogger(__name__)
 
 CALIBRATION_PHOTOS = 150  # divergence 0.00013; 0.00012 with 400, in more than twice the time
 FLOAT_PARTS = (0, 1 / 4, 1 / 2)  # of the operations, from the first; the least that keeps the accuracy is released
@@ -37,11 +44,58 @@ _LAYERS = ("CONV_2D", "FULLY_CONNECTED")
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What photos tell of each tensor, by its name.
+class Limit:
+    """When an int8 file is good enough to be released.
 
     Attributes:
-        ranges: Lowest and highest value that 8 bits should hold.
+        photos: Training photos to calibrate on, uint8 (n, h, w, 3).
+        accuracy: Measures a file's accuracy on labelled photos.
+        keras_accuracy: The Keras model's accuracy on them.
+        largest_drop: Most accuracy that int8 may lose against it.
+    """
+
+    photos: NDArray[np.uint8]
+    accuracy: Callable[[Predict], float]
+    keras_accuracy: float
+    largest_drop: float
+
+
+@dataclass(frozen=True)
+class Int8:
+    """An int8 file without a description, and its figures for the contract."""
+
+    content: bytes
+    metrics: Mapping[str, float]
+
+
+def search(content: bytes, limit: Limit) -> Int8 | None:
+    """Quantize an fp32 TFLite file, as much of it as keeps the accuracy; None, after a log line, if nothing does."""
+    _log.info(f"Calibrating int8 on {len(limit.photos)} training photos")
+    try:
+        calibration = calibrate(content, limit.photos)
+        for float_part in FLOAT_PARTS:
+            quantized = quantize(content, calibration, float_part)
+            accuracy = limit.accuracy(tflite.predictor(quantized))
+            drop = limit.keras_accuracy - accuracy
+            kept = f" with {float_part:.0%} of the operations in fp32" if float_part else ""
+            _log.info(f"int8{kept}: accuracy {accuracy:.4f}, Keras {limit.keras_accuracy:.4f}")
+            if drop <= limit.largest_drop + 1e-9:
+                figures = {"int8_accuracy": accuracy, "keras_accuracy": limit.keras_accuracy}
+                figures |= {"int8_accuracy_drop": drop, "int8_float_part": float_part}
+                return Int8(quantized, {name: round(value, 4) for name, value in figures.items()})
+    except (ConverterError, ServingError, RuntimeError, ValueError) as exc:
+        _log.info(f"No int8 file: the model cannot be quantized ({exc})")
+        return None
+    _log.info(f"No int8 file: each lost more than {limit.largest_drop:g} of accuracy")
+    return None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What photos show of each tensor, by its name.
+
+    Attributes:
+        ranges: Lowest and highest value that 8 bits should represent.
         weights: Of convolutions (g, k, n), rounded, see `_Model.weights`.
     """
 

@@ -1,7 +1,9 @@
-"""The TFLite file of a version: the SavedModel converted, and told afterwards what it should say of itself."""
+"""The TFLite file of a version: a SavedModel converted, and its description put in afterwards."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -13,8 +15,10 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from tensorflow.lite.python.convert_phase import ConverterError
 
-from contract.document import DESCRIBE_SIGNATURE, IDENTITY, PREDICT_SIGNATURE, Contract
+from contract.document import DESCRIBE_SIGNATURE, IDENTITY, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
+from serving.engines import TFLITE_FILES, open_engine
 from training.errors import ExportError
+from training.judge.predictors import Predict
 
 _FILE_IDENTIFIER = b"TFL3"  # Source: file_identifier of TensorFlow Lite's schema
 
@@ -32,6 +36,19 @@ def convert(saved_model: Path, signatures: Sequence[str]) -> bytes:
         unsupported = [line for line in str(exc).splitlines() if " ops: " in line] or [str(exc)]
         raise ExportError(f"Expected a model that converts to TFLite. Received: {unsupported[0]}") from exc
     return content
+
+
+def predictor(content: bytes) -> Predict:
+    """Load a file as a server does, and return its prediction.
+
+    Raises:
+        ServingError: It does not load.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / TFLITE_FILES["tflite"]).write_bytes(content)
+        engine = open_engine(Path(scratch), "tflite", os.cpu_count() or 1)
+    signature = next(name for name in engine.signatures if name != DESCRIBE_SIGNATURE)
+    return lambda pixels: engine.run(signature, {IMAGES: pixels})[PROBABILITIES]
 
 
 def describe(content: bytes, contract: Contract) -> bytes:

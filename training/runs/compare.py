@@ -67,8 +67,8 @@ def list_runs(runs: Sequence[Run], console: Console) -> None:
             continue
         origin, metrics = run.contract.origin, run.contract.metrics
         accuracies = [_figure(metrics.get(f"{split}_accuracy")) for split in ("validation", "test")]
-        minutes = f"{origin['training_s'] / 60:.1f}" if "training_s" in origin else ""
-        table.add_row(Text(str(run.path)), str(origin.get("architecture", "")), *accuracies, minutes)
+        minutes = "" if origin.training_s is None else f"{origin.training_s / 60:.1f}"
+        table.add_row(Text(str(run.path)), origin.architecture, *accuracies, minutes)
     console.print(table)
 
 
@@ -90,7 +90,11 @@ def compare(runs: Sequence[Run], console: Console) -> None:
 
 
 def _facts(contract: Contract) -> dict[str, str]:
-    facts: dict[str, Any] = {**contract.metrics, **flat(contract.origin), **flat({"image": vars(contract.image)})}
+    facts: dict[str, Any] = {
+        **contract.metrics,
+        **flat(contract.origin.to_dict()),
+        **flat({"image": vars(contract.image)}),
+    }
     facts["classes"] = len(contract.classes)
     return {name: _figure(value) for name, value in facts.items()}
 

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from contract.document import Contract, ContractError
+from contract.document import Contract, ContractError, Origin
 from training.errors import TrainingError
 
 
@@ -66,14 +66,14 @@ def record_release(run: Path, version: Path, identity: str) -> None:
         history.write(json.dumps(line) + "\n")
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Origin:
     """Return when, from which source and with which libraries a model is made."""
-    return {
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source_revision": _source_revision(),
-        "keras": keras.__version__,
-        "tensorflow": tf.__version__,
-    }
+    return Origin(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        source_revision=_source_revision(),
+        keras=keras.__version__,
+        tensorflow=tf.__version__,
+    )
 
 
 def _source_revision() -> str:

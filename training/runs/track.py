@@ -142,7 +142,7 @@ def log_run(run: Path, tracker: Tracker) -> None:
     """
     contract = Contract.from_json((run / "contract.json").read_bytes())
     history = json.loads((run / "history.json").read_text())
-    record = Record(run, contract.model, compare.flat(contract.origin), contract.metrics, history)
+    record = Record(run, contract.model, compare.flat(contract.origin.to_dict()), contract.metrics, history)
     try:
         tracker.log(record)
     except Exception as exc:

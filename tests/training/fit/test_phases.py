@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from training.errors import TrainingError
+from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 
 pytestmark = pytest.mark.tensorflow
@@ -48,8 +49,9 @@ def test_what_is_learned_follows_the_weights(
     recipe = Recipe(batch_size=40, label_smoothing=0.0, patience=100, class_weights=class_weights, weight_decay=0.0)
     features = np.zeros((40, 1), np.float32)
     data = dict.fromkeys(("train", "validation"), (features, targets))
-    with open_unfinished(tmp_path, "m", {}, fresh=False) as run:
-        phases.Phases(model, recipe, run)._fit("head", model, data, 80, 0.05)
+    preset = Preset("a", "c", "e", "plain-cnn", "none", recipe=recipe)
+    with open_unfinished(tmp_path, "m", [], fresh=False) as run:
+        phases.Phases(phases.Network(model, None), preset, run)._fit("head", model, data, 80, 0.05)
         model.load_weights(run.path / "head" / "epoch-80.weights.h5")  # the last, not the first of equals
     assert float(model(features[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
 

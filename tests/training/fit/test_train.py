@@ -99,9 +99,9 @@ def test_contract_says_how_the_model_was_made(trained):
     contract = describe(trained[2] / "store" / "colours" / "1")
     assert contract.model == "colours" and contract.classes == ("blue", "green", "red")
     assert (contract.image.height, contract.image.width) == (16, 16)
-    assert contract.origin["architecture"] == "small" and contract.origin["weights"] == "imagenet"
-    assert sorted(contract.origin["data_digest"]) == ["test", "train", "validation"]
-    assert contract.origin["recipe"]["epochs"] == 2 and contract.origin["created_at"]
+    assert contract.origin.architecture == "small" and contract.origin.weights == "imagenet"
+    assert sorted(contract.origin.data_digest) == ["test", "train", "validation"]
+    assert contract.origin.recipe["epochs"] == 2 and contract.origin.created_at
     assert [each.name for each in contract.golden][3:] == ["photo-0", "photo-1", "photo-2"]
 
 
@@ -142,7 +142,7 @@ def test_run_is_judged_by_its_photos(run, folder, tmp_path, capsys):
     assert main(["export", "--run", str(run), "--name", "again", *options, "--refuse-if-worse"]) == 0
     assert main(["export", "--run", str(run), "--name", "again", *options, "--refuse-if-worse"]) == 0
     said = capsys.readouterr().out
-    assert "Not worse than version 1" in said and "3 photos of test" in said and "Note that" not in said
+    assert "Not worse than version 1" in said and "3 photos of test" in said and "Note:" not in said
 
 
 @tensorflow
@@ -168,25 +168,26 @@ def test_file_exports(tmp_path, capsys):
     options = ["--classes", str(tmp_path / "classes.txt"), "--preprocessing", "+-1", "--name", "mine"]
     assert main(["export", "--weights", str(tmp_path / "mine.keras"), *options, "--store", str(tmp_path)]) == 0
     contract = describe(tmp_path / "mine" / "1")
-    assert contract.classes == ("cat", "dog", "bird") and contract.origin["weights"] == "mine.keras"
-    assert contract.image.aspect == "stretch" and len(contract.origin["weights_sha256"]) == 64
+    assert contract.classes == ("cat", "dog", "bird") and contract.origin.weights == "mine.keras"
+    assert contract.image.aspect == "stretch" and len(contract.origin.weights_sha256) == 64
 
 
 @tensorflow
 def test_a_phase_can_be_left_out_but_not_all(folder, small, tmp_path):
     """Random weights have no phase for the head; where nothing would train them, nothing is kept."""
+    from training.data.pixels import Photos
+    from training.fit.preset import Preset
     from training.fit.recipe import Recipe
     from training.fit.train import train
-    from training.models.catalogue import find_architecture
 
-    places = {name: tmp_path / name for name in ("runs", "cache")}
-    start = {"architecture": find_architecture(small), "weights": None, **places}
+    photos, runs = Photos(folder, tmp_path / "cache"), tmp_path / "runs"
+    preset = Preset("a", "c", "e", small, "none", recipe=Recipe(head_epochs=5, epochs=0))
     with pytest.raises(
         TrainingError, match=r"Expected epochs, which train random weights, of at least 1\. Received: 0"
     ):
-        train(folder, "colours", recipe=Recipe(head_epochs=5, epochs=0), **start)
-    assert not any(path.exists() for path in places.values())
-    run = train(folder, "colours", recipe=Recipe(head_epochs=0, epochs=1), **start)
+        train(photos, preset, name="colours", runs=runs)
+    assert not photos.cache.exists() and not runs.exists()
+    run = train(photos, preset.changed({"head_epochs": 0, "epochs": 1}), name="colours", runs=runs)
     assert (run / "model.keras").is_file()
 
 
@@ -207,7 +208,7 @@ def refused(capsys, *arguments):
         (["export", "--weights", "imagenet"], "Expected --architecture, --name with --weights imagenet. Missing: --ar"),
         (["export", "--weights", "none", "--architecture", "vgg16"], "Missing: --name"),
         (["export", "--weights", __file__, "--name", "m"], ". Missing: --classes and --preprocessing"),
-        (["export", "--weights", "imagnet"], "Expected --weights imagenet, none, or a file. Received a path where"),
+        (["export", "--weights", "imagnet"], "Expected --weights imagenet, none, or a file. Received: imagnet"),
         (["export", "--weights", "none", "--architecture", "vgg16", "--name", "../m"], "Expected a model name"),
         (["export", "--run", "r", "--refuse-if-worse"], "Expected no --refuse-if-worse without --photos, on which"),
         (["train", "photos", "--name", "my model"], "Expected a model name of letters"),
@@ -231,7 +232,7 @@ def test_missing_and_bad_options_are_told(capsys, arguments, message):
         (["train", "{tmp}/photos", "--name", "m"], "DataError: Expected a folder of photos"),
         (
             ["export", "--weights", __file__, "--name", "m", "--classes", "{tmp}/c", "--preprocessing", "none"],
-            "Expected a file of class names, one a line. Received a path where there is none: {tmp}/c",
+            "Expected a file of class names, one a line. Received a path without a file: {tmp}/c",
         ),
     ],
 )
@@ -246,7 +247,7 @@ def test_a_full_disk_is_an_exit_status(run, tmp_path, capsys):
     """A store that cannot be written ends the command with its cause."""
     (tmp_path / "store").write_text("in the way")
     message = refused(capsys, "export", "--run", str(run), "--store", str(tmp_path / "store"))
-    assert message.startswith("ExportError: Expected to write a version below") and "Not a directory" in message
+    assert message.startswith("ExportError: Could not write a version below") and "Not a directory" in message
 
 
 def test_help_needs_no_tensorflow():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT
 from training.__main__ import main
-from training.fit.preset import find_preset
+from training.fit.preset import Preset, find_preset
 from training.fit.recipe import Recipe
 
 pytestmark = pytest.mark.tensorflow
@@ -93,7 +94,7 @@ def test_a_bad_start_is_improved_on(tuned: tuple[Path, str]) -> None:
     """The head learns with the values that are found, and the gain is told with its error."""
     work, said = tuned
     found = find_preset(str(work / "tuned.toml"))
-    assert found.recipe_with({}).head_learning_rate > 0
+    assert found.recipe.head_learning_rate > 0
     gain = re.search(
         r"Accuracy [01]\.\d{4} .*\(2 folds, standard error\), (0\.\d{4}) ± 0\.\d{4} above ", found.expected
     )
@@ -125,7 +126,7 @@ def test_the_result_is_a_preset_of_train(tuned: tuple[Path, str], photos: Path, 
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
     assert main(["train", str(photos / "train"), "--name", "colours", "--preset", str(preset), *places]) == 0
     (run,) = compare.find(tmp_path / "runs")
-    assert run.contract and run.contract.origin["recipe"] == find_preset(str(preset)).recipe
+    assert run.contract and run.contract.origin.recipe == asdict(find_preset(str(preset)).recipe)
 
 
 def test_upper_layers_are_trained_on_the_photos_of_other_folds(
@@ -136,17 +137,17 @@ def test_upper_layers_are_trained_on_the_photos_of_other_folds(
     from training.data.folder import read_folder
     from training.data.pixels import load_pixels
     from training.fit.folds import Folds
-    from training.models.catalogue import image_spec
 
-    pixels = load_pixels(read_folder(photos).splits["train"], image_spec(SMALL), tmp_path)
+    pixels = load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
     recipe = Recipe(epochs=4, head_epochs=2, head_learning_rate=0.02, learning_rate=0.02, batch_size=8, unfreeze=1.0)
     epochs: list[int] = []
 
     import keras
 
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))
-    Folds(pixels, architecture=SMALL, weights="imagenet", classes=3, recipe=recipe, path=tmp_path)
-    folds = Folds(pixels, architecture=SMALL, weights="imagenet", classes=3, recipe=recipe, path=tmp_path)
+    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
+    Folds(pixels, preset, classes=3, path=tmp_path)
+    folds = Folds(pixels, preset, classes=3, path=tmp_path)
     assert folds.accuracy(recipe, 1, [watch]) > 0.6
     assert lines == ["Computing the features of 36 photos"]
     assert epochs == list(range(len(epochs))) and 2 <= len(epochs) <= 4
@@ -158,10 +159,9 @@ def test_each_photo_is_held_out_once(photos: Path, tmp_path: Path) -> None:
     from training.data.folder import read_folder
     from training.data.pixels import load_pixels
     from training.fit.folds import FOLDS, Folds
-    from training.models.catalogue import image_spec
 
-    pixels = load_pixels(read_folder(photos).splits["train"], image_spec(SMALL), tmp_path)
-    rows = Folds(pixels, architecture=SMALL, weights=None, classes=3, recipe=Recipe(), path=tmp_path)._rows
+    pixels = load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
+    rows = Folds(pixels, Preset("a", "c", "e", "small", "none"), classes=3, path=tmp_path)._rows
     held_out = np.concatenate([fold["validation"] for fold in rows])
     assert len(rows) == FOLDS and sorted(held_out) == list(range(36))
     for fold in rows:
@@ -201,7 +201,7 @@ def test_no_gain_is_told(search: Callable[[Judge, float], str], tmp_path: Path) 
     """What did best on the first fold and is worse on the others is not handed out."""
     said = search(lambda recipe, fold: [0.5 + abs(recipe.dropout - 0.3) * (1 if fold == 0 else -1)], 20)
     found = find_preset(str(tmp_path / "tuned.toml"))
-    assert found.recipe_with({}) == Recipe(epochs=8, dropout=0.3)
+    assert found.recipe == Recipe(epochs=8, dropout=0.3)
     assert "nothing better was found" in found.expected and found.expected in said
 
 
@@ -213,7 +213,7 @@ def test_a_gain_within_its_error_is_told(search: Callable[[Judge, float], str], 
 
     search(judge, 20)
     found = find_preset(str(tmp_path / "tuned.toml"))
-    assert found.recipe["dropout"] != 0.3 and "0.0050 ± 0.0548 above" in found.expected
+    assert found.recipe.dropout != 0.3 and "0.0050 ± 0.0548 above" in found.expected
     assert "which may be chance" in found.expected
 
 

@@ -161,7 +161,7 @@ def fit(folder: Path, accuracies: list[float]) -> tuple[float, range, dict[str, 
             model.stop_training = not accuracies
 
     stopping = keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=3, restore_best_weights=True)
-    with suppress(KeyboardInterrupt), open_unfinished(folder, "m", {}, fresh=False) as run:
+    with suppress(KeyboardInterrupt), open_unfinished(folder, "m", [], fresh=False) as run:
         progress = Progress(run, "phase", stopping)
         left = progress.restore(model, 9)
         if left:
@@ -185,8 +185,8 @@ def test_fresh_forgets_what_was_interrupted(tmp_path: Path) -> None:
     """With `fresh` nothing is left of the state; without, and with another recipe, it is as it was."""
     from training.fit.unfinished import open_unfinished
 
-    def kept(fresh: bool, **identity: int) -> bool:
-        with suppress(KeyboardInterrupt), open_unfinished(tmp_path, "m", identity, fresh) as run:
+    def kept(fresh: bool, seed: int) -> bool:
+        with suppress(KeyboardInterrupt), open_unfinished(tmp_path, "m", [seed], fresh) as run:
             found = run.kept("features")
             run.keep("features", np.zeros(3))
             raise KeyboardInterrupt

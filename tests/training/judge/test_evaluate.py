@@ -6,15 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from contract.document import Contract, ImageSpec
+from contract.document import Contract, ImageSpec, Origin
 from tests.programs.photos import encode, photo
 from tests.programs.stack import gateway, model_server
 from training.__main__ import main
 from training.data.folder import read_folder, read_split
-from training.data.pixels import load_pixels
+from training.data.pixels import Photos, load_pixels
 from training.errors import DataError
 from training.judge.evaluate import choose_photos
 
@@ -38,8 +39,10 @@ def fill(folder: Path, count: int) -> Path:
 def choose(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """A function that chooses photos of a folder, and returns how many and how they are told."""
 
-    def choose(folder: Path, split: str = "auto", **origin: object) -> tuple[int, str]:
-        photos, told = choose_photos(folder, Contract("m", CLASSES, SPEC, origin), split, tmp_path / "cache")
+    def choose(folder: Path, split: str = "auto", **origin: Any) -> tuple[int, str]:
+        photos, told = choose_photos(
+            Photos(folder, tmp_path / "cache"), Contract("m", CLASSES, SPEC, Origin(**origin)), split
+        )
         return len(photos), told
 
     return choose
@@ -68,11 +71,13 @@ def test_photos_that_training_held_out_are_found_again(tmp_path: Path, choose: C
     digest = {
         split: load_pixels(dataset.splits[split], SPEC, tmp_path / "cache").digest for split in ("validation", "test")
     }
-    origin = {"recipe": {"seed": 3}, "data_digest": digest}
-    photos, told = choose_photos(folder, Contract("m", dataset.classes, SPEC, origin), "auto", tmp_path / "cache")
+    origin = Origin(recipe={"seed": 3}, data_digest=digest)
+    photos, told = choose_photos(
+        Photos(folder, tmp_path / "cache"), Contract("m", dataset.classes, SPEC, origin), "auto"
+    )
     assert photos == dataset.splits["test"] and "which training set aside for test" in told
     (folder / "cat" / "new.jpg").write_bytes(encode(photo(seed=999)))
-    photos, told = choose_photos(folder, Contract("m", dataset.classes, SPEC, origin), "auto", tmp_path / "c")
+    photos, told = choose_photos(Photos(folder, tmp_path / "c"), Contract("m", dataset.classes, SPEC, origin), "auto")
     assert len(photos) == 31 and "the model may have been trained on some of them" in told
 
 
@@ -85,12 +90,13 @@ def test_photos_that_training_took_from_its_train_folder_are_found_again(tmp_pat
         fill(folder / "test", test)
     dataset = read_folder(folder, seed=3)
     digests = {name: load_pixels(photos, SPEC, tmp_path / "cache").digest for name, photos in dataset.splits.items()}
-    contract = Contract("m", dataset.classes, SPEC, {"recipe": {"seed": 3}, "data_digest": digests})
+    contract = Contract("m", dataset.classes, SPEC, Origin(recipe={"seed": 3}, data_digest=digests))
+    of_folder = Photos(folder, tmp_path / "cache")
     for split, taken in (("auto", "test"), ("test", "test"), ("validation", "validation")):
-        assert choose_photos(folder, contract, split, tmp_path / "cache")[0] == dataset.splits[taken]
-    assert "used to choose the model's weights" in choose_photos(folder, contract, "validation", tmp_path / "cache")[1]
-    assert "may have been trained on some" in choose_photos(folder, contract, "train", tmp_path / "cache")[1]
-    photos, told = choose_photos(folder, contract, "all", tmp_path / "cache")
+        assert choose_photos(of_folder, contract, split)[0] == dataset.splits[taken]
+    assert "used to choose the model's weights" in choose_photos(of_folder, contract, "validation")[1]
+    assert "may have been trained on some" in choose_photos(of_folder, contract, "train")[1]
+    photos, told = choose_photos(of_folder, contract, "all")
     assert len(photos) == 30 + 3 * test and "the model may have been trained on some of them" in told
 
 

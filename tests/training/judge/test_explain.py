@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.document import Contract, ImageSpec
+from contract.document import Contract, ImageSpec, Origin
 from tests.programs.photos import encode
 from training.__main__ import main
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head = layers.Dense(2, activation="softmax", name="head_probabilities")
     model = keras.Model(inputs, head(backbone(inputs)))
     head.set_weights([np.array([[0.1, -0.1]]), np.array([-1.0, 1.0])])
-    contract = Contract("red", ("red", "other"), ImageSpec(16, 16), {"architecture": "EfficientNetB0"})
+    contract = Contract("red", ("red", "other"), ImageSpec(16, 16), Origin("EfficientNetB0"))
     return write_run(tmp_path_factory.mktemp("runs"), model, contract, {}, [])
 
 
@@ -97,7 +97,7 @@ def test_a_model_that_train_did_not_make_is_told(
     from tests.programs.tiny_model import CLASSES, SPEC, build
     from training.runs.folder import write_run
 
-    contract = Contract("tiny", CLASSES, SPEC, {"architecture": "EfficientNetB0"})
+    contract = Contract("tiny", CLASSES, SPEC, Origin("EfficientNetB0"))
     run = write_run(tmp_path, build(0), contract, {}, [])
     assert main(["explain", str(run), str(photo)]) == 1
     assert "Expected a run of train, whose model has a backbone and a head" in capsys.readouterr().err

@@ -152,13 +152,14 @@ def test_weights_load_into_their_architecture(weights_file):
 def test_weights_of_another_size_are_released_at_it(weights_file, tmp_path, monkeypatch):
     """The contract has the size that was asked for, which is not the architecture's own."""
     released = []
-    monkeypatch.setattr("training.__main__._release", lambda _, model, contract: released.append((model, contract)))
+    monkeypatch.setattr("training.release.sources.release", lambda source, *_: released.append(source))
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     options = ["--architecture", "MobileNetV3Small", "--size", "96", "--preprocessing", "none", "--name", "small"]
     classes = ["--classes", str(tmp_path / "classes.txt")]
     assert main(["export", "--weights", str(weights_file[0]), *options, *classes]) == 0
-    ((model, contract),) = released
-    assert model.input_shape == (None, 96, 96, 3) and (contract.image.height, contract.image.width) == (96, 96)
+    (source,) = released
+    assert source.model.input_shape == (None, 96, 96, 3)
+    assert (source.contract.image.height, source.contract.image.width) == (96, 96)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def dense():
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_weights_with_other_classes_are_refused(tmp_path, dense):
     """The message says how many classes were expected, and stays readable."""
-    dense.backbone(None, True, 3).save_weights(tmp_path / "mine.weights.h5")
+    dense.backbone("none", True, 3).save_weights(tmp_path / "mine.weights.h5")
     with pytest.raises(WeightsError, match="all weights of dense, with 4 classes on top") as refusal:
         load_file(tmp_path / "mine.weights.h5", dense, 4, "none")
     assert len(str(refusal.value)) < 1200 and "\n" not in str(refusal.value)

@@ -50,7 +50,7 @@ def test_architecture_trains_exports_and_serves(architecture: str, photos: Path,
         while not client.health.ready and time.monotonic() < deadline:
             time.sleep(0.1)
         version = client.newest()
-        assert version.contract.origin["architecture"] == architecture and version.contract.image.height == 32
+        assert version.contract.origin.architecture == architecture and version.contract.image.height == 32
         answer = client.predict(version, np.zeros((2, 32, 32, 3), np.uint8), time.monotonic() + 30)
         assert answer.shape == (2, 3) and answer.sum(axis=1) == pytest.approx(1, abs=1e-5)
     finally:

@@ -22,7 +22,7 @@ def photos(request):
 
 def test_examples_reach_each_branch_of_the_decode(photos):
     """A JPEG of four times the target's sides, a JPEG that must be turned, and a PNG with alpha are there."""
-    examples = {name: Image.open(BytesIO(data)) for name, data in golden_images(SPEC, photos)}
+    examples = {each.name: Image.open(BytesIO(each.image)) for each in golden_images(SPEC, photos)}
     large, rotated, layered = (examples[name] for name in ("large-jpeg", "rotated-jpeg", "alpha-png"))
     assert large.format == "JPEG" and large.width >= 4 * SPEC.width and large.height >= 4 * SPEC.height
     assert rotated.format == "JPEG" and rotated.getexif()[0x0112] == 6
@@ -31,7 +31,7 @@ def test_examples_reach_each_branch_of_the_decode(photos):
 
 def test_rotated_example_is_upright_once_decoded(photos):
     """Ignoring its EXIF tag gives other pixels."""
-    data = dict(golden_images(SPEC, photos))["rotated-jpeg"]
+    (data,) = (each.image for each in golden_images(SPEC, photos) if each.name == "rotated-jpeg")
     upright, raw = (decode(data, ImageSpec(48, 32, orientation=how)).pixels for how in ("exif", "ignore"))
     assert np.abs(upright.astype(int) - raw).mean() > 5
 
@@ -41,31 +41,31 @@ def test_examples_tell_another_preprocessing(photos, other):
     """A decode that resizes otherwise than the contract says changes the pixels of an example."""
     spec = ImageSpec(**{**vars(SPEC), **other})
     images = golden_images(SPEC, photos)
-    assert max(np.abs(decode(d, SPEC).pixels.astype(int) - decode(d, spec).pixels).mean() for _, d in images) > 1
+    assert max(np.abs(each.pixels[0].astype(int) - decode(each.image, spec).pixels).mean() for each in images) > 1
 
 
 def test_photos_are_included_as_they_are():
     """The bytes of held-out photos are examples themselves."""
     photos = [encode(photo(seed=seed)) for seed in range(4)]
-    assert [data for name, data in golden_images(SPEC, photos) if name.startswith("photo-")] == photos
+    assert [each.image for each in golden_images(SPEC, photos) if each.name.startswith("photo-")] == photos
 
 
 def test_large_photos_stay_out():
     """A contract does not grow by photos of many megabytes; without others, examples are drawn."""
     large = encode(photo()) + bytes(MAX_PHOTO_BYTES)
-    assert [name for name, _ in golden_images(SPEC, [large])] == ["large-jpeg", "rotated-jpeg", "alpha-png"]
+    assert [each.name for each in golden_images(SPEC, [large])] == ["large-jpeg", "rotated-jpeg", "alpha-png"]
 
 
 def test_panoramas_make_examples_that_decode():
     """A very wide photo does not make an example that is too large for the decode."""
     images = golden_images(ImageSpec(600, 600), [encode(photo(4000, 100))])
-    assert len(answer(images, SPEC, lambda pixels: np.ones((1, 1), np.float32))) == 4
+    assert [each.pixels.shape for each in images] == [(1, 600, 600, 3)] * 4
 
 
 def test_answers_are_what_the_model_gives(photos):
     """Each example holds its image and the probabilities of exactly its pixels."""
     images = golden_images(SPEC, photos)
-    examples = answer(images, SPEC, lambda pixels: pixels.mean(axis=(1, 2)).astype(np.float32) / 255)
-    assert [(each.name, each.image) for each in examples] == images
-    expected = decode(images[1][1], SPEC).pixels.mean(axis=(0, 1)) / 255
+    examples = answer(images, lambda pixels: pixels.mean(axis=(1, 2)).astype(np.float32) / 255)
+    assert [(each.name, each.image) for each in examples] == [(each.name, each.image) for each in images]
+    expected = decode(images[1].image, SPEC).pixels.mean(axis=(0, 1)) / 255
     np.testing.assert_allclose(examples[1].probabilities, expected, atol=1e-6)

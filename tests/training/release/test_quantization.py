@@ -28,11 +28,12 @@ def quantization() -> Any:
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A TFLite file of convolutions, depthwise and not, as the converter makes it."""
     from tests.programs import tiny_model
+    from training.models.frozen import freeze
     from training.release import export, tflite
 
     path = tmp_path_factory.mktemp("model")
     contract = Contract("tiny", tiny_model.CLASSES, tiny_model.SPEC, identity=IDENTITY)
-    export._write_saved_model(export.freeze(tiny_model.build_convolutions(0), 16, 16), contract, path)
+    export._write_saved_model(freeze(tiny_model.build_convolutions(0), 16, 16), contract, path)
     return tflite.convert(path, (contract.signature, DESCRIBE_SIGNATURE))
 
 

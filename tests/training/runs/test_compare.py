@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.document import Contract, ImageSpec
+from contract.document import Contract, ImageSpec, Origin
 from tests.conftest import ROOT
 from training.__main__ import main
 
@@ -19,7 +19,7 @@ def runs(tmp_path: Path) -> Path:
     for time, dropout, accuracy in (("20260101-000000", 0.3, 0.91), ("20260102-000000", 0.5, 0.89)):
         run = tmp_path / "runs" / "clothing" / time
         run.mkdir(parents=True)
-        origin = {"architecture": "small", "training_s": 90, "recipe": {"dropout": dropout, "seed": 0}}
+        origin = Origin("small", training_s=90, recipe={"dropout": dropout, "seed": 0})
         contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), origin, {"validation_accuracy": accuracy})
         (run / "contract.json").write_bytes(contract.to_json())
     (tmp_path / "runs" / "clothing" / "20260103-000000").mkdir()

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from contract.document import Contract, ImageSpec
+from contract.document import Contract, ImageSpec, Origin
 from training.__main__ import main
 from training.errors import TrainingError
 from training.runs import track
 from training.runs.track import find_tracker, log_run
 
-ORIGIN = {
-    "architecture": "small",
-    "recipe": {"dropout": 0.3, "class_weights": "none"},
-    "data_digest": {"train": "a" * 64},
-    "source_revision": "abc123",
-}
+ORIGIN = Origin(
+    "small",
+    recipe={"dropout": 0.3, "class_weights": "none"},
+    data_digest={"train": "a" * 64},
+    source_revision="abc123",
+)
 HISTORY = {"head": {"loss": [3.0, 2.0], "accuracy": [0.5, 0.6]}, "upper layers": {"loss": [1.5], "accuracy": [0.75]}}
 LOSSES = [("head/loss", 0, 3.0), ("head/loss", 1, 2.0), ("upper layers/loss", 2, 1.5)]
 
@@ -128,14 +128,15 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     monkeypatch.setattr("training.fit.train.train", lambda *_, **__: run)
     monkeypatch.setitem(track.TRACKERS, "mlflow", ("json", type("Broken", (), {"log": lambda *_: 1 / 0})))
     released: list[Path] = []
-    monkeypatch.setattr("training.__main__._release_run", lambda _, run: released.append(run))
+    monkeypatch.setattr("training.release.sources.release", lambda source, *_: released.append(source.run))
+    monkeypatch.setattr("training.fit.commands.read_chosen_criteria", lambda *_: None)
     assert main(["train", "photos", "--name", "clothing", "--track", "mlflow"]) == 1
     assert released == [run] and "Expected Broken to take" in capsys.readouterr().err
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.__main__._release_run", stop)
+    monkeypatch.setattr("training.release.sources.release", stop)
     assert main(["train", "photos", "--name", "clothing", "--refuse-if-worse", "--margin", "0.01"]) == 130
     told = capsys.readouterr().err
     assert f"python -m training export --run {run} --photos photos --store model-store" in told

@@ -1,4 +1,4 @@
-"""training/quiet.py: nothing of drivers on the terminal, and all of it where the import fails."""
+"""training/models/quiet.py: nothing of drivers on the terminal, and all of it where the import fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import ROOT
 
 QUIETLY = (
-    "from training.quiet import import_tensorflow; import_tensorflow(); import sys; print('told', file=sys.stderr)"
+    "from training.models.quiet import import_tensorflow; import_tensorflow()\n"
+    "import sys; print('told', file=sys.stderr)"
 )
 # A package in TensorFlow's place that speaks as its C++ does, then does not load.
 BROKEN = (

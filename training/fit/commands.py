@@ -1,0 +1,115 @@
+"""The commands `train` and `tune`."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import re
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from training.errors import TrainingError
+from training.models.quiet import import_tensorflow
+from training.release.commands import add_release_options, check_release_options, pixels, read_chosen_criteria
+
+_log = logging.getLogger(__name__)
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `train`."""
+    parser.add_argument("folder", type=Path, help="photos: FOLDER/CLASS/photo, or FOLDER/train/CLASS/photo and so on")
+    parser.add_argument("--name", required=True, help="name of the model in the store")
+    parser.add_argument("--preset", default="default", help="default, quick, plain-cnn, or a .toml file (default)")
+    parser.add_argument("--architecture", help="backbone (default: the preset's)")
+    parser.add_argument("--weights", choices=("imagenet", "none"), help="initial weights (default: the preset's)")
+    parser.add_argument("--size", type=pixels, help="input size in pixels (default: the architecture's)")
+    parser.add_argument("--fresh", action="store_true", help="start again, even if the same training was interrupted")
+    parser.add_argument(
+        "--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs"
+    )
+    parser.add_argument(
+        "--track", choices=("tensorboard", "mlflow", "wandb"), help="send the finished run to an experiment tracker"
+    )
+    add_release_options(parser)
+    _add_recipe(parser)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Train on a folder of photos, then release the model; an exit status other than 0 if a tracker failed."""
+    check_release_options(options)
+    import_tensorflow()
+
+    from training.data.pixels import Photos
+    from training.fit.preset import find_preset
+    from training.fit.recipe import Recipe
+    from training.fit.train import train
+    from training.release.sources import of_run, release
+    from training.runs.track import find_tracker, log_run
+
+    tracker = find_tracker(options.track) if options.track else None
+    chosen = ("architecture", "weights", "size", *(field.name for field in fields(Recipe)))
+    preset = find_preset(options.preset).changed({name: getattr(options, name) for name in chosen})
+    photos = Photos(options.folder, options.cache)
+    run = train(
+        photos, preset, name=options.name, runs=options.runs, fresh=options.fresh, distribute=options.distribute
+    )
+    _log.info(f"Kept the run in {run}")
+    status = 0
+    try:
+        if tracker:  # gets every run; a release does not depend on it
+            try:
+                log_run(run, tracker)
+                _log.info(f"Sent the run to {options.track}")
+            except TrainingError as exc:
+                print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+                status = 1
+        source = of_run(run, options.name)
+        release(source, options.store, read_chosen_criteria(options, source.contract))
+    except KeyboardInterrupt:
+        command = ["--run", str(run), "--photos", str(options.folder)]
+        for name in ("store", "cache", "int8_drop", "margin"):
+            value = getattr(options, name)
+            command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+        command += ["--refuse-if-worse"] if options.refuse_if_worse else []
+        print(
+            f"Stopped; the run is kept. To release it: python -m training export {shlex.join(command)}", file=sys.stderr
+        )
+        return 130
+    return status
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each hyperparameter, described by the first sentence of its docstring."""
+    from training.fit.recipe import Recipe
+
+    docs = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", inspect.getdoc(Recipe) or "", re.DOTALL | re.MULTILINE))
+    for field in fields(Recipe):
+        meaning = " ".join(docs[field.name].split()).partition(". ")[0].rstrip(".")
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=type(field.default), help=f"{meaning} (default: {field.default})")
+
+
+def add_tune_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tune`."""
+    parser.add_argument("folder", type=Path, help="class folders, or split folders")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        required=True,
+        help="time for the whole search, at least five trials; run the same command again to continue for as long",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="preset to write: a .toml file for train --preset")
+    parser.add_argument("--preset", default="default", help="preset to start from; quick tunes only the head (default)")
+
+
+def run_tune(options: argparse.Namespace) -> None:
+    """Search for better hyperparameters, and write them as a preset."""
+    import_tensorflow()
+
+    from training.data.pixels import Photos
+    from training.fit.tune import tune
+
+    tune(Photos(options.folder, options.cache), options.preset, options.minutes, out=options.out, runs=options.runs)

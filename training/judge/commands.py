@@ -1,0 +1,97 @@
+"""The commands `evaluate`, `predict` and `explain`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from training.errors import TrainingError
+from training.models.quiet import import_tensorflow
+
+
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `evaluate`."""
+    parser.epilog = "Each given one of --run, --model and --gateway is measured on the same photos, and compared."
+    parser.add_argument("folder", type=Path, help="class folders, or split folders")
+    parser.add_argument("--run", type=Path, help="run folder: measures its Keras model")
+    parser.add_argument("--model", help="name of a model in the store")
+    parser.add_argument("--gateway", help="URL of a running gateway; its key comes from GATEWAY_KEY")
+    parser.add_argument(
+        "--split",
+        choices=("auto", "train", "validation", "test", "all"),
+        default="auto",
+        help="photos to measure on; auto: test, or else validation, or else all (default: auto)",
+    )
+    _add_version_options(parser)
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Measure a run, a version or a gateway on labelled photos."""
+    if not (options.run or options.model or options.gateway):
+        raise TrainingError("Expected --run, --model or --gateway, or several of them. Received: none")
+
+    from rich.console import Console
+
+    from training.data.pixels import Photos
+    from training.judge import predictors
+    from training.judge.evaluate import evaluate
+
+    chosen: list[predictors.Predictor] = []
+    if options.run:
+        import_tensorflow()
+        chosen.append(predictors.KerasRun(options.run))
+    if options.model:
+        chosen.append(predictors.StoredVersion(options.store, options.model, options.version, options.engine))
+    if options.gateway:
+        chosen.append(predictors.Gateway(options.gateway))
+    photos, console = Photos(options.folder, options.cache), Console(highlight=False)
+    evaluate(photos, chosen, options.split, out=options.out, console=console)
+
+
+def add_predict_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `predict`."""
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, or a URL")
+    parser.add_argument("--model", required=True, help="name of a model in the store")
+    parser.add_argument("--top-k", type=int, default=3, help="predictions for each image (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each image instead of a table")
+    _add_version_options(parser)
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Ask a version about images."""
+    if options.top_k < 1:
+        raise TrainingError(f"Expected --top-k of at least 1. Received: {options.top_k}")
+
+    from training.judge import predict
+    from training.judge.predictors import StoredVersion
+
+    images = predict.expand(options.sources)
+    version = StoredVersion(options.store, options.model, options.version, options.engine)
+    predict.write(predict.predict(images, version, options.top_k), version, options.json)
+
+
+def _add_version_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", type=int, help="version of the model (default: the newest)")
+    parser.add_argument(
+        "--engine",
+        choices=("int8", "tflite", "savedmodel"),
+        default="tflite",
+        help="which of the version's files to run (default: tflite); the model server prefers int8 if there is one",
+    )
+
+
+def add_explain_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `explain`."""
+    parser.add_argument("run", type=Path, help="run folder, as train leaves it")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or a folder")
+    parser.add_argument("--label", help="class to explain (default: each photo's most probable one)")
+
+
+def run_explain(options: argparse.Namespace) -> None:
+    """Show where a run's model looks."""
+    import_tensorflow()
+
+    from training.judge.explain import explain
+    from training.judge.predict import expand
+
+    explain(options.run, expand(options.sources, urls=False), options.label, options.out)

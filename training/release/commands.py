@@ -1,0 +1,139 @@
+"""The command `export`, and how every command releases a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from contract.document import Aspect, Contract, Filter
+from training.errors import TrainingError
+from training.models.quiet import import_tensorflow
+from training.release.store import check_name
+
+if TYPE_CHECKING:
+    from training.release.criteria import Criteria
+
+INT8_DROP = 0.005
+LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
+_OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")  # what only a file of weights leaves open
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export`."""
+    parser.add_argument("--name", help="name of the model in the store")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run folder, as train leaves it")
+    source.add_argument("--weights", help="imagenet, none (random), or a .keras, .h5 or .weights.h5 file")
+    parser.add_argument(
+        "--photos", dest="folder", type=Path, help="folder it was trained on, for int8 and --refuse-if-worse"
+    )
+    parser.add_argument("--architecture", help="architecture; required unless a file contains a whole model")
+    parser.add_argument("--classes", type=Path, help="file of class names in output order, one a line")
+    parser.add_argument(
+        "--preprocessing",
+        help="input that the file's model expects: none, 0-1, ±1 (or +-1), caffe, torch, efficientnet-lite",
+    )
+    parser.add_argument("--size", type=pixels, help="input size in pixels, if the file leaves it open")
+    parser.add_argument("--filter", choices=get_args(Filter), help="resampling filter, for a file (default: bicubic)")
+    parser.add_argument(
+        "--aspect", choices=get_args(Aspect), help="how to fit a photo into the input, for a file (default: stretch)"
+    )
+    parser.add_argument("--crop", type=float, help="part that --aspect crop keeps (default: 1.0)")
+    add_release_options(parser)
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Release ready weights, a Keras file, or a run."""
+    _check_export(options)
+    import_tensorflow()
+
+    from training.release import sources
+
+    if options.run:
+        source = sources.of_run(options.run, options.name)
+    elif options.weights in ("imagenet", "none"):
+        source = sources.of_architecture(options.name, options.architecture, options.weights, options.classes)
+    else:
+        source = sources.of_file(
+            Path(options.weights),
+            options.name,
+            classes=options.classes,
+            preprocessing=options.preprocessing.replace("+-", "±"),
+            architecture=options.architecture,
+            size_px=options.size,
+            filter=options.filter or "bicubic",
+            aspect=options.aspect or "stretch",
+            crop=1.0 if options.crop is None else options.crop,
+        )
+    sources.release(source, options.store, read_chosen_criteria(options, source.contract))
+
+
+def _check_export(options: argparse.Namespace) -> None:
+    """Refuse what is missing, and what would change nothing, before anything is loaded."""
+    check_release_options(options)
+    if not options.folder:
+        _refuse(options, "without --photos, on which it would be measured", "refuse_if_worse", "int8_drop")
+    if options.run:
+        _refuse(options, "with a run, which has its own", "architecture", "classes", *_OF_A_FILE)
+    elif options.weights in ("imagenet", "none"):
+        _require(options, "architecture", "name")
+        _refuse(options, f"with --weights {options.weights}, as the architecture has its own", *_OF_A_FILE)
+        if options.weights == "imagenet":
+            _refuse(options, "with ImageNet weights, whose classes are known", "classes")
+    else:
+        if not Path(options.weights).is_file():
+            raise TrainingError(f"Expected --weights imagenet, none, or a file. Received: {options.weights}")
+        _require(options, "classes", "preprocessing", "name")
+        if options.aspect != "crop":
+            _refuse(options, "without --aspect crop", "crop")
+
+
+def add_release_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `train` and `export` have in common."""
+    parser.add_argument(
+        "--int8-drop", type=float, help=f"largest accuracy loss at which int8 is released (default: {INT8_DROP})"
+    )
+    parser.add_argument(
+        "--refuse-if-worse", action="store_true", help="do not release a model that is worse than the newest version"
+    )
+    parser.add_argument("--margin", type=float, help="accuracy that --refuse-if-worse lets it lose (default: 0)")
+
+
+def check_release_options(options: argparse.Namespace) -> None:
+    """Refuse a name that no model can have, and a margin that nothing asks for."""
+    if options.name:
+        check_name(options.name)
+    if not options.refuse_if_worse:
+        _refuse(options, "without --refuse-if-worse", "margin")
+
+
+def read_chosen_criteria(options: argparse.Namespace, contract: Contract) -> Criteria | None:
+    """Return the labelled photos that decide on the release; None without photos."""
+    from training.data.pixels import Photos
+    from training.release.criteria import read_criteria
+
+    if not options.folder:
+        return None
+    margin = (options.margin or 0.0) if options.refuse_if_worse else None
+    int8_drop = INT8_DROP if options.int8_drop is None else options.int8_drop
+    return read_criteria(Photos(options.folder, options.cache), contract, int8_drop=int8_drop, margin=margin)
+
+
+def pixels(text: str) -> int:
+    """Read a size of the option `--size`."""
+    if not text.isdecimal() or int(text) < LEAST_SIZE_PX:
+        raise argparse.ArgumentTypeError(f"Expected pixels, {LEAST_SIZE_PX} or more. Received: {text}")
+    return int(text)
+
+
+def _require(options: argparse.Namespace, *names: str) -> None:
+    if missing := [f"--{name}" for name in names if not getattr(options, name)]:
+        expected = ", ".join(f"--{name}" for name in names)
+        raise TrainingError(f"Expected {expected} with --weights {options.weights}. Missing: {' and '.join(missing)}")
+
+
+def _refuse(options: argparse.Namespace, beside: str, *names: str) -> None:
+    """Refuse options that would change nothing: whoever gives one expects that it does."""
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]:
+        raise TrainingError(f"Expected no {' nor '.join(given)} {beside}")

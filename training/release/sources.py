@@ -1,0 +1,149 @@
+"""What can be released, and its release: a run, an architecture with ready weights, or a Keras file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from contract.document import Aspect, Contract, Filter, ImageSpec, new_identity
+from training.errors import ExportError, TrainingError, WeightsError
+from training.models.catalogue import find_architecture, imagenet_classes
+from training.models.files import as_probabilities, load_file
+from training.release.criteria import Criteria
+from training.release.export import export
+from training.release.store import staged_version
+from training.runs.folder import provenance, read_run, record_release, sha256
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be released.
+
+    Attributes:
+        model: Pixels 0-255, float32 (n, h, w, 3), to class outputs.
+        contract: All but its identity and its golden examples.
+        photos: Encoded held-out photos for golden examples; without any, they are drawn.
+        run: The run folder that it comes from.
+    """
+
+    model: keras.Model
+    contract: Contract
+    photos: Sequence[bytes] = ()
+    run: Path | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version that was released: its folder, and the identity that its files carry."""
+
+    directory: Path
+    identity: str
+
+
+def of_run(run: Path, name: str | None) -> Source:
+    """Return the model of a run folder, under its own name or another."""
+    model, contract, photos = read_run(run)
+    return Source(model, contract.named(name or contract.model), photos, run)
+
+
+def of_architecture(name: str, architecture: str, weights: str, classes: Path | None) -> Source:
+    """Build an architecture with ImageNet weights, or with random ones (`none`) and a file of class names."""
+    found = find_architecture(architecture)
+    names = read_classes(classes) if classes else imagenet_classes()
+    _log.info(f"Building {found.name} with weights: {weights}")
+    origin = replace(provenance(), architecture=found.name, weights=weights)
+    return Source(found.classifier(weights, len(names)), Contract(name, names, found.imagenet_spec, origin))
+
+
+def of_file(
+    path: Path,
+    name: str,
+    *,
+    classes: Path,
+    preprocessing: str,
+    architecture: str | None = None,
+    size_px: int | None = None,
+    filter: Filter = "bicubic",
+    aspect: Aspect = "stretch",
+    crop: float = 1.0,
+) -> Source:
+    """Load a Keras model, or the weights of an architecture.
+
+    Args:
+        path: `.keras`, `.h5` or `.weights.h5`.
+        name: The model's name.
+        classes: A file of class names.
+        preprocessing: What the model expects, one of `PREPROCESSING`.
+        architecture: The network of a `.weights.h5` file.
+        size_px: Height and width, for a model that leaves them open.
+        filter: Resampling filter.
+        aspect: How a photo is fitted into the input.
+        crop: Part that `aspect="crop"` keeps.
+
+    Raises:
+        TrainingError: There is no such file, or it is not what the arguments say.
+    """
+    names = read_classes(classes)
+    found = find_architecture(architecture, size_px) if architecture else None
+    _log.info(f"Loading {path}")
+    model = load_file(path, found, len(names), preprocessing, size_px)
+    height, width = model.input_shape[1:3]
+    if size_px and (height, width) != (size_px, size_px):
+        raise WeightsError(f"Expected --size as the model has it, {height} by {width}. Received: {size_px}")
+    origin = replace(
+        provenance(),
+        architecture=found.name if found else model.name,
+        weights=path.name,
+        weights_sha256=sha256(path),
+    )
+    return Source(model, Contract(name, names, ImageSpec(height, width, filter, aspect, crop), origin))
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read class names, one a line."""
+    if not path.is_file():
+        raise TrainingError(f"Expected a file of class names, one a line. Received a path without a file: {path}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a byte order mark first
+    except UnicodeDecodeError as exc:
+        raise TrainingError(f"Expected class names in UTF-8. Received {path}: {exc}") from exc
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def release(source: Source, store: Path, criteria: Criteria | None = None) -> Release:
+    """Release a model as the next version of its name in the store.
+
+    Args:
+        source: What to release.
+        store: The model-store.
+        criteria: Labelled photos, without which there is no int8 file and no comparison with the last version.
+
+    Raises:
+        ExportError: It is worse than the last version and may not be, its files do not answer as the model does, or
+            they cannot be written; the store is as it was.
+    """
+    contract = replace(source.contract, identity=new_identity())
+    model = as_probabilities(source.model, len(contract.classes))
+    int8 = None
+    if criteria:
+        accuracy = criteria.accuracy(model.predict_on_batch, contract.image)
+        criteria.refuse_if_worse(accuracy, contract, store)
+        int8 = criteria.int8_limit(accuracy, contract.image)
+    try:
+        with staged_version(store, contract.model) as staged:
+            export(model, contract, staged.path, photos=source.photos, int8=int8)
+            released = Release(staged.release(), contract.identity)
+    except (OSError, tf.errors.OpError) as exc:
+        raise ExportError(f"Could not write a version below {store / contract.model}: {exc}") from exc
+    size_mb = sum(path.stat().st_size for path in released.directory.rglob("*") if path.is_file()) / 1e6
+    _log.info(f"Released {released.directory} ({size_mb:.0f} MB), export {released.identity}")
+    if source.run:
+        record_release(source.run, released.directory, released.identity)
+    return released
