@@ -10,6 +10,7 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
@@ -18,11 +19,13 @@ from training.release.commands import add_release_options, check_release_options
 _log = logging.getLogger(__name__)
 
 
-def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `train`."""
+def add_train(commands: Any) -> None:
+    """Add the command to the parser of `python -m training`."""
+    parser = commands.add_parser("train", help="train on a folder of photos, then release the model")
+    parser.set_defaults(main=run_train)
     parser.add_argument("folder", type=Path, help="photos: FOLDER/CLASS/photo, or FOLDER/train/CLASS/photo and so on")
     parser.add_argument("--name", required=True, help="name of the model in the store")
-    parser.add_argument("--preset", default="default", help="default, quick, plain-cnn, or a .toml file (default)")
+    parser.add_argument("--preset", default="default", help="default, quick, plain-cnn, or a .toml file (%(default)s)")
     parser.add_argument("--architecture", help="backbone (default: the preset's)")
     parser.add_argument("--weights", choices=("imagenet", "none"), help="initial weights (default: the preset's)")
     parser.add_argument("--size", type=pixels, help="input size in pixels (default: the architecture's)")
@@ -35,6 +38,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     add_release_options(parser)
     _add_recipe(parser)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (%(default)s)")
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -92,8 +96,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=type(field.default), help=f"{meaning} (default: {field.default})")
 
 
-def add_tune_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tune`."""
+def add_tune(commands: Any) -> None:
+    """Add the command to the parser of `python -m training`."""
+    parser = commands.add_parser("tune", help="search for better hyperparameters, and write them as a preset")
+    parser.set_defaults(main=run_tune)
     parser.add_argument("folder", type=Path, help="class folders, or split folders")
     parser.add_argument(
         "--minutes",
@@ -102,7 +108,11 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
         help="time for the whole search, at least five trials; run the same command again to continue for as long",
     )
     parser.add_argument("--out", type=Path, required=True, help="preset to write: a .toml file for train --preset")
-    parser.add_argument("--preset", default="default", help="preset to start from; quick tunes only the head (default)")
+    parser.add_argument(
+        "--preset", default="default", help="preset to start from; quick tunes only the head (%(default)s)"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (%(default)s)")
 
 
 def run_tune(options: argparse.Namespace) -> None:

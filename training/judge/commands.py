@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
 
 
-def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `evaluate`."""
-    parser.epilog = "Each given one of --run, --model and --gateway is measured on the same photos, and compared."
+def add_evaluate(commands: Any) -> None:
+    """Add the command to the parser of `python -m training`."""
+    parser = commands.add_parser("evaluate", help="measure a run, a version, a gateway, or several, on labelled photos")
+    parser.set_defaults(main=run_evaluate)
     parser.add_argument("folder", type=Path, help="class folders, or split folders")
     parser.add_argument("--run", type=Path, help="run folder: measures its Keras model")
     parser.add_argument("--model", help="name of a model in the store")
@@ -20,9 +22,13 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=("auto", "train", "validation", "test", "all"),
         default="auto",
-        help="photos to measure on; auto: test, or else validation, or else all (default: auto)",
+        help="photos to measure on; auto: test, or else validation, or else all (%(default)s)",
     )
     _add_version_options(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("reports/evaluate"), help="folder for the report (%(default)s)"
+    )
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (%(default)s)")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -48,11 +54,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     evaluate(photos, chosen, options.split, out=options.out, console=console)
 
 
-def add_predict_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `predict`."""
+def add_predict(commands: Any) -> None:
+    """Add the command to the parser of `python -m training`."""
+    parser = commands.add_parser("predict", help="ask a version about images, without a server")
+    parser.set_defaults(main=run_predict)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, or a URL")
     parser.add_argument("--model", required=True, help="name of a model in the store")
-    parser.add_argument("--top-k", type=int, default=3, help="predictions for each image (default: 3)")
+    parser.add_argument("--top-k", type=int, default=3, help="predictions for each image (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image instead of a table")
     _add_version_options(parser)
 
@@ -76,15 +84,19 @@ def _add_version_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("int8", "tflite", "savedmodel"),
         default="tflite",
-        help="which of the version's files to run (default: tflite); the model server prefers int8 if there is one",
+        help="which of the version's files to run (%(default)s); the model server prefers int8 if there is one",
     )
+    parser.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
 
 
-def add_explain_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `explain`."""
+def add_explain(commands: Any) -> None:
+    """Add the command to the parser of `python -m training`."""
+    parser = commands.add_parser("explain", help="show where a run's model looks (Grad-CAM)")
+    parser.set_defaults(main=run_explain)
     parser.add_argument("run", type=Path, help="run folder, as train leaves it")
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or a folder")
     parser.add_argument("--label", help="class to explain (default: each photo's most probable one)")
+    parser.add_argument("--out", type=Path, default=Path("reports/explain"), help="folder for the report (%(default)s)")
 
 
 def run_explain(options: argparse.Namespace) -> None:

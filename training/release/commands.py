@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from contract.document import Aspect, Contract, Filter
 from training.errors import TrainingError
@@ -19,8 +19,10 @@ LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
 _OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")  # what only a file of weights leaves open
 
 
-def add_export_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `export`."""
+def add_export(commands: Any) -> None:
+    """Add the command to the parser of `python -m training`."""
+    parser = commands.add_parser("export", help="release ready weights, a Keras file, or a run")
+    parser.set_defaults(main=run_export)
     parser.add_argument("--name", help="name of the model in the store")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder, as train leaves it")
@@ -98,6 +100,8 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
         "--refuse-if-worse", action="store_true", help="do not release a model that is worse than the newest version"
     )
     parser.add_argument("--margin", type=float, help="accuracy that --refuse-if-worse lets it lose (default: 0)")
+    parser.add_argument("--store", type=Path, default=Path("model-store"), help="the model-store (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (%(default)s)")
 
 
 def check_release_options(options: argparse.Namespace) -> None:

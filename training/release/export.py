@@ -34,7 +34,7 @@ from training.errors import ExportError
 from training.judge.predictors import Predict
 from training.models.frozen import freeze
 from training.release import quantization, tflite
-from training.release.golden import GoldenImage, answer, golden_images
+from training.release.golden import GoldenImage, answer, check_probabilities, golden_images, largest_difference
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def export(
     images = golden_images(contract.image, photos)
     _log.info(f"Running {len(images)} golden examples through Keras")
     expected = answer(images, lambda pixels: np.asarray(model(pixels.astype(np.float32), training=False)))
-    _check_probabilities(expected)
+    check_probabilities(expected)
     files = _Files(path, images, expected)
 
     _log.info("Writing saved_model.pb, variables frozen to constants")
@@ -127,13 +127,13 @@ class _Files:
         received = answer(self.images, lambda pixels: engine.run(described.signature, {IMAGES: pixels})[PROBABILITIES])
         # Single probabilities of int8 may differ: what ties it to Keras is its accuracy. NaN is refused all the same.
         tolerance = np.inf if name == "int8" else KERAS_TOLERANCE
-        from_keras = _difference(received, self.expected)
+        from_keras = largest_difference(received, self.expected)
         if not from_keras <= tolerance:
             raise ExportError(
                 f"The {name} file's probabilities differ from the Keras model's by {from_keras:g};"
                 f" at most {tolerance:g} may."
             )
-        if not (again := _difference(received, described.golden)) <= REPLAY_TOLERANCE:
+        if not (again := largest_difference(received, described.golden)) <= REPLAY_TOLERANCE:
             raise ExportError(f"The {name} file's probabilities differ by {again:g} when it runs a second time.")
         _log.info(f"Checked {name}: within {from_keras:.1e} of Keras on {len(self.images)} examples")
 
@@ -175,19 +175,3 @@ def _write_warmup(contract: Contract, path: Path) -> None:
             )
             log = messages.PredictionLog(predict_log=messages.PredictLog(request=request))
             writer.write(log.SerializeToString())
-
-
-def _difference(received: Sequence[GoldenExample], expected: Sequence[GoldenExample]) -> float:
-    """Return the largest absolute difference in a probability; NaN if one is."""
-    pairs = zip(received, expected, strict=True)
-    return float(np.max([np.abs(np.subtract(a.probabilities, b.probabilities)).max() for a, b in pairs]))
-
-
-def _check_probabilities(examples: Sequence[GoldenExample]) -> None:
-    for example in examples:
-        probabilities = np.array(example.probabilities)
-        if not (np.isfinite(probabilities).all() and abs(probabilities.sum() - 1) < 1e-3 and probabilities.min() >= 0):
-            raise ExportError(
-                f"Expected probabilities that sum to 1 for golden example {example.name!r}. Received a sum of"
-                f" {probabilities.sum():g}, from {probabilities.min():g} to {probabilities.max():g}"
-            )

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from contract.document import GoldenExample, ImageSpec
 from contract.image import decode
+from training.errors import ExportError
 
 MAX_PHOTO_BYTES = 1024 * 1024
 
@@ -59,6 +60,27 @@ def answer(
         GoldenExample(each.name, each.image, tuple(float(str(p)) for p in predict(each.pixels)[0]))
         for each in images
     )
+
+
+def largest_difference(received: Sequence[GoldenExample], expected: Sequence[GoldenExample]) -> float:
+    """Return the largest absolute difference in a probability; NaN if one is."""
+    pairs = zip(received, expected, strict=True)
+    return float(np.max([np.abs(np.subtract(a.probabilities, b.probabilities)).max() for a, b in pairs]))
+
+
+def check_probabilities(examples: Sequence[GoldenExample]) -> None:
+    """Refuse a model whose outputs are not probabilities.
+
+    Raises:
+        ExportError: Some are negative or NaN, or do not sum to 1.
+    """
+    for example in examples:
+        probabilities = np.array(example.probabilities)
+        if not (np.isfinite(probabilities).all() and abs(probabilities.sum() - 1) < 1e-3 and probabilities.min() >= 0):
+            raise ExportError(
+                f"Expected probabilities that sum to 1 for golden example {example.name!r}. Received a sum of"
+                f" {probabilities.sum():g}, from {probabilities.min():g} to {probabilities.max():g}"
+            )
 
 
 def _encode(img: Image.Image, format: str, **options: object) -> bytes:
