@@ -1,6 +1,6 @@
 """What training, serving and the gateway agree on: pixels, tensors and names.
 
-A model version carries every fact about itself inside its files, under three signatures:
+The files of a version contain every fact about it. They have three signatures:
 
 | signature           | input                                            | output                                     |
 |---------------------|--------------------------------------------------|--------------------------------------------|
@@ -8,17 +8,20 @@ A model version carries every fact about itself inside its files, under three si
 | `export_<identity>` | the same                                         | the same, `identity` int64 (n): its bits   |
 | `describe`          | `query` string (n)                               | `contract` string (n), the same JSON       |
 
-A version's number says where an export lies, its identity which export it is: 64 random bits that each export makes
-once. A gateway asks by the identity, so another export that has come to lie under the same number cannot answer; the
-answer repeats it. Exports made before November 2026 have no identity, and are asked by `serving_default`.
+A version's number is the name of its directory. Its identity is 64 random bits that each export makes once. A gateway
+asks by the identity, so another export under the same number cannot answer, and the answer repeats it. Exports before
+November 2026 have no identity; `serving_default` is asked there.
 
 Normalisation is in the graph, so pixels travel as uint8: a quarter of the bytes of float32. `describe` takes and
-returns one string a row because TensorFlow Serving refuses anything else once batching is on.
+returns one string for each row, because TensorFlow Serving refuses anything else once batching is on.
 
-The JSON is `contract.document.Contract`: classes in output order (the index is the identity, names may repeat), how an
-image becomes pixels (`ImageSpec`, executed by `contract.image.decode` in training and in the gateway alike), how the
-model was made, its metrics, and golden examples: encoded images with the probabilities that this very file gave when
-it was exported. A gateway replays them before it trusts a version.
+The JSON is `contract.document.Contract`. It contains:
 
-No network, no TensorFlow and no settings in this package.
+- the class names in output order; a name may appear twice, the index identifies a class;
+- how an image becomes pixels (`ImageSpec`), which `contract.image.decode` does in training and in the gateway alike;
+- how the model was made, and its metrics;
+- golden examples: encoded images with the probabilities that this very file gave at export. A gateway replays them
+  before it uses a version.
+
+This package has no network, no TensorFlow and no settings.
 """

@@ -1,4 +1,4 @@
-"""What a loaded version says: of itself, and of an image."""
+"""What a loaded version answers: its contract, and its predictions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Run = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 def describe(run: Run) -> bytes:
-    """Return the contract of a version, as it is in its file."""
+    """Return the contract's JSON, as it is in the version's file."""
     return bytes(run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0])
 
 
 def most_probable(classes: Sequence[str], probabilities: NDArray[np.float32], count: int) -> list[dict[str, Any]]:
-    """Return so many classes of (k,) as answers show them, the most probable first; of equal ones the lower index."""
+    """Return predictions of probabilities (k,), the most probable first; the lower index wins a tie."""
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [{"class": classes[i], "index": int(i), "probability": round(float(probabilities[i]), 6)} for i in order]

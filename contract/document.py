@@ -127,8 +127,7 @@ class Contract:
         metrics: Figures on held-out data, by name.
         golden: Examples that a gateway replays before it trusts the version.
         tolerance: Largest absolute difference in a probability that a replay may show.
-        identity: What names this very export, wherever it lies: 64 random bits in hex. Empty in exports made before
-            there were identities.
+        identity: 64 random bits in hex that each export makes once. Empty in exports before November 2026.
     """
 
     model: str

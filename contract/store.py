@@ -12,8 +12,7 @@ _INT64 = range(-(2**63), 2**63)
 def find_versions(base_path: Path) -> dict[int, Path]:
     """Return the directories below a base path whose names are signed 64-bit integers.
 
-    Leading zeros count, so `0011` is version 11; if both spellings exist, the last in byte order is taken. Whether a
-    directory holds a model is not looked at here.
+    `0011` is version 11; if both spellings exist, the last in byte order is taken. The directories are not opened.
 
     Raises:
         OSError: The base path is missing or not a readable directory.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 
-# Type on the wire, NumPy type, and the field that holds its values when tensor_content does not.
+# Type on the wire, NumPy type, and the field of its values where tensor_content is empty.
 # Source: the value fields of TensorFlow's TensorProto; 8- and 16-bit integers share int_val.
 _TYPES: tuple[tuple[messages.DataType, Any, str], ...] = (
     (messages.DT_FLOAT, np.float32, "float_val"),
@@ -35,7 +35,7 @@ _FROM_NUMPY = {np.dtype(kind): (wire, values) for wire, kind, values in _TYPES}
 
 
 class TensorError(ValueError):
-    """A tensor message whose type, shape and values do not fit together."""
+    """A tensor message with a type, shape and values that do not fit together."""
 
 
 def data_type(dtype: np.dtype[Any]) -> messages.DataType:

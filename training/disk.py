@@ -1,4 +1,4 @@
-"""What several processes may do to one folder: files appear whole or not at all, and one process works at a time."""
+"""Files that appear whole or not at all, and folders that one process uses at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.errors import TrainingError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield another name to write a file under, and rename it once it is complete."""
+    """Yield a temporary path to write to, and rename it once the file is complete."""
     draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
     try:
         yield draft
@@ -24,7 +24,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, refusal: TrainingError) -> Iterator[None]:
-    """Hold a file that one process at a time may hold; raise the refusal if another does."""
+    """Lock a file; raise the refusal if another process has locked it."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,7 +3,7 @@
 TrainingError           a message for the person at the terminal, exit status 1
 ├── DataError           the folder of photos
 ├── WeightsError        the weights or the Keras model
-└── ExportError         the version that was to be released; nothing numeric was left behind
+└── ExportError         the release of a version; the store is as it was
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class TrainingError(Exception):
 
 
 class DataError(TrainingError):
-    """The folder of photos does not hold what training needs."""
+    """The photos are missing, or cannot be used."""
 
 
 class WeightsError(TrainingError):

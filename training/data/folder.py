@@ -37,14 +37,14 @@ class Dataset:
 def read_folder(folder: Path, seed: int = 0) -> Dataset:
     """Find classes and splits in a folder: `FOLDER/CLASS/photo` or `FOLDER/SPLIT/CLASS/photo`.
 
-    Splits that are not there are taken from train, a tenth of each class, the same for the same seed. A folder with a
-    validation split of its own needs no test split.
+    Missing splits are taken from train, a tenth of each class, the same for the same seed. A folder that has a
+    validation split needs no test split.
 
     Raises:
         DataError: No photos, fewer than two classes, an empty class, or a class that train does not have.
     """
     if not folder.is_dir():
-        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
+        raise DataError(f"Expected a folder of photos. Received a path without a folder: {folder}")
     folders = {split: split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
     others = [str(path) for split, path in folders.items() if path and split != "train"]
     if others and not folders["train"]:
@@ -67,10 +67,10 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
 
 
 def split_folder(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the folder of a split, by its name in any case; without folders inside it is a class of that name."""
+    """Return the folder of a split, by its name in any case; a folder without folders inside is a class instead."""
     for path in class_folders(folder):
         if path.name.lower() in names and (inside := class_folders(path)):
-            # Some archives hold seg_train/seg_train/CLASS.
+            # Some archives contain seg_train/seg_train/CLASS.
             return inside[0] if [each.name for each in inside] == [path.name] else path
     return None
 
@@ -84,7 +84,7 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
     """Return the photos of a folder of class folders.
 
     Raises:
-        DataError: No photos, a class that is not expected, or, if it is to be complete, an empty one.
+        DataError: No photos, an unexpected class, or an empty one although `complete` is set.
     """
     found = {path.name: photos_in(path) for path in class_folders(folder)}
     if strange := sorted(set(found) - set(classes)):

@@ -32,7 +32,7 @@ class Pixels:
     """One split, decoded.
 
     Attributes:
-        images: uint8 (n, h, w, 3), mapped from disk; of a part, `Rows` that take its place.
+        images: uint8 (n, h, w, 3), mapped from disk; `Rows` stand in for it in a part.
         labels: int64 (n).
         paths: The file of each image.
         digest: SHA-256 over labels and file contents.
@@ -46,7 +46,7 @@ class Pixels:
     skipped: dict[str, str]
 
     def part(self, positions: NDArray[np.int64]) -> Pixels:
-        """Return the photos at some positions; digest and skipped files stay those of the whole."""
+        """Return the photos at some positions; digest and skipped files stay as they are."""
         paths = [self.paths[position] for position in positions]
         rows = cast(NDArray[np.uint8], Rows(self.images, positions))
         return replace(self, images=rows, labels=self.labels[positions], paths=paths)
@@ -54,14 +54,14 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of an array on disk, in memory only when they are asked for."""
+    """Some rows of an array on disk, read only when they are indexed."""
 
     array: Any
     positions: NDArray[np.int64]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the array, with fewer rows."""
+        """The array's shape, with fewer rows."""
         return (len(self.positions), *self.array.shape[1:])
 
     def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[Any]:
@@ -99,8 +99,8 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
     Args:
         photos: One split.
         spec: How images become pixels.
-        cache: A folder for decoded pixels, 3 bytes each; files whose size or time changed are decoded again, and all
-            are by another decoder.
+        cache: A folder for decoded pixels, 3 bytes each. A file is decoded again if its size or time has changed, and
+            every file if the decoder has.
 
     Raises:
         DataError: None of the photos decodes.
@@ -127,7 +127,7 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
 
 
 def decoder() -> list[str]:
-    """Return what else decides on pixels than the files and the contract: Pillow's version, and our own code."""
+    """Return what else pixels depend on: Pillow's version, and the code of the decode."""
     return [PIL.__version__, hashlib.sha256(Path(contract.image.__file__).read_bytes()).hexdigest()]
 
 
@@ -137,7 +137,7 @@ def _decode_all(
     index: Path,
     array: Path,
 ) -> None:
-    """Write decoded pixels, then the index that makes them count; each appears whole, by a rename."""
+    """Write decoded pixels, then the index that refers to them; each appears whole."""
 
     def read(photo: Photo) -> tuple[bytes, NDArray[np.uint8]] | Exception:
         try:
@@ -149,7 +149,7 @@ def _decode_all(
     kept: list[int] = []
     skipped: dict[str, str] = {}
     digest = hashlib.sha256()
-    # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
+    # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
     with written_whole(array) as draft, ThreadPoolExecutor(os.cpu_count()) as pool, draft.open("wb") as file:
         for position, result in enumerate(pool.map(read, photos)):
             if isinstance(result, Exception):

@@ -1,6 +1,6 @@
-"""Batches of photos: what is in one, and how it is changed, follows from the seed and the step alone.
+"""Batches of photos, shuffled and augmented by the seed and the step alone.
 
-So a run that was killed goes on with the batches that it would have had, and two runs of one seed see the same.
+So a run that was killed continues with the batches that it would have had, and runs with one seed see the same.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ def steps(photos: int, recipe: Recipe) -> int:
 def shuffled(
     inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe, epochs: range, augment: bool
 ) -> tf.data.Dataset:
-    """Return the batches of epochs, one after the other: inputs as float32 (b, …), and targets (b, k).
+    """Return the batches of several epochs: inputs as float32 (b, …), and targets (b, k).
 
-    Each epoch has its own order. Its last batch is filled up from its start, so that each of several devices has a
-    part of every batch.
+    Each epoch has its own order. Its last batch is filled up from its start, so that each device gets a part of it.
     """
     a_epoch = steps(len(targets), recipe)
 
@@ -68,9 +67,9 @@ def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe)
 
 
 def augmentation(seed: int, extent: float = 1.0) -> Any:
-    """Return a function that changes images (n, h, w, 3), 0-255, in a way that follows from a step.
+    """Return a function that changes images (n, h, w, 3), 0-255, at random, seeded by the step.
 
-    All but the flip go as far as the extent says.
+    The extent scales every change but the flip.
     """
     zoom, shift = (-0.2 * extent, 0.1 * extent), 0.08 * extent
     changes = (
@@ -94,7 +93,7 @@ def augmentation(seed: int, extent: float = 1.0) -> Any:
 
 
 class _StepSeeds(keras.random.SeedGenerator):
-    """Seeds counted on from a start, without the variable of Keras' own, which parallel steps take in any order."""
+    """Seeds counted from a start. Keras' generator keeps a variable, which parallel steps read in any order."""
 
     def __init__(self, start: tf.Tensor) -> None:
         self.start, self.taken = start, 0
@@ -113,7 +112,7 @@ def _read(rows: Any, number: tf.Tensor, inputs: NDArray[Any], targets: NDArray[n
 
 
 def _ready(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Read ahead; of several workers, each takes its part of every batch."""
+    """Read ahead, and let each device take its part of every batch, as the source cannot be split by files."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.with_options(options).prefetch(tf.data.AUTOTUNE)

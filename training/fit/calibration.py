@@ -1,4 +1,4 @@
-"""Temperature: one number, fitted on validation, that makes probabilities mean what they say."""
+"""Temperature: one number, fitted on validation, that calibrates the probabilities."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-# On clothing, label smoothing alone leaves 0.61. A model without a mistake on validation would ask for the lowest there
-# is, so it may not go far below; few photos would ask for anything, so they are not asked.
+# With label smoothing, clothing needs 0.61. A model without a mistake on validation would need the lowest temperature
+# there is, hence the bound. With few photos any value can come out, hence the minimum.
 BOUNDS = (0.5, 5.0)
 MIN_PHOTOS = 100
 

@@ -26,8 +26,8 @@ Watch = Sequence[keras.callbacks.Callback]
 Data = dict[str, tuple[NDArray[Any], NDArray[np.float32]]]
 """Inputs and targets (n, k) of each split."""
 
-# For validation: with fewer, accuracy tells epochs hardly apart. With the 341 of clothing, to take ties by loss too
-# trained the head for 26 epochs in place of 10, and the whole ended at 0.894 in place of 0.903.
+# Validation photos below which many epochs tie in accuracy, so the loss breaks ties. With the 341 of clothing, breaking
+# ties trained the head for 26 epochs instead of 10, and ended at 0.894 instead of 0.903.
 FEW_PHOTOS = 100
 
 
@@ -71,7 +71,7 @@ class Phases:
     Attributes:
         network: From `build` or `build_head`.
         preset: How to train.
-        run: What an earlier process left of the same training, and where this one keeps what it reaches.
+        run: State of the same training: what an earlier process left, and what this one keeps.
         watch: Callbacks of Keras for the last phase, beside those that it needs.
     """
 
@@ -130,7 +130,7 @@ class Phases:
         return self._fit("upper-layers", self.model, data, self.recipe.epochs, schedule)
 
     def _features(self, splits: dict[str, Pixels]) -> dict[str, NDArray[np.float32]]:
-        """Return what the backbone makes of the photos; an earlier process may have left it."""
+        """Return the backbone's features of the photos; an earlier process may have left them."""
         started, found = time.monotonic(), dict[str, NDArray[np.float32]]()
         for split in ("train", "validation"):
             kept = self.run.kept(f"features-{split}")
@@ -144,7 +144,7 @@ class Phases:
         return found
 
     def _fit(self, phase: str, model: keras.Model, data: Data, epochs: int, learning_rate: Any) -> History:
-        """Fit on inputs and targets, photos augmented and features not, from where an earlier process stopped."""
+        """Fit on inputs and targets from where an earlier process stopped; photos are augmented, features are not."""
         recipe, photos, targets = self.recipe, len(data["train"][0].shape) == 4, data["train"][1]
         steps = batches.steps(len(targets), recipe)
         averaged = steps * recipe.averaging > 1
@@ -162,7 +162,7 @@ class Phases:
         left = progress.restore(model, epochs)
         if left and left.start:
             log.info(
-                f"Resuming {phase} at epoch {left.start + 1} of {epochs} from {self.run.path}; --fresh starts anew"
+                f"Resuming {phase} at epoch {left.start + 1} of {epochs} from {self.run.path}; --fresh starts again"
             )
         if not left:
             return progress.history
@@ -188,15 +188,15 @@ class Phases:
 
 
 def frozen_features(model: keras.Model, images: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:
-    """Return what the backbone makes of images, (n, c)."""
+    """Return the backbone's features (n, c) of images."""
     of_images = keras.Model(model.input, model.get_layer("head_dropout").input)
     return of_images.predict(images, batch_size=recipe.batch_size, verbose=0)
 
 
 class BestOfEqual(keras.callbacks.EarlyStopping):
-    """Early stopping that takes, of epochs with equal accuracy, the one with less loss.
+    """Early stopping that prefers, of epochs with equal accuracy, the one with less loss.
 
-    Of a few validation photos many epochs get as many right; the first of them knows the least.
+    With few validation photos many epochs are equally accurate, and the first of them has learned the least.
     """
 
     def get_monitor_value(self, logs: Mapping[str, float] | None) -> float:
@@ -205,7 +205,7 @@ class BestOfEqual(keras.callbacks.EarlyStopping):
 
 
 class _Reseed(keras.callbacks.Callback):
-    """Make what dropout drops follow from the epoch; weights files do not hold its state."""
+    """Make dropout depend on the seed and the epoch alone; files of weights do not contain its state."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class _Reseed(keras.callbacks.Callback):
 
 
 class _Average(keras.callbacks.SwapEMAWeights):
-    """Put the averaged weights into the model after each epoch, and the others back before the next."""
+    """Put the averaged weights into the model after each epoch, and the trained ones back before the next."""
 
     def __init__(self, epochs: range) -> None:
         super().__init__(swap_on_epoch=True)
@@ -226,7 +226,7 @@ class _Average(keras.callbacks.SwapEMAWeights):
 
 
 class _Lines(keras.callbacks.Callback):
-    """One line an epoch, with the time that is left."""
+    """Log a line for each epoch, with the time that is left."""
 
     def __init__(self, epochs: range) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class _Lines(keras.callbacks.Callback):
 
 
 def class_weights(targets: NDArray[np.float32]) -> dict[int, float]:
-    """Return each class' weight for targets (n, k): all classes count the same, and a photo counts 1 on average."""
+    """Return a weight for each class of targets (n, k) so that classes count the same, and a photo 1 on average."""
     counts = np.maximum(targets.sum(axis=0), 1)
     return dict(enumerate((len(targets) / (np.count_nonzero(targets.sum(axis=0)) * counts)).tolist()))
 

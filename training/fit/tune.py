@@ -1,8 +1,8 @@
-"""Find better values for a preset: Optuna proposes them, folds of the training photos judge them.
+"""The search for better hyperparameters: Optuna proposes them, folds of the training photos measure them.
 
-Trials are scored on the first fold, where the best of many is also the luckiest. So what is found is compared with the
-preset on the other folds, on which no trial was scored, and only a gain there counts. Validation and test are not
-looked at. `runs/.tune/PRESET-DIGEST/` keeps the trials, the scores of the comparison and the frozen features.
+Trials are scored on the first fold, where the best of many is also the luckiest. So the best one is compared with the
+preset on the other folds, and only a gain there counts. Validation and test are not used. `runs/.tune/PRESET-DIGEST/`
+keeps the trials, the scores of the comparison and the frozen features.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training.models.catalogue import find_architecture
 _log = logging.getLogger(__name__)
 
 FEWEST_COMPARED = 2  # of fewer folds, a gain has no standard error
-FIRST_TRIALS = 5  # drawn at random and not pruned: they are what later ones are held to
+FIRST_TRIALS = 5  # drawn at random and never pruned: later ones are compared with them
 
 _SPACE = {
     "head_learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
@@ -56,9 +56,9 @@ def tune(photos: Photos, preset_name: str, minutes: float, *, out: Path, runs: P
     Args:
         photos: Class folders, or split folders.
         preset_name: Where to start. If it does not train the upper layers, all trials share the frozen features.
-        minutes: For all of it. The same call again goes on with the trials there are, for as long again.
+        minutes: Time for the whole search. The same call again continues it for as long.
         out: The .toml file to write; without a gain, it has the values of the preset.
-        runs: Where the trials are kept.
+        runs: The folder where the trials are kept.
 
     Raises:
         TrainingError: There are too few minutes, or too few photos, or the preset trains nothing.
@@ -66,14 +66,14 @@ def tune(photos: Photos, preset_name: str, minutes: float, *, out: Path, runs: P
     if not 0 < minutes < math.inf:
         raise TrainingError(f"Expected --minutes above 0. Received: {minutes:g}")
     deadline = time.monotonic() + 60 * minutes
-    tf.get_logger().setLevel("ERROR")  # it warns of functions that are traced anew, as those of each training are
+    tf.get_logger().setLevel("ERROR")  # it warns that each training traces its functions again
     if out.suffix != ".toml" or not out.absolute().parent.is_dir():
         raise TrainingError(f"Expected --out to be a .toml file in a folder that is there. Received: {out}")
     preset, name = find_preset(preset_name), Path(preset_name).stem
     start, space = preset.recipe, _space(preset)
     architecture = find_architecture(preset.architecture, preset.size)
     dataset = photos.splits(start.seed)
-    _log.info(f"Taking {minutes:g} minutes; of what the first trial leaves, up to half is kept back for a comparison")
+    _log.info(f"Taking {minutes:g} minutes: one trial first, then up to half of the rest is reserved for a comparison")
     pixels = photos.read("train", dataset.splits["train"], architecture.photo_spec)
     made_of = [asdict(architecture), preset.weights, asdict(start), pixels.digest, keras.__version__, decoder()]
     with folder_of(runs / ".tune", name, made_of) as path:
@@ -108,18 +108,18 @@ class _Search:
     deadline: float
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Return the trials that ended so."""
+        """Return the trials in some states."""
         return self.study.get_trials(deepcopy=False, states=states)
 
     @property
     def best_s(self) -> float:
-        """The time that the best trial took."""
+        """Seconds that the best trial took."""
         return self.study.best_trial.user_attrs["took_s"]
 
     def run(self) -> int:
-        """Run trials until what is left is needed for the comparison, and return the folds it will have."""
+        """Run trials until the rest of the time is needed for the comparison; return the number of its folds."""
         if kept := self.trials(TrialState.COMPLETE, TrialState.PRUNED):
-            _log.info(f"Going on; trials so far: {len(kept)}")
+            _log.info(f"Continuing after {len(kept)} trials")
         else:
             edges = {name: (edge.low, edge.high) for name, edge in self.space.items()}
             self.study.enqueue_trial({name: float(np.clip(getattr(self.start, name), *edges[name])) for name in edges})
@@ -146,7 +146,7 @@ class _Search:
         return folds
 
     def compare(self, folds: int, preset: str) -> tuple[Recipe, str]:
-        """Return the recipe that does better on the folds that no trial was scored on, and in words by how much."""
+        """Return the better recipe on the folds that no trial was scored on, and a sentence that says by how much."""
         best = self._recipe(self.study.best_params)
         pairs: list[tuple[float, float]] = []
         for fold in range(1, folds + 1):
@@ -168,8 +168,8 @@ class _Search:
         return best, f"Accuracy {after:.4f} {where}, {figures} above {preset}{chance}."
 
     def _run_trial(self, until: float) -> bool:
-        """Run a trial; one that is not done in time does not count."""
-        # With the trial's number: a search that goes on would else draw again what its first trials had.
+        """Run a trial; one that does not end in time does not count."""
+        # With the trial's number, or a continued search would draw the same values again.
         numbers = np.random.SeedSequence((self.start.seed, len(self.study.get_trials(deepcopy=False))))
         seed = int(numbers.generate_state(1)[0])
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=FIRST_TRIALS, seed=seed)
@@ -192,7 +192,7 @@ class _Search:
         return True
 
     def _accuracy(self, recipe: Recipe, fold: int) -> float:
-        """Return what was kept of an earlier comparison, or train."""
+        """Return the accuracy that an earlier comparison found, or train."""
         key = f"fold {fold}: {recipe}"
         if key not in self.study.user_attrs:
             self.study.set_user_attr(key, self.folds.accuracy(recipe, fold))
@@ -204,11 +204,11 @@ class _Search:
 
 
 class _OutOfTime(Exception):
-    """The time for trials is over."""
+    """The time for trials has run out."""
 
 
 class _Report(keras.callbacks.Callback):
-    """Tell Optuna each epoch's accuracy, and end what is hopeless or too late."""
+    """Report each epoch's accuracy to Optuna, and stop a trial that is hopeless or late."""
 
     def __init__(self, trial: optuna.Trial, until: float) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def _space(preset: Preset) -> dict[str, FloatDistribution]:
 
 
 def _open(path: Path, start: Recipe) -> optuna.Study:
-    """Open the study of a folder that no other process has.
+    """Open the study in a folder that no other process uses.
 
     An epoch's report takes 1.3 ms of CPU in Optuna's journal and 13 ms in its SQLite. But a process that was killed
     may leave a lock on the journal, and half a line in it.

@@ -1,8 +1,8 @@
-"""What a run has reached, on disk after each epoch, so that the same command goes on after kill -9.
+"""The state of a run, kept on disk after each epoch, so that the same command continues it after kill -9.
 
-`runs/.unfinished/NAME-DIGEST/` holds the frozen features and a folder for each phase; the digest is of all that makes
-a run what it is. keras.callbacks.BackupAndRestore would overwrite its weights in place, write the epoch afterwards, and
-know neither the best weights nor the history; here one rename counts for all of it.
+`runs/.unfinished/NAME-DIGEST/` contains the frozen features and a folder for each phase. The digest covers everything
+that makes the run what it is. keras.callbacks.BackupAndRestore overwrites its weights in place, and keeps neither the
+best weights nor the history; here one rename commits all of them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ History = dict[str, list[float]]
 
 @dataclass
 class Unfinished:
-    """The folder of a run that is not finished, and when it would have started without an interruption."""
+    """The folder of an unfinished run, and when it would have started without interruptions."""
 
     path: Path
     started: float
 
     @property
     def spent_s(self) -> float:
-        """The time spent on the run by this process and by those before it."""
+        """Seconds that this process and earlier ones spent on the run."""
         return time.monotonic() - self.started
 
     def keep(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -54,16 +54,16 @@ class Unfinished:
 
 @contextmanager
 def open_unfinished(folder_of_runs: Path, name: str, made_of: Sequence[Any], fresh: bool) -> Iterator[Unfinished]:
-    """Open the state of a run: empty at first or if it is to be fresh, gone when the run has finished.
+    """Open the state of a run; it is removed when the run has finished.
 
     Args:
         folder_of_runs: Where run folders go.
         name: The model's name.
         made_of: All that makes the run what it is, as JSON values.
-        fresh: Forget what an interrupted run left.
+        fresh: Remove what an interrupted run left.
 
     Raises:
-        TrainingError: The same run is going on in another process.
+        TrainingError: The same run is running in another process.
     """
     with folder_of(folder_of_runs / ".unfinished", name, made_of) as path:
         if fresh:
@@ -79,7 +79,7 @@ def folder_of(folder: Path, name: str, made_of: Sequence[Any]) -> Iterator[Path]
     """Open the folder inside another that belongs to a training, for one process at a time.
 
     Raises:
-        TrainingError: Another process has it.
+        TrainingError: Another process uses it.
     """
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{name}-{digest}"
@@ -89,10 +89,12 @@ def folder_of(folder: Path, name: str, made_of: Sequence[Any]) -> Iterator[Path]
 
 
 class Progress(keras.callbacks.Callback):
-    """Keep a phase's weights, optimizer, early stopping and history after each epoch; comes after the early stopping.
+    """Keep a phase's weights, optimizer, early stopping and history after each epoch.
+
+    It comes after the early stopping in the list of callbacks.
 
     Attributes:
-        history: Each figure by epoch, those of earlier processes included.
+        history: Each figure by epoch, earlier processes included.
     """
 
     def __init__(self, run: Unfinished, phase: str, stopping: keras.callbacks.EarlyStopping) -> None:
@@ -102,7 +104,7 @@ class Progress(keras.callbacks.Callback):
         self._best: dict[str, Any] = {}
 
     def restore(self, model: keras.Model, epochs: int) -> range:
-        """Bring a compiled model to where it was, or to its best epoch if none is left, and return the epochs left."""
+        """Restore a compiled model, to its best epoch if no epoch is left, and return the epochs that are left."""
         self._folder.mkdir(exist_ok=True)
         if not (self._folder / _STATE).is_file():
             return range(epochs)
@@ -117,11 +119,11 @@ class Progress(keras.callbacks.Callback):
         return range(state["epochs"], epochs)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Give the early stopping, which has just begun anew, what it knew."""
+        """Restore the early stopping, which has just been reset."""
         vars(self._stopping).update(self._best)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Write the weights, then the state that makes them count, and drop the weights that do not count any more."""
+        """Write the weights, then the state that refers to them, and remove weights that are not needed any more."""
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
         self.model.save_weights(self._weights(epoch))

@@ -102,7 +102,7 @@ ARCHITECTURES = {
 
 
 def find_architecture(name: str, size_px: int | None = None) -> Architecture:
-    """Return an architecture by its name, in any case, with an input size of its own or another.
+    """Return an architecture by its name, in any case, with its default input size or another.
 
     Raises:
         WeightsError: No such architecture; the message lists those there are.
@@ -115,7 +115,7 @@ def find_architecture(name: str, size_px: int | None = None) -> Architecture:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """Return ImageNet's 1,000 class names in Keras' order, that of sorted WordNet ids; two names stand twice."""
+    """Return ImageNet's 1,000 class names in Keras' order, by WordNet id; two names appear twice."""
     return tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
 
 

@@ -38,7 +38,7 @@ _BATCH_NORM_EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Variant:
-    """Scaling of one size, and the file that holds its ImageNet weights."""
+    """Scaling of one size, and the file with its ImageNet weights."""
 
     width: float
     depth: float
@@ -210,7 +210,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return lambda storage, offset, shape, strides, *_: (storage, offset, shape, strides)
         if (module, name) in (("torch", "FloatStorage"), ("torch", "LongStorage")):
             return np.dtype("<f4" if name == "FloatStorage" else "<i8")
-        raise WeightsError(f"Expected a file of tensors. Received one that holds {module}.{name}")
+        raise WeightsError(f"Expected a file of tensors. Received one with {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         _, dtype, key, _, size, _ = pid

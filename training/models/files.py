@@ -1,4 +1,4 @@
-"""Keras files that people bring: a whole model, or the weights of an architecture."""
+"""Keras files: a whole model, or the weights of an architecture."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def load_file(
         architecture: What `.weights.h5` belongs to.
         classes: Number of class outputs expected.
         preprocessing: One of `PREPROCESSING`.
-        size_px: Height and width for a model whose input leaves them open.
+        size_px: Height and width, for a model that leaves them open.
 
     Raises:
         WeightsError: The file does not load, or its outputs do not fit the classes.
     """
     if not path.is_file():
-        raise WeightsError(f"Expected a file of weights. Received a path where there is none: {path}")
+        raise WeightsError(f"Expected a file of weights. Received a path without a file: {path}")
     if path.name.endswith(".weights.h5"):
         if architecture is None:
-            raise WeightsError("Expected --architecture with a .weights.h5 file, which holds no model")
+            raise WeightsError("Expected --architecture with a .weights.h5 file, which contains no model")
         model = architecture.backbone("none", include_top=True, classes=classes)
         advice = f"Expected are all weights of {architecture.name}, with {classes} classes on top."
         _loading(path, lambda: model.load_weights(path), advice)
@@ -57,7 +57,7 @@ def load_file(
 
 
 def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
-    """Call what loads a file, and name every way in which it fails; of layers left random, Keras only warns."""
+    """Load a file, and name every way in which that fails; Keras only warns of layers that stay random."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -79,7 +79,7 @@ def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
 
 
 def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
-    """Make a model end in probabilities (n, classes): a softmax on linear outputs, one unit to two classes.
+    """Make a model end in probabilities (n, classes): add a softmax to linear outputs, turn one unit into two classes.
 
     Raises:
         WeightsError: The outputs do not fit the classes, or are not one choice among them.
@@ -108,7 +108,7 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
 
 
 def _sums_to_one(model: keras.Model) -> bool:
-    """Try whether outputs are probabilities though their last operation is none that says so, such as an average."""
+    """Check by running it whether linear outputs are probabilities already, such as an average of some."""
     pixels = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:])).astype(np.float32)
     outputs = np.asarray(model(pixels, training=False))
     return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-4))

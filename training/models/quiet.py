@@ -8,10 +8,10 @@ import tempfile
 
 
 def import_tensorflow() -> None:
-    """Import it while standard error goes to a file; what is there is shown only if the import fails.
+    """Import it while standard error goes to a file, which is shown only if the import fails.
 
-    Its C++ writes to file descriptor 2 before any setting counts: four lines, of them two warnings, that make whoever
-    starts a command for the first time believe that something is broken.
+    Its C++ code writes four lines to file descriptor 2 before any setting counts. Two are warnings, which look to a
+    newcomer as if something were broken.
     """
     if "tensorflow" in sys.modules:
         return

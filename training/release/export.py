@@ -42,8 +42,8 @@ _log = logging.getLogger(__name__)
 KERAS_TOLERANCE = 1e-3
 # Largest difference between a file as checked and the golden examples inside it: the same file, run twice.
 REPLAY_TOLERANCE = 1e-5
-# What a replay of an int8 file may show. For any threads and batch it is 0, but a value that other kernels put on the
-# other side of a rounding step moves probabilities: between XNNPACK and TFLite's own by up to 0.037 in 120 photos.
+# Largest difference that a replay of an int8 file may show. It is 0 for any threads and batch on one processor. Other
+# kernels can round a value the other way: XNNPACK and TFLite's own differed by up to 0.037 on 120 photos.
 INT8_TOLERANCE = 0.05
 
 

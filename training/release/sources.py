@@ -126,8 +126,8 @@ def release(source: Source, store: Path, criteria: Criteria | None = None) -> Re
         criteria: Labelled photos, without which there is no int8 file and no comparison with the last version.
 
     Raises:
-        ExportError: It is worse than the last version and may not be, its files do not answer as the model does, or
-            they cannot be written; the store is as it was.
+        ExportError: It is worse than the last version allows, its files answer differently than the model, or they
+            cannot be written. The store is as it was.
     """
     contract = replace(source.contract, identity=new_identity())
     model = as_probabilities(source.model, len(contract.classes))

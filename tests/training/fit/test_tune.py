@@ -234,7 +234,7 @@ def test_the_same_command_goes_on(search: Callable[[Judge, float], str]) -> None
         return [0.5 + recipe.dropout / 10]
 
     first, second = search(judge, 9), search(judge, 9)
-    assert "Going on" not in first and "Going on; trials so far: 5" in second
+    assert "Continuing" not in first and "Continuing after 5 trials" in second
     trials = re.findall(r"Trial (\d+): (.*?):", first + second)
     assert [int(number) for number, _ in trials] == list(range(len(trials)))
     assert len(trials) > 5 and len({values for _, values in trials}) == len(trials)
