@@ -1,4 +1,4 @@
-"""`python -m training`: look at photos, train on them, release the model as a version, and measure it."""
+"""Look at photos, train on them, release the model as a version, and measure it."""
 
 from __future__ import annotations
 

@@ -18,17 +18,32 @@ from training.release.commands import add_release_options, check_release_options
 
 _log = logging.getLogger(__name__)
 
+FOLDER = "folder of photos: a folder for each class, or train/, validation/ and test/ with class folders inside"
+
 
 def add_train(commands: Any) -> None:
     """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser("train", help="train on a folder of photos, then release the model")
+    parser = commands.add_parser(
+        "train",
+        help="train on a folder of photos, then release the model",
+        description="train on a folder of photos, then release the model",
+    )
     parser.set_defaults(main=run_train)
-    parser.add_argument("folder", type=Path, help="photos: FOLDER/CLASS/photo, or FOLDER/train/CLASS/photo and so on")
+    parser.add_argument("folder", type=Path, help=FOLDER)
     parser.add_argument("--name", required=True, help="name of the model in the store")
-    parser.add_argument("--preset", default="default", help="default, quick, plain-cnn, or a .toml file (%(default)s)")
-    parser.add_argument("--architecture", help="backbone (default: the preset's)")
-    parser.add_argument("--weights", choices=("imagenet", "none"), help="initial weights (default: the preset's)")
-    parser.add_argument("--size", type=pixels, help="input size in pixels (default: the architecture's)")
+    parser.add_argument(
+        "--preset", default="default", help="default, quick, plain-cnn, or a .toml file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--architecture",
+        help="efficientnet-lite0 to -lite2, plain-cnn, or any Keras application (default: the preset's)",
+    )
+    parser.add_argument(
+        "--weights", choices=("imagenet", "none"), help="initial weights, none for random ones (default: the preset's)"
+    )
+    parser.add_argument(
+        "--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)"
+    )
     parser.add_argument("--fresh", action="store_true", help="start again, even if the same training was interrupted")
     parser.add_argument(
         "--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs"
@@ -38,7 +53,7 @@ def add_train(commands: Any) -> None:
     )
     add_release_options(parser)
     _add_recipe(parser)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -60,7 +75,7 @@ def run_train(options: argparse.Namespace) -> int:
     run = train(
         photos, preset, name=options.name, runs=options.runs, fresh=options.fresh, distribute=options.distribute
     )
-    _log.info(f"Kept the run in {run}")
+    _log.info(f"Saved the run in {run}")
     status = 0
     try:
         if tracker:  # gets every run; a release does not depend on it
@@ -93,26 +108,37 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     for field in fields(Recipe):
         meaning = " ".join(docs[field.name].split()).partition(". ")[0].rstrip(".")
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=type(field.default), help=f"{meaning} (default: {field.default})")
+        parser.add_argument(
+            flag,
+            metavar="VALUE",
+            type=type(field.default),
+            help=f"{meaning[0].lower()}{meaning[1:]} (default: {field.default})",
+        )
 
 
 def add_tune(commands: Any) -> None:
     """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser("tune", help="search for better hyperparameters, and write them as a preset")
+    parser = commands.add_parser(
+        "tune",
+        help="search for better hyperparameters, and write them as a preset",
+        description="search for better hyperparameters, and write them as a preset",
+    )
     parser.set_defaults(main=run_tune)
-    parser.add_argument("folder", type=Path, help="class folders, or split folders")
+    parser.add_argument("folder", type=Path, help=FOLDER)
     parser.add_argument(
         "--minutes",
         type=float,
         required=True,
-        help="time for the whole search, at least five trials; run the same command again to continue for as long",
+        help="time for the whole search; the same command again continues it for as long",
     )
     parser.add_argument("--out", type=Path, required=True, help="preset to write: a .toml file for train --preset")
     parser.add_argument(
-        "--preset", default="default", help="preset to start from; quick tunes only the head (%(default)s)"
+        "--preset", default="default", help="preset to start from; quick tunes only the head (default: %(default)s)"
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (%(default)s)")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)"
+    )
 
 
 def run_tune(options: argparse.Namespace) -> None:

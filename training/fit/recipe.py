@@ -15,12 +15,12 @@ class Recipe:
     """How to train; the defaults reach the figures in the README on clothing photos.
 
     Attributes:
-        head_epochs: Most epochs for the head, on frozen features; weights `none` have no such phase.
-        epochs: Most epochs for the upper layers.
+        head_epochs: Largest number of epochs for the head, on frozen features; weights `none` have no such phase.
+        epochs: Largest number of epochs for the upper layers.
         patience: Epochs without a better validation accuracy after which a phase ends.
         batch_size: Photos in a batch.
         head_learning_rate: Learning rate for the head, constant.
-        learning_rate: Highest learning rate for the upper layers. It warms up over one epoch, then decays to zero by a
+        learning_rate: Peak learning rate for the upper layers. It warms up over one epoch, then decays to zero by a
             cosine.
         weight_decay: Weight decay of AdamW.
         dropout: Part of the features that is dropped before the head.

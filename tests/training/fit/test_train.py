@@ -79,7 +79,7 @@ def test_train_tells_its_steps(trained):
         "Epoch 2/2: loss",
         "Accuracy on validation: ",
         "Accuracy on test: ",
-        "Kept the run in",
+        "Saved the run in",
         "Released ",
     ):
         assert line in trained[1]
