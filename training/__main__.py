@@ -18,6 +18,17 @@ from training.runs import commands as runs
 
 _log = logging.getLogger("training")
 
+_COMMANDS = (
+    ("explore", explore.add_explore, "find what is wrong with photos before training on them"),
+    ("tune", fit.add_tune, "search for better hyperparameters, and write them as a preset"),
+    ("train", fit.add_train, "train on a folder of photos, then release the model"),
+    ("export", release.add_export, "release ready weights, a Keras file, or a run"),
+    ("evaluate", judge.add_evaluate, "measure a run, a version, a gateway, or several, on labelled photos"),
+    ("predict", judge.add_predict, "classify images with a version, without a server"),
+    ("explain", judge.add_explain, "show where a run's model looks (Grad-CAM)"),
+    ("runs", runs.add_runs, "list the runs, or compare some"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 after a message on standard error."""
@@ -46,17 +57,8 @@ def _log_to_terminal() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (
-        explore.add_explore,
-        fit.add_tune,
-        fit.add_train,
-        release.add_export,
-        judge.add_evaluate,
-        judge.add_predict,
-        judge.add_explain,
-        runs.add_runs,
-    ):
-        add(subparsers)
+    for name, add_options, text in _COMMANDS:
+        add_options(subparsers.add_parser(name, help=text, description=text))
     return parser
 
 

@@ -10,7 +10,6 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
@@ -21,39 +20,25 @@ _log = logging.getLogger(__name__)
 FOLDER = "folder of photos: a folder for each class, or train/, validation/ and test/ with class folders inside"
 
 
-def add_train(commands: Any) -> None:
-    """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser(
-        "train",
-        help="train on a folder of photos, then release the model",
-        description="train on a folder of photos, then release the model",
-    )
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_train)
-    parser.add_argument("folder", type=Path, help=FOLDER)
-    parser.add_argument("--name", required=True, help="name of the model in the store")
-    parser.add_argument(
-        "--preset", default="default", help="default, quick, plain-cnn, or a .toml file (default: %(default)s)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", type=Path, help=FOLDER)
+    add("--name", required=True, help="name of the model in the store")
+    add("--preset", default="default", help="default, quick, plain-cnn, or a .toml file (default: %(default)s)")
+    add(
         "--architecture",
         help="efficientnet-lite0 to -lite2, plain-cnn, or any Keras application (default: the preset's)",
     )
-    parser.add_argument(
-        "--weights", choices=("imagenet", "none"), help="initial weights, none for random ones (default: the preset's)"
-    )
-    parser.add_argument(
-        "--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)"
-    )
-    parser.add_argument("--fresh", action="store_true", help="start again, even if the same training was interrupted")
-    parser.add_argument(
-        "--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs"
-    )
-    parser.add_argument(
-        "--track", choices=("tensorboard", "mlflow", "wandb"), help="send the finished run to an experiment tracker"
-    )
+    add("--weights", choices=("imagenet", "none"), help="initial weights, none for random ones (default: the preset's)")
+    add("--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)")
+    add("--fresh", action="store_true", help="start again, even if the same training was interrupted")
+    add("--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs")
+    add("--track", choices=("tensorboard", "mlflow", "wandb"), help="send the finished run to an experiment tracker")
     add_release_options(parser)
     _add_recipe(parser)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
+    add("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -116,29 +101,21 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def add_tune(commands: Any) -> None:
-    """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser(
-        "tune",
-        help="search for better hyperparameters, and write them as a preset",
-        description="search for better hyperparameters, and write them as a preset",
-    )
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_tune)
-    parser.add_argument("folder", type=Path, help=FOLDER)
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", type=Path, help=FOLDER)
+    add(
         "--minutes",
         type=float,
         required=True,
         help="time for the whole search; the same command again continues it for as long",
     )
-    parser.add_argument("--out", type=Path, required=True, help="preset to write: a .toml file for train --preset")
-    parser.add_argument(
-        "--preset", default="default", help="preset to start from; quick tunes only the head (default: %(default)s)"
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)"
-    )
+    add("--out", type=Path, required=True, help="preset to write: a .toml file for train --preset")
+    add("--preset", default="default", help="preset to start from; quick tunes only the head (default: %(default)s)")
+    add("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
+    add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
 
 
 def run_tune(options: argparse.Namespace) -> None:

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
 
 
-def add_evaluate(commands: Any) -> None:
-    """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure a run, a version, a gateway, or several, on labelled photos",
-        description="measure a run, a version, a gateway, or several, on labelled photos",
-    )
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_evaluate)
-    parser.add_argument("folder", type=Path, help="folder of photos, with class folders or split folders inside")
-    parser.add_argument(
-        "--run", type=Path, help="run folder, to measure its Keras model; may be combined with --model and --gateway"
-    )
-    parser.add_argument("--model", help="name of a model in the store")
-    parser.add_argument("--gateway", help="URL of a running gateway; its key comes from GATEWAY_KEY")
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", type=Path, help="folder of photos, with class folders or split folders inside")
+    add("--run", type=Path, help="run folder, to measure its Keras model; may be combined with --model and --gateway")
+    add("--model", help="name of a model in the store")
+    add("--gateway", help="URL of a running gateway; its key comes from GATEWAY_KEY")
+    add(
         "--split",
         choices=("auto", "train", "validation", "test", "all"),
         default="auto",
         help="photos to measure on; auto: test, or else validation, or else all (default: %(default)s)",
     )
     _add_version_options(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("reports/evaluate"), help="folder for the report (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)"
-    )
+    add("--out", type=Path, default=Path("reports/evaluate"), help="folder for the report (default: %(default)s)")
+    add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -62,20 +51,14 @@ def run_evaluate(options: argparse.Namespace) -> None:
     evaluate(photos, chosen, options.split, out=options.out, console=console)
 
 
-def add_predict(commands: Any) -> None:
-    """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser(
-        "predict",
-        help="classify images with a version, without a server",
-        description="classify images with a version, without a server",
-    )
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_predict)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, a folder, or a URL")
-    parser.add_argument("--model", required=True, help="name of a model in the store")
-    parser.add_argument(
-        "--top-k", metavar="COUNT", type=int, default=3, help="predictions for each image (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each image instead of a table")
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="a file, a folder, or a URL")
+    add("--model", required=True, help="name of a model in the store")
+    add("--top-k", metavar="COUNT", type=int, default=3, help="predictions for each image (default: %(default)s)")
+    add("--json", action="store_true", help="print a line of JSON for each image instead of a table")
     _add_version_options(parser)
 
 
@@ -93,32 +76,25 @@ def run_predict(options: argparse.Namespace) -> None:
 
 
 def _add_version_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--version", metavar="NUMBER", type=int, help="version of the model (default: the newest)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--version", metavar="NUMBER", type=int, help="version of the model (default: the newest)")
+    add(
         "--engine",
         choices=("int8", "tflite", "savedmodel"),
         default="tflite",
         help="file of the version to run; the model server prefers int8 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)"
-    )
+    add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")
 
 
-def add_explain(commands: Any) -> None:
-    """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser(
-        "explain",
-        help="show where a run's model looks (Grad-CAM)",
-        description="show where a run's model looks (Grad-CAM)",
-    )
+def add_explain(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_explain)
-    parser.add_argument("run", type=Path, help="run folder, written by train")
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or a folder")
-    parser.add_argument("--label", help="class to explain (default: each photo's most probable one)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("reports/explain"), help="folder for the report (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("run", type=Path, help="run folder, written by train")
+    add("sources", nargs="+", metavar="SOURCE", help="a file or a folder")
+    add("--label", help="class to explain (default: each photo's most probable one)")
+    add("--out", type=Path, default=Path("reports/explain"), help="folder for the report (default: %(default)s)")
 
 
 def run_explain(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from contract.document import Aspect, Contract, Filter
 from training.errors import TrainingError
@@ -19,40 +19,30 @@ LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
 _OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")  # what only a file of weights leaves open
 
 
-def add_export(commands: Any) -> None:
-    """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser(
-        "export",
-        help="release ready weights, a Keras file, or a run",
-        description="release ready weights, a Keras file, or a run",
-    )
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_export)
-    parser.add_argument("--name", help="name of the model in the store")
+    add = parser.add_argument
+    add("--name", help="name of the model in the store")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder, written by train")
     source.add_argument("--weights", help="imagenet, none (random), or a .keras, .h5 or .weights.h5 file")
-    parser.add_argument(
+    add(
         "--photos",
         dest="folder",
         type=Path,
         help="photos that the model was trained on; needed for int8 and --refuse-if-worse",
     )
-    parser.add_argument("--architecture", help="architecture; needed unless a file contains a whole model")
-    parser.add_argument("--classes", metavar="FILE", type=Path, help="file of class names in output order, one a line")
-    parser.add_argument(
+    add("--architecture", help="architecture; needed unless a file contains a whole model")
+    add("--classes", metavar="FILE", type=Path, help="file of class names in output order, one a line")
+    add(
         "--preprocessing",
         help="input that the file's model expects: none, 0-1, ±1 (or +-1), caffe, torch, efficientnet-lite",
     )
-    parser.add_argument(
-        "--size", metavar="PIXELS", type=pixels, help="input size in pixels, if the file leaves it open"
-    )
-    parser.add_argument("--filter", choices=get_args(Filter), help="resampling filter, for a file (default: bicubic)")
-    parser.add_argument(
-        "--aspect", choices=get_args(Aspect), help="how to fit a photo into the input, for a file (default: stretch)"
-    )
-    parser.add_argument(
-        "--crop", metavar="PART", type=float, help="part of the shorter side that --aspect crop keeps (default: 1.0)"
-    )
+    add("--size", metavar="PIXELS", type=pixels, help="input size in pixels, if the file leaves it open")
+    add("--filter", choices=get_args(Filter), help="resampling filter, for a file (default: bicubic)")
+    add("--aspect", choices=get_args(Aspect), help="how to fit a photo into the input, for a file (default: stretch)")
+    add("--crop", metavar="PART", type=float, help="part of the shorter side that --aspect crop keeps (default: 1.0)")
     add_release_options(parser)
 
 
@@ -104,26 +94,21 @@ def _check_export(options: argparse.Namespace) -> None:
 
 def add_release_options(parser: argparse.ArgumentParser) -> None:
     """Add what `train` and `export` have in common."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--int8-drop",
         metavar="ACCURACY",
         type=float,
         help=f"largest accuracy loss at which int8 is released (default: {INT8_DROP})",
     )
-    parser.add_argument(
+    add(
         "--refuse-if-worse",
         action="store_true",
         help="do not release a model that is less accurate than the newest version, in fp32",
     )
-    parser.add_argument(
-        "--margin", metavar="ACCURACY", type=float, help="loss that --refuse-if-worse accepts (default: 0)"
-    )
-    parser.add_argument(
-        "--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)"
-    )
+    add("--margin", metavar="ACCURACY", type=float, help="loss that --refuse-if-worse accepts (default: 0)")
+    add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")
+    add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
 
 
 def check_release_options(options: argparse.Namespace) -> None:

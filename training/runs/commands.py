@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
-def add_runs(commands: Any) -> None:
-    """Add the command to the parser of `python -m training`."""
-    parser = commands.add_parser(
-        "runs", help="list the runs, or compare some", description="list the runs, or compare some"
-    )
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_runs)
     parser.add_argument(
         "run", nargs="*", type=Path, metavar="RUN", help="run folders to compare; lists all without any"
