@@ -44,7 +44,7 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
         DataError: No photos, fewer than two classes, an empty class, or a class that train does not have.
     """
     if not folder.is_dir():
-        raise DataError(f"Expected a folder of photos. Received a path without a folder: {folder}")
+        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
     folders = {split: split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
     others = [str(path) for split, path in folders.items() if path and split != "train"]
     if others and not folders["train"]:

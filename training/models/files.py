@@ -36,7 +36,7 @@ def load_file(
         WeightsError: The file does not load, or its outputs do not fit the classes.
     """
     if not path.is_file():
-        raise WeightsError(f"Expected a file of weights. Received a path without a file: {path}")
+        raise WeightsError(f"Expected a file of weights. Received a path where there is none: {path}")
     if path.name.endswith(".weights.h5"):
         if architecture is None:
             raise WeightsError("Expected --architecture with a .weights.h5 file, which contains no model")

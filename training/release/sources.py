@@ -109,7 +109,7 @@ def of_file(
 def read_classes(path: Path) -> tuple[str, ...]:
     """Read class names, one a line."""
     if not path.is_file():
-        raise TrainingError(f"Expected a file of class names, one a line. Received a path without a file: {path}")
+        raise TrainingError(f"Expected a file of class names, one a line. Received a path where there is none: {path}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a byte order mark first
     except UnicodeDecodeError as exc:
