@@ -15,7 +15,9 @@ from tests.programs.photos import encode, photo
 from training import page
 from training.data.folder import read_split
 from training.data.pixels import load_pixels
-from training.explore import duplicates, findings, inspection, listing
+from training.explore import duplicates, inspection, listing
+from training.explore.findings import find_findings
+from training.explore.labels import Suspects
 from training.explore.report import write as write_exploration
 from training.judge import metrics, plots, report
 from training.judge.report import Result
@@ -54,11 +56,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     inspected = inspection.inspect(listing.read(work / "photos"), work / "cache")
-    found = [
-        *findings.of_listing(inspected.listing),
-        *findings.of_files(inspected),
-        *findings.of_duplicates(inspected, duplicates.find_groups(inspected)),
-    ]
+    found = find_findings(inspected, duplicates.find_groups(inspected), Suspects([], [], []))
     write_exploration(found, inspected, work / "photos", work)
 
     classes = inspected.listing.all_classes

@@ -1,1 +1,1 @@
-"""Looks at photos before anything is trained on them: what is there, what is wrong, and what to do about it."""
+"""Looks at photos before training: what there is, what is wrong, and what to do about it."""

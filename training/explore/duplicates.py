@@ -1,4 +1,4 @@
-"""Photos that are there twice: the same bytes, or the same picture in another size, quality or brightness."""
+"""Photos that appear twice: the same bytes, or the same picture in another size, quality or brightness."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from scipy.sparse.csgraph import connected_components
 
 from training.explore.inspection import Inspection
 
-# Two conditions, because each alone is met by different clothes on the same carpet. Measured on 3,068 photos of
-# clothing: of 300 saved anew (JPEG quality 40, half the size, 15 % brighter) all are found, cropped by 3 % 85 %;
-# of 4.7 million pairs of different photos one meets both. The 64-bit hash alone, within 4, met 394.
+# Two conditions, because different clothes on the same carpet meet one of them. Measured on 3,068 photos of clothing:
+#   300 copies (JPEG quality 40, half the size, 15 % brighter)      all found
+#   the same copies, cropped by 3 %                                 85 % found
+#   4.7 million pairs of different photos                           1 pair found; a 64-bit hash within 4 found 394
 HASH_SIDE = 16
 MAX_DISTANCE = 56  # of 256 bits
 MIN_CORRELATION = 0.97  # of 16 by 16 colours
-_BLOCK = 256  # rows that are compared at once: with 10,000 photos, 80 MB
+_BLOCK = 256  # photos compared with all others at once: 80 MB for 10,000 photos
 
 
 def find_groups(inspection: Inspection) -> list[list[int]]:
-    """Return groups of positions of photos that show the same picture, each of two or more."""
+    """Return the positions of photos that show the same picture, in groups of two or more."""
     hashes, colours = zip(*map(_fingerprint, inspection.pixels), strict=True)
     pairs = _similar_pairs(np.stack(hashes), np.stack(colours))
     shas = np.array([photo.sha256 for photo in inspection.photos])
     order = np.argsort(shas, kind="stable")
-    same = shas[order[1:]] == shas[order[:-1]]  # covers plain photos, whose colours do not correlate with anything
+    same = shas[order[1:]] == shas[order[:-1]]  # plain photos correlate with nothing, not even with their copies
     rows = np.concatenate([pairs[:, 0], order[:-1][same]])
     columns = np.concatenate([pairs[:, 1], order[1:][same]])
     count = len(inspection.photos)
@@ -36,7 +37,7 @@ def find_groups(inspection: Inspection) -> list[list[int]]:
 
 
 def _fingerprint(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
-    """Return a difference hash (4) and standardised colours (768) whose product with others is their correlation."""
+    """Return a difference hash (4) and standardised colours (768); the product of two photos' is their correlation."""
     img = Image.fromarray(pixels)
     grey = np.asarray(img.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
     colours = np.asarray(img.resize((16, 16), Image.Resampling.BOX), np.float32).ravel()
@@ -46,7 +47,7 @@ def _fingerprint(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray
 
 
 def _similar_pairs(hashes: NDArray[np.uint64], colours: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return pairs of positions (n, 2), the lower first. 10,000 photos take 5 seconds, so all are compared."""
+    """Compare all photos, which takes 5 s for 10,000; return pairs of positions (n, 2), the lower first."""
     found = []
     for start in range(0, len(hashes), _BLOCK):
         rest_hashes, rest_colours = hashes[start:], colours[start:]

@@ -1,4 +1,4 @@
-"""What each photo is: the pixels that training will see, and the facts of its file."""
+"""Photos as training will see them, with the facts of their files."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ from training.explore.listing import Listed, Listing
 
 _log = logging.getLogger(__name__)
 
-# What training's default architecture sees, so that whatever is told here is told of those pixels.
+# What training's default architecture sees, so that findings are about those pixels.
 SPEC = ImageSpec(224, 224, filter="bicubic", aspect="crop")
 _ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
-class InspectedPhoto:
-    """A photo that decodes, and its file.
+class InspectedPhoto(Listed):
+    """A photo that decodes, and the facts of its file.
 
     Attributes:
+        turned: Whether its EXIF tag turns it.
         brightness: Mean of the pixels' luminance, 0-255.
         sharpness: Natural logarithm of the variance of the luminance's Laplacian.
     """
 
-    path: Path
-    split: str
-    label: str
     format: str
     mode: str
     width: int
@@ -52,7 +50,14 @@ class InspectedPhoto:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Every photo that decodes, with its pixels uint8 (n, h, w, 3), and why the others do not."""
+    """All photos of a listing.
+
+    Attributes:
+        photos: Those that decode.
+        pixels: Their pixels, uint8 (n, h, w, 3).
+        broken: Why the others do not decode.
+        digest: SHA-256 over labels and file contents.
+    """
 
     listing: Listing
     photos: list[InspectedPhoto]
@@ -85,18 +90,16 @@ def _read(listed: Listed, pixels: NDArray[np.uint8]) -> InspectedPhoto:
     inner = luminance[1:-1, 1:-1]
     laplacian = luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:] - 4 * inner
     return InspectedPhoto(
-        listed.path,
-        listed.split,
-        listed.label,
-        img.format or "?",
-        img.mode,
-        img.width,
-        img.height,
-        _is_turned(img),
-        len(content),
-        hashlib.sha256(content).hexdigest(),
-        float(luminance.mean()),
-        float(np.log(laplacian.var() + 1e-3)),
+        **vars(listed),
+        format=img.format or "?",
+        mode=img.mode,
+        width=img.width,
+        height=img.height,
+        turned=_is_turned(img),
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        brightness=float(luminance.mean()),
+        sharpness=float(np.log(laplacian.var() + 1e-3)),
     )
 
 

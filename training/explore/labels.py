@@ -1,6 +1,6 @@
-"""Labels that the photos themselves contradict: a frozen network's features, and the labels of each photo's neighbours.
+"""Labels that look wrong: most photos with similar features, by a frozen network, have another label.
 
-What it cannot see: two class folders that were swapped as a whole and are nowhere else, since names mean nothing here.
+Two class folders that were swapped as a whole, and exist nowhere else, go unnoticed: names mean nothing here.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from training.models.quiet import import_tensorflow
 _log = logging.getLogger(__name__)
 
 NEIGHBOURS = 10
-# Part of a photo's neighbours that agree on another class. On 3,068 photos of clothing 2.3 % are suspected as they are;
-# of 3 % more whose label was changed at random, 63 % are found, and 99 % of what is found anew was changed. With 0.9:
-# 1.0 %, 53 % and 99 %; with 0.7: 4.1 %, 73 % and 99 %.
+# Part of a photo's neighbours that agree on another class. Measured on 3,068 photos of clothing, as they are and with
+# the labels of 3 % changed at random:
+#   agreement   suspected as they are   changed labels found   changed, of those found then
+#   0.7         4.1 %                   73 %                   99 %
+#   0.8         2.3 %                   63 %                   99 %
+#   0.9         1.0 %                   53 %                   99 %
 PHOTO_AGREEMENT = 0.8
-# Part of a folder's photos whose neighbours elsewhere are mostly of one other class.
+# Part of a folder's photos that look like one other class.
 FOLDER_AGREEMENT = 0.5
-MIN_FOLDER = 3  # photos, below which a folder is not judged
-# How well two classes are told apart: 0 if neighbours are drawn from both alike, 1 if each keeps to its own. The
-# closest two kinds of clothing, skirts and shorts, have 0.39; a fifth or a half of any class under another name 0.0.
+MIN_FOLDER = 3  # photos; smaller folders are not judged
+# Separation of two classes: 1 if all neighbours are of a photo's own class, 0 if they are of either by chance. The
+# closest kinds of clothing, skirts and shorts, have 0.39; a fifth or half of a class under another name has 0.0.
 MIN_SEPARATION = 0.2
 _BLOCK = 512
 
 
 @dataclass(frozen=True)
-class SuspectPhoto:
-    """A photo, at a position, whose neighbours are of another class."""
+class Suspect:
+    """A photo, or photos of one folder, that look like another class than their label.
 
-    position: int
+    Attributes:
+        positions: Which photos.
+        label: Their label.
+        looks_like: The other class.
+        votes: Neighbours of the photo, or photos of the folder, that are for the other class.
+        voters: All of them.
+    """
+
+    positions: list[int]
     label: str
     looks_like: str
     votes: int
-    neighbours: int
-
-
-@dataclass(frozen=True)
-class SuspectFolder:
-    """A folder whose photos look like another class than the folder's label has elsewhere."""
-
-    path: Path
-    label: str
-    looks_like: str
-    positions: list[int]  # those that do
-    photos: int
+    voters: int
 
 
 @dataclass(frozen=True)
 class SuspectPair:
-    """Two classes that features do not tell apart."""
+    """Two classes with photos that look the same."""
 
     first: str
     second: str
@@ -71,21 +71,21 @@ class SuspectPair:
 
 @dataclass(frozen=True)
 class Suspects:
-    """All labels that are suspected."""
+    """All labels that look wrong."""
 
-    folders: list[SuspectFolder]
+    folders: list[Suspect]
     pairs: list[SuspectPair]
-    photos: list[SuspectPhoto]
+    photos: list[Suspect]
 
 
 def find_suspects(inspection: Inspection, features: NDArray[np.float32]) -> Suspects:
-    """Compare each photo's label, and each folder's, with those of its neighbours."""
+    """Compare the label of each photo, and of each folder, with the labels of its neighbours."""
     labels = np.array([photo.label for photo in inspection.photos])
     if len(set(labels.tolist())) < 2 or len(labels) <= 2 * NEIGHBOURS:
         return Suspects([], [], [])
     folders = suspect_folders(inspection, features)
-    told = {position for folder in folders for position in folder.positions}
-    photos = [photo for photo in suspect_photos(labels, features) if photo.position not in told]
+    in_folders = {position for folder in folders for position in folder.positions}
+    photos = [photo for photo in suspect_photos(labels, features) if not in_folders.intersection(photo.positions)]
     return Suspects(folders, suspect_pairs(labels, features), photos)
 
 
@@ -126,8 +126,8 @@ def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack(found)
 
 
-def suspect_photos(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[SuspectPhoto]:
-    """Return photos nearly all of whose neighbours have one other label, the clearest first."""
+def suspect_photos(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[Suspect]:
+    """Return photos with neighbours that nearly all have one other label, the clearest first."""
     counts = Counter(labels.tolist())
     k = _neighbours(counts)
     suspects = []
@@ -135,14 +135,14 @@ def suspect_photos(labels: NDArray[np.str_], features: NDArray[np.float32]) -> l
         label = str(labels[position])
         other, votes = Counter(labels[nearest].tolist()).most_common(1)[0]
         if other != label and votes >= PHOTO_AGREEMENT * k and counts[label] > k:
-            suspects.append(SuspectPhoto(position, label, other, votes, k))
+            suspects.append(Suspect([position], label, other, votes, k))
     return sorted(suspects, key=lambda suspect: -suspect.votes)
 
 
-def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> list[SuspectFolder]:
-    """Return folders most of whose photos, among the photos elsewhere, are near another class than their own.
+def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> list[Suspect]:
+    """Return folders with photos that mostly look like photos of another class in other folders.
 
-    A folder is judged where at least half as many photos lie under its label elsewhere, in another split or folder.
+    A folder is judged only if other folders have at least half as many photos with its label.
     """
     labels = np.array([photo.label for photo in inspection.photos])
     folders = np.array([str(photo.path.parent) for photo in inspection.photos])
@@ -158,12 +158,12 @@ def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> li
         looks = np.array([vote.most_common(1)[0][0] for vote in votes])
         other, count = Counter(looks.tolist()).most_common(1)[0]
         if other != label and count > FOLDER_AGREEMENT * len(members):
-            suspects.append(SuspectFolder(Path(folder), label, other, members[looks == other].tolist(), len(members)))
+            suspects.append(Suspect(members[looks == other].tolist(), label, other, count, len(members)))
     return suspects
 
 
 def suspect_pairs(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[SuspectPair]:
-    """Return pairs of classes whose photos have each other's as neighbours as often as their own."""
+    """Return pairs of classes with photos as close to the other class as to their own."""
     names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     k = _neighbours(Counter(labels.tolist()))
     near = np.zeros((len(names), len(names)))  # how often a class (row) has a neighbour of a class (column)
@@ -181,21 +181,21 @@ def suspect_pairs(labels: NDArray[np.str_], features: NDArray[np.float32]) -> li
 
 
 def _separation(near: NDArray[np.float64], counts: NDArray[np.int64], a: int, b: int) -> float:
-    """Return how much more a class' neighbours, of the two, are its own than by chance: 1 at most."""
+    """Return how much more often than by chance neighbours of class a, out of a and b, are of a: 1 at most."""
     by_chance = (counts[a] - 1) / (counts[a] + counts[b] - 1)
     own = near[a, a] / max(1.0, near[a, a] + near[a, b])
     return float((own - by_chance) / (1 - by_chance))
 
 
 def _neighbours(counts: Counter[str]) -> int:
-    """Return how many neighbours are asked: fewer where classes are small, whose photos have no ten of their kind."""
+    """Return how many neighbours are compared: fewer if classes have fewer than twenty photos."""
     return int(min(NEIGHBOURS, max(3, np.median(list(counts.values())) // 2)))
 
 
 def _nearest(
     features: NDArray[np.float32], groups: NDArray[np.int64], k: int, members: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Return positions (m, k) of each member's nearest photos outside of its group; of all photos by default."""
+    """Return positions (m, k) of the nearest photos outside its group for each member, by default for all photos."""
     members = np.arange(len(features)) if members is None else members
     found = []
     for start in range(0, len(members), _BLOCK):

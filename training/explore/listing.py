@@ -1,6 +1,6 @@
-"""Which photos there are, as the person arranged them: class folders, split folders, or a CSV of path and label.
+"""Which photos there are: in class folders, in split folders, or in a CSV of path and label.
 
-Unlike `training.data.folder`, which refuses what it cannot train on, this lists everything: all faults at once.
+`training.data.folder` refuses what it cannot train on; this lists everything, so that all faults are found at once.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
@@ -15,16 +16,12 @@ from training.data.folder import SPLIT_FOLDERS, class_folders, split_folder
 from training.errors import DataError
 
 WHOLE = "all"  # the split of photos that are not split
-COLUMNS = {
-    "path": ("path", "image", "file", "filename"),
-    "label": ("label", "class"),
-    "split": ("split",),
-}
+COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A photo where it lies."""
+    """A photo: where it is, and its split and class."""
 
     path: Path
     split: str
@@ -36,11 +33,11 @@ class Listing:
     """What was found.
 
     Attributes:
-        root: What paths are told relative to.
+        root: Reports name paths relative to it.
         photos: By split, class and path.
         classes: The classes of each split, also those without photos.
-        ignored: Files that are no photos by their suffix, or lie outside of the class folders.
-        missing: Paths in a CSV where there is no file.
+        ignored: Files outside the class folders, or with a suffix that no photo has.
+        missing: Paths in a CSV without a file.
         unlabelled: Files in a CSV without a label.
     """
 
@@ -56,21 +53,25 @@ class Listing:
         """The classes of all splits, in the order of their names."""
         return tuple(sorted({name for names in self.classes.values() for name in names}))
 
-    @property
+    @cached_property
     def counts(self) -> Counter[tuple[str, str]]:
         """Photos by split and class."""
         return Counter((photo.split, photo.label) for photo in self.photos)
 
     def name(self, path: Path) -> str:
-        """Return how a path is told: relative to the folder that was given."""
+        """Return a path relative to the root, if it is below it."""
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+
+    def place(self, split: str, label: str) -> str:
+        """Return the name of a split's class: `SPLIT/CLASS`, or the class alone where nothing is split."""
+        return label if split == WHOLE else f"{split}/{label}"
 
 
 def read(source: Path) -> Listing:
     """List a folder or a CSV.
 
     Raises:
-        DataError: Neither of them, or one without any photo.
+        DataError: It is neither, or has no photo.
     """
     if source.is_dir():
         listing = _read_folder(source)
@@ -84,46 +85,44 @@ def read(source: Path) -> Listing:
 
 
 def _read_folder(folder: Path) -> Listing:
-    found = {split: split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
-    folders = {split: path for split, path in found.items() if path} or {WHOLE: folder}
     listing = Listing(folder)
-    for split, path in folders.items():
-        listing.classes[split] = tuple(each.name for each in class_folders(path))
-        for each in class_folders(path):
-            listing.photos += [Listed(photo, split, each.name) for photo in photos_in(each)]
-    taken = {photo.path for photo in listing.photos}
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in taken)
+    splits = {split: split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
+    for split, path in ({split: path for split, path in splits.items() if path} or {WHOLE: folder}).items():
+        classes = class_folders(path)
+        listing.classes[split] = tuple(each.name for each in classes)
+        listing.photos += [Listed(photo, split, each.name) for each in classes for photo in photos_in(each)]
+    read = {photo.path for photo in listing.photos}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in read)
     listing.ignored = [path for path in files if not any(map(is_hidden, (path, *path.relative_to(folder).parents)))]
     return listing
 
 
 def _read_csv(path: Path) -> Listing:
-    listing = Listing(path.parent)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = [
+                {str(name).strip().lower(): cell or "" for name, cell in row.items()} for row in csv.DictReader(file)
+            ]
     except (UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
-    names = {name.strip().lower(): name for name in rows[0] if name} if rows else {}
-    columns = {
-        column: next((names[each] for each in spellings if each in names), None)
-        for column, spellings in COLUMNS.items()
-    }
+    names = list(rows[0]) if rows else []
+    columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
     if not (columns["path"] and columns["label"]):
         raise DataError(
             f"Expected columns path and label, and perhaps split, in {path}. Received: {', '.join(names) or 'no rows'}"
         )
-    spelling = {each: split for split, spellings in SPLIT_FOLDERS.items() for each in spellings}
+    listing = Listing(path.parent)
     for row in rows:
-        photo = path.parent / (row[columns["path"]] or "").strip()  # an absolute path stays as it is
-        split = ((columns["split"] and row[columns["split"]]) or WHOLE).strip().lower()
-        label = row[columns["label"]] or ""
+        photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
+        split = (row[columns["split"]] if columns["split"] else "").strip().lower() or WHOLE
+        label = row[columns["label"]]
         if not photo.is_file():
             listing.missing.append(photo)
         elif not label.strip():
             listing.unlabelled.append(photo)
         else:
-            listing.photos.append(Listed(photo, spelling.get(split, split), label))
+            known = (each for each, spellings in SPLIT_FOLDERS.items() if split in spellings)
+            listing.photos.append(Listed(photo, next(known, split), label))
     for split in dict.fromkeys(photo.split for photo in listing.photos):
         listing.classes[split] = tuple(sorted({each.label for each in listing.photos if each.split == split}))
     return listing

@@ -1,4 +1,4 @@
-"""What was found, as JSON, as one HTML page, and as lines for the terminal."""
+"""What was found: as lines in the terminal, as JSON, and as one HTML page."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from training.explore.inspection import Inspection
 _log = logging.getLogger(__name__)
 
 TERMINAL_ITEMS, PAGE_ITEMS, ITEM_PHOTOS = 3, 24, 6
-SHEET_PHOTOS, PAGE_PHOTOS = 24, 1200  # a class, and all of them: with 4 kB each, the page stays near 5 MB
+SHEET_PHOTOS, PAGE_PHOTOS = 24, 1200  # of a class, and of all; at 4 kB each, the page stays near 5 MB
+
+Picture = dict[str, str]  # the name and the data: URL of a photo
 
 
-def say_findings(findings: Sequence[Finding], inspection: Inspection) -> None:
-    """Tell each finding: what it is, where, and what to do."""
+def log_findings(findings: Sequence[Finding], inspection: Inspection) -> None:
+    """Log what each finding is, where it was seen, and what to do."""
     for finding in findings:
         _log.info(f"\n{finding.severity.upper()}: {finding.title}")
         for item in finding.items[:TERMINAL_ITEMS]:
-            paths = [inspection.listing.name(path) for path in item.paths[:2]]
-            more = [f"and {len(item.paths) - 2} more"] if len(item.paths) > 2 else []
-            told = "" if finding.kind == "folder" else ", ".join(paths + more)  # the folder is named in the note
-            _log.info("  " + ": ".join(filter(None, (told, item.note))))
+            names = [inspection.listing.name(path) for path in item.paths[:2]]
+            names += [f"and {len(item.paths) - 2} more"] if len(item.paths) > 2 else []
+            shown = "" if finding.kind == "folder" else ", ".join(names)  # the note names the folder
+            _log.info("  " + ": ".join(filter(None, (shown, item.note))))
         if len(finding.items) > TERMINAL_ITEMS:
             _log.info(f"  and {len(finding.items) - TERMINAL_ITEMS} more in the report")
         _log.info(f"  → {finding.advice}")
@@ -42,21 +44,13 @@ def say_findings(findings: Sequence[Finding], inspection: Inspection) -> None:
 def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out: Path) -> Path:
     """Write explore.json and explore.html into a folder, and return the page."""
     out.mkdir(parents=True, exist_ok=True)
-    summary = _summary(findings, inspection, source)
-    name = inspection.listing.name
-    told = [
-        {
-            **asdict(each),
-            "items": [{"paths": [name(path) for path in item.paths], "note": item.note} for item in each.items],
-        }
-        for each in findings
-    ]
-    photos = [{**vars(photo), "path": name(photo.path)} for photo in inspection.photos]
-    document = {**summary, "findings": told, "photos": photos}
-    (out / "explore.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+    summary, name = _summary(findings, inspection, source), inspection.listing.name
+    document = {**summary, "findings": list(map(asdict, findings)), "photos": list(map(vars, inspection.photos))}
+    text = json.dumps(document, indent=1, ensure_ascii=False, default=name)  # paths as people see them
+    (out / "explore.json").write_text(text, encoding="utf-8")
     position = {photo.path: i for i, photo in enumerate(inspection.photos)}
 
-    def show(path: Path) -> dict[str, str]:
+    def show(path: Path) -> Picture:
         url = page.thumbnail(inspection.pixels[position[path]]) if path in position else ""
         return {"name": name(path), "url": url}
 
@@ -70,7 +64,7 @@ def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out
     return out / "explore.html"
 
 
-def _shown(finding: Finding, show: Callable[[Path], dict[str, str]]) -> dict[str, Any]:
+def _shown(finding: Finding, show: Callable[[Path], Picture]) -> dict[str, Any]:
     shown: list[dict[str, Any]] = [
         {
             "note": item.note + (f" ({ITEM_PHOTOS} of {len(item.paths)})" if len(item.paths) > ITEM_PHOTOS else ""),
@@ -79,15 +73,10 @@ def _shown(finding: Finding, show: Callable[[Path], dict[str, str]]) -> dict[str
         for item in finding.items[:PAGE_ITEMS]
     ]
     compact = all(len(item["photos"]) == 1 and item["photos"][0]["url"] for item in shown)
-    return {
-        **vars(finding),
-        "shown": shown,
-        "compact": compact,
-        "more": len(finding.items) - len(shown),
-    }
+    return {**vars(finding), "shown": shown, "compact": compact, "more": len(finding.items) - len(shown)}
 
 
-def _sheets(inspection: Inspection, show: Callable[[Path], dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+def _sheets(inspection: Inspection, show: Callable[[Path], Picture]) -> dict[str, list[Picture]]:
     """Return for each class photos evenly spread over its files."""
     names = inspection.listing.all_classes
     most = max(4, min(SHEET_PHOTOS, PAGE_PHOTOS // len(names)))
@@ -101,8 +90,7 @@ def _sheets(inspection: Inspection, show: Callable[[Path], dict[str, str]]) -> d
 
 def _summary(findings: Sequence[Finding], inspection: Inspection, source: Path) -> dict[str, Any]:
     listing, photos = inspection.listing, inspection.photos
-    found = listing.counts
-    counts = {split: {name: found[split, name] for name in listing.all_classes} for split in listing.classes}
+    counts = {split: {name: listing.counts[split, name] for name in listing.all_classes} for split in listing.classes}
     totals = {name: sum(each[name] for each in counts.values()) for name in listing.all_classes}
     severities = Counter(finding.severity for finding in findings)
     return {

@@ -1,20 +1,18 @@
-"""Explores photos: list, decode, compare, and tell."""
+"""Looks at photos: lists and decodes them, finds what is wrong, and reports it."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
-from training.explore import duplicates, findings, inspection, labels, listing, report
-from training.explore.findings import Finding
+from training.explore import duplicates, inspection, labels, listing, report
+from training.explore.findings import Finding, find_findings
 
 _log = logging.getLogger(__name__)
 
-_ORDER = (findings.PROBLEM, findings.SUSPICION, findings.NOTE)
-
 
 def explore(source: Path, out: Path, cache: Path) -> list[Finding]:
-    """Find what is wrong with photos, tell it, and write a report.
+    """Find what is wrong with photos, log it, and write a report.
 
     Args:
         source: Class folders, split folders with class folders inside, or a CSV of path and label.
@@ -27,17 +25,12 @@ def explore(source: Path, out: Path, cache: Path) -> list[Finding]:
     Raises:
         DataError: There is no photo that decodes.
     """
-    listed = listing.read(source)
-    inspected = inspection.inspect(listed, cache)
+    inspected = inspection.inspect(listing.read(source), cache)
     _log.info(f"Comparing {len(inspected.photos)} photos with each other")
-    found = [
-        *findings.of_listing(listed),
-        *findings.of_files(inspected),
-        *findings.of_duplicates(inspected, duplicates.find_groups(inspected)),
-        *findings.of_labels(inspected, labels.find_suspects(inspected, labels.features(inspected, cache))),
-    ]
-    found.sort(key=lambda finding: _ORDER.index(finding.severity))
-    report.say_findings(found, inspected)
+    groups = duplicates.find_groups(inspected)
+    suspects = labels.find_suspects(inspected, labels.features(inspected, cache))
+    found = find_findings(inspected, groups, suspects)
+    report.log_findings(found, inspected)
     page = report.write(found, inspected, source, out)
     _log.info(f"\nWrote {page}, and explore.json beside it")
     return found

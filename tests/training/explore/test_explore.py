@@ -1,12 +1,14 @@
-"""training/explore: faults that are planted among photos are each found, told in words, and shown on a page."""
+"""training/explore: it finds each fault that is planted among photos, says it in words, and shows it on a page."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 from collections.abc import Callable
-from io import BytesIO
+from contextlib import redirect_stdout
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +16,19 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from tests.programs.photos import encode, photo
+from training.__main__ import main
 from training.errors import DataError
-from training.explore import duplicates, findings, labels, listing
-from training.explore.findings import Finding
-from training.explore.inspection import Inspection, inspect
+from training.explore import duplicates, labels, listing
+from training.explore.findings import Finding, find_findings
+from training.explore.inspection import inspect
+from training.explore.labels import Suspect, SuspectPair, Suspects
 
 Fill = Callable[..., Path]
 
 
 @pytest.fixture
 def fill(tmp_path: Path) -> Fill:
-    """A function that writes so many photos, each another, into each folder, and returns the topmost."""
+    """A function that writes a number of different photos into each folder, and returns the topmost folder."""
     seeds = iter(range(1000))
 
     def fill(**counts: int) -> Path:
@@ -38,14 +42,16 @@ def fill(tmp_path: Path) -> Fill:
     return fill
 
 
-def look(source: Path) -> Inspection:
-    """Inspect every photo of a source."""
-    return inspect(listing.read(source), source.parent / "cache")
+def find(source: Path, *pairs: SuspectPair) -> dict[str, Finding]:
+    """Return the findings of a folder or CSV by their kind; of its labels, only some pairs of classes are suspected."""
+    inspected = inspect(listing.read(source), source.parent / "cache")
+    suspects = Suspects([], list(pairs), [])
+    return {each.kind: each for each in find_findings(inspected, duplicates.find_groups(inspected), suspects)}
 
 
-def by_kind(found: list[Finding]) -> dict[str, Finding]:
-    """Return findings by their kind."""
-    return {finding.kind: finding for finding in found}
+def notes(finding: Finding) -> list[str]:
+    """Return the note of each item."""
+    return [item.note for item in finding.items]
 
 
 def names(finding: Finding) -> list[list[str]]:
@@ -53,17 +59,18 @@ def names(finding: Finding) -> list[list[str]]:
     return [[path.name for path in item.paths] for item in finding.items]
 
 
-# What is listed
+# The list of photos
 
 
 def test_class_folders_are_one_split(fill: Fill) -> None:
-    """Photos, classes without photos, and files that are none."""
+    """Photos, classes without photos, and files that are not photos."""
     folder = fill(cat=2, dog=1, empty=0)
     (folder / "cat" / "notes.txt").write_text("no photo")
     found = listing.read(folder)
     assert found.classes == {"all": ("cat", "dog", "empty")}
     assert found.counts == {("all", "cat"): 2, ("all", "dog"): 1}
-    assert [path.name for path in found.ignored] == ["notes.txt"]
+    assert names(find(folder)["ignored"]) == [["notes.txt"]]
+    assert find(folder)["ignored"].title == "1 file not read as photos (1 .txt)"
 
 
 def test_split_folders_are_splits_by_any_of_their_names(fill: Fill) -> None:
@@ -74,75 +81,69 @@ def test_split_folders_are_splits_by_any_of_their_names(fill: Fill) -> None:
 
 
 def test_a_csv_lists_paths_labels_and_splits(fill: Fill) -> None:
-    """Paths are relative to the CSV, other columns are left alone, and files that are not there are told."""
+    """Paths are relative to the CSV, other columns do not matter, and files that do not exist are reported."""
     folder = fill(inbox=3)
     (folder / "list.csv").write_text(
-        "sender,Image,label,split\n1,inbox/00.jpg,cat,train\n2,inbox/01.jpg,dog,val\n3,gone.jpg,dog,train\n"
+        ",Image,label,split\n1,inbox/00.jpg,cat,train\n2,inbox/01.jpg,dog,val\n3,gone.jpg,dog,train\n"
         "4,inbox/02.jpg,,train\n"
     )
-    found = listing.read(folder / "list.csv")
-    assert found.counts == {("train", "cat"): 1, ("validation", "dog"): 1}
-    told = by_kind(findings.of_listing(found))
-    assert names(told["missing"]) == [["gone.jpg"]] and names(told["unlabelled"]) == [["02.jpg"]]
+    assert listing.read(folder / "list.csv").counts == {("train", "cat"): 1, ("validation", "dog"): 1}
+    found = find(folder / "list.csv")
+    assert names(found["missing"]) == [["gone.jpg"]] and names(found["unlabelled"]) == [["02.jpg"]]
+    (folder / "list.csv").write_text(",path,class\n1,inbox/00.jpg,cat\n")
+    assert listing.read(folder / "list.csv").classes == {"all": ("cat",)}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [("a,b\n1,2\n", "Expected columns path and label"), ("path,label\n", "Received: no rows"), (None, "Received: ")],
 )
-def test_a_source_that_is_none_is_told(tmp_path: Path, content: str | None, message: str) -> None:
-    """A CSV of something else, an empty one, and a path where there is nothing."""
+def test_a_source_without_photos_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    """A CSV with other columns, an empty one, and a path that does not exist."""
     if content is not None:
         (tmp_path / "list.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         listing.read(tmp_path / "list.csv")
 
 
-# What names and counts tell
+# Names and counts
 
 
-def test_empty_classes_are_found(fill: Fill) -> None:
-    """The folder is named."""
-    finding = by_kind(findings.of_listing(listing.read(fill(train__cat=3, train__dog=0))))["empty"]
-    assert finding.severity == "problem" and [item.note for item in finding.items] == ["train/dog holds no photo"]
-
-
-def test_a_single_class_is_found(fill: Fill) -> None:
-    """Photos of one folder cannot be told apart."""
-    finding = by_kind(findings.of_listing(listing.read(fill(cat=25))))["single"]
-    assert finding.severity == "problem" and finding.items[0].note == "the only class is cat"
-
-
-def test_names_that_differ_in_case_and_spaces_are_found(fill: Fill) -> None:
-    """`T-shirt` and `t shirt` are one class to a person."""
-    folder = fill(**{"T-shirt": 1, "t shirt": 1, "hat ": 1, "dress": 1})
-    notes = [item.note for item in by_kind(findings.of_listing(listing.read(folder)))["names"].items]
-    assert notes == ["are one class by their names: 'T-shirt' and 't shirt'", "begins or ends with a space: 'hat '"]
-
-
-def test_classes_that_a_split_lacks_are_found(fill: Fill) -> None:
-    """Both directions are told."""
-    folder = fill(train__cat=1, train__dog=1, test__cat=1, test__cow=1)
-    notes = {item.note for item in by_kind(findings.of_listing(listing.read(folder)))["splits"].items}
-    assert notes == {"train has no folder for: cow (of test)", "test has no folder for: dog (of train)"}
-
-
-def test_imbalance_and_small_classes_are_found(fill: Fill) -> None:
-    """Counts are told, the smallest first."""
-    found = by_kind(findings.of_listing(listing.read(fill(cat=25, dog=2, cow=5))))
-    assert [item.note for item in found["few"].items] == ["dog: 2", "cow: 5"]
-    assert found["imbalance"].items[0].note == "cat has 25 photos, dog 2"
+@pytest.mark.parametrize(
+    ("counts", "kind", "severity", "expected"),
+    [
+        ({"train__cat": 3, "train__dog": 0}, "empty", "problem", ["train/dog has no photo"]),
+        ({"cat": 25}, "single", "problem", ["the only class is cat"]),
+        (
+            {"T-shirt": 1, "t shirt": 1, "hat ": 1, "dress": 1},
+            "names",
+            "problem",
+            ["begins or ends with a space: 'hat '", "look like one class: 'T-shirt' and 't shirt'"],
+        ),
+        (
+            {"train__cat": 1, "train__dog": 1, "test__cat": 1, "test__cow": 1},
+            "splits",
+            "problem",
+            ["train has no folder for: cow (of test)", "test has no folder for: dog (of train)"],
+        ),
+        ({"cat": 25, "dog": 2, "cow": 5}, "few", "suspicion", ["dog: 2", "cow: 5"]),
+        ({"cat": 25, "dog": 2, "cow": 5}, "imbalance", "suspicion", ["cat has 25 photos, dog 2"]),
+    ],
+)
+def test_faults_of_names_and_counts_are_found(
+    fill: Fill, counts: dict[str, int], kind: str, severity: str, expected: list[str]
+) -> None:
+    """Each names the folder; the smallest class comes first."""
+    finding = find(fill(**counts))[kind]
+    assert finding.severity == severity and notes(finding) == expected
 
 
 def test_sound_folders_have_no_findings(fill: Fill) -> None:
     """Nothing is made up."""
-    folder = fill(train__cat=20, train__dog=20, validation__cat=2, validation__dog=2)
-    inspected = look(folder)
-    assert findings.of_listing(inspected.listing) + findings.of_files(inspected) == []
-    assert duplicates.find_groups(inspected) == []
+    assert find(fill(train__cat=20, train__dog=20, validation__cat=2, validation__dog=2)) == {}
 
 
-# What files tell
+# Files
 
 
 def test_corrupt_dark_blurred_small_and_misnamed_photos_are_found(fill: Fill) -> None:
@@ -157,42 +158,41 @@ def test_corrupt_dark_blurred_small_and_misnamed_photos_are_found(fill: Fill) ->
     (folder / "dog" / "blurred.jpg").write_bytes(encode(photo(320, 240, 999)))
     (folder / "cat" / "really.jpg").write_bytes(encode(Image.blend(photo(320, 240, 998), noise, 0.3), "PNG"))
     (folder / "cat" / "small.jpg").write_bytes(encode(Image.open(folder / "dog" / "00.jpg").crop((0, 0, 90, 90))))
-    found = by_kind(findings.of_files(look(folder)))
-    assert names(found["corrupt"]) == [["half.jpg"]]
-    assert "do not decode" in found["corrupt"].items[0].note
+    (folder / "cat" / "long.webp").write_bytes(encode(photo(700, 300, 997), "WEBP"))
+    found = find(folder)
+    assert names(found["corrupt"]) == [["half.jpg"]] and "do not decode" in notes(found["corrupt"])[0]
     assert names(found["dark"]) == [["dark.png"]]
     assert ["blurred.jpg"] in names(found["blurred"])
     assert names(found["misnamed"]) == [["really.jpg"]]
-    assert names(found["small"]) == [["small.jpg"]]
+    assert names(found["small"]) == [["small.jpg"]] and notes(found["small"]) == ["90×90 JPEG"]
+    assert names(found["elongated"]) == [["long.webp"]]
 
 
-# What is there twice
+# Copies
 
 
-def saved_anew(path: Path) -> bytes:
+def saved_again(path: Path) -> bytes:
     """Return a photo half as large, brighter, and of low quality."""
     img = Image.open(path)
     return encode(ImageEnhance.Brightness(img.resize((img.width // 2, img.height // 2))).enhance(1.1), quality=50)
 
 
-def test_duplicates_conflicts_and_leaks_are_told_apart(fill: Fill) -> None:
+def test_duplicates_conflicts_and_leaks_are_distinguished(fill: Fill) -> None:
     """Exact and near copies within a class, in another class, and in another split."""
     folder = fill(train__cat=6, train__dog=6, test__cat=2, test__dog=2)
     train, test = folder / "train", folder / "test"
     shutil.copy(train / "cat" / "00.jpg", train / "cat" / "again.jpg")
-    (train / "dog" / "other.jpg").write_bytes(saved_anew(train / "cat" / "01.jpg"))
-    (test / "dog" / "leak.jpg").write_bytes(saved_anew(train / "dog" / "02.jpg"))
-    inspected = look(folder)
-    found = by_kind(findings.of_duplicates(inspected, duplicates.find_groups(inspected)))
-    assert names(found["duplicate"]) == [["00.jpg", "again.jpg"]]
-    assert found["duplicate"].items[0].note == "the same bytes"
-    assert names(found["conflict"]) == [["01.jpg", "other.jpg"]]
-    assert found["conflict"].items[0].note == "look the same, labelled cat and dog"
-    assert names(found["leak"]) == [["02.jpg", "leak.jpg"]]
-    assert found["leak"].items[0].note == "look the same"
+    (train / "dog" / "other.jpg").write_bytes(saved_again(train / "cat" / "01.jpg"))
+    (test / "dog" / "leak.jpg").write_bytes(saved_again(train / "dog" / "02.jpg"))
+    found = find(folder)
+    assert {kind: (names(found[kind]), notes(found[kind])) for kind in ("duplicate", "conflict", "leak")} == {
+        "duplicate": ([["00.jpg", "again.jpg"]], ["the same bytes"]),
+        "conflict": ([["01.jpg", "other.jpg"]], ["look the same, labelled cat and dog"]),
+        "leak": ([["02.jpg", "leak.jpg"]], ["look the same"]),
+    }
 
 
-# What labels tell
+# Labels
 
 
 def cluster(centre: int, count: int, seed: int) -> np.ndarray:
@@ -205,26 +205,21 @@ def test_single_wrong_labels_are_found() -> None:
     """A dog among thirty cats."""
     features = np.concatenate([cluster(0, 30, 1), cluster(1, 30, 2)])
     given = np.array(["cat"] * 29 + ["dog"] + ["dog"] * 30)
-    assert [(each.position, each.label, each.looks_like) for each in labels.suspect_photos(given, features)] == [
-        (29, "dog", "cat")
-    ]
+    assert labels.suspect_photos(given, features) == [Suspect([29], "dog", "cat", 10, 10)]
 
 
 def test_one_class_under_two_names_is_found() -> None:
-    """Photos of one kind, half of them under another name, beside a class that is apart."""
+    """Photos of one kind, half of them under another name, beside a class that is different."""
     features = np.concatenate([cluster(0, 60, 1), cluster(1, 30, 2)])
     given = np.array(["jacket", "coat"] * 30 + ["hat"] * 30)
-    assert labels.suspect_pairs(given, features) == [
-        labels.SuspectPair("coat", "jacket", pytest.approx(0, abs=0.3), 30)
-    ]
+    assert labels.suspect_pairs(given, features) == [SuspectPair("coat", "jacket", pytest.approx(0, abs=0.3), 30)]
 
 
 @pytest.mark.parametrize(("photos", "severity"), [(12, "suspicion"), (20, "problem")])
-def test_classes_of_few_photos_are_only_suspected(photos: int, severity: str) -> None:
+def test_classes_of_few_photos_are_only_suspected(fill: Fill, photos: int, severity: str) -> None:
     """A dozen photos of each may look alike by chance."""
-    pairs = (labels.SuspectPair("coat", "jacket", 0.1, photos),)
-    (finding,) = findings.of_labels(None, labels.Suspects(folders=(), pairs=pairs, photos=()))  # type: ignore[arg-type]
-    assert finding.severity == severity
+    found = find(fill(coat=20, jacket=20), SuspectPair("coat", "jacket", 0.1, photos))
+    assert [each.severity for each in found.values()] == [severity]
 
 
 # The whole command
@@ -248,33 +243,25 @@ def drawn(kind: str, seed: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def explored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What `explore` says of a folder with one of each fault, and the folder of its report."""
-    from contextlib import redirect_stdout
-    from io import StringIO
-
-    from training.__main__ import main
-
+    """The output of `explore` for a folder with one of each fault, and the folder of its report."""
     work = tmp_path_factory.mktemp("explore")
     photos = work / "photos"
     kinds = ("discs", "stripes", "squares")
-    for seed, (split, kind, number) in enumerate(
-        (split, kind, number)
-        for split, count in (("train", 20), ("validation", 5))
-        for kind in kinds
-        for number in range(count)
-    ):
-        # The mislabelled folder: what validation calls discs are stripes.
+    counts = (("train", 20), ("validation", 5))
+    planned = [(split, kind, number) for split, count in counts for kind in kinds for number in range(count)]
+    for seed, (split, kind, number) in enumerate(planned):
+        # The mislabelled folder: the discs of validation are stripes.
         shown = "stripes" if (split, kind) == ("validation", "discs") else kind
         (photos / split / kind).mkdir(parents=True, exist_ok=True)
         (photos / split / kind / f"{number:02}.jpg").write_bytes(encode(drawn(shown, seed)))
     train, validation = photos / "train", photos / "validation"
     shutil.copy(train / "discs" / "00.jpg", train / "discs" / "copy.jpg")
-    (validation / "squares" / "leak.jpg").write_bytes(saved_anew(train / "squares" / "03.jpg"))
+    (validation / "squares" / "leak.jpg").write_bytes(saved_again(train / "squares" / "03.jpg"))
     (train / "stripes" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     (train / "rings").mkdir()
-    with redirect_stdout(StringIO()) as said:
+    with redirect_stdout(StringIO()) as output:
         assert main(["explore", str(photos), "--out", str(work / "report"), "--cache", str(work / "cache")]) == 0
-    return said.getvalue(), work / "report"
+    return output.getvalue(), work / "report"
 
 
 @pytest.mark.tensorflow
@@ -283,28 +270,26 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     [
         r"SUSPICION: 1 photo more than once in a class\n  train/discs/00.jpg, train/discs/copy.jpg: the same bytes",
         r"PROBLEM: 1 photo in two splits.*\n  train/squares/03.jpg, validation/squares/leak.jpg: look the same",
-        r"PROBLEM: 1 file corrupt: training skips it\n  train/stripes/broken.jpg: Expected a complete",
-        r"PROBLEM: 1 class folder without a photo\n  train/rings holds no photo",
-        r"PROBLEM: 1 folder whose photos look like another class\n"
+        r"PROBLEM: 1 file corrupt and skipped by training\n  train/stripes/broken.jpg: Expected a complete",
+        r"PROBLEM: 1 folder without a photo\n  train/rings has no photo",
+        r"PROBLEM: 1 folder with photos that look like another class\n"
         r"  validation/discs is labelled discs, but \d of its 5 photos look like stripes",
     ],
 )
-def test_each_planted_fault_is_told(explored: tuple[str, Path], line: str) -> None:
+def test_each_planted_fault_is_reported(explored: tuple[str, Path], line: str) -> None:
     """A duplicate, a leak, a corrupt file, an empty class and a mislabelled folder, each with what to do."""
     assert re.search(line + r".*\n(  .*\n)*  → \w+", explored[0]), explored[0]
 
 
 @pytest.mark.tensorflow
 def test_the_page_is_one_file_with_pictures(explored: tuple[str, Path]) -> None:
-    """Every picture is inside, and decodes; nothing is asked of a network."""
-    import base64
-
+    """Every picture is inside, and decodes; the page needs no network."""
     text = (explored[1] / "explore.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert len(sources) > 60 and all(source.startswith("data:image/") for source in sources)
     assert Image.open(BytesIO(base64.b64decode(sources[0].split(",")[1]))).size == (128, 128)
-    for told in ("validation/discs is labelled discs", "train/stripes/broken.jpg", "Contact sheets"):
-        assert told in text
+    for shown in ("validation/discs is labelled discs", "train/stripes/broken.jpg", "Contact sheets"):
+        assert shown in text
 
 
 @pytest.mark.tensorflow
