@@ -1,1 +1,1 @@
-"""What a training leaves behind: its folder, and how runs compare."""
+"""What a training leaves behind: its folder, a comparison with others, and its record in a tracker."""

@@ -23,6 +23,6 @@ def run_runs(options: argparse.Namespace) -> None:
 
     console = Console(highlight=False)
     if options.run:
-        compare.compare([compare.read(path) for path in options.run], console)
+        compare.compare(options.run, console)
     else:
-        compare.list_runs(compare.find(options.runs), console)
+        compare.list_runs(options.runs, console)

@@ -1,8 +1,12 @@
-"""Run folders: what training leaves behind, and what a release is made of.
+"""Run folders: what training leaves behind, and what a release is made of. Only models need TensorFlow.
 
-`runs/NAME/TIME/` holds `model.keras` (pixels 0-255 to probabilities), `contract.json` (without golden examples),
-`history.json` (each phase's figures by epoch), `golden/`, held-out photos to make golden examples of, and a report, see
-`training.fit.report`. `releases.jsonl` has a line for each export that was made of it: its identity, and where it lies.
+`runs/NAME/TIME/` contains:
+    model.keras     pixels 0-255 to probabilities
+    contract.json   the contract, without golden examples
+    history.json    each phase's figures by epoch
+    golden/         held-out photos for golden examples
+    report.html     and its plots, see `training.fit.report`
+    releases.jsonl  the identity and the place of each version that was made of the run
 """
 
 from __future__ import annotations
@@ -11,15 +15,56 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import keras
-import tensorflow as tf
+from typing import TYPE_CHECKING, Any
 
 from contract.document import Contract, ContractError, Origin
 from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, which a training may have left unfinished."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The model's name and the time, as the folders are named."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @cached_property
+    def contract(self) -> Contract:
+        """The contract, without golden examples.
+
+        Raises:
+            TrainingError: There is no such folder, or training did not finish it.
+        """
+        try:
+            return Contract.from_json((self.path / "contract.json").read_bytes())
+        except (OSError, ContractError) as exc:
+            raise TrainingError(
+                "Expected a run folder that train has finished; `python -m training runs` lists them."
+                f" Received: {self.path} ({exc})"
+            ) from exc
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """Return the runs in `folder/MODEL/TIME`, the newest first.
+
+    Raises:
+        TrainingError: There are none.
+    """
+    found = [Run(path) for path in folder.glob("[!.]*/*") if path.is_dir()]
+    if not found:
+        raise TrainingError(f"Expected runs in {folder}, which train leaves there. Received: none")
+    return sorted(found, key=lambda run: run.path.name, reverse=True)
 
 
 def write_run(
@@ -42,20 +87,18 @@ def read_run(run: Path) -> tuple[keras.Model, Contract, list[bytes]]:
     Raises:
         TrainingError: The folder is not a complete run.
     """
-    if not (run / "contract.json").is_file():
-        raise TrainingError(
-            f"Expected a run folder that train has finished; `python -m training runs` lists them. Received: {run}"
-        )
+    import keras
+
+    contract = Run(run).contract
     try:
-        contract = Contract.from_json((run / "contract.json").read_bytes())
         photos = [path.read_bytes() for path in sorted((run / "golden").iterdir())]
         return keras.models.load_model(run / "model.keras", compile=False), contract, photos
-    except (OSError, ValueError, ContractError) as exc:
+    except (OSError, ValueError) as exc:
         raise TrainingError(f"Expected a run folder that train has finished. Received {run}: {exc}") from exc
 
 
 def record_release(run: Path, version: Path, identity: str) -> None:
-    """Add an export, and the version's directory, to the run's history: an answer's identity leads back to its run."""
+    """Add an export to the list of the run's releases, so that the identity in an answer leads back to the run."""
     line = {
         "identity": identity,
         "model": version.parent.name,
@@ -68,6 +111,9 @@ def record_release(run: Path, version: Path, identity: str) -> None:
 
 def provenance() -> Origin:
     """Return when, from which source and with which libraries a model is made."""
+    import keras
+    import tensorflow as tf
+
     return Origin(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         source_revision=_source_revision(),
@@ -88,3 +134,12 @@ def sha256(path: Path) -> str:
     """Return a file's SHA-256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested members by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = flat(value) if isinstance(value, Mapping) else {}
+        found |= {f"{name}.{each}": inner[each] for each in inner} or {name: value}
+    return found

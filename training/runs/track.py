@@ -1,123 +1,73 @@
-"""A finished run, told to the tracker that a team has: TensorBoard, MLflow, or Weights & Biases.
+"""Sends a finished run to an experiment tracker: TensorBoard, MLflow, or Weights & Biases.
 
-All is read from the run folder, which has it in any case: so a training that was interrupted is one run, and a tracker
-that fails takes nothing away. Needs the tracker's own package, which is imported only when it is asked for.
+Everything is read from the run folder: a training that was interrupted is one run, and a tracker that fails loses
+nothing. A tracker's package is imported only if it is asked for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
 
-from contract.document import Contract
 from training.errors import TrainingError
-from training.runs import compare
+from training.runs.folder import Run, flat
+
+Tracker = Callable[[Run], None]
 
 
-@dataclass(frozen=True)
-class Record:
-    """A run as trackers take it.
+def _send_to_tensorboard(run: Run) -> None:
+    """Write `RUN/tensorboard/`, which `tensorboard --logdir runs` finds."""
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api
 
-    Attributes:
-        path: The run folder.
-        model: The model's name.
-        parameters: Architecture, weights, recipe, data digests, source revision and versions, by dotted names.
-        metrics: Those on held-out photos.
-        history: Each phase's figures by epoch.
-    """
-
-    path: Path
-    model: str
-    parameters: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    history: Mapping[str, Mapping[str, list[float]]]
-
-    @property
-    def epochs(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Return the figures of each epoch, by `PHASE/FIGURE`; epochs are counted over all phases."""
-        step = 0
-        for phase, figures in self.history.items():
-            for values in zip(*figures.values(), strict=True):
-                yield step, {f"{phase}/{name}": value for name, value in zip(figures, values, strict=True)}
-                step += 1
-
-    @property
-    def files(self) -> list[Path]:
-        """The report, the plots and the documents; not the model, whose releases are in the store."""
-        return sorted(path for path in self.path.iterdir() if path.is_file() and path.suffix != ".keras")
+    writer = tf.summary.create_file_writer(str(run.path / "tensorboard"))
+    with writer.as_default(step=0):
+        for step, figures in _epochs(run):
+            for name, value in figures.items():
+                tf.summary.scalar(name, value, step)
+        for name, value in run.contract.metrics.items():
+            tf.summary.scalar(name, value)
+        api.hparams(flat(run.contract.origin.to_dict()))
+        for path in _files(run):
+            if path.suffix == ".png":
+                tf.summary.image(path.stem, tf.image.decode_png(path.read_bytes())[None])
+    writer.close()
 
 
-class Tracker(Protocol):
-    """Takes runs."""
+def _send_to_mlflow(run: Run) -> None:
+    """Make a run of the model's experiment, in MLFLOW_TRACKING_URI or in MLflow's default place."""
+    import mlflow
 
-    def log(self, record: Record) -> None:
-        """Take a run."""
-
-
-class TensorBoard:
-    """Writes `RUN/tensorboard/`, which `tensorboard --logdir runs` finds."""
-
-    def log(self, record: Record) -> None:
-        """Write figures by epoch, parameters and pictures."""
-        import tensorflow as tf
-        from tensorboard.plugins.hparams import api
-
-        writer = tf.summary.create_file_writer(str(record.path / "tensorboard"))
-        with writer.as_default(step=0):
-            for step, figures in record.epochs:
-                for name, value in figures.items():
-                    tf.summary.scalar(name, value, step)
-            for name, value in record.metrics.items():
-                tf.summary.scalar(name, value)
-            api.hparams(dict(record.parameters))
-            for path in record.files:
-                if path.suffix == ".png":
-                    tf.summary.image(path.stem, tf.image.decode_png(path.read_bytes())[None])
-        writer.close()
+    mlflow.set_experiment(run.contract.model)
+    with mlflow.start_run(run_name=run.path.name):
+        mlflow.set_tag("mlflow.source.git.commit", run.contract.origin.source_revision)
+        mlflow.log_params(flat(run.contract.origin.to_dict()))
+        for step, figures in _epochs(run):
+            mlflow.log_metrics(figures, step)
+        mlflow.log_metrics(dict(run.contract.metrics))
+        for path in _files(run):
+            mlflow.log_artifact(str(path))
 
 
-class MLflow:
-    """Writes to where MLFLOW_TRACKING_URI says, or to what MLflow takes without."""
+def _send_to_wandb(run: Run) -> None:
+    """Make a run of the model's project; WANDB_MODE=offline writes `wandb/`, for `wandb sync` later."""
+    import wandb
 
-    def log(self, record: Record) -> None:
-        """Make a run of the experiment that is named as the model."""
-        import mlflow
-
-        mlflow.set_experiment(record.model)
-        with mlflow.start_run(run_name=record.path.name):
-            mlflow.set_tag("mlflow.source.git.commit", record.parameters["source_revision"])
-            mlflow.log_params(dict(record.parameters))
-            for step, figures in record.epochs:
-                mlflow.log_metrics(figures, step)
-            mlflow.log_metrics(dict(record.metrics))
-            for path in record.files:
-                mlflow.log_artifact(str(path))
+    with wandb.init(project=run.contract.model, name=run.path.name, config=flat(run.contract.origin.to_dict())) as sent:
+        for step, figures in _epochs(run):
+            sent.log(figures, step)
+        sent.summary.update(dict(run.contract.metrics))
+        for path in _files(run):
+            sent.save(path, base_path=run.path, policy="now")
 
 
-class WeightsAndBiases:
-    """Sends to Weights & Biases; with WANDB_MODE=offline it writes `wandb/`, for `wandb sync` later."""
-
-    def log(self, record: Record) -> None:
-        """Make a run of the project that is named as the model."""
-        import wandb
-
-        with wandb.init(project=record.model, name=record.path.name, config=dict(record.parameters)) as run:
-            for step, figures in record.epochs:
-                run.log(figures, step)
-            run.summary.update(dict(record.metrics))
-            for path in record.files:
-                run.save(path, base_path=record.path, policy="now")
-
-
-# What is asked for by name, and the package that it needs.
-TRACKERS: dict[str, tuple[str, type[Tracker]]] = {
-    "tensorboard": ("tensorboard", TensorBoard),
-    "mlflow": ("mlflow", MLflow),
-    "wandb": ("wandb", WeightsAndBiases),
+# By the name of the package that each needs.
+TRACKERS: dict[str, Tracker] = {
+    "tensorboard": _send_to_tensorboard,
+    "mlflow": _send_to_mlflow,
+    "wandb": _send_to_wandb,
 }
 
 
@@ -127,23 +77,33 @@ def find_tracker(name: str) -> Tracker:
     Raises:
         TrainingError: Its package is not installed.
     """
-    package, kind = TRACKERS[name]
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:  # a folder of that name, such as W&B leaves, is no package
-        raise TrainingError(f"Expected the package {package} with --track {name}. Received none: pip install {package}")
-    return kind()
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:  # a folder with that name, such as W&B leaves, is not the package
+        raise TrainingError(f"Expected the package {name} with --track {name}. Received none: pip install {name}")
+    return TRACKERS[name]
 
 
 def log_run(run: Path, tracker: Tracker) -> None:
-    """Tell a finished run to a tracker.
+    """Send a finished run to a tracker.
 
     Raises:
         TrainingError: The tracker fails.
     """
-    contract = Contract.from_json((run / "contract.json").read_bytes())
-    history = json.loads((run / "history.json").read_text())
-    record = Record(run, contract.model, compare.flat(contract.origin.to_dict()), contract.metrics, history)
     try:
-        tracker.log(record)
+        tracker(Run(run))
     except Exception as exc:
-        raise TrainingError(f"Expected {type(tracker).__name__} to take {run}. Received: {exc}") from exc
+        raise TrainingError(f"The tracker did not take {run}: {exc}") from exc
+
+
+def _epochs(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield the figures of each epoch, by `PHASE/FIGURE`; the count of epochs goes on from phase to phase."""
+    step = 0
+    for phase, figures in json.loads((run.path / "history.json").read_text()).items():
+        for values in zip(*figures.values(), strict=True):
+            yield step, {f"{phase}/{name}": value for name, value in zip(figures, values, strict=True)}
+            step += 1
+
+
+def _files(run: Run) -> list[Path]:
+    """Return the report, the plots and the documents, without the model; its releases are in the store."""
+    return sorted(path for path in run.path.iterdir() if path.is_file() and path.suffix != ".keras")

@@ -120,13 +120,13 @@ def test_only_photos_to_train_on_are_read(tuned: tuple[Path, str]) -> None:
 
 def test_the_result_is_a_preset_of_train(tuned: tuple[Path, str], photos: Path, tmp_path: Path) -> None:
     """`train` takes it, and trains with its values."""
-    from training.runs import compare
+    from training.runs.folder import find_runs
 
     preset = tuned[0] / "tuned.toml"
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
     assert main(["train", str(photos / "train"), "--name", "colours", "--preset", str(preset), *places]) == 0
-    (run,) = compare.find(tmp_path / "runs")
-    assert run.contract and run.contract.origin.recipe == asdict(find_preset(str(preset)).recipe)
+    (run,) = find_runs(tmp_path / "runs")
+    assert run.contract.origin.recipe == asdict(find_preset(str(preset)).recipe)
 
 
 def test_upper_layers_are_trained_on_the_photos_of_other_folds(

@@ -29,7 +29,7 @@ def runs(tmp_path: Path) -> Path:
 def test_runs_are_listed_newest_first(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line each, by the path that other commands take: its figures, or that it was not finished."""
+    """One line for each: the path that other commands take, and its figures or that it is not finished."""
     monkeypatch.chdir(runs.parent)
     assert main(["runs"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
@@ -40,7 +40,7 @@ def test_runs_are_listed_newest_first(
 
 
 def test_compared_runs_show_figures_and_what_differs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The dropout differs; the seed and the architecture do not, and are left out."""
+    """The dropout differs; the seed and the architecture do not, so they are not shown."""
     paths = [str(runs / "clothing" / time) for time in ("20260101-000000", "20260102-000000")]
     assert main(["runs", *paths]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
@@ -54,14 +54,14 @@ def test_compared_runs_show_figures_and_what_differs(runs: Path, capsys: pytest.
     ("arguments", "message"),
     [
         (["--runs", "{runs}/none"], "Expected runs in {runs}/none, which train leaves there. Received: none"),
-        (["{runs}/none"], "Expected a run folder. Received a path where there is none: {runs}/none"),
-        (["{runs}/clothing/20260103-000000"], "Expected runs that train has finished. Received: {runs}/clothing/2"),
+        (["{runs}/none"], "Expected a run folder that train has finished; `python -m training runs` lists them. Rec"),
+        (["{runs}/clothing/20260103-000000"], "lists them. Received: {runs}/clothing/20260103-000000 ("),
     ],
 )
-def test_runs_that_are_not_there_are_told(
+def test_missing_and_unfinished_runs_are_refused(
     runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    """No runs, no such run, and one that was stopped."""
+    """A folder without runs, no such run, and one that was stopped."""
     assert main(["runs", *(argument.format(runs=runs) for argument in arguments)]) == 1
     assert message.format(runs=runs) in capsys.readouterr().err
 

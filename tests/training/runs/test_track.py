@@ -1,4 +1,4 @@
-"""training/runs/track.py: what trackers are told of a run, read back by their own means."""
+"""training/runs/track.py: what trackers get of a run, read back by their own means."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contract.document import Contract, ImageSpec, Origin
 from training.__main__ import main
 from training.errors import TrainingError
 from training.runs import track
+from training.runs.folder import Run
 from training.runs.track import find_tracker, log_run
 
 ORIGIN = Origin(
@@ -92,52 +93,53 @@ def test_wandb(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     files = {path.name for path in (folder / "files").iterdir()}
     assert {"contract.json", "history.json", "report.html", "curves.png"} <= files and "model.keras" not in files
     log = next(folder.glob("*.wandb")).read_bytes()
-    for told in ("head/loss", "upper layers/loss", "validation_accuracy", "0.875", "recipe.dropout", "a" * 64):
-        assert told.encode() in log
+    for logged in ("head/loss", "upper layers/loss", "validation_accuracy", "0.875", "recipe.dropout", "a" * 64):
+        assert logged.encode() in log
 
 
-def test_a_missing_package_is_told_before_training(
+def test_a_missing_package_is_reported_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The message says what to install, and nothing was read; a folder of that name, as W&B leaves, is no package."""
-    (tmp_path / "mlflow_that_is_not").mkdir()
+    (tmp_path / "mlflow_folder").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(track.TRACKERS, "mlflow", ("mlflow_that_is_not", track.MLflow))
-    with pytest.raises(TrainingError, match=r"with --track mlflow\. Received none: pip install mlflow_that_is_not"):
-        find_tracker("mlflow")
+    with pytest.raises(TrainingError, match=r"with --track mlflow_folder\. Received none: pip install mlflow_folder"):
+        find_tracker("mlflow_folder")
+    monkeypatch.setattr(track, "find_spec", lambda _: None)
     assert main(["train", str(tmp_path / "none"), "--name", "m", "--track", "mlflow"]) == 1
-    assert "pip install" in capsys.readouterr().err
+    assert "pip install mlflow" in capsys.readouterr().err
 
 
-def test_a_tracker_that_fails_is_told(run: Path) -> None:
-    """The message names the tracker, the run and the cause."""
+def broken(run: Run) -> None:
+    """A tracker that fails."""
+    raise OSError("no route to host")
 
-    class Broken:
-        def log(self, record: track.Record) -> None:
-            raise OSError("no route to host")
 
-    with pytest.raises(TrainingError, match=r"Expected Broken to take .*20260101-000000\. Received: no route to host"):
-        log_run(run, Broken())
+def test_a_tracker_that_fails_is_reported(run: Path) -> None:
+    """The message names the run and the cause."""
+    with pytest.raises(TrainingError, match=r"The tracker did not take .*20260101-000000: no route to host"):
+        log_run(run, broken)
 
 
 @pytest.mark.tensorflow
 def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A tracker that fails is told by message and exit status; who stops the release is told how to have it."""
+    """A tracker that fails shows in a message and the exit status; stopping the release prints how to get it."""
     monkeypatch.setattr("training.fit.train.train", lambda *_, **__: run)
-    monkeypatch.setitem(track.TRACKERS, "mlflow", ("json", type("Broken", (), {"log": lambda *_: 1 / 0})))
+    monkeypatch.setattr("training.runs.track.find_tracker", lambda _: broken)
     released: list[Path] = []
     monkeypatch.setattr("training.release.sources.release", lambda source, *_: released.append(source.run))
+    monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, []))
     monkeypatch.setattr("training.fit.commands.read_chosen_criteria", lambda *_: None)
     assert main(["train", "photos", "--name", "clothing", "--track", "mlflow"]) == 1
-    assert released == [run] and "Expected Broken to take" in capsys.readouterr().err
+    assert released == [run] and "The tracker did not take" in capsys.readouterr().err
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("training.release.sources.release", stop)
     assert main(["train", "photos", "--name", "clothing", "--refuse-if-worse", "--margin", "0.01"]) == 130
-    told = capsys.readouterr().err
-    assert f"python -m training export --run {run} --photos photos --store model-store" in told
-    assert told.endswith(" --refuse-if-worse --margin 0.01\n")
+    message = capsys.readouterr().err
+    assert f"python -m training export --run {run} --photos photos --store model-store" in message
+    assert message.endswith(" --margin 0.01 --refuse-if-worse\n")
