@@ -43,8 +43,6 @@ def write_report(
     summary = "\n".join(lines)
     (run / "model.txt").write_text(summary, encoding="utf-8")
     plots.curves(run / "curves.png", history)
-    if len(augmented):
-        plots.photos(run / "augmented.png", list(augmented), [""] * len(augmented))
     page.write(
         run / "report.html",
         "run.html",

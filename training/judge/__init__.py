@@ -1,1 +1,1 @@
-"""Judging a model, wherever it runs: figures, reports, predictions, and where it looked."""
+"""Measures a model, whether a run, a version or a gateway runs it; also its predictions, and where it looks."""

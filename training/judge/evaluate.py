@@ -1,4 +1,4 @@
-"""Evaluates predictors on photos with labels: choose the photos, ask, measure, report."""
+"""Measures predictors on labelled photos: chooses the photos, asks, measures, reports."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def evaluate(
 
     Args:
         photos: Class folders, or split folders with class folders inside.
-        predictors: One or more; the others are compared with the first.
-        split: `train`, `validation`, `test`, `all`, or `auto`, the most held-out photos there are: `choose_photos`.
+        predictors: One or more; each is compared with the first.
+        split: `train`, `validation`, `test`, `all`, or `auto`, see `choose_photos`.
         out: A folder for evaluation.html, evaluation.json and the plots.
-        console: Takes the tables.
+        console: Where the tables are printed.
 
     Raises:
-        TrainingError: No such photos, or a predictor that does not answer.
+        TrainingError: There are no such photos, or a predictor does not answer.
     """
     check_alike([(each.title, each.contract) for each in predictors])
     contract = predictors[0].contract
-    chosen, told = choose_photos(photos, contract, split)
-    _log.info(f"Evaluating on {told}")
+    chosen, description = choose_photos(photos, contract, split)
+    _log.info(f"Evaluating on {description}")
     results: list[Result] = []
     for predictor in predictors:
         pixels = photos.pixels(chosen, predictor.contract.image)
@@ -50,67 +50,69 @@ def evaluate(
         _log.info(f"Skipped {path}: {reason}")
     _log.info("")
     report.show(results, console)
-    page = report.write(results, pixels, contract.classes, told, out)
+    page = report.write(results, pixels, contract.classes, description, out)
     _log.info(f"\nWrote {page}, evaluation.json and plots beside it")
     return results
 
 
 def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[Photo], str]:
-    """Return photos with labels by the contract's classes, and how they are told.
+    """Return photos with labels by the contract's classes, and their description.
 
-    `auto` is the test split, or validation without one. A split that the folder does not have may be one that training
-    took from its train photos, which are found again by its seed and their digest. Without any, the folder is taken
-    whole.
+    `auto` is the test split, or else validation. Training may have taken a split that the folder does not have from
+    its train photos: these are found again by the seed and the digest in the contract. Without any split, `auto` takes
+    the whole folder.
 
     Raises:
         DataError: No such folder, split or class.
     """
     folder = photos.folder
     if not folder.is_dir():
-        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
-    folders = {name: split_folder(folder, spellings) for name, spellings in SPLIT_FOLDERS.items()}
-    own = {name: path for name, path in folders.items() if path}
+        raise DataError(f"Expected a folder of photos. Received a path without a folder: {folder}")
+    folders = {name: path for name, names in SPLIT_FOLDERS.items() if (path := split_folder(folder, names))}
     for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
-        if name in own:
-            found = read_split(own[name], contract.classes, complete=False)
-            return found, f"{len(found)} photos of {own[name]}{_trained_on(photos, found, contract, name == 'train')}"
-        if name != "train" and (held_out := _held_out_again(photos, contract, name)):
-            taken = f"{len(held_out)} photos of {folder}, which training set aside for {name}"
-            return held_out, f"{taken}{_trained_on(photos, held_out, contract)}"
+        if name in folders:
+            chosen = read_split(folders[name], contract.classes, complete=False)
+            description = f"{len(chosen)} photos of {folders[name]}"
+        elif name != "train" and (chosen := _find_held_out(photos, contract, name)):
+            description = f"{len(chosen)} photos of {folder}, which training held out for {name}"
+        else:
+            continue
+        return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=name == "train")
     if split not in ("auto", "all"):
         raise DataError(
             f"Expected a {split} split in {folder}, or the folder that the model was trained on."
-            f" Received: {', '.join(own) or 'class folders'}"
+            f" Received: {', '.join(folders) or 'class folders'}"
         )
-    places = list(own.values()) or [folder]
-    found = [photo for path in places for photo in read_split(path, contract.classes, complete=False)]
-    return found, f"all {len(found)} photos of {folder}{_trained_on(photos, found, contract, whole=True)}"
+    places = folders.values() or [folder]
+    chosen = [photo for path in places for photo in read_split(path, contract.classes, complete=False)]
+    description = f"all {len(chosen)} photos of {folder}"
+    return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=True)
 
 
-def _held_out_again(photos: Photos, contract: Contract, split: str) -> list[Photo] | None:
-    """Return the photos of a split that training took from train, if it is of this folder."""
+def _find_held_out(photos: Photos, contract: Contract, split: str) -> list[Photo]:
+    """Return the photos that training took from train for a split; none if it read another folder."""
     recipe, digests = contract.origin.recipe, contract.origin.data_digest
     if "seed" not in recipe or split not in digests:
-        return None
+        return []
     try:
         dataset = photos.splits(recipe["seed"])
         found = dataset.splits.get(split, [])
-        same_classes = dataset.classes == contract.classes
-        if found and same_classes and photos.pixels(found, contract.image).digest == digests[split]:
-            return found
-    except DataError:  # a folder that could not be trained on is not the one that was
-        pass
-    return None
+        same_photos = photos.pixels(found, contract.image).digest == digests[split]
+    except DataError:  # a folder that cannot be trained on is another
+        return []
+    return found if same_photos and dataset.classes == contract.classes else []
 
 
-def _trained_on(photos: Photos, chosen: list[Photo], contract: Contract, whole: bool = False) -> str:
-    """Say so where the photos chose the weights, or may have if they are a whole folder: figures on them flatter."""
+def _warning(photos: Photos, chosen: list[Photo], contract: Contract, maybe_trained_on: bool) -> str:
+    """Return a warning that figures are too good if training used the photos, or may have."""
     digests = contract.origin.data_digest
-    used = {
-        digests.get("train"): "the model was trained on them",
-        digests.get("validation"): "they were used to choose the model's weights",
-    }
-    note = used.get(photos.pixels(chosen, contract.image).digest)
-    if note is None and whole and digests:
-        note = "the model may have been trained on some of them"
-    return f"; {note}, which makes figures better than they are" if note else ""
+    digest = photos.pixels(chosen, contract.image).digest
+    if digest == digests.get("train"):
+        use = "the model was trained on them"
+    elif digest == digests.get("validation"):
+        use = "they were used to choose the model's weights"
+    elif maybe_trained_on and digests:
+        use = "the model may have been trained on some of them"
+    else:
+        return ""
+    return f"; {use}, which makes figures better than they are"

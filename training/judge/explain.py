@@ -1,4 +1,4 @@
-"""Where a run's model looks: Grad-CAM overlays for chosen photos."""
+"""Where a run's model looks: Grad-CAM heat maps over chosen photos."""
 
 from __future__ import annotations
 
@@ -17,19 +17,26 @@ from PIL import Image
 from contract.image import ImageError, decode
 from training import page
 from training.errors import DataError, TrainingError
-from training.judge import plots
 from training.models.catalogue import find_architecture, preprocess
 from training.runs.folder import read_run
 
 _log = logging.getLogger(__name__)
 
 OPACITY = 0.5  # of the colours over the photo
-MOST_PHOTOS = 24  # that one looks at; each takes 0.2 s to explain and draw
+MOST_PHOTOS = 24  # on a page; each takes 0.2 s
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A photo's pixels (h, w, 3), the same with what spoke for a class in warm colours, and that class."""
+    """What the model saw in a photo.
+
+    Attributes:
+        source: The file.
+        pixels: The photo as the model sees it, (h, w, 3).
+        overlay: The same, with warm colours on what spoke for the class.
+        label: The class.
+        probability: Its probability.
+    """
 
     source: str
     pixels: NDArray[np.uint8]
@@ -39,16 +46,16 @@ class Explanation:
 
 
 def explain(run: Path, images: Sequence[str], label: str | None, out: Path) -> list[Explanation]:
-    """Explain a run's predictions, and write explain.html and explain.png into a folder.
+    """Explain a run's predictions, and write explain.html into a folder.
 
     Args:
-        run: A run folder of train.
+        run: A run folder.
         images: Files.
-        label: The class to explain; without it, the most probable one of each photo.
-        out: For the page and the sheet.
+        label: The class to explain; None takes the most probable one of each photo.
+        out: The folder for the page.
 
     Raises:
-        TrainingError: No photo that decodes, a class that is none, or a model that train did not make.
+        TrainingError: No photo decodes, the model does not know the class, or train did not make the model.
     """
     model, contract, _ = read_run(run)
     if label is not None and label not in contract.classes:
@@ -57,7 +64,7 @@ def explain(run: Path, images: Sequence[str], label: str | None, out: Path) -> l
     found: list[Explanation] = []
     for position, image in enumerate(images):
         if len(found) == MOST_PHOTOS:
-            _log.info(f"Shown are {MOST_PHOTOS} photos at once; {len(images) - position} more were left out")
+            _log.info(f"The page shows {MOST_PHOTOS} photos; {len(images) - position} more were left out")
             break
         try:
             pixels = decode(Path(image).read_bytes(), contract.image).pixels
@@ -70,11 +77,9 @@ def explain(run: Path, images: Sequence[str], label: str | None, out: Path) -> l
     if not found:
         raise DataError(f"Expected photos that decode. Received {len(images)} that do not")
     out.mkdir(parents=True, exist_ok=True)
-    sheet = [(picture, told) for each in found for picture, told in ((each.pixels, each.label), (each.overlay, ""))]
-    plots.photos(out / "explain.png", *zip(*sheet, strict=True))
     shown = [{**vars(each), "urls": [page.thumbnail(each.pixels), page.thumbnail(each.overlay)]} for each in found]
     page.write(out / "explain.html", "explain.html", title=f"{run.parent.name}/{run.name}", explanations=shown)
-    _log.info(f"\nWrote {out / 'explain.html'}, and explain.png beside it")
+    _log.info(f"\nWrote {out / 'explain.html'}")
     return found
 
 
@@ -87,16 +92,14 @@ class HeatMaps:
     def __init__(self, model: keras.Model, preprocessing: str) -> None:
         backbone = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
         if backbone is None or "head_probabilities" not in [layer.name for layer in model.layers]:
-            raise TrainingError(
-                "Expected a run of train, whose model has a backbone and a head. Received another model"
-            )
+            raise TrainingError("Expected a model that train made, with a backbone and a head. Received another")
         last = next(layer for layer in reversed(backbone.layers) if len(layer.output.shape) == 4)
         self._features = keras.Model(backbone.inputs, [last.output, backbone.outputs[0]])
         self._head = model.get_layer("head_probabilities")
         self._preprocessing = preprocessing
 
     def of(self, pixels: NDArray[np.uint8], index: int | None) -> tuple[int, float, NDArray[np.float32]]:
-        """Return a class, its probability, and what spoke for it (rows, columns), from 0 to 1."""
+        """Return a class, its probability, and how much each place spoke for it, (rows, columns) from 0 to 1."""
         inputs = tf.constant(pixels[np.newaxis], tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(inputs)  # without it, a wholly frozen backbone leaves no gradient

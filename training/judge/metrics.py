@@ -1,4 +1,4 @@
-"""The figures of probabilities against labels. Pure functions; nothing is drawn here."""
+"""Compares probabilities with labels, in figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure on these photos, and where it may lie on others, at 95 %."""
+    """A figure on these photos, and its 95 % interval for others."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class; precision is of photos that were taken for it, recall of photos that are of it."""
+    """One class: how many of its predictions are right (precision), and of its photos (recall)."""
 
     name: str
     photos: int
@@ -37,7 +37,7 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Bin:
-    """Photos whose highest probability lies in one fifteenth of 0 to 1."""
+    """Photos with a highest probability in one fifteenth of 0 to 1."""
 
     photos: int
     confidence: float
@@ -49,14 +49,14 @@ class Figures:
     """All figures of one predictor on one set of photos.
 
     Attributes:
-        accuracy: Part of photos whose class is the most probable one.
-        top_5: Part of photos whose class is among the five most probable; None with five classes or fewer.
+        accuracy: Part of the photos for which the right class is the most probable one.
+        top_5: The same for the five most probable classes; None with five classes or fewer.
         macro_f1: Mean F1 of the classes that have photos.
-        log_loss: Mean negative logarithm of the class' probability.
-        calibration_error: Expected calibration error: mean distance of accuracy from confidence over bins.
+        log_loss: Mean negative logarithm of the right class's probability.
+        calibration_error: Expected calibration error: mean difference of accuracy and confidence over bins.
         classes: Each class that has photos or was predicted, in output order.
-        confusion: Photos by their class (row) and predicted class (column), of `classes`.
-        reliability: Bins that hold photos, by rising confidence.
+        confusion: The confusion matrix: photos by class (row) and predicted class (column), of `classes`.
+        reliability: The bins that have photos, by confidence.
     """
 
     photos: int
@@ -72,7 +72,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two predictors agree on the same photos."""
+    """How far two predictors agree: photos with another most probable class, and the largest difference."""
 
     other_first_places: int
     largest_difference: float
@@ -105,32 +105,32 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
 
 
 def compare(first: NDArray[np.float32], second: NDArray[np.float32]) -> Agreement:
-    """Return how far probabilities (n, k) of two predictors agree."""
+    """Return how far the probabilities (n, k) of two predictors agree."""
     return Agreement(
         int((first.argmax(axis=1) != second.argmax(axis=1)).sum()), float(np.abs(first - second).max(initial=0))
     )
 
 
 def worst_mistakes(probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int) -> list[int]:
-    """Return positions of wrong photos, first those whose wrong class is surest beside their own."""
+    """Return the positions of wrong predictions, those furthest ahead of the right class first."""
     margin = probabilities.max(axis=1) - probabilities[np.arange(len(labels)), labels]
     order = np.argsort(-margin, kind="stable")
     return [int(i) for i in order if probabilities[i].argmax() != labels[i]][:count]
 
 
 def _top_5(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    first = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]  # of equal ones the lower index, as in an answer
+    first = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]  # the lower index of equal ones, as in an answer
     return float((first == labels[:, None]).any(axis=1).mean())
 
 
 def _accuracy(right: int, photos: int) -> Interval:
-    """Return it with Wilson's interval, which has a width for three of three too."""
+    """Return the accuracy with Wilson's interval, which has a width even for three of three."""
     interval = binomtest(right, photos).proportion_ci(LEVEL, method="wilson")
     return Interval(right / photos, float(interval.low), float(interval.high))
 
 
 def _macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64], k: int) -> Interval:
-    """Return it with a percentile interval, from confusion matrices of resampled photos (bootstrap)."""
+    """Return macro F1 with a percentile interval, from confusion matrices of resampled photos (bootstrap)."""
     cells = labels * k + predicted
     random = np.random.default_rng(0)
     samples = [cells] + [random.choice(cells, len(cells)) for _ in range(RESAMPLES)]

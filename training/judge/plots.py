@@ -1,8 +1,9 @@
-"""Draws figures as PNG files; computes nothing."""
+"""Draws figures as PNG files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from training.judge.metrics import Figures
 
 ACCENT, QUIET, ALERT = "#0f6b5c", "#8a857a", "#a3301f"
-MAX_CLASSES = 30  # in a matrix or a chart; beyond it names cannot be read
+MAX_CLASSES = 30  # in a matrix or a chart; the names of more cannot be read
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -26,8 +26,17 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def confusion(path: Path, figures: Figures) -> None:
-    """Draw the confusion matrix, each row in parts of its class; of many classes those with the most mistakes."""
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure of a size in inches, and save it."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(path)
+
+
+def confusion_matrix(path: Path, figures: Figures) -> None:
+    """Draw the confusion matrix, coloured by part of the class; of many classes, those with the most mistakes."""
     counts = np.array(figures.confusion)
     mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
     chosen = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES])
@@ -35,8 +44,7 @@ def confusion(path: Path, figures: Figures) -> None:
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shown = parts[np.ix_(chosen, chosen)]
     side = max(4.5, 0.45 * len(names) + 2)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(side, side), layout="constrained")
+    with _figure(path, side, side) as figure:
         axes = figure.subplots()
         axes.imshow(shown, cmap="Greens", vmin=0, vmax=1)
         for row, column in np.argwhere(counts[np.ix_(chosen, chosen)]):
@@ -50,14 +58,12 @@ def confusion(path: Path, figures: Figures) -> None:
         left_out = len(figures.classes) - len(names)
         axes.set_title("Photos by class" + (f" ({left_out} classes with fewer mistakes left out)" if left_out else ""))
         axes.spines[:].set_visible(False)
-        figure.savefig(path)
 
 
 def reliability(path: Path, figures: Figures) -> None:
-    """Draw how often the first place is right, by how sure it is."""
+    """Draw how often the most probable class is right, by its probability."""
     confidence = [each.confidence for each in figures.reliability]
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5, 5), layout="constrained")
+    with _figure(path, 5, 5) as figure:
         axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         axes.plot((0, 1), (0, 1), color=QUIET, linestyle="--", linewidth=1, label="calibrated")
         axes.plot(
@@ -72,16 +78,14 @@ def reliability(path: Path, figures: Figures) -> None:
         axes.set_title(f"Expected calibration error {figures.calibration_error:.3f}")
         axes.legend(loc="upper left", frameon=False)
         below.bar(confidence, [each.photos for each in figures.reliability], width=0.04, color=ACCENT)
-        below.set(xlabel="probability of the first place", ylabel="photos")
-        figure.savefig(path)
+        below.set(xlabel="probability of the most probable class", ylabel="photos")
 
 
 def classes(path: Path, figures: Figures) -> None:
-    """Draw precision and recall of each class, the lowest F1 on top; of many classes the worst."""
+    """Draw precision and recall of each class, the lowest F1 on top; of many classes, the worst."""
     ordered = sorted((each for each in figures.classes if each.photos), key=lambda each: each.f1)[:MAX_CLASSES][::-1]
     rows = np.arange(len(ordered))
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6, max(2.5, 0.36 * len(ordered) + 1.2)), layout="constrained")
+    with _figure(path, 6, max(2.5, 0.36 * len(ordered) + 1.2)) as figure:
         axes = figure.subplots()
         axes.hlines(rows, 0, 1, color="#e9e6dd", linewidth=1, zorder=0)
         axes.scatter([each.precision for each in ordered], rows, color=ACCENT, label="precision")
@@ -89,39 +93,21 @@ def classes(path: Path, figures: Figures) -> None:
         axes.set_yticks(rows, [f"{each.name} ({each.photos})" for each in ordered])
         axes.set_xlim(0, 1.02)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-        figure.savefig(path)
 
 
 def curves(path: Path, history: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Draw loss and accuracy of both splits by epoch, a column for each phase of training."""
+    """Draw loss and accuracy by epoch, for train and validation, one column for each phase of training."""
     phases = [phase for phase in history if history[phase]] or ["not trained"]
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.2 * len(phases), 5), layout="constrained")
+    with _figure(path, 4.2 * len(phases), 5) as figure:
         grid = figure.subplots(2, len(phases), squeeze=False, sharex="col", sharey="row")
         for column, phase in enumerate(phases):
-            for axes, figure_of in zip(grid[:, column], ("accuracy", "loss"), strict=True):
+            for axes, quantity in zip(grid[:, column], ("accuracy", "loss"), strict=True):
                 for prefix, colour, label in (("", QUIET, "train"), ("val_", ACCENT, "validation")):
-                    values = history.get(phase, {}).get(prefix + figure_of, [])
+                    values = history.get(phase, {}).get(prefix + quantity, [])
                     axes.plot(range(1, len(values) + 1), values, "o-", markersize=3, color=colour, label=label)
                 if column == 0:
-                    axes.set_ylabel(figure_of)
+                    axes.set_ylabel(quantity)
             grid[0, column].set_title(phase)
             grid[1, column].set_xlabel("epoch")
             grid[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0, 0].legend(loc="lower right", frameon=False)
-        figure.savefig(path)
-
-
-def photos(path: Path, images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> None:
-    """Draw photos in a grid of six columns, each with its caption."""
-    columns = min(6, max(1, len(images)))
-    rows = -(-max(1, len(images)) // columns)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(1.9 * columns, 2.3 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in grid:
-            axes.axis("off")
-        for axes, image, caption in zip(grid, images, captions, strict=False):
-            axes.imshow(image)
-            axes.set_title(caption, fontsize=8)
-        figure.savefig(path, dpi=100)

@@ -23,7 +23,7 @@ MAX_NAME = 24  # characters of a class name in columns
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one image: predictions, the most probable first, or why there are none."""
+    """Predictions for one image, the most probable first, or why there are none."""
 
     source: str
     predictions: list[dict[str, Any]]
@@ -31,10 +31,10 @@ class Answer:
 
 
 def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
-    """Return the images that arguments name: files, the photos in folders, and perhaps URLs, each once.
+    """Return the images of some arguments, each once: files, the photos in folders, and URLs if these are allowed.
 
     Raises:
-        DataError: A path where there is nothing, or a folder without photos.
+        DataError: A path does not exist, or a folder has no photos.
     """
     found: dict[str, None] = {}
     for source in sources:
@@ -63,38 +63,38 @@ def predict(images: Sequence[str], version: StoredVersion, top_k: int) -> Iterat
 
 
 def write(answers: Iterator[Answer], version: StoredVersion, as_json: bool) -> None:
-    """Print each answer as it comes, on a line: classes in columns with the image behind, or JSON.
+    """Print one line for each answer as it comes: classes in columns and then the image, or JSON.
 
     Raises:
-        TrainingError: An image has no answer; the others are told all the same.
+        TrainingError: An image has no answer; all others were printed.
     """
-    tell = _json if as_json else _columns
+    line = _json if as_json else _columns
     failed = total = 0
     for answer in answers:
-        print(tell(answer, version), flush=True)
+        print(line(answer, version), flush=True)
         failed, total = failed + bool(answer.error), total + 1
     if failed:
-        raise TrainingError(f"Expected an answer for each image. {failed} of {total} have none")
+        raise TrainingError(f"{failed} of {total} images have no answer")
 
 
 def _columns(answer: Answer, version: StoredVersion) -> str:
     if answer.error:
         return f"no answer  {answer.source}: {answer.error}"
     width = min(MAX_NAME, max(map(len, version.contract.classes)))
-    said = (f"{each['class'][:width]:<{width}} {each['probability']:.3f}" for each in answer.predictions)
-    return f"{'  '.join(said)}  {answer.source}"
+    columns = (f"{each['class'][:width]:<{width}} {each['probability']:.3f}" for each in answer.predictions)
+    return f"{'  '.join(columns)}  {answer.source}"
 
 
 def _json(answer: Answer, version: StoredVersion) -> str:
-    """Return the members that the gateway gives."""
-    said = {"error": answer.error} if answer.error else {"predictions": answer.predictions}
+    """Return JSON with the members of a gateway's answer."""
     contract = version.contract
     model = {"name": contract.model, "version": version.number, "identity": contract.identity or None}
-    return json.dumps({"source": answer.source, "model": model, **said}, ensure_ascii=False)
+    result = {"error": answer.error} if answer.error else {"predictions": answer.predictions}
+    return json.dumps({"source": answer.source, "model": model, **result}, ensure_ascii=False)
 
 
 def _read(image: str) -> bytes:
-    """Return an image's bytes; a URL is fetched as it is, since whoever types it may reach what they can reach."""
+    """Return an image's bytes; any URL is fetched, since the person who types it could fetch it anyway."""
     if not image.startswith(("http://", "https://")):
         return Path(image).read_bytes()
     with urllib3.request("GET", image, timeout=TIMEOUT_S, preload_content=False) as response:
@@ -102,5 +102,5 @@ def _read(image: str) -> bytes:
             raise OSError(f"Expected an image. Received: status {response.status}")
         content = response.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise OSError(f"Expected at most {MAX_BYTES:,} bytes. Received more")
+        raise OSError(f"Expected at most {MAX_BYTES:,} bytes. Received: more")
     return content

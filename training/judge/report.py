@@ -1,4 +1,4 @@
-"""What was measured, as JSON, plots, one HTML page, and a table for the terminal."""
+"""What was measured, as tables in the terminal, as JSON, as plots, and as one HTML page."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from contract.answers import most_probable
 from training import page
 from training.data.pixels import Pixels
 from training.judge import plots
-from training.judge.metrics import Agreement, Figures, Interval, worst_mistakes
+from training.judge.metrics import Agreement, Figures, worst_mistakes
 
-MISTAKES, CONFUSIONS = 24, 8
+WORST_MISTAKES, FREQUENT_MISTAKES = 24, 8
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one predictor said of the photos.
+    """The probabilities (n, k) of one predictor, and their figures.
 
     Attributes:
         agreement: With the first predictor; None for the first itself.
@@ -38,37 +39,32 @@ class Result:
 
 def rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     """Return the figures as text: a name, and a value for each result."""
+    figures = [each.figures for each in results]
     table = []
-    for name in ("accuracy", "macro_f1"):
-        intervals: list[Interval] = [getattr(each.figures, name) for each in results]
-        table.append((name.replace("_f1", " F1"), [f"{each.value:.4f}" for each in intervals]))
+    for name, intervals in (
+        ("accuracy", [each.accuracy for each in figures]),
+        ("macro F1", [each.macro_f1 for each in figures]),
+    ):
+        table.append((name, [f"{each.value:.4f}" for each in intervals]))
         table.append(("  95 % interval", [f"{each.low:.3f} to {each.high:.3f}" for each in intervals]))
-    if results[0].figures.top_5 is not None:
-        table.append(("top-5 accuracy", [f"{each.figures.top_5:.4f}" for each in results]))
-    table += [
-        ("log loss", [f"{each.figures.log_loss:.4f}" for each in results]),
-        ("calibration error", [f"{each.figures.calibration_error:.4f}" for each in results]),
-    ]
-    if len(results) > 1:
-        agreements = [each.agreement for each in results]
-        table += [
-            ("other first places", ["" if each is None else str(each.other_first_places) for each in agreements]),
-            ("largest difference", ["" if each is None else f"{each.largest_difference:.1e}" for each in agreements]),
-        ]
+    if figures[0].top_5 is not None:
+        table.append(("top-5 accuracy", [f"{each.top_5:.4f}" for each in figures]))
+    table.append(("log loss", [f"{each.log_loss:.4f}" for each in figures]))
+    table.append(("calibration error", [f"{each.calibration_error:.4f}" for each in figures]))
+    if agreements := [each.agreement for each in results if each.agreement]:
+        table.append(("different predictions", ["", *(str(each.other_first_places) for each in agreements)]))
+        table.append(("largest difference", ["", *(f"{each.largest_difference:.1e}" for each in agreements)]))
     return table
 
 
-def confusions(figures: Figures) -> list[tuple[int, str, str]]:
-    """Return the most frequent mistakes: how many photos of a class were taken for which."""
+def frequent_mistakes(figures: Figures) -> list[tuple[int, str, str]]:
+    """Return how many photos of which class were most often predicted as which other class."""
     counts = np.array(figures.confusion)
     np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = [divmod(int(i), len(counts)) for i in order]
-    return [
-        (int(counts[row, column]), figures.classes[row].name, figures.classes[column].name)
-        for row, column in pairs
-        if counts[row, column]
-    ]
+    pairs = zip(*np.unravel_index(np.argsort(-counts, axis=None, kind="stable"), counts.shape), strict=True)
+    names = [each.name for each in figures.classes]
+    mistakes = [(int(counts[row, column]), names[row], names[column]) for row, column in pairs if counts[row, column]]
+    return mistakes[:FREQUENT_MISTAKES]
 
 
 def show(results: Sequence[Result], console: Console) -> None:
@@ -85,34 +81,37 @@ def show(results: Sequence[Result], console: Console) -> None:
     console.print()
     console.print(table)
     console.print()
-    for count, name, taken in confusions(figures):
-        console.print(f"{count} of {name} taken for {taken}", highlight=False)
+    for count, name, predicted in frequent_mistakes(figures):
+        console.print(f"{count} of {name} taken for {predicted}", highlight=False)
 
 
-def write(results: Sequence[Result], photos: Pixels, classes: Sequence[str], told: str, out: Path) -> Path:
-    """Write evaluation.html into a folder with what `draw` leaves there, and return the page."""
+def write(results: Sequence[Result], photos: Pixels, classes: Sequence[str], description: str, out: Path) -> Path:
+    """Write evaluation.html into a folder, with the files of `draw`, and return the page."""
     out.mkdir(parents=True, exist_ok=True)
-    page.write(out / "evaluation.html", "evaluation.html", **draw(results, photos, classes, told, out))
+    page.write(out / "evaluation.html", "evaluation.html", **draw(results, photos, classes, description, out))
     return out / "evaluation.html"
 
 
-def draw(results: Sequence[Result], photos: Pixels, classes: Sequence[str], told: str, out: Path) -> dict[str, Any]:
+def draw(
+    results: Sequence[Result], photos: Pixels, classes: Sequence[str], description: str, out: Path
+) -> dict[str, Any]:
     """Write evaluation.json and the plots into a folder, and return what a page shows of them.
 
-    Plots, confusions and mistakes are those of the first result.
+    Plots and mistakes are those of the first result.
 
     Args:
-        photos: What the results are of.
+        results: One for each predictor.
+        photos: What they were asked about.
         classes: Names in output order.
-        told: How the photos are told.
+        description: Which photos these are.
+        out: The folder.
     """
     first = results[0]
-    positions = worst_mistakes(first.probabilities, photos.labels, MISTAKES)
+    positions = worst_mistakes(first.probabilities, photos.labels, WORST_MISTAKES)
     mistakes = [_mistake(first, photos, classes, position) for position in positions]
-    images = [photos.images[position] for position in positions]
     time = datetime.now(UTC).isoformat(timespec="seconds")
     document = {
-        "photos": told,
+        "photos": description,
         "time": time,
         "data_digest": photos.digest,
         "skipped": photos.skipped,
@@ -127,32 +126,31 @@ def draw(results: Sequence[Result], photos: Pixels, classes: Sequence[str], told
         "worst_mistakes": mistakes,
     }
     (out / "evaluation.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-    plots.confusion(out / "confusion.png", first.figures)
+    plots.confusion_matrix(out / "confusion.png", first.figures)
     plots.reliability(out / "reliability.png", first.figures)
     plots.classes(out / "classes.png", first.figures)
-    plots.photos(out / "mistakes.png", images, [f"{each['class']}\ntaken for {each['predicted']}" for each in mistakes])
     return {
-        "told": told,
+        "description": description,
         "time": time,
         "titles": [each.title for each in results],
         "rows": rows(results),
         "figures": first.figures,
-        "confusions": confusions(first.figures),
+        "frequent_mistakes": frequent_mistakes(first.figures),
         "plots": {name: page.picture(out / f"{name}.png") for name in ("confusion", "reliability", "classes")},
         "mistakes": [
-            {**each, "name": Path(each["path"]).name, "url": page.thumbnail(image)}
-            for each, image in zip(mistakes, images, strict=True)
+            {**each, "name": Path(each["path"]).name, "url": page.thumbnail(photos.images[position])}
+            for each, position in zip(mistakes, positions, strict=True)
         ],
     }
 
 
 def _mistake(result: Result, photos: Pixels, classes: Sequence[str], position: int) -> dict[str, Any]:
     probabilities, label = result.probabilities[position], int(photos.labels[position])
-    predicted = int(probabilities.argmax())
+    (predicted,) = most_probable(classes, probabilities, 1)
     return {
         "path": str(photos.paths[position]),
         "class": classes[label],
-        "probability": round(float(probabilities[label]), 4),
-        "predicted": classes[predicted],
-        "predicted_probability": round(float(probabilities[predicted]), 4),
+        "probability": round(float(probabilities[label]), 6),
+        "predicted": predicted["class"],
+        "predicted_probability": predicted["probability"],
     }

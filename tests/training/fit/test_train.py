@@ -109,7 +109,7 @@ def test_contract_says_how_the_model_was_made(trained):
 def test_run_folder_is_complete(run):
     """A run keeps the Keras model, the contract, the history and the golden photos."""
     needed = {"contract.json", "golden", "history.json", "model.keras"}
-    plots = {f"{name}.png" for name in ("augmented", "classes", "confusion", "curves", "mistakes", "reliability")}
+    plots = {f"{name}.png" for name in ("classes", "confusion", "curves", "reliability")}
     others = {"evaluation.json", "model.txt", "releases.jsonl", "report.html"}
     assert {path.name for path in run.iterdir()} == needed | plots | others
     history = json.loads((run / "history.json").read_text())

@@ -1,4 +1,4 @@
-"""training/judge/metrics.py: figures whose values are known, or that a library computes otherwise."""
+"""training/judge/metrics.py: figures with known values, or that a library computes in another way."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_precision_and_recall_follow_from_the_confusion_matrix(labels: np.ndarra
 
 
 def test_the_interval_is_that_of_a_proportion(labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """With 400 photos it comes near the normal approximation, and with three it says how little they tell."""
+    """For 400 photos it is near the normal approximation, and for three it is wide."""
     accuracy = metrics.measure(probabilities, labels, NAMES).accuracy
     half = 1.96 * np.sqrt(accuracy.value * (1 - accuracy.value) / 400)
     assert accuracy.low == pytest.approx(accuracy.value - half, abs=0.01)

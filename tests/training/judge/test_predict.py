@@ -20,7 +20,7 @@ pytestmark = pytest.mark.tensorflow  # the tiny model is exported with it
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two images and a file that is none."""
+    """Two images and a text file."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(encode(photo(seed=1)))
     (tmp_path / "photos" / "b.png").write_bytes(encode(photo(seed=2), "PNG"))
@@ -38,7 +38,7 @@ def lines(capsys: pytest.CaptureFixture[str], store: Path, *arguments: str, stat
 def test_answers_are_the_versions_own(
     capsys: pytest.CaptureFixture[str], tiny_store: Path, folder: Path, engine: str
 ) -> None:
-    """Each photo of a folder gets what the version's file says of its pixels, the most probable class first."""
+    """Each photo of a folder gets the probabilities of the version's file, the most probable class first."""
     answers = lines(capsys, tiny_store, str(folder), "--engine", engine, "--top-k", "3")
     assert [Path(answer["source"]).name for answer in answers] == ["a.jpg", "b.png"]
     pixels = decode((folder / "a.jpg").read_bytes(), ImageSpec(16, 16, crop=0.9)).pixels[np.newaxis]
@@ -54,7 +54,7 @@ def test_answers_are_the_versions_own(
 def test_files_and_urls_may_be_mixed(
     capsys: pytest.CaptureFixture[str], tiny_store: Path, folder: Path, origin: Origin
 ) -> None:
-    """The same bytes by a URL and by a file give the same answer; what is named twice is asked once."""
+    """The same bytes from a URL and a file give the same answer; an image that is named twice is asked once."""
     path, url = str(folder / "a.jpg"), origin.add("a.jpg", (folder / "a.jpg").read_bytes())
     first, second = lines(capsys, tiny_store, path, url, path)
     assert (first["source"], second["source"]) == (path, url)
@@ -64,7 +64,7 @@ def test_files_and_urls_may_be_mixed(
 def test_an_image_without_an_answer_does_not_stop_the_others(
     capsys: pytest.CaptureFixture[str], tiny_store: Path, folder: Path, origin: Origin
 ) -> None:
-    """A broken file, and a URL of nothing: each says why, and the exit status is 1."""
+    """A broken file and a URL of nothing: each line says why, and the exit status is 1."""
     missing = f"http://{origin.authority}/none.jpg"
     answers = lines(capsys, tiny_store, str(folder / "notes.txt"), missing, str(folder / "a.jpg"), status=1)
     assert "Expected a JPEG, PNG" in answers[0]["error"] and "status 404" in answers[1]["error"]
@@ -74,7 +74,7 @@ def test_an_image_without_an_answer_does_not_stop_the_others(
 def test_without_json_a_line_is_for_a_person(
     capsys: pytest.CaptureFixture[str], tiny_store: Path, folder: Path
 ) -> None:
-    """Classes and probabilities in columns, the image behind."""
+    """Classes and probabilities in columns, then the image."""
     path = str(folder / "a.jpg")
     assert main(["predict", path, "--model", "tiny", "--store", str(tiny_store), "--top-k", "1"]) == 0
     name, probability, image = capsys.readouterr().out.split()
@@ -92,7 +92,7 @@ def test_without_json_a_line_is_for_a_person(
         (["{folder}", "--model", "tony"], "Expected a version of 'tony' in {store}. Received: no version"),
     ],
 )
-def test_what_is_not_there_is_told(
+def test_what_does_not_exist_is_refused(
     capsys: pytest.CaptureFixture[str], tiny_store: Path, folder: Path, arguments: list[str], message: str
 ) -> None:
     """A path, a version, and a model."""
