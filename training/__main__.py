@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from contract.document import ContractError
+from serving.errors import ServingError
 from training.errors import TrainingError
 from training.explore import commands as explore
 from training.fit import commands as fit
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without a GPU, TensorFlow logs that as errors before our lines
     try:
         return options.main(options) or 0
-    except (TrainingError, ContractError, OSError) as exc:
+    except (TrainingError, ContractError, ServingError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -43,13 +43,13 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
     Raises:
         DataError: No photos, fewer than two classes, an empty class, or a class that train does not have.
     """
-    if not folder.is_dir():
-        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
-    folders = {split: split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
-    others = [str(path) for split, path in folders.items() if path and split != "train"]
-    if others and not folders["train"]:
-        raise DataError(f"Expected a folder {folder / 'train'}, with a folder for each class. Received only: {others}")
-    train_folder = folders["train"] or folder
+    folders = split_folders(folder)
+    if folders and "train" not in folders:
+        received = [str(path) for path in folders.values()]
+        raise DataError(
+            f"Expected a folder {folder / 'train'}, with a folder for each class. Received only: {received}"
+        )
+    train_folder = folders.get("train", folder)
     classes = tuple(path.name for path in class_folders(train_folder))
     if len(classes) < 2:
         raise DataError(
@@ -58,21 +58,31 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
         )
     splits = {"train": read_split(train_folder, classes, complete=True)}
     for split in ("validation", "test"):
-        if path := folders[split]:
-            splits[split] = read_split(path, classes, complete=False)
+        if split in folders:
+            splits[split] = read_split(folders[split], classes, complete=False)
     if "validation" not in splits:
         missing = ["validation"] if "test" in splits else ["validation", "test"]
         splits |= _hold_out(splits, missing, seed)
     return Dataset(classes, splits)
 
 
-def split_folder(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the folder of a split, by its name in any case; a folder without folders inside is a class instead."""
-    for path in class_folders(folder):
-        if path.name.lower() in names and (inside := class_folders(path)):
-            # Some archives contain seg_train/seg_train/CLASS.
-            return inside[0] if [each.name for each in inside] == [path.name] else path
-    return None
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Return the folder of each split that there is, by its name in any case.
+
+    A folder with such a name, but without folders inside, is a class instead.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
+    found: dict[str, Path] = {}
+    for split, names in SPLIT_FOLDERS.items():
+        for path in class_folders(folder):
+            if split not in found and path.name.lower() in names and (inside := class_folders(path)):
+                # Some archives contain seg_train/seg_train/CLASS.
+                found[split] = inside[0] if [each.name for each in inside] == [path.name] else path
+    return found
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -114,7 +114,7 @@ def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     architecture = find_architecture("efficientnet-lite0")
     backbone = architecture.backbone("imagenet", include_top=False)
     frozen = freeze(with_preprocessing(backbone, architecture.preprocessing), *pixels.shape[1:3])
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())  # without the second, it warns
     interpreter = Interpreter(model_content=converter.convert(), num_threads=os.cpu_count())
     interpreter.allocate_tensors()
     given, wanted = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
-from training.data.folder import SPLIT_FOLDERS, class_folders, split_folder
+from training.data.folder import SPLIT_FOLDERS, class_folders, split_folders
 from training.errors import DataError
 
 WHOLE = "all"  # the split of photos that are not split
@@ -86,8 +86,7 @@ def read(source: Path) -> Listing:
 
 def _read_folder(folder: Path) -> Listing:
     listing = Listing(folder)
-    splits = {split: split_folder(folder, names) for split, names in SPLIT_FOLDERS.items()}
-    for split, path in ({split: path for split, path in splits.items() if path} or {WHOLE: folder}).items():
+    for split, path in (split_folders(folder) or {WHOLE: folder}).items():
         classes = class_folders(path)
         listing.classes[split] = tuple(each.name for each in classes)
         listing.photos += [Listed(photo, split, each.name) for each in classes for photo in photos_in(each)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from contract.document import Contract
-from training.data.folder import SPLIT_FOLDERS, Photo, read_split, split_folder
+from training.data.folder import Photo, read_split, split_folders
 from training.data.pixels import Photos
 from training.errors import DataError
 from training.judge import metrics, report
@@ -66,9 +66,7 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
         DataError: No such folder, split or class.
     """
     folder = photos.folder
-    if not folder.is_dir():
-        raise DataError(f"Expected a folder of photos. Received a path without a folder: {folder}")
-    folders = {name: path for name, names in SPLIT_FOLDERS.items() if (path := split_folder(folder, names))}
+    folders = split_folders(folder)
     for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
         if name in folders:
             chosen = read_split(folders[name], contract.classes, complete=False)
