@@ -1,4 +1,4 @@
-"""The gateway's HTTP interface. `predict` tells a request's life: read, fetch, decode, predict, answer."""
+"""The gateway's HTTP interface. `Views.predict` is a request's life: read, fetch, decode, predict, answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from contract.answers import most_probable
 from contract.image import DecodedImage
 from gateway import errors, openapi
-from gateway.errors import GatewayError, InternalError, VersionGone, from_http
+from gateway.errors import GatewayError, InternalError, VersionGone
 from gateway.inputs import read_query
 from gateway.keys import Keys
 from gateway.memory import Held, Room
@@ -27,8 +27,8 @@ from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 
 HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
-# In the WSGI environment, by the server around the application: when the request was complete, for its time runs from
-# there, and whether the end has begun.
+# What the server around the application puts into the WSGI environment: when the request was complete, which is when
+# its time begins, and whether the gateway is shutting down.
 RECEIVED, DRAINING = "gateway.received", "gateway.draining"
 
 _log = logging.getLogger(__name__)
@@ -37,31 +37,50 @@ _log = logging.getLogger(__name__)
 def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | None = None) -> Flask:
     """Return the application; a client of a model server has been started, or the caller lets it look by hand.
 
-    `room` is shared with whoever else holds bytes in this process; by default nobody does.
+    `room` is shared with whatever else keeps bytes in this process; by default nothing does.
     """
     app = Flask(__name__, static_folder=None)
     app.request_class = InMemoryRequest
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
     app.register_blueprint(page)
-    stages, keys = Stages(settings), Keys(settings.api_keys)
-    room = room or Room(settings.max_held_bytes)
+    views = Views(settings, model, metrics, room or Room(settings.max_held_bytes))
+    app.add_url_rule("/predict", view_func=views.predict, methods=["POST"])
+    app.add_url_rule("/model", view_func=views.show_model)
+    app.add_url_rule("/livez", view_func=views.is_alive)
+    app.add_url_rule("/readyz", view_func=views.is_ready)
+    app.add_url_rule("/openapi.json", view_func=views.show_api)
+    app.add_url_rule("/metrics", view_func=views.show_metrics)
+    app.before_request(views.begin)
+    app.after_request(views.end)
+    app.teardown_request(lambda _: g.held.release())
+    app.register_error_handler(Exception, answer_problem)
+    return app
 
-    @app.post("/predict")
-    def predict() -> Response:
-        query = read_query(request, settings)
-        clock, deadline = Clock(), request.environ.get(RECEIVED, time.monotonic()) + settings.request_timeout_s
-        model.newest()  # without a usable version nothing is fetched
+
+class Views:
+    """What each path answers, and what happens before and after."""
+
+    def __init__(self, settings: Settings, model: Model, metrics: Metrics, room: Room) -> None:
+        self._settings, self._model, self._metrics, self._room = settings, model, metrics, room
+        self._stages, self._keys = Stages(settings), Keys(settings.api_keys)
+        self._api = openapi.document(settings)
+
+    def predict(self) -> Response:
+        """Answer images, one or a list."""
+        query = read_query(request, self._settings)
+        clock, deadline = Clock(), request.environ.get(RECEIVED, time.monotonic()) + self._settings.request_timeout_s
+        self._model.newest()  # without a usable version nothing is fetched
         with clock.time("fetch"):
-            images = stages.fetch(query.images, deadline, g.held)
+            images = self._stages.fetch(query.images, deadline, g.held)
         spec = None
-        for version in model.candidates(deadline):
+        for version in self._model.candidates(deadline):
             if spec != version.contract.image:
                 spec = version.contract.image
                 with clock.time("decode"):
-                    decoded = stages.decode(images, spec, deadline)
+                    decoded = self._stages.decode(images, spec, deadline)
             try:
                 with clock.time("predict"):
-                    probabilities = model.predict(version, stack_pixels(decoded, version), deadline)
+                    probabilities = self._model.predict(version, stack_pixels(decoded, version), deadline)
                 break
             except VersionGone:  # a replica without that version; the next one may mean other pixels
                 continue
@@ -70,9 +89,9 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
             answer(version, each, next(rows), query.top_k) if isinstance(each, DecodedImage) else each
             for each in decoded
         ]
-        metrics.observe(version.export, clock.seconds, results)
+        self._metrics.observe(version.export, clock.seconds, results)
         g.export = version.export
-        body: dict[str, Any] = {"model": named(model, version)}
+        body: dict[str, Any] = {"model": self._named(version)}
         if query.is_list:
             body["results"] = [
                 {"error": each.problem()} if isinstance(each, GatewayError) else each for each in results
@@ -83,54 +102,52 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
             body |= results[0]
         return jsonify(body | {"timing_ms": clock.milliseconds()})
 
-    @app.get("/model")
-    def show_model() -> Response:
-        version = model.newest()
+    def show_model(self) -> Response:
+        """Answer the contract in use."""
+        version = self._model.newest()
         contract = version.contract.to_dict()
         del contract["golden"]  # its images may be somebody's photos
-        return jsonify({**named(model, version), "contract": contract})
+        return jsonify({**self._named(version), "contract": contract})
 
-    @app.get("/livez")
-    def is_alive() -> Response:
+    def is_alive(self) -> Response:
+        """Answer that the process lives."""
         return jsonify({"status": "alive"})
 
-    @app.get("/readyz")
-    def is_ready() -> tuple[Response, int]:
-        health, draining = model.health, request.environ.get(DRAINING, False)
+    def is_ready(self) -> tuple[Response, int]:
+        """Answer whether a usable version is loaded, which versions were refused, and why."""
+        health, draining = self._model.health, request.environ.get(DRAINING, False)
         ready = health.ready and not draining
-        body = {
-            "status": "draining" if draining else "ready" if ready else "unavailable",
-            "model": {
-                "name": model.model,
-                "versions": health.versions,
-                "identities": {str(each.number): each.identity for each in reversed(health.accepted) if each.identity},
-                "refused": {str(each.number): health.reason(each.number) for each in health.refused},
-                "error": health.error,
-            },
+        model = {
+            "name": self._model.model,
+            "versions": health.versions,
+            "identities": {str(each.number): each.identity for each in reversed(health.accepted) if each.identity},
+            "refused": {str(each.number): health.reason(each.number) for each in health.refused},
+            "error": health.error,
         }
-        return jsonify(body), 200 if ready else 503
+        status = "draining" if draining else "ready" if ready else "unavailable"
+        return jsonify({"status": status, "model": model}), 200 if ready else 503
 
-    @app.get("/openapi.json")
-    def show_api() -> Response:
-        return jsonify(openapi.document(settings))
+    def show_api(self) -> Response:
+        """Answer the description of these paths."""
+        return jsonify(self._api)
 
-    @app.get("/metrics")
-    def show_metrics() -> Response:
-        return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
+    def show_metrics(self) -> Response:
+        """Answer a scrape."""
+        return Response(self._metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.before_request
-    def begin() -> None:
-        g.started, g.held = time.perf_counter(), Held(room)
+    def begin(self) -> None:
+        """Prepare a request, and check its API key where the path asks for one."""
+        g.started, g.held = time.perf_counter(), Held(self._room)
         logs.current.set(logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent")))
         if request.endpoint in ("predict", "show_model"):
-            keys.check(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
+            self._keys.check(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
 
-    @app.after_request
-    def end(response: Response) -> Response:
+    def end(self, response: Response) -> Response:
+        """Count and log an answer."""
         trace = logs.current.get()
         response.headers["X-Request-ID"] = trace.request_id if trace else ""
-        path, code = request.endpoint or "none", g.get("code", "")
-        metrics.answers.labels(path, response.status_code, code).inc()
+        code = g.get("code", "")
+        self._metrics.answers.labels(request.endpoint or "none", response.status_code, code).inc()
         if request.path not in HEALTH_PATHS:  # asked for every few seconds
             milliseconds = round((time.perf_counter() - g.started) * 1000, 1)
             fields = {"method": request.method, "path": request.path, "status": response.status_code, "code": code}
@@ -138,30 +155,29 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
             _log.info("answered", extra={"fields": {**fields, "ms": milliseconds, **by}})
         return response
 
-    @app.teardown_request
-    def release(_: BaseException | None) -> None:
-        g.held.release()
+    def _named(self, version: Version) -> dict[str, Any]:
+        """Return which model, version and export answers; exports from before there were identities have none."""
+        return {"name": self._model.model, "version": version.number, "identity": version.contract.identity or None}
 
-    @app.errorhandler(Exception)
-    def answer_problem(error: Exception) -> Response:
-        problem = as_gateway_error(error)
-        g.code = problem.code
-        response = jsonify(problem.problem())
-        response.status_code = problem.status
-        response.content_type = "application/problem+json"
-        if problem.retry_after_s is not None:
-            response.headers["Retry-After"] = str(problem.retry_after_s)
-        if isinstance(error, MethodNotAllowed):
-            response.headers["Allow"] = ", ".join(error.valid_methods or ())
-        return response
 
-    return app
+def answer_problem(error: Exception) -> Response:
+    """Answer a failure."""
+    problem = as_gateway_error(error)
+    g.code = problem.code
+    response = jsonify(problem.problem())
+    response.status_code = problem.status
+    response.content_type = "application/problem+json"
+    if problem.retry_after_s is not None:
+        response.headers["Retry-After"] = str(problem.retry_after_s)
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(error.valid_methods or ())
+    return response
 
 
 class InMemoryRequest(Request):
-    """A request whose uploads stay in memory, where its body is already: no disk is needed, nor left full."""
+    """A request with its uploads in memory, where its body is already: it needs no disk, and cannot fill one."""
 
-    max_form_memory_size = None  # the body's own limit holds
+    max_form_memory_size = None  # the limit for the whole body is enough
 
     def _get_file_stream(self, *_: Any, **__: Any) -> BytesIO:
         return BytesIO()
@@ -174,13 +190,8 @@ def stack_pixels(decoded: list[DecodedImage | GatewayError], version: Version) -
     return np.stack(pixels) if pixels else np.empty((0, spec.height, spec.width, 3), np.uint8)
 
 
-def named(model: Model, version: Version) -> dict[str, Any]:
-    """Return which model, version and export answers; an export from before there were identities has none."""
-    return {"name": model.model, "version": version.number, "identity": version.contract.identity or None}
-
-
 def answer(version: Version, image: DecodedImage, probabilities: NDArray[np.float32], top_k: int) -> dict[str, Any]:
-    """Return what is said of one image, by its probabilities (k,)."""
+    """Return the answer for one image with probabilities (k,)."""
     return {
         "predictions": most_probable(version.contract.classes, probabilities, top_k),
         "image": {"format": image.format, "width": image.width, "height": image.height, "bytes": image.size_bytes},
@@ -188,7 +199,7 @@ def answer(version: Version, image: DecodedImage, probabilities: NDArray[np.floa
 
 
 def as_gateway_error(error: Exception) -> GatewayError:
-    """Return the failure that an exception means; the only place where the web framework's own become ours."""
+    """Return the failure that an exception means; the only place that translates the web framework's own."""
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, MethodNotAllowed):
@@ -197,6 +208,9 @@ def as_gateway_error(error: Exception) -> GatewayError:
     if isinstance(error, NotFound):
         return errors.NotFound(f"Expected a path of /openapi.json. Received: {request.path[:100]!r}")
     if isinstance(error, HTTPException):
-        return from_http(error.code or 500, error.description or error.name)
+        status, detail = error.code or 500, error.description or error.name
+        if status >= 500:
+            return InternalError(detail)
+        return (errors.TooLarge if status == 413 else errors.BadRequest)(detail)
     _log.error("request failed", exc_info=error)
-    return InternalError("Expected to answer. Received: a defect of the gateway, which its log holds.")
+    return InternalError()

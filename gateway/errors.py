@@ -29,7 +29,7 @@ from contract.image import ImageError, ImageTooLargeError, UnsupportedImageError
 
 
 class GatewayError(Exception):
-    """A failure with a name; the detail says what was expected and what came."""
+    """A failure with a name; the detail says what is wrong with the input, or what happened and what to do."""
 
     status: int
     code: str
@@ -88,6 +88,9 @@ class BadImage(GatewayError):
 class InternalError(GatewayError):
     status, code = 500, "internal_error"
 
+    def __init__(self, detail: str = "Internal error; see the gateway's log.") -> None:
+        super().__init__(detail)
+
 
 class FetchFailed(GatewayError):
     status, code = 502, "fetch_failed"
@@ -103,7 +106,7 @@ class ModelUnavailable(GatewayError):
 
 
 class VersionGone(ModelUnavailable):
-    """The model server that was asked has not loaded that version, or no longer."""
+    """The model server that was asked has not loaded that version, or has unloaded it."""
 
 
 class Overloaded(GatewayError):
@@ -120,16 +123,9 @@ class ModelTimeout(GatewayError):
 
 
 def from_image_error(error: ImageError) -> GatewayError:
-    """Return the failure that bytes which do not become pixels mean."""
+    """Return the failure that a decoder's error means."""
     if isinstance(error, ImageTooLargeError):
         return TooLarge(str(error))
     if isinstance(error, UnsupportedImageError):
         return UnsupportedMedia(str(error))
     return BadImage(str(error))
-
-
-def from_http(status: int, detail: str) -> GatewayError:
-    """Return the failure that one of the web framework's own errors means."""
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return TooLarge(detail)
-    return (BadRequest if status < 500 else InternalError)(detail)
