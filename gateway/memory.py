@@ -1,4 +1,4 @@
-"""Room for bytes: what a process holds of request bodies and of fetched images, bounded as a whole."""
+"""A limit for the bytes of request bodies and of fetched images that a process keeps in memory at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gateway.errors import Overloaded
 
 
 class Room:
-    """So many bytes at once, for all requests of a process."""
+    """The bytes that all requests of a process may keep at once."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -17,7 +17,7 @@ class Room:
 
 
 class Held:
-    """The bytes that one request holds of a room; several threads may add."""
+    """The bytes of a room that one request keeps; several threads may add."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
@@ -25,24 +25,24 @@ class Held:
         self.size = 0
 
     def add(self, size: int) -> None:
-        """Hold more.
+        """Keep more.
 
         Raises:
-            Overloaded: That would be more than the process may hold; nothing is added. Or the request has ended.
+            Overloaded: The process would keep more than it may, and nothing is added; or the request has ended.
         """
         with self._room.lock:
             if self._released:
-                raise Overloaded("Expected a request under way. Received: one that has ended.")
+                raise Overloaded("The request has already ended.")
             if self._room.held_bytes + size > self._room.limit_bytes:
                 raise Overloaded(
-                    f"Expected room: the gateway holds at most {self._room.limit_bytes:,} bytes of requests and images"
-                    " at once. Received: none at the moment. Try again shortly, or send fewer images."
+                    f"The gateway is busy: it keeps at most {self._room.limit_bytes:,} bytes of requests and images at"
+                    " once. Try again shortly, or send fewer images."
                 )
             self._room.held_bytes += size
             self.size += size
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Keep nothing any more."""
         with self._room.lock:
             self._room.held_bytes -= self.size
             self.size = 0

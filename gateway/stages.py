@@ -1,4 +1,4 @@
-"""A request's stages before the model: fetch and decode, each bounded, side by side for a list; and their clock."""
+"""A request's stages before the model, fetch and decode, each for a list of images at once; and their clock."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from gateway.settings import Settings
 
 U = TypeVar("U")
 
-# An image waits so long for a place to fetch; while slow hosts hold them all, the rest is told to come back.
+# How long an image waits for a place to fetch. While slow hosts take all of them, the others are refused.
 FETCH_PLACE_WAIT_S = 1.0
 
 
 class Stages:
-    """What happens to images on their way to the model. An image that failed is its error from there on."""
+    """What happens to images on their way to the model. From where an image fails, its error takes its place."""
 
     def __init__(self, settings: Settings) -> None:
-        # Pillow's lines about odd metadata would be for whoever sends images to write, and are not JSON.
+        # Pillow warns of odd metadata: whoever sends images could write into the log, and not in JSON.
         warnings.filterwarnings("ignore", module="PIL")
-        self._fetcher = Fetcher(settings.fetch_rules)
+        self._fetcher = Fetcher(settings)
         self._fetching = Stage("fetch", settings.fetch_limit, FETCH_PLACE_WAIT_S)
         self._decoding = Stage("decode", settings.decode_limit)
         self._max_pixels = settings.max_pixels
 
     def fetch(self, images: Sequence[Url | bytes], deadline: float, held: Held) -> list[bytes | GatewayError]:
-        """Return the bytes of each image; those that came with the request are there already, and held."""
+        """Return the bytes of each image; those that came with the request are there already, and counted."""
 
         def fetch(url: Url) -> bytes:
             return self._fetcher.fetch(url.text, max(0.001, deadline - time.monotonic()), held.add)
@@ -54,7 +54,7 @@ class Stages:
 
         def decode_image(image: bytes) -> DecodedImage:
             if time.monotonic() > deadline:  # in a long list; it would be work for nothing
-                raise Overloaded("Expected time left to decode the image. Received: none, the request took too long.")
+                raise Overloaded("The request took too long: no time was left to decode the image.")
             try:
                 return decode(image, spec, self._max_pixels)
             except ImageError as exc:
@@ -64,7 +64,7 @@ class Stages:
 
 
 class Stage:
-    """A bounded part of the work: so many items at once; each of the others waits so long for a place."""
+    """A part of the work with a limit for the items at once; each of the others waits for a place."""
 
     def __init__(self, name: str, limit: int, wait_s: float = math.inf) -> None:
         self._name = name
@@ -74,7 +74,7 @@ class Stage:
         self._pool = ThreadPoolExecutor(limit, thread_name_prefix=name)
 
     def map(self, work: Callable[[Any], U], items: Sequence[Any], deadline: float) -> list[U | GatewayError]:
-        """Return what the work makes of each item, or its error; one item is worked on in this very thread."""
+        """Return what the work makes of each item, or its error; a single item is worked on in this thread."""
 
         def attempt(item: Any) -> U | GatewayError:
             if isinstance(item, GatewayError):
@@ -97,7 +97,7 @@ class Stage:
     @contextmanager
     def _place(self, deadline: float) -> Iterator[None]:
         if not self._places.acquire(timeout=min(self._wait_s, max(0.0, deadline - time.monotonic()))):
-            raise Overloaded(f"Expected a free place to {self._name} in time. Received: none. Try again shortly.")
+            raise Overloaded(f"The gateway is busy: no place to {self._name} became free in time. Try again shortly.")
         try:
             yield
         finally:
@@ -105,7 +105,7 @@ class Stage:
 
 
 class Clock:
-    """Seconds by stage; a stage that is repeated adds up."""
+    """Seconds by stage; those of a repeated stage add up."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()

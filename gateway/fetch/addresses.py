@@ -1,4 +1,4 @@
-"""Which addresses are public, and the lists that open or close others."""
+"""Which addresses are public, and the lists that open or close more."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Network = IPv4Network | IPv6Network
 
 
 class Row(NamedTuple):
-    """One refused network, what it is for and who says so."""
+    """One refused network, what it is for, and the document that says so."""
 
     network: Network
     name: str
     source: str
 
 
-# Networks that are not public, narrow rows first so that a reason is as exact as it can be. The standard library's
+# Networks that are not public, narrow rows first, so that a reason is as exact as possible. The standard library's
 # is_global and is_private differ from this, and between patch releases of Python.
-# Source: IANA IPv4 and IPv6 Special-Purpose Address Registries as of August 2026, and beside them multicast, the
-# deprecated IPv6 forms and Azure's host address, which those registries do not hold. Networks that they mark as
-# globally reachable inside a refused one (192.0.0.9, ORCHIDv2 ...) stay refused: no image lives there.
+# Source: IANA IPv4 and IPv6 Special-Purpose Address Registries as of August 2026. Not in those registries: multicast,
+# the deprecated IPv6 forms, and Azure's host address. Networks that they mark as globally reachable inside a refused
+# one (192.0.0.9, ORCHIDv2 ...) stay refused: no image is there.
 REFUSED = tuple(
     Row(ip_network(network), name, source)
     for network, name, source in (
@@ -65,7 +65,7 @@ REFUSED = tuple(
         ("ff00::/8", "multicast", "RFC 4291"),
     )
 )
-# Source: IANA Internet Protocol Version 6 Address Space; everything outside is reserved or special.
+# Source: IANA Internet Protocol Version 6 Address Space; all the rest is reserved or special.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 # IPv6 networks whose addresses end in an IPv4 address.
@@ -77,7 +77,7 @@ _ISATAP, _ISATAP_MASK = 0x0000_5EFE, 0xFCFF_FFFF
 
 
 def refusal(address: Address) -> str | None:
-    """Say why an address is not public, or return None if it is."""
+    """Return why an address is not public, or None if it is."""
     for row in REFUSED:
         if address in row.network:
             return f"{row.name} ({row.network}, {row.source})"
@@ -102,10 +102,10 @@ def embedded_ipv4(address: Address) -> list[IPv4Address]:
 
 @dataclass(frozen=True)
 class AllowList:
-    """Destinations named by `host:port` or by network; a deny list is written the same way.
+    """A list of destinations, by `host:port` or by network; a deny list is written the same way.
 
     Attributes:
-        hosts: Hosts with a port, as a URL names them, whatever they resolve to.
+        hosts: Hosts with a port, as in a URL, whatever they resolve to.
         networks: Networks, on any port.
     """
 
@@ -117,7 +117,7 @@ class AllowList:
         """Read entries separated by commas, such as `localhost:8000, [::1]:8080, 10.1.0.0/16`.
 
         Raises:
-            ValueError: Some entries are neither; the message names them all.
+            ValueError: Some entries are neither; the message lists them all.
         """
         hosts: list[tuple[Host, int]] = []
         networks: list[Network] = []
@@ -138,17 +138,17 @@ class AllowList:
         return cls(frozenset(hosts), tuple(networks))
 
     def has_host(self, host: Host, port: int) -> bool:
-        """Tell whether this very host and port is an entry."""
+        """Tell whether this host and port is an entry."""
         return (host, port) in self.hosts
 
     def has_address(self, address: Address) -> bool:
-        """Tell whether one of the networks holds the address."""
+        """Tell whether one of the networks contains the address."""
         return any(address in network for network in self.networks)
 
     def refusal(self, address: Address) -> str | None:
-        """Return why an address is closed that this list does not open, or None.
+        """Return why an address is closed, or None if it is public or this list opens it.
 
-        Where a network is as wide as all of IPv4, as NAT64's is, the address inside must be open by itself.
+        If a network is as wide as all of IPv4, as NAT64's is, the address inside must be open itself.
         """
         networks = [network for network in self.networks if address in network]
         if not networks:

@@ -1,4 +1,4 @@
-"""Sockets that read no more, and no longer, than one fetch may."""
+"""Sockets that read no more bytes, and for no longer, than a fetch may."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gateway.errors import GatewayError
 from gateway.fetch.urls import Address
 
 Hold = Callable[[int], None]
-"""Is told each number of bytes that came; what it raises ends the fetch."""
+"""Called with each number of bytes that came; what it raises ends the fetch."""
 
 
 class Budget:
-    """What one fetch may still take: seconds until its deadline, and bytes off the wire."""
+    """What one fetch may still take: seconds until its deadline, and bytes from the network."""
 
     def __init__(self, timeout_s: float, hold: Hold) -> None:
         self._deadline = time.monotonic() + timeout_s
@@ -33,15 +33,15 @@ class Budget:
         return left
 
     def allow(self, max_bytes: int, excess: GatewayError) -> None:
-        """Open the next part of an answer: so many bytes may be read, and this is raised when more are asked for."""
+        """Allow so many bytes for the next part of an answer; a read beyond them raises `excess`."""
         self._bytes_left = max_bytes
         self._excess = excess
 
     def receive(self, sock: socket.socket, recv_into: Callable[[memoryview], int], buffer: memoryview) -> int:
         """Read from a socket within the budget.
 
-        A socket's own timeout starts anew with every read, so that an origin which sends a byte a second would be
-        waited for without end. Here each read gets what is left until the deadline.
+        A socket's own timeout starts anew with every read: a host that sends a byte a second would never time out.
+        Here each read gets the time left until the deadline.
         """
         if not self._bytes_left:
             raise self._excess
@@ -71,10 +71,10 @@ class TlsSocket(ssl.SSLSocket):
 
 
 def connect(address: Address, port: int, budget: Budget, timeout_s: float) -> PlainSocket:
-    """Connect to that very address, and make sure of it.
+    """Connect to an address, and make sure that it is the one that answered.
 
     Raises:
-        OSError: It does not answer in time, or another one did.
+        OSError: It did not answer in time, or another one did.
     """
     sock = PlainSocket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
     sock.budget = budget
@@ -84,7 +84,7 @@ def connect(address: Address, port: int, budget: Budget, timeout_s: float) -> Pl
         peer = sock.getpeername()
         if (ip_address(peer[0].partition("%")[0]), peer[1]) != (address, port):
             raise ConnectionError("Connected to another address than the one that was checked")
-        # What the TLS handshake and the request may take: OpenSSL counts this for a handshake as a whole.
+        # The limit for the TLS handshake and the request: OpenSSL counts it for the whole handshake.
         sock.settimeout(budget.seconds_left())
     except BaseException:
         sock.close()

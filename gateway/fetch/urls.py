@@ -1,4 +1,4 @@
-"""Reads a URL strictly and once: its scheme, host, port and target."""
+"""Reads a URL, strictly and once: its scheme, host, port and target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.errors import BadRequest, UrlNotAllowed
 
 Address = IPv4Address | IPv6Address
 Host = str | Address
-"""A host as a URL or a list names it: a lower-case ASCII name, or an address written as such."""
+"""A host in a URL or a list: a lower-case ASCII name, or an address."""
 
 MAX_URL_CHARACTERS = 2048
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -22,7 +22,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(?:#.*)?")
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
-# What resolvers read as a number, in whole or in its last part. Source: WHATWG URL, "ends in a number".
+# What resolvers read as a number, as a whole or in the last part. Source: WHATWG URL, "ends in a number".
 _ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
 
 
@@ -45,11 +45,11 @@ class Url:
 
 
 def parse_url(text: str) -> Url:
-    """Read a URL strictly, the only time that it is read: a second parser could see another host in it.
+    """Read a URL strictly, and only here: a second parser could see another host in it.
 
     Raises:
         BadRequest: The text is not a URL.
-        UrlNotAllowed: Its scheme is another, it holds user info, or its host is an address in disguise.
+        UrlNotAllowed: It has another scheme or user info, or its host is an address in disguise.
     """
     match = _URL.fullmatch(checked_characters(text))
     if match is None:
@@ -72,7 +72,7 @@ def parse_url(text: str) -> Url:
 
 
 def checked_characters(text: str) -> str:
-    """Return the text if it has the length and the characters of a URL, or raise BadRequest."""
+    """Return the text if it has the length and the characters of a URL; raise BadRequest otherwise."""
     if len(text) > MAX_URL_CHARACTERS:
         raise BadRequest(f"Expected a URL of at most {MAX_URL_CHARACTERS} characters. Received: {len(text)}.")
     if not text.isprintable() or " " in text or "\\" in text:
@@ -85,10 +85,10 @@ def parse_authority(text: str, default_port: int | None = None) -> tuple[Host, i
 
     Args:
         text: A host name (converted by IDNA), a dotted quad or an IPv6 address in brackets, with a port.
-        default_port: The port where the text names none; None where it must.
+        default_port: The port if the text names none; None if it must name one.
 
     Raises:
-        ValueError: The text is not of that form, or is an address in disguise.
+        ValueError: The text does not have that form, or is an address in disguise.
     """
     match = _AUTHORITY.fullmatch(text)
     if match is None:

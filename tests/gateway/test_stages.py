@@ -1,4 +1,4 @@
-"""gateway/stages.py: places are bounded, and whoever waits does so for a place, not for the whole of a list."""
+"""gateway/stages.py: places are limited, and each image of a list waits for itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.programs.photos import encode, photo
 
 
 def test_a_long_list_gets_its_places_beside_others() -> None:
-    """Its items wait each for itself, so that the time of the first is not counted against the last."""
+    """Each item waits for itself, so that the time of the first does not count against the last."""
     stage = Stage("fetch", 4, wait_s=0.2)
 
     def work(item: int) -> int:
@@ -40,7 +40,7 @@ def test_a_long_list_gets_its_places_beside_others() -> None:
 
 
 def test_who_finds_no_place_in_time_is_refused() -> None:
-    """While slow work holds them all."""
+    """While slow work takes all places."""
     stage, may_end = Stage("fetch", 1, wait_s=0.1), threading.Event()
     slow = threading.Thread(target=lambda: stage.map(lambda _: may_end.wait(10), [0], time.monotonic() + 10))
     slow.start()
@@ -52,13 +52,13 @@ def test_who_finds_no_place_in_time_is_refused() -> None:
     slow.join()
 
 
-def test_who_comes_after_the_end_holds_nothing() -> None:
-    """A fetch may go on in its thread when its request has ended by a defect."""
+def test_a_request_that_has_ended_keeps_nothing() -> None:
+    """A fetch may go on in its thread after its request ended by a defect."""
     room = Room(1000)
     held = Held(room)
     held.add(600)
     held.release()
-    with pytest.raises(Overloaded, match="has ended"):
+    with pytest.raises(Overloaded, match="already ended"):
         held.add(600)
     assert room.held_bytes == 0
 
@@ -78,7 +78,7 @@ def test_images_of_a_list_whose_time_is_over_are_not_decoded(stages: Stages) -> 
 
 
 def test_odd_metadata_is_no_line_of_the_log(recwarn: pytest.WarningsRecorder, stages: Stages) -> None:
-    """Who sends images does not write into it."""
+    """Whoever sends images does not write into it."""
     odd = b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 0x010F, 2, 9000, 26) + b"\0\0\0\0"
     (decoded,) = stages.decode([encode(photo(), exif=odd)], ImageSpec(8, 8), time.monotonic() + 9)
     assert isinstance(decoded, DecodedImage) and not recwarn.list

@@ -1,0 +1,126 @@
+"""gateway/fetch/fetcher.py: which answers of an image's host are an image's bytes, and what others mean."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import socket
+import struct
+
+import pytest
+
+from gateway.errors import FetchFailed, GatewayError
+from tests.gateway.fetch.conftest import CHUNKED, PHOTO, Listen, Names, fetch, make_fetcher, takes
+from tests.programs.origins import Origin, http_answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http_answer(PHOTO),
+        CHUNKED + b"5\r\n\xff\xd8pho\r\n2;ext=1\r\nto\r\n0\r\nTrailer: x\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\n" + PHOTO,
+        http_answer(PHOTO + b"more", Content_Length=str(len(PHOTO))),
+    ],
+    ids=["length", "chunks", "until close", "more than announced"],
+)
+def test_the_body_is_returned(listen: Listen, answer: bytes) -> None:
+    """Return exactly the body of a 200 answer, however its end is marked (S11)."""
+    assert fetch(listen(answer)) == PHOTO
+
+
+def reset(sock: socket.socket) -> None:
+    sock.sendall(http_answer(PHOTO, Content_Length="100"))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http_answer(PHOTO, Content_Length="100"),
+        CHUNKED + b"64\r\nshort",
+        CHUNKED + b"4\r\nfour\r\n",
+        CHUNKED + b"-1\r\n",
+        CHUNKED + b"-2\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 7",
+        http_answer(b""),
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+        reset,
+    ],
+)
+def test_broken_answer_fails(listen: Listen, answer: bytes) -> None:
+    """Fail on an answer that ends early, contradicts itself or is no HTTP (S11, F7)."""
+    with takes(0, 1), pytest.raises(FetchFailed, match=r"^The image's host sent "):
+        fetch(listen(answer))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity", "x-unknown"])
+def test_encoded_body_is_refused(listen: Listen, encoding: str) -> None:
+    """Unpack nothing, so that nothing can explode (S11)."""
+    with pytest.raises(FetchFailed, match="a body with a Content-Encoding"):
+        fetch(listen(http_answer(gzip.compress(b"a" * 1_000_000), Content_Encoding=encoding)))
+
+
+@pytest.mark.parametrize(
+    "status", [103, 201, 204, 206, 300, 304, 305, 400, 401, 403, 404, 407, 429, 500, 502, 503, 999]
+)
+def test_only_200_is_served(listen: Listen, status: int) -> None:
+    """Fail on any other status, and name it (S12, F7)."""
+    with pytest.raises(FetchFailed, match=f"^The image's host answered with status {status}\\.$"):
+        fetch(listen(http_answer(PHOTO, status=f"{status} Whatever", Location="/")))
+
+
+def test_redirect_without_location_fails(listen: Listen) -> None:
+    """Fail on a redirect that leads nowhere (S12)."""
+    with pytest.raises(FetchFailed, match="status 302"):
+        fetch(listen(http_answer(status="302 Found")))
+
+
+def test_refused_connection_fails() -> None:
+    """Fail at once if nobody listens (F7)."""
+    with Origin() as origin:
+        pass
+    with takes(0, 0.5), pytest.raises(FetchFailed):
+        fetch(origin)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http_answer(b"secret", status="500 secret", X_Secret="secret"),
+        http_answer(status="302 Found", Location="http://secret.test/secret"),
+        http_answer(status="302 Found", Location="http://127.0.0.2/secret"),
+        http_answer(b"secret", Content_Encoding="secret"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: secret\r\n\r\n",
+        b"secret 127.0.0.1\r\n",
+    ],
+)
+def test_messages_contain_nothing_of_the_origin(listen: Listen, answer: bytes) -> None:
+    """Never repeat the body, headers or addresses of an image's host to the client."""
+    with pytest.raises(GatewayError) as failed:
+        fetch(listen(answer), Names(secret=[["10.0.0.1"]]))
+    assert not any(word in str(failed.value) for word in ("secret", "127.0.0", "10.0.0.1"))
+
+
+def test_garbled_answers_have_a_name(listen: Listen) -> None:
+    """Raise one of the named errors, or none, for answers with random bytes changed (F17)."""
+    generator = random.Random(7)
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nLocation: /a\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n" + PHOTO
+    origin = listen()
+    fetcher = make_fetcher(fetch_timeout_s=1)
+    for _ in range(100):
+        garbled = bytearray(whole + b"\r\n0\r\n\r\n")
+        for _ in range(generator.randrange(1, 8)):
+            garbled[generator.randrange(len(garbled))] = generator.randrange(256)
+        origin.answer = bytes(garbled[: generator.choice((len(garbled), generator.randrange(len(garbled))))])
+        try:
+            fetcher.fetch(f"http://photos.test:{origin.port}/")
+        except GatewayError as error:
+            assert str(error).startswith("The ")
