@@ -1,4 +1,4 @@
-"""The model server's replicas behind one address: gRPC calls, spread over all of them, and tried again on another."""
+"""gRPC calls to the model server's replicas behind one address: spread over all, and retried on another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from contract.document import (
 )
 from gateway.errors import (
     GatewayError,
-    InternalError,
     ModelFailed,
     ModelTimeout,
     ModelUnavailable,
@@ -46,12 +45,12 @@ _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # http_proxy, which Docker hands to containers, is for hosts out there
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # gRPC asks the DNS again whenever a connection ends, which each replica sees to every few seconds, but no sooner
-    # than this after the last time; its default of 30 s would keep a new replica idle for as long.
+    # gRPC asks the DNS again whenever a connection ends, and each replica ends them every few seconds. But it asks no
+    # sooner than this after the last time; its default of 30 s would keep a new replica idle for as long.
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-    # A replica that dies fails what it is working on, all at one moment. Retries stop when half of the tokens are gone:
-    # with 10, of 20 calls on a replica that was killed 16 were lost, with 100 none. A success gives one back.
-    # CANCELLED is what the embedded server says to a request that came as it began to end, and which it has not begun.
+    # A replica that dies fails all its work at one moment. Retries stop when half of the tokens are gone: of 20 calls
+    # on a replica that was killed, 16 were lost with 10 tokens, and none with 100. A success gives one back.
+    # The embedded server answers CANCELLED to a request that came while it was ending, and that it has not begun.
     (
         "grpc.service_config",
         """{"loadBalancingConfig": [{"round_robin": {}}],
@@ -64,53 +63,41 @@ _CHANNEL_OPTIONS = (
     ),
 )
 
-# Total over grpc.StatusCode. Source of the codes' meaning: TensorFlow Serving 2.20 and gRPC's own.
+# What a status means, if not that the model server failed. Source: TensorFlow Serving 2.20 and gRPC's own.
 _FROM_GRPC: dict[grpc.StatusCode, type[GatewayError]] = {
-    grpc.StatusCode.OK: InternalError,  # no error: nobody should ask
     grpc.StatusCode.CANCELLED: ModelUnavailable,
-    grpc.StatusCode.UNKNOWN: ModelFailed,
-    grpc.StatusCode.INVALID_ARGUMENT: ModelFailed,
-    grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
-    grpc.StatusCode.NOT_FOUND: VersionGone,
-    grpc.StatusCode.ALREADY_EXISTS: ModelFailed,
-    grpc.StatusCode.PERMISSION_DENIED: ModelFailed,
-    grpc.StatusCode.UNAUTHENTICATED: ModelFailed,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
-    grpc.StatusCode.FAILED_PRECONDITION: ModelFailed,
     grpc.StatusCode.ABORTED: ModelUnavailable,
-    grpc.StatusCode.OUT_OF_RANGE: ModelFailed,
-    grpc.StatusCode.UNIMPLEMENTED: ModelFailed,
-    grpc.StatusCode.INTERNAL: ModelFailed,
     grpc.StatusCode.UNAVAILABLE: ModelUnavailable,
-    grpc.StatusCode.DATA_LOSS: ModelFailed,
+    grpc.StatusCode.NOT_FOUND: VersionGone,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ModelTimeout,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
 }
-# What the client is told; the model server's own words go to the log, since they may name hosts and paths.
-_MODEL_DETAILS: dict[type[GatewayError], str] = {
-    ModelFailed: "Expected the model server to answer. Received: an error, which the gateway's log holds.",
-    ModelUnavailable: "Expected a model server that answers. Received: no connection. Try again shortly.",
-    VersionGone: "Expected a loaded version of the model. Received: none at the moment. Try again shortly.",
-    Overloaded: "Expected a model server with room for one more request. Received: none. Try again shortly.",
-    ModelTimeout: "Expected the prediction in time. Received: no answer before the deadline.",
-    InternalError: "Expected an error from the model server. Received: success.",
+# For the client. The model server's own words go to the log, since they may name hosts and paths.
+_DETAILS: dict[type[GatewayError], str] = {
+    ModelFailed: "The model server answered with an error; see the gateway's log.",
+    ModelUnavailable: "The model server does not answer. Try again shortly.",
+    VersionGone: "No version of the model is loaded at the moment. Try again shortly.",
+    Overloaded: "The model server is busy. Try again shortly.",
+    ModelTimeout: "The prediction did not arrive in time.",
 }
 
 _log = logging.getLogger(__name__)
 
 
 class ModelClient:
-    """One process's channel. Safe for threads; to be made after a fork, which gRPC does not survive."""
+    """One process's channel. Safe for threads; make it after a fork, which gRPC does not survive."""
 
     def __init__(self, address: str, model: str, timeout_s: float) -> None:
         """Open a channel.
 
         Args:
-            address: As gRPC names it; with `dns:///name:port`, each address of that name is a replica.
-            model: The name that the model server knows the model by.
+            address: The model server's, in gRPC's form; with `dns:///name:port`, each address of it is a replica.
+            model: The model's name at the model server.
             timeout_s: Limit for one call.
         """
         self._address, self._model, self._timeout_s = address, model, timeout_s
         self._channels: list[grpc.Channel] = []
-        self.breaks = 0  # calls that found nobody: after one, whoever answers may be another
+        self.breaks = 0  # calls that found no server: after one, another server may answer
         self._open()
 
     def _open(self) -> None:
@@ -123,7 +110,7 @@ class ModelClient:
     def renew(self) -> None:
         """Open another channel, which looks up the address at once.
 
-        A channel that finds no address waits before it looks again, longer each time, up to two minutes: a gateway
+        A channel that finds no address waits before it looks again, longer each time, up to two minutes. A gateway
         that started long before the model server would notice it late.
         """
         self._open()
@@ -136,28 +123,28 @@ class ModelClient:
             channel.close()
 
     def statuses(self) -> Sequence[messages.ModelVersionStatus]:
-        """Return what the replica whose turn it is says of each version.
+        """Return the state of each version, from the replica that is next.
 
         Raises:
             VersionGone: It has none.
-            GatewayError: What else a call can end in.
+            GatewayError: The call failed otherwise.
         """
         request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name=self._model))
         response = self._call(self._get_status, request, min(STATUS_TIMEOUT_S, self._timeout_s))
         return response.model_version_status  # type: ignore[no-any-return]
 
     def signatures(self, number: int) -> set[str]:
-        """Return the names of a version's signatures, one of which tells which export it is.
+        """Return the names of a version's signatures, one of which names the export.
 
         Raises:
             VersionGone: The version is not loaded where the call arrived.
-            GatewayError: What else a call can end in.
+            GatewayError: The call failed otherwise.
         """
         request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self._model
         request.model_spec.version.value = number
         response = self._call(self._get_metadata, request, min(STATUS_TIMEOUT_S, self._timeout_s))
-        # Not Any.Unpack: our messages have a package of their own, which it compares.
+        # Not Any.Unpack: it compares packages, and ours is another.
         return set(messages.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def)
 
     def describe(self, number: int) -> bytes:
@@ -165,7 +152,7 @@ class ModelClient:
 
         Raises:
             VersionGone: The version is not loaded where the call arrived.
-            GatewayError: What else a call can end in.
+            GatewayError: The call failed otherwise.
         """
         query = np.array([b""], dtype=object)
         outputs = self._run(number, DESCRIBE_SIGNATURE, {QUERY: query}, [CONTRACT], self._timeout_s)
@@ -174,17 +161,17 @@ class ModelClient:
     def predict(
         self, number: int, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float = math.inf
     ) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3) by the very export that a contract describes; n >= 1.
+        """Return probabilities (n, k) of pixels (n, h, w, 3) by the export that a contract describes; n >= 1.
 
-        It is asked by a signature that bears its identity, which another export under its number lacks, and the answer
+        The signature that is asked contains the identity, so another export under the same number lacks it. The answer
         repeats the identity. Exports from before there were identities can only be asked by their number.
 
         Raises:
             VersionGone: The export is not loaded where the call arrived.
-            GatewayError: What else a call can end in.
+            GatewayError: The call failed otherwise.
         """
-        # Checked here because a tensor of the wrong rank ends TensorFlow Serving's process, and one of another size
-        # gets a wrong answer from a fully convolutional model.
+        # A tensor of the wrong rank ends TensorFlow Serving's process, and a fully convolutional model answers one of
+        # another size, wrongly.
         expected = (contract.image.height, contract.image.width, 3)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected or len(pixels) == 0:
             raise ValueError(f"Expected uint8 (n, {expected}). Received: {pixels.dtype} {pixels.shape}")
@@ -192,17 +179,17 @@ class ModelClient:
         timeout_s = min(timeout_s, self._timeout_s)
         outputs = self._run(number, contract.signature, {IMAGES: pixels}, wanted, timeout_s)
         if contract.identity and not _names(outputs[IDENTITY], contract.identity, len(pixels)):
-            raise VersionGone(_MODEL_DETAILS[VersionGone])
+            raise from_grpc(grpc.StatusCode.NOT_FOUND)
         probabilities = tensor.to_array(outputs[PROBABILITIES])
         if probabilities.shape != (len(pixels), len(contract.classes)) or not np.isfinite(probabilities).all():
             _log.error("version %d answered probabilities of shape %s, or not finite", number, probabilities.shape)
-            raise ModelFailed("Expected a probability for each class. Received: other numbers.")
+            raise ModelFailed("The model did not answer with a probability for each class.")
         return probabilities.astype(np.float32)
 
     def _run(
         self, number: int, signature: str, inputs: Mapping[str, NDArray[Any]], wanted: Sequence[str], timeout_s: float
     ) -> Mapping[str, messages.TensorProto]:
-        """Return the wanted outputs of one of a version's signatures, and perhaps others."""
+        """Return at least the wanted outputs of one of a version's signatures."""
         request = messages.PredictRequest(output_filter=wanted)
         for alias, array in inputs.items():
             request.inputs[alias].CopyFrom(tensor.to_proto(array))
@@ -211,11 +198,11 @@ class ModelClient:
         request.model_spec.signature_name = signature
         response = self._call(self._predict, request, timeout_s)
         if response.model_spec.version.value != number or any(each not in response.outputs for each in wanted):
-            raise ModelFailed("Expected an answer of the version that was asked. Received: another one.")
+            raise ModelFailed("Another version answered than the one that was asked.")
         return response.outputs  # type: ignore[no-any-return]
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
-        """Make one call; the only place where gRPC's exceptions become ours."""
+        """Make one call; the only place that translates gRPC's exceptions."""
         try:
             trace = logs.current.get()
             metadata = (("traceparent", trace.traceparent), ("x-request-id", trace.request_id)) if trace else None
@@ -223,7 +210,7 @@ class ModelClient:
         except grpc.RpcError as exc:
             code, details = exc.code(), exc.details() or ""
             if code == grpc.StatusCode.FAILED_PRECONDITION and EXPORT_SIGNATURES in details and NO_SIGNATURE in details:
-                raise from_grpc(grpc.StatusCode.NOT_FOUND) from exc  # the number is there, and the export is not
+                raise from_grpc(grpc.StatusCode.NOT_FOUND) from exc  # the number is there, but another export
             if code == grpc.StatusCode.UNAVAILABLE:
                 self.breaks += FULL_QUEUE not in details
             elif code != grpc.StatusCode.NOT_FOUND:
@@ -239,7 +226,7 @@ class ModelClient:
 
 
 def _names(identities: messages.TensorProto, identity: str, count: int) -> bool:
-    """Tell whether each of an answer's rows names an export; as an array of NumPy it takes ten times as long, 20 us."""
+    """Tell whether each row of an answer names an export; a NumPy array would take ten times as long, 20 us."""
     bits = identity_bits(identity)
     whole = bits.to_bytes(8, "little", signed=True) * count
     return list(identities.int64_val) == [bits] * count or identities.tensor_content == whole
@@ -247,5 +234,5 @@ def _names(identities: messages.TensorProto, identity: str, count: int) -> bool:
 
 def from_grpc(code: grpc.StatusCode) -> GatewayError:
     """Return the failure that a status of the model server means."""
-    kind = _FROM_GRPC[code]
-    return kind(_MODEL_DETAILS[kind])
+    kind = _FROM_GRPC.get(code, ModelFailed)
+    return kind(_DETAILS[kind])

@@ -1,4 +1,4 @@
-"""The golden gate: a version answers only after its own examples came back as they were when it was exported."""
+"""The golden gate: a version answers only after its own examples came back as they were at export."""
 
 from __future__ import annotations
 

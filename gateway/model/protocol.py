@@ -1,4 +1,4 @@
-"""What the gateway asks of a model, wherever it runs: at a model server (`versions.py`), or in this very process."""
+"""What the gateway needs of a model, in a model server (`versions.py`) or in this process (`serverless/`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contract.document import Contract
 
 
 class Export(NamedTuple):
-    """A version's number, and which export was found under it; without an identity, or not known yet, that is empty."""
+    """A version's number, and the identity of the export under it; empty if it has none, or is not known yet."""
 
     number: int
     identity: str = ""
@@ -39,8 +39,8 @@ class Health:
     """What the last look found.
 
     Attributes:
-        accepted: Those that passed the gate and are loaded, newest first.
-        refused: Those that the gate refused, or could not try yet, or that the model server could not load; and why.
+        accepted: Exports that passed the gate and are loaded, newest first.
+        refused: Exports that the gate refused or could not try yet, or that the model server could not load; and why.
         error: Why no version is usable, or None.
     """
 
@@ -54,7 +54,7 @@ class Health:
         return list(dict.fromkeys(each.number for each in self.accepted))
 
     def reason(self, number: int) -> str | None:
-        """Return why what was found under a number may not answer, if anything there may not."""
+        """Return why an export under a number may not answer, if there is one that may not."""
         return next((reason for export, reason in self.refused.items() if export.number == number), None)
 
     @property
@@ -81,16 +81,16 @@ class Model(Protocol):
         """
 
     def candidates(self, deadline: float) -> Iterator[Version]:
-        """Yield versions to try until one is there, newest first.
+        """Yield versions to try until one is loaded, newest first.
 
         Raises:
-            ModelUnavailable: There is none before the deadline.
+            ModelUnavailable: There was none before the deadline.
         """
 
     def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version; n may be 0.
+        """Return probabilities (n, k) of pixels (n, h, w, 3) by that version; n may be 0.
 
         Raises:
-            VersionGone: The version is not there any more.
-            GatewayError: What else a prediction can end in.
+            VersionGone: The version is not loaded any more.
+            GatewayError: The prediction failed otherwise.
         """

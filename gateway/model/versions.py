@@ -1,4 +1,4 @@
-"""Which versions may answer: looks for them at the model server, and lets them through the golden gate."""
+"""Which versions may answer: looks for them at the model server, and tries them at the golden gate."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ from gateway.model.client import ModelClient
 from gateway.model.gate import Refusal, open_gate
 from gateway.model.protocol import Export, Health, Version
 
-# Replicas behind one address take turns in answering, so one look shows one replica's versions.
-FORGET_AFTER_S = 10.0  # an export counts as gone once no look has met it for so long
-SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that holds an export
+# Replicas behind one address take turns in answering, so one look finds the versions of one replica.
+FORGET_AFTER_S = 10.0  # an export that no look has met for so long counts as gone
+SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that has an export
 SEARCH_PAUSE_S = 0.005
-# Exports with an identity are asked for it less often than for their status: at each look it cost 2 % of the gateway.
+# Every so many looks, exports are asked for their identity. At each look, that cost 2 % of the gateway.
 LOOKS_UNTIL_THOROUGH = 4
-LOOKS_UNTIL_AWAY = 2  # so many looks in a row that found no model server open the circuit breaker
-LOOKS_UNTIL_RENEWED = 10  # after each so many, its address is looked up anew
-AMONG_OTHERS = "It has no identity, and another export was under its number a moment ago. Exported once more it has one"
+LOOKS_UNTIL_AWAY = 2  # after so many looks in a row without a model server, requests fail at once
+LOOKS_UNTIL_RENEWED = 10  # after every so many such looks, its address is looked up again
+AMONG_OTHERS = (
+    "It has no identity, and another export was under its number a moment ago. Export it again to give it one"
+)
 NOT_TRIED = "The golden gate could not try it"
 DESCRIPTIONS = 5  # how often replicas are asked until one describes the export that another was asked about
 RECENT_LOOKS = 4  # replicas take turns, so what one of the last looks met counts as loaded
@@ -57,12 +59,12 @@ class _Known:
     """An export that a look met under a number, and what the golden gate said of it.
 
     Attributes:
-        identity: The export's; empty for one from before there were identities.
-        digest: Of its contract, by which one without an identity is known again; empty where it has neither.
-        look: The last look that met it, and when that was.
+        identity: The export's; empty if it is from before there were identities.
+        digest: The contract's, to recognize an export without an identity; empty if it has an identity, or no contract.
+        look: The last look that met it; `seen_s` is when that was.
         attempts: How often the model server failed while the gate was open for it.
         version: Set once it passed the gate.
-        refusal: Why it may not answer, and since when.
+        refusal: Why it may not answer; `refused_s` is since when.
     """
 
     number: int
@@ -81,14 +83,14 @@ class _Known:
 
     @property
     def is_decided(self) -> bool:
-        """Whether it passed or failed; without an identity, examples may have reached another export: ask again."""
+        """Whether it passed or failed. Without an identity, the examples may have reached another export: ask again."""
         if self.refusal and self.digest and time.monotonic() - self.refused_s > FORGET_AFTER_S:
             return False
         return self.version is not None or self.refusal is not None
 
 
 class Versions:
-    """One process's client of the model server. Safe for threads; to be made after a fork, since it opens a channel."""
+    """One process's client of the model server. Safe for threads; make it after a fork, since it opens a channel."""
 
     def __init__(
         self,
@@ -103,9 +105,9 @@ class Versions:
         """Open a channel.
 
         Args:
-            address: The model server's, as gRPC names it.
-            model: The name that the model server knows the model by.
-            poll_s: How often to look for versions, once started.
+            address: The model server's, in gRPC's form.
+            model: The model's name at the model server.
+            poll_s: Seconds between two looks for versions, once started.
             timeout_s: Limit for one call.
             max_batch: Most images in one call.
             on_health: Called with what each look found.
@@ -126,7 +128,7 @@ class Versions:
         self._stopped = threading.Event()
 
     def start(self, wait_s: float = 0.0) -> None:
-        """Look for versions from now on, in the background; wait so long at most for the first look to end."""
+        """Look for versions from now on, in the background; wait at most so long for the first look to end."""
         threading.Thread(target=self._watch, name="model-watch", daemon=True).start()
         self._looked.wait(wait_s)
 
@@ -142,16 +144,16 @@ class Versions:
             ModelUnavailable: There is none, or the last looks found no model server.
         """
         if self._failed_looks >= LOOKS_UNTIL_AWAY:
-            raise ModelUnavailable(self.health.error or "Expected a model server. Received: none.")
+            raise ModelUnavailable(self.health.error or "The model server does not answer.")
         loaded = self._current(self._loaded)
         return loaded[0] if loaded else next(self.candidates(time.monotonic() + SEARCH_S))
 
     def candidates(self, deadline: float) -> Iterator[Version]:
         """Yield versions to try until one is loaded where the call arrives: newest first, then looking again.
 
-        Replicas need not hold the same exports, so each call may reach one that lacks the one asked for. After the
-        first round the order is random, and so is whether there is another before the next look: replicas take turns,
-        and with a fixed number of calls between two tries, each could reach the same one for ever.
+        Replicas need not have the same exports, so each call may reach one that lacks the export. After the first
+        round, the order is random, and so is whether another round comes before the next look. Replicas take turns:
+        with a fixed number of calls between two tries, each try could reach the same replica for ever.
 
         Raises:
             ModelUnavailable: No accepted version is loaded anywhere, or the deadline passed.
@@ -166,23 +168,21 @@ class Versions:
             if tried:
                 versions = random.sample(versions, len(versions)) * random.choice((1, 2))  # noqa: S311  # no secret
             if not (versions and self._available) or time.monotonic() > give_up:
-                raise ModelUnavailable(
-                    "Expected a usable version of the model. Received: none at the moment; /readyz says why."
-                )
+                raise ModelUnavailable("There is no usable version of the model at the moment; /readyz says why.")
             time.sleep(SEARCH_PAUSE_S)
 
     def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3) by that very version, in calls of at most `max_batch`.
+        """Return probabilities (n, k) of pixels (n, h, w, 3) by that version, in calls of at most `max_batch`.
 
         Raises:
             VersionGone: The version is not loaded where the call arrived.
-            GatewayError: What else a call can end in.
+            GatewayError: A call failed otherwise.
         """
         parts = [np.empty((0, len(version.contract.classes)), np.float32)]
         for start in range(0, len(pixels), self._max_batch):
             chunk = pixels[start : start + self._max_batch]
             call = partial(self._predict_part, version, chunk, deadline)
-            # Where the first part arrived, the others find their way too, however many replicas lack the export.
+            # A replica answered the first part, so the others find one too, however many replicas lack the export.
             parts.append(_search(call, min(deadline, time.monotonic() + SEARCH_S)) if start else call())
         if len(pixels):
             self._failed_looks = 0  # whatever a look found, the model server answers
@@ -191,7 +191,7 @@ class Versions:
     def _predict_part(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
         timeout_s = deadline - time.monotonic()
         if timeout_s <= 0:
-            raise ModelTimeout("Expected time left for the prediction. Received: none, the request took too long.")
+            raise ModelTimeout("The request took too long: no time was left for the prediction.")
         breaks = self._replicas.breaks
         try:
             probabilities = self._replicas.predict(version.number, version.contract, pixels, timeout_s)
@@ -224,13 +224,13 @@ class Versions:
         if not self._looking.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
             return
         try:
-            if self._looks == asked:  # a look counts from its begin, so that one under way does not stand for this one
+            if self._looks == asked:  # none has begun since this call: one that was already under way is not enough
                 self._look(is_thorough)
         finally:
             self._looking.release()
 
     def _current(self, versions: list[Version]) -> list[Version]:
-        """Return the versions without those whose answers may be another export's: no identity, and a break since."""
+        """Return the versions, without those that another export could answer for: no identity, and a break since."""
         described = self._described_after == self._replicas.breaks
         return [version for version in versions if described or version.contract.identity]
 
@@ -239,11 +239,11 @@ class Versions:
         started_s, breaks = time.monotonic(), self._replicas.breaks
         try:
             statuses = self._replicas.statuses()
-            if random.random() < 0.5:  # noqa: S311  # or a look's calls would reach the same replicas for ever
+            if random.random() < 0.5:  # noqa: S311  # or each look could reach the same replicas
                 statuses = self._replicas.statuses()
         except VersionGone:
             statuses = ()
-        except Overloaded:  # it is there, and busy: what the last look found still holds
+        except Overloaded:  # it is there, and busy: what the last look found is still so
             return
         except GatewayError as exc:
             self._available, self._loaded = False, []
@@ -276,21 +276,21 @@ class Versions:
         self._set_health(Health([version.export for version in self._loaded], refused, error))
 
     def _meet(self, number: int, is_thorough: bool) -> str | None:
-        """Find out which export lies under a number; a new one has to pass the golden gate.
+        """Find out which export is under a number, and try a new one at the golden gate.
 
         Returns:
-            What kept it from being asked or tried, if anything; the next look tries again.
+            Why it could not be asked or tried, if so; the next look tries again.
         """
         give_up = time.monotonic() + SEARCH_S
         before = [known for known in self._known.values() if known.number == number]
         if not is_thorough and len(before) == 1 and before[0].identity and before[0].is_decided:
-            self._see(number, before[0].identity, "")  # whatever else lies there, it cannot answer in its name
+            self._see(number, before[0].identity, "")  # another export there could not answer in its name
             return None
         try:
             known, description = self._identify(number, 0.0 if before else give_up)
         except GatewayError as exc:
             kept = [known for known in before if known.look >= self._looks - 1]
-            for known in kept:  # what was found there by the last look still holds
+            for known in kept:  # what the last look found there is still so
                 known.look, known.seen_s = self._looks, time.monotonic()
             return None if any(known.is_decided for known in kept) else f"{NOT_TRIED}: {_reason(exc)}"
         if known.is_decided or not self._is_told_apart(known):
@@ -299,7 +299,7 @@ class Versions:
             self._admit(known, description, give_up)
         except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
             return f"{NOT_TRIED}: {exc.detail}"
-        except Exception as exc:  # whatever a version says of itself, it must not keep others from answering
+        except Exception as exc:  # one bad version must not keep others from answering
             known.attempts += 1
             if isinstance(exc, ModelFailed) and known.attempts < ATTEMPTS_UNTIL_REFUSED:
                 return f"{NOT_TRIED}: {_reason(exc)}"
@@ -309,7 +309,7 @@ class Versions:
         return None
 
     def _identify(self, number: int, give_up: float) -> tuple[_Known, bytes]:
-        """Return the export that lies under a number where the calls arrive, and its contract if that was asked for.
+        """Return the export that is under a number where the calls arrive, and its contract if that was needed.
 
         Raises:
             GatewayError: It could not be asked.
@@ -329,7 +329,7 @@ class Versions:
                 return self._see(number, "", digest), description
             if _identity(description) == identity:
                 return self._see(number, identity, "" if identity else digest), description
-        raise VersionGone("Its contract names another export than its signatures, or replicas hold different ones.")
+        raise VersionGone("Its contract names another export than its signatures do, or replicas have different ones.")
 
     def _see(self, number: int, identity: str, digest: str) -> _Known:
         known = self._known.setdefault((number, identity, digest), _Known(number, identity, digest))
@@ -337,7 +337,7 @@ class Versions:
         return known
 
     def _admit(self, known: _Known, description: bytes, give_up: float) -> None:
-        """Open the golden gate for an export.
+        """Try an export at the golden gate.
 
         Raises:
             Refusal: It does not pass.
@@ -351,7 +351,7 @@ class Versions:
         _log.info("version %s of %s passed the golden gate", known.export, self.model)
 
     def _is_told_apart(self, known: _Known) -> bool:
-        """Tell whether an answer shows that it is of this export; without an identity, only if there is no other."""
+        """Tell whether an answer must be this export's: it has an identity, or there is no other under its number."""
         return bool(known.identity) or all(
             other is known or other.number != known.number for other in self._known.values()
         )
@@ -366,7 +366,7 @@ class Versions:
 
 
 def _identity(description: bytes) -> str:
-    """Return the identity that a contract states; empty if it states none, or cannot be read."""
+    """Return the identity in a contract; empty if it has none, or cannot be read."""
     try:
         return Contract.from_json(description).identity
     except ContractError:
@@ -381,7 +381,7 @@ def _reason(exc: Exception) -> str:
 
 
 def _search(call: Callable[[], Answer], give_up: float) -> Answer:
-    """Repeat a call until it reaches a replica that holds the version."""
+    """Repeat a call until it reaches a replica that has the version."""
     while True:
         try:
             return call()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import socket
 import threading
 import time
 from collections import Counter
@@ -16,18 +14,21 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from contract.document import ImageSpec
 from contract.image import decode
 from gateway.errors import ModelUnavailable, VersionGone
-from gateway.model.client import _FROM_GRPC, _MODEL_DETAILS
 from gateway.model.protocol import Export, Version
 from gateway.model.versions import Versions
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
+from tests.programs.stack import free_port
 
 Connect = Callable[[str], Versions]
+Serve = Callable[..., FakeModelServer]
 IMAGE = encode(photo(seed=3))
+PIXELS = np.zeros((1, 8, 8, 3), np.uint8)
 
 
 def constant(*probabilities: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -35,14 +36,54 @@ def constant(*probabilities: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: np.tile(np.array(probabilities, np.float32), (len(pixels), 1))
 
 
+# Other exports than the one that calls IMAGE blue: what each is made of, and what it calls any image.
+OTHERS = {
+    "other weights": ((("red", "green", "blue"), ImageSpec(8, 8), constant(0.1, 0.2, 0.7)), "blue"),
+    "other classes": ((("ant", "bee", "fly"), ImageSpec(8, 8), constant(0.1, 0.2, 0.7)), "fly"),
+    "another count": ((("a", "b"), ImageSpec(8, 8), constant(0.3, 0.7)), "b"),
+    "another size": ((("small", "large", "huge"), ImageSpec(5, 9), constant(0.7, 0.2, 0.1)), "small"),
+}
+FLIES, SMALL = OTHERS["other classes"][0], OTHERS["another size"][0]
+
+
+def without_identity(golden: list[bytes], *facts: Any) -> FakeVersion:
+    """Return a version as it was exported before there were identities."""
+    return FakeVersion.of(golden, *facts, identity="")
+
+
+@pytest.fixture
+def client(model_server: FakeModelServer, connect: Connect) -> Versions:
+    """A client of `model_server`, which looks only when asked."""
+    return connect(model_server.address)
+
+
+@pytest.fixture
+def serve(golden: list[bytes]) -> Iterator[Serve]:
+    """A function that starts one more model server, with one version."""
+    servers: list[FakeModelServer] = []
+
+    def serve(*facts: Any, number: int = 1, address: str = "127.0.0.1:0") -> FakeModelServer:
+        servers.append(FakeModelServer({number: FakeVersion.of(golden, *facts)}, address))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.stop()
+
+
+def both(*servers: FakeModelServer) -> str:
+    """Return one address behind which servers take turns, call by call."""
+    return "ipv4:" + ",".join(server.address for server in servers)
+
+
 def ask(client: Versions, image: bytes = IMAGE) -> tuple[int, str]:
-    """Answer as the gateway does: the version, and the name that it gives to its most probable class."""
+    """Answer as the gateway does: the version's number, and its name for the most probable class."""
     version, name = ask_version(client, image)
     return version.number, name
 
 
 def ask_version(client: Versions, image: bytes = IMAGE) -> tuple[Version, str]:
-    """Answer as the gateway does: the version as it was described, and the name of its most probable class."""
+    """Answer as the gateway does: the version, and its name for the most probable class."""
     deadline = time.monotonic() + 5
     for version in client.candidates(deadline):
         pixels = decode(image, version.contract.image).pixels
@@ -52,89 +93,6 @@ def ask_version(client: Versions, image: bytes = IMAGE) -> tuple[Version, str]:
             continue
         return version, version.contract.classes[int(probabilities.argmax())]
     raise AssertionError
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come to hold"
-        time.sleep(0.01)
-
-
-def test_no_proxy_stands_between(
-    model_server: FakeModelServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A proxy for the hosts out there, where nobody listens, is not asked for the model server."""
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    client = connect(model_server.address)
-    client.start()
-    assert ask(client)[0] == 1
-
-
-def test_a_new_version_takes_over_and_a_removed_one_is_left(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
-) -> None:
-    """Forward and back, with each version's own pixels and names."""
-    client = connect(model_server.address)
-    client.start()
-    assert ask(client)[0] == 1
-    model_server.versions[2] = FakeVersion.of(golden, ("x", "y"), ImageSpec(4, 6), constant(0.2, 0.8))
-    eventually(lambda: client.health.versions == [2, 1])
-    assert ask(client) == (2, "y")
-    del model_server.versions[2]
-    assert ask(client)[0] == 1
-    eventually(lambda: client.health.versions == [1])
-
-
-def test_a_swap_under_load_loses_nothing_and_mixes_nothing(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
-) -> None:
-    """While versions come and go, each answer is one version's, with its own names."""
-    client = connect(model_server.address)
-    client.start()
-    ask(client)
-    answers: Counter[tuple[int, str]] = Counter()
-    stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def load() -> None:
-        try:
-            while not stop.is_set():
-                answers[ask(client)] += 1
-        except BaseException as exc:
-            failures.append(exc)
-
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    names = ("zero", "one")
-    for number in range(2, 8):
-        time.sleep(0.15)
-        wins = number % 2
-        spec = ImageSpec(4 + number, 4)
-        model_server.versions[number] = FakeVersion.of(
-            golden, tuple(f"{name}-{number}" for name in names), spec, constant(1 - wins, wins)
-        )
-        eventually(lambda number=number: number in client.health.versions)  # type: ignore[misc]
-        time.sleep(0.05)
-        model_server.versions.pop(number - 1)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert {number for number, _ in answers} >= {1, 2, 7}
-    for number, name in answers:
-        assert number == 1 or name == f"{names[number % 2]}-{number}"
-
-
-KINDS = {
-    "other weights": (("red", "green", "blue"), ImageSpec(8, 8), constant(0.1, 0.2, 0.7)),
-    "other classes": (("ant", "bee", "fly"), ImageSpec(8, 8), constant(0.1, 0.2, 0.7)),
-    "another count": (("a", "b"), ImageSpec(8, 8), constant(0.3, 0.7)),
-    "another size": (("small", "large", "huge"), ImageSpec(5, 9), constant(0.7, 0.2, 0.1)),
-}
 
 
 def ask_many(client: Versions, count: int = 2_000) -> Counter[tuple[str, str]]:
@@ -152,74 +110,138 @@ def ask_many(client: Versions, count: int = 2_000) -> Counter[tuple[str, str]]:
     return answers
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_another_export_under_the_same_number_answers_with_its_own_pixels_and_labels(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes], kind: str
+def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait until a condition is true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true"
+        time.sleep(0.01)
+
+
+def test_no_proxy_stands_between(
+    model_server: FakeModelServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy for hosts outside, where nobody listens, is not asked for the model server."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert ask(connect(model_server.address))[0] == 1
+
+
+def test_a_new_version_takes_over(model_server: FakeModelServer, client: Versions, golden: list[bytes]) -> None:
+    """Forward, and back when it is removed, with each version's own pixels and names."""
+    client.start()
+    assert ask(client)[0] == 1
+    model_server.versions[2] = FakeVersion.of(golden, ("x", "y"), ImageSpec(4, 6), constant(0.2, 0.8))
+    eventually(lambda: client.health.versions == [2, 1])
+    assert ask(client) == (2, "y")
+    del model_server.versions[2]
+    assert ask(client)[0] == 1
+    eventually(lambda: client.health.versions == [1])
+
+
+def test_a_swap_under_load_loses_nothing(model_server: FakeModelServer, client: Versions, golden: list[bytes]) -> None:
+    """While versions come and go, each answer is one version's, with its own names."""
+    client.start()
+    ask(client)
+    answers: Counter[tuple[int, str]] = Counter()
+    stop = threading.Event()
+    names = ("zero", "one")
+
+    def load() -> None:
+        while not stop.is_set():
+            answers[ask(client)] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(load) for _ in range(4)]
+        for number in range(2, 8):
+            time.sleep(0.15)
+            wins = number % 2
+            facts = tuple(f"{name}-{number}" for name in names), ImageSpec(4 + number, 4), constant(1 - wins, wins)
+            model_server.versions[number] = FakeVersion.of(golden, *facts)
+            eventually(lambda number=number: number in client.health.versions)  # type: ignore[misc]
+            time.sleep(0.05)
+            model_server.versions.pop(number - 1)
+        stop.set()
+    assert [run.result() for run in runs] == [None] * 4
+    assert {number for number, _ in answers} >= {1, 2, 7}
+    for number, name in answers:
+        assert number == 1 or name == f"{names[number % 2]}-{number}"
+
+
+@pytest.mark.parametrize(("facts", "name"), OTHERS.values(), ids=OTHERS)
+def test_another_export_under_the_number_answers_for_itself(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], facts: Any, name: str
 ) -> None:
     """It takes the other's place between two requests, without a gap; the next answer is its own, after the gate."""
-    client = connect(model_server.address)
     assert ask(client) == (1, "blue")
-    other = FakeVersion.of(golden, *KINDS[kind])
-    model_server.versions[1] = other
-    answers = ask_many(client)
-    name = KINDS[kind][0][int(KINDS[kind][2](np.zeros((1, 1, 1, 3), np.uint8)).argmax())]
-    assert answers == {(other.identity, name): 2_000}
+    other = model_server.versions[1] = FakeVersion.of(golden, *facts)
+    assert ask_many(client) == {(other.identity, name): 2_000}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("facts", "name"), OTHERS.values(), ids=OTHERS)
 def test_two_exports_under_one_number_answer_each_for_itself(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes], kind: str
+    model_server: FakeModelServer, connect: Connect, serve: Serve, facts: Any, name: str
 ) -> None:
     """One behind each of two addresses, for two thousand requests and without end."""
-    other = FakeModelServer({1: FakeVersion.of(golden, *KINDS[kind])})
-    try:
-        client = connect(f"ipv4:{model_server.address},{other.address}")
-        client.start()
-        answers = ask_many(client)
-    finally:
-        other.stop()
-    name = KINDS[kind][0][int(KINDS[kind][2](np.zeros((1, 1, 1, 3), np.uint8)).argmax())]
-    assert set(answers) == {(model_server.versions[1].identity, "blue"), (other.versions[1].identity, name)}
+    other = serve(*facts)
+    client = connect(both(model_server, other))
+    client.start()
+    exports = {(model_server.versions[1].identity, "blue"), (other.versions[1].identity, name)}
+    assert set(ask_many(client)) == exports
+
+
+def test_many_images_find_one_of_two_exports(model_server: FakeModelServer, connect: Connect, serve: Serve) -> None:
+    """Each part of a request goes to the export that the first one reached."""
+    client = connect(both(model_server, serve(*SMALL)))
+    client.start()
+    for _ in range(5):
+        deadline = time.monotonic() + 5
+        for version in client.candidates(deadline):
+            spec = version.contract.image
+            with suppress(VersionGone):
+                shape = (64, spec.height, spec.width, 3)
+                assert client.predict(version, np.zeros(shape, np.uint8), deadline).shape == (64, 3)
+                break
+
+
+def test_replicas_with_different_versions_lose_and_mix_nothing(connect: Connect, serve: Serve) -> None:
+    """A call that reaches the replica without its version goes on to the other version."""
+    old = serve(("old", "old"), ImageSpec(4, 4), constant(0.9, 0.1))
+    new = serve(("new", "new"), ImageSpec(6, 6), constant(0.1, 0.9), number=2)
+    client = connect(both(old, new))
+    client.start()
+    assert {ask(client) for _ in range(300)} == {(1, "old"), (2, "new")}
 
 
 def test_a_bad_export_under_an_accepted_number_is_refused(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+    model_server: FakeModelServer, client: Versions, golden: list[bytes]
 ) -> None:
-    """Whatever was accepted under the number before, it does not answer; health names the export."""
-    client = connect(model_server.address)
+    """Whatever was accepted under the number before, the bad one does not answer; health names the export."""
     ask(client)
-    bad = FakeVersion.of(golden, predict=constant(0.1, 0.2, 0.7))
+    bad = model_server.versions[1] = FakeVersion.of(golden, predict=constant(0.1, 0.2, 0.7))
     bad.predict = constant(0.7, 0.2, 0.1)
-    model_server.versions[1] = bad
     with pytest.raises(ModelUnavailable):
         ask(client)
     assert (client.health.ready, list(client.health.refused)) == (False, [Export(1, bad.identity)])
 
 
-def test_an_answer_with_another_identity_is_not_used(model_server: FakeModelServer, connect: Connect) -> None:
-    """The answer says whose it is, whatever was asked."""
-    client = connect(model_server.address)
+def test_an_answer_with_another_identity_is_not_used(model_server: FakeModelServer, client: Versions) -> None:
+    """The answer says which export gave it, whatever was asked."""
     version = client.newest()
     model_server.answers_as = "0123456789abcdef"
     with pytest.raises(VersionGone):
-        client.predict(version, np.zeros((1, 8, 8, 3), np.uint8), time.monotonic() + 1)
+        client.predict(version, PIXELS, time.monotonic() + 1)
 
 
-def without_identity(golden: list[bytes], *facts: Any) -> FakeVersion:
-    """Return a version as it was exported before there were identities."""
-    return FakeVersion.of(golden, *facts, identity="")
-
-
-def test_a_version_without_an_identity_is_described_again_and_gated_again(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+def test_a_version_without_an_identity_is_described_and_gated_again(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What came in its place answers only once the other has not been seen for a while; until then none does."""
     monkeypatch.setattr("gateway.model.versions.FORGET_AFTER_S", 0.5)
     model_server.versions[1] = without_identity(golden)
-    client = connect(model_server.address)
     client.start()
     assert ask(client) == (1, "blue")
-    model_server.versions[1] = without_identity(golden, *KINDS["other classes"])
+    model_server.versions[1] = without_identity(golden, *FLIES)
     eventually(lambda: not client.health.ready)
     assert "no identity, and another export" in client.health.reason(1)
     with pytest.raises(ModelUnavailable):
@@ -229,58 +251,49 @@ def test_a_version_without_an_identity_is_described_again_and_gated_again(
 
 
 def test_a_version_without_an_identity_does_not_answer_beside_another_export(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], serve: Serve
 ) -> None:
-    """Of two under one number, only the one that says who it is can be told from the other."""
+    """Of two under one number, only the one with an identity can be told from the other."""
     model_server.versions[1] = without_identity(golden)
-    other = FakeModelServer({1: FakeVersion.of(golden, *KINDS["other classes"])})
-    try:
-        client = connect(f"ipv4:{model_server.address},{other.address}")
-        for _ in range(4):
-            client._look_again()
-        assert {name for _, name in ask_many(client, 400)} == {"fly"}
-    finally:
-        other.stop()
+    client = connect(both(model_server, serve(*FLIES)))
+    for _ in range(4):
+        client._look_again()
+    assert {name for _, name in ask_many(client, 400)} == {"fly"}
 
 
-def test_after_a_broken_connection_a_version_without_an_identity_is_described_before_it_answers(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+def test_after_a_broken_connection_a_version_without_an_identity_is_described_again(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], serve: Serve
 ) -> None:
     """Another server took the address: the first request finds that out, before the next look."""
     model_server.versions[1] = without_identity(golden)
-    client = connect(model_server.address)
     assert ask(client) == (1, "blue")
     version = client.newest()
     model_server.stop()
     with pytest.raises(ModelUnavailable):
-        client.predict(version, np.zeros((1, 8, 8, 3), np.uint8), time.monotonic() + 1)
-    other = FakeModelServer({1: FakeVersion.of(golden, *KINDS["other classes"])}, model_server.address)
-    try:
-        answers: list[tuple[int, str]] = []
+        client.predict(version, PIXELS, time.monotonic() + 1)
+    serve(*FLIES, address=model_server.address)
+    answers: list[tuple[int, str]] = []
 
-        def answered() -> bool:
-            with suppress(ModelUnavailable):
-                answers.append(ask(client))
-            return bool(answers)
+    def answered() -> bool:
+        with suppress(ModelUnavailable):
+            answers.append(ask(client))
+        return bool(answers)
 
-        eventually(answered)
-        assert answers == [(1, "fly")]
-    finally:
-        other.stop()
+    eventually(answered)
+    assert answers == [(1, "fly")]
 
 
-def test_an_answer_is_not_used_if_another_export_without_an_identity_was_met_meanwhile(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+def test_an_answer_is_not_used_if_another_export_without_an_identity_came_meanwhile(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes]
 ) -> None:
     """The call was under way when it took the other's place."""
     model_server.versions[1] = without_identity(golden)
-    client = connect(model_server.address)
     version = client.newest()
-    slow, other = threading.Event(), without_identity(golden, *KINDS["other classes"])
+    slow, other = threading.Event(), without_identity(golden, *FLIES)
     quick, other.predict = other.predict, lambda pixels: (slow.wait(5), quick(pixels))[1]
     model_server.versions[1] = other
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(client.predict, version, np.zeros((1, 8, 8, 3), np.uint8), time.monotonic() + 5)
+        call = pool.submit(client.predict, version, PIXELS, time.monotonic() + 5)
         eventually(lambda: model_server.calls[-1] == "serving_default 1")
         client._look_again()
         slow.set()
@@ -288,89 +301,14 @@ def test_an_answer_is_not_used_if_another_export_without_an_identity_was_met_mea
             call.result()
 
 
-def test_many_images_find_one_of_two_exports(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
-) -> None:
-    """Each part of a request goes to the export that the first one reached."""
-    other = FakeModelServer({1: FakeVersion.of(golden, *KINDS["another size"])})
-    try:
-        client = connect(f"ipv4:{model_server.address},{other.address}")
-        client.start()
-        for _ in range(5):
-            deadline = time.monotonic() + 5
-            for version in client.candidates(deadline):
-                spec = version.contract.image
-                with suppress(VersionGone):
-                    shape = (64, spec.height, spec.width, 3)
-                    assert client.predict(version, np.zeros(shape, np.uint8), deadline).shape == (64, 3)
-                    break
-    finally:
-        other.stop()
-
-
-def test_a_version_without_a_contract_is_refused_with_what_to_do(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
-) -> None:
-    """A plain Keras export that was put into the store by hand."""
-    model_server.versions[2] = FakeVersion(b"", describes=False)
-    client = connect(model_server.address)
-    assert ask(client)[0] == 1
-    assert "python -m training export" in client.health.reason(2)
-    assert "describe 2" not in model_server.calls
-
-
-@pytest.fixture
-def mixed(golden: list[bytes]) -> Iterator[str]:
-    """One address behind which two model servers take turns, connection by connection, with different versions."""
-    servers = [
-        FakeModelServer({1: FakeVersion.of(golden, ("old", "old"), ImageSpec(4, 4), constant(0.9, 0.1))}),
-        FakeModelServer({2: FakeVersion.of(golden, ("new", "new"), ImageSpec(6, 6), constant(0.1, 0.9))}),
-    ]
-    yield "ipv4:" + ",".join(server.address for server in servers)
-    for server in servers:
-        server.stop()
-
-
-def test_replicas_with_different_versions_behind_one_address_lose_and_mix_nothing(mixed: str, connect: Connect) -> None:
-    """A call that reaches the replica without its version goes on to the other version."""
-    client = connect(mixed)
-    client.start()
-    answers = Counter(ask(client) for _ in range(300))
-    assert set(answers) == {(1, "old"), (2, "new")}
-
-
-def test_a_version_whose_golden_examples_do_not_replay_is_refused_and_the_old_one_answers(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes], caplog: pytest.LogCaptureFixture
-) -> None:
-    """The skew between training and serving becomes a refused release; health and the log say why."""
-    client = connect(model_server.address)
-    version = FakeVersion.of(golden)
-    version.predict = constant(0.2, 0.3, 0.5)
-    model_server.versions[2] = version
-    assert ask(client)[0] == 1
-    assert client.health.ready
-    assert "Golden example '0'" in client.health.reason(2)
-    assert f"version 2 ({version.identity}) of tiny is refused" in caplog.text
-    calls = len(model_server.calls)
-    assert ask(client)[0] == 1
-    assert len(model_server.calls) == calls + 1, "a refused version is not tried again"
-
-
-def test_pixels_made_otherwise_are_noticed(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
-) -> None:
-    """A contract that states another filter than the one its examples were made with is refused."""
+def of_another_filter(golden: list[bytes]) -> FakeVersion:
+    """Return a version with another filter in its contract than the one that its examples were made with."""
     texture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    from PIL import Image
-
     version = FakeVersion.of([encode(Image.fromarray(texture), "PNG")], predict=first_pixel)
     document = json.loads(version.description)
     document["image"]["filter"] = "nearest"
     version.description = json.dumps(document).encode()
-    model_server.versions[2] = version
-    client = connect(model_server.address)
-    assert ask(client)[0] == 1
-    assert "The gateway decodes images otherwise" in client.health.reason(2)
+    return version
 
 
 def first_pixel(pixels: np.ndarray) -> np.ndarray:
@@ -379,40 +317,52 @@ def first_pixel(pixels: np.ndarray) -> np.ndarray:
     return values / values.sum(axis=1, keepdims=True)
 
 
+def of_other_weights(golden: list[bytes]) -> FakeVersion:
+    """Return a version with other weights than at export."""
+    version = FakeVersion.of(golden)
+    version.predict = constant(0.2, 0.3, 0.5)
+    return version
+
+
 @pytest.mark.parametrize(
-    ("description", "reason"),
+    ("make", "reason"),
     [
-        (b"not json", "Expected a contract in JSON"),
-        (b'{"contract_version": 99}', "Expected contract_version 1. Received: 99"),
-        (b"[" * 100_000, "Expected a contract in JSON"),
+        (of_other_weights, "Golden example '0'"),
+        (of_another_filter, "The gateway decodes images otherwise"),
+        (lambda _: FakeVersion.of([]), "Expected golden examples"),
+        (lambda _: FakeVersion(b"not json"), "Expected a contract in JSON"),
+        (lambda _: FakeVersion(b"[" * 100_000), "Expected a contract in JSON"),
+        (lambda _: FakeVersion(b'{"contract_version": 99}'), "Expected contract_version 1. Received: 99"),
+        (lambda _: FakeVersion(b"", describes=False), "python -m training export"),
     ],
+    ids=["weights", "pixels", "no examples", "no JSON", "deep JSON", "another contract", "no contract"],
 )
-def test_a_version_whose_contract_cannot_be_read_is_refused(
-    model_server: FakeModelServer, connect: Connect, description: bytes, reason: str
+def test_a_bad_version_is_refused_and_the_old_one_answers(
+    model_server: FakeModelServer,
+    client: Versions,
+    golden: list[bytes],
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[[list[bytes]], FakeVersion],
+    reason: str,
 ) -> None:
-    """The reason is the contract's own message."""
-    model_server.versions[2] = FakeVersion(description)
-    client = connect(model_server.address)
+    """What would be a loss of accuracy becomes a refused release; health and the log say why."""
+    version = model_server.versions[2] = make(golden)
     assert ask(client)[0] == 1
+    assert client.health.ready
     assert reason in client.health.reason(2)
-
-
-def test_a_version_without_golden_examples_is_refused(model_server: FakeModelServer, connect: Connect) -> None:
-    """Nothing replayed is nothing checked."""
-    model_server.versions[2] = FakeVersion.of([])
-    client = connect(model_server.address)
-    assert ask(client)[0] == 1
-    assert "golden examples" in client.health.reason(2)
+    assert f"version {Export(2, version.identity)} of tiny is refused" in caplog.text
+    assert ("describe 2" in model_server.calls) == version.describes
+    runs = sum(call.endswith(" 2") and not call.startswith("describe") for call in model_server.calls)
+    client._look_again()
+    again = sum(call.endswith(" 2") and not call.startswith("describe") for call in model_server.calls)
+    assert runs == again, "a refused version is not tried again"
 
 
 def test_a_version_that_fails_in_the_gate_again_and_again_is_refused(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+    model_server: FakeModelServer, client: Versions
 ) -> None:
-    """Once could be a connection that broke; the refusal carries the model server's words."""
-    version = FakeVersion.of(golden)
-    version.fails = grpc.StatusCode.INTERNAL
-    model_server.versions[1] = version
-    client = connect(model_server.address)
+    """Once could be a broken connection; the refusal contains the model server's words."""
+    model_server.versions[1].fails = grpc.StatusCode.INTERNAL
     for _ in range(2):
         client._look_again()
         assert "could not try it" in client.health.reason(1)
@@ -441,16 +391,14 @@ def test_a_model_server_that_cannot_say_what_it_has_changes_nothing(
         assert client.health.ready and not client.health.refused
         assert "could not try it" in fresh.health.reason(1)
     model_server.metadata_failure = None
-    for each in (client, fresh):
-        assert ask(each)[0] == 1
+    assert [ask(each)[0] for each in (client, fresh)] == [1, 1]
 
 
 def test_a_busy_model_server_does_not_refuse_a_version_for_good(
-    model_server: FakeModelServer, connect: Connect
+    model_server: FakeModelServer, client: Versions
 ) -> None:
-    """What could not be tried is tried again at the next look."""
+    """A version that could not be tried is tried again at the next look."""
     model_server.failure = grpc.StatusCode.RESOURCE_EXHAUSTED
-    client = connect(model_server.address)
     with pytest.raises(ModelUnavailable):
         client.newest()
     assert "could not try it" in client.health.reason(1)
@@ -463,7 +411,7 @@ def test_a_busy_model_server_does_not_refuse_a_version_for_good(
 def test_a_version_that_cannot_be_tried_shows_while_another_answers(
     model_server: FakeModelServer, golden: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A new version that takes longer than a call may is no silence; once it is quick it answers."""
+    """A new version that takes longer than a call may is reported; once it is quick it answers."""
     client = Versions(model_server.address, "tiny", timeout_s=0.3)
     try:
         assert ask(client)[0] == 1
@@ -483,11 +431,10 @@ def test_a_version_that_cannot_be_tried_shows_while_another_answers(
         client.close()
 
 
-def test_a_request_without_pixels_says_nothing_of_the_model_server(
-    model_server: FakeModelServer, connect: Connect
+def test_a_request_without_pixels_shows_nothing_of_the_model_server(
+    model_server: FakeModelServer, client: Versions
 ) -> None:
     """While it is away, images that failed do not open the gateway again."""
-    client = connect(model_server.address)
     version = client.newest()
     model_server.stop()
     for _ in range(2):
@@ -497,9 +444,8 @@ def test_a_request_without_pixels_says_nothing_of_the_model_server(
         client.newest()
 
 
-def test_an_emptied_store_is_a_clear_503_and_recovers(model_server: FakeModelServer, connect: Connect) -> None:
-    """No version loaded is told at once, and a version that returns answers again (F5)."""
-    client = connect(model_server.address)
+def test_an_emptied_store_is_a_clear_503_and_recovers(model_server: FakeModelServer, client: Versions) -> None:
+    """Without a loaded version requests fail at once, and a version that returns answers again (F5)."""
     ask(client)
     version = model_server.versions.pop(1)
     started = time.monotonic()
@@ -512,11 +458,10 @@ def test_an_emptied_store_is_a_clear_503_and_recovers(model_server: FakeModelSer
 
 
 def test_a_version_that_stays_away_is_forgotten(
-    model_server: FakeModelServer, connect: Connect, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When its number returns, it passes the gate anew."""
     monkeypatch.setattr("gateway.model.versions.FORGET_AFTER_S", 0.2)
-    client = connect(model_server.address)
     client.start()
     ask(client)
     model_server.versions[2] = FakeVersion(b"bad")
@@ -527,44 +472,35 @@ def test_a_version_that_stays_away_is_forgotten(
     eventually(lambda: client.health.versions == [2, 1])
 
 
-def test_no_model_server_is_unavailable_at_once_and_its_return_is_noticed(
-    golden: list[bytes], connect: Connect
-) -> None:
+def test_no_model_server_is_unavailable_at_once_and_its_return_is_noticed(connect: Connect, serve: Serve) -> None:
     """Requests fail fast while it is away, and succeed within two seconds of its port opening (F1)."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    client = connect(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{free_port()}"
+    client = connect(address)
     client.start()
     for _ in range(3):
         started = time.monotonic()
         with pytest.raises(ModelUnavailable):
             ask(client)
         assert time.monotonic() - started < 0.5
-    server = FakeModelServer({1: FakeVersion.of(golden)}, f"127.0.0.1:{port}")
-    try:
-        eventually(lambda: client.health.ready, timeout_s=2)
-        assert ask(client)[0] == 1
-    finally:
-        server.stop()
+    serve(address=address)
+    eventually(lambda: client.health.ready, timeout_s=2)
+    assert ask(client)[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        *(((8, 8, 3), "uint8"), ((1, 9, 8, 3), "uint8"), ((1, 8, 8, 1), "uint8")),
+        *(((1, 8, 8), "uint8"), ((1, 1, 8, 8, 3), "uint8"), ((1, 8, 8, 3), "float32")),
+    ],
+)
 def test_a_tensor_that_would_kill_tensorflow_serving_is_never_sent(
-    model_server: FakeModelServer, connect: Connect
+    model_server: FakeModelServer, client: Versions, shape: tuple[int, ...], kind: str
 ) -> None:
-    """Rank, size, channels, type and a batch that is not empty are checked before the call."""
-    client = connect(model_server.address)
+    """Rank, size, channels and type are checked before the call; an empty batch needs none."""
     version = client.newest()
     calls = len(model_server.calls)
-    shapes = [(8, 8, 3), (1, 9, 8, 3), (1, 8, 8, 1), (1, 8, 8), (1, 1, 8, 8, 3)]
-    for shape, dtype in itertools.chain(((shape, np.uint8) for shape in shapes), [((1, 8, 8, 3), np.float32)]):
-        with pytest.raises(ValueError, match="Expected uint8"):
-            client.predict(version, np.zeros(shape, dtype), time.monotonic() + 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Expected uint8"):
+        client.predict(version, np.zeros(shape, kind), time.monotonic() + 1)
     nothing = client.predict(version, np.zeros((0, 8, 8, 3), np.uint8), time.monotonic() + 1)
-    assert nothing.shape == (0, 3)
-    assert len(model_server.calls) == calls
-
-
-def test_every_grpc_status_has_a_failure_with_words() -> None:
-    """The map stays total when gRPC adds a status."""
-    assert set(_FROM_GRPC) == set(grpc.StatusCode)
-    assert set(_FROM_GRPC.values()) == set(_MODEL_DETAILS)
+    assert (nothing.shape, len(model_server.calls)) == ((0, 3), calls)
