@@ -1,6 +1,6 @@
-"""`python -m gateway.batch`: predictions for many images, by a running gateway, into a CSV or JSON lines file.
+"""`python -m gateway.batch`: asks a running gateway about many images, and writes a CSV or JSON lines file.
 
-A run that was stopped goes on where it was: what the output file already answers is not asked again.
+A run that was stopped goes on where it was: it does not ask again about images that the file already answers.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from contract.photos import SUFFIXES, photos_in
 ANY_BYTES = "surrogateescape"  # a file's name need not be UTF-8
 COLUMNS = ("source", "version", "rank", "class", "index", "probability", "error", "detail")
 ALL_ANSWERED, SOME_FAILED, NOT_STARTED = 0, 1, 2
-# A gateway that is busy says when to come back; a request that it did not take changed nothing.
+# A busy gateway says when to try again, and a request that it refused changed nothing.
 RETRIES = urllib3.Retry(
     total=8, connect=2, status_forcelist=(503,), allowed_methods=("POST",), backoff_factor=0.2, raise_on_status=False
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, and return 0 if every image was answered, 1 if some failed, 2 if nothing could begin."""
+    """Run, and return 0 if every image was answered, 1 if some failed, 2 if it could not start."""
     options = _parser().parse_args(argv)
     http = urllib3.PoolManager(maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout)
     try:
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOT_STARTED
     todo = [image for image in images if image not in done]
     if len(todo) < len(images):
-        told = f"{len(images) - len(todo)} of {len(images)} are answered in {options.out} already"
-        print(f"{told}; to ask for all of them, name another file", file=sys.stderr)
+        answered = f"{options.out} already answers {len(images) - len(todo)} of {len(images)} images"
+        print(f"{answered}; to ask about all of them, name another file", file=sys.stderr)
     headers = {"Authorization": f"Bearer {os.environ['GATEWAY_KEY']}"} if "GATEWAY_KEY" in os.environ else {}
     failed = 0
     with output as file, ThreadPoolExecutor(options.concurrency) as pool:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expand(source: str) -> list[str]:
-    """Return the images that an argument names: a URL, an image, a folder of them, or a text file of them."""
+    """Return the images that an argument names: a URL, an image, a folder, or a text file with a list."""
     if source.startswith(("http://", "https://")):
         return [source]
     path = Path(source)
@@ -89,7 +89,7 @@ def _answered(out: Path | None) -> set[str]:
     if out is None or not out.is_file():
         return set()
     text = out.read_text(encoding="utf-8", errors=ANY_BYTES)
-    if text and not text.endswith("\n"):  # a run was killed while it wrote; what it wrote last is asked again
+    if text and not text.endswith("\n"):  # a run was killed while it wrote its last line
         text = text[: text.rfind("\n") + 1]
         out.write_text(text, encoding="utf-8", errors=ANY_BYTES)
     rows: list[dict[str, Any]] = (
@@ -98,18 +98,18 @@ def _answered(out: Path | None) -> set[str]:
         else [json.loads(line) for line in text.split("\n") if line]
     )
     if any("source" not in row for row in rows):
-        raise ValueError(f"Expected {out} to be of an earlier run. Received a file of another kind")
+        raise ValueError(f"Expected a file of an earlier run in {out}. Received a file of another kind")
     return {row["source"] for row in rows if not row.get("error")}
 
 
 def _find_gateway(http: urllib3.PoolManager, gateway: str) -> None:
-    """Ask whether anybody is there, before each image is told that nobody is."""
+    """Make sure that a gateway answers, so that its absence is one message and not one for each image."""
     try:
         http.request("GET", f"{gateway.rstrip('/')}/livez")
     except urllib3.exceptions.HTTPError as exc:
         raise ValueError(
-            f"Expected a gateway at {gateway}. Received: {getattr(exc, 'reason', exc)}. `make run` starts one;"
-            " --gateway names another"
+            f"No gateway answers at {gateway}: {getattr(exc, 'reason', exc)}. `make run` starts one; --gateway names"
+            " another."
         ) from exc
 
 
@@ -117,7 +117,7 @@ def _open_output(out: Path | None) -> TextIO:
     if out is None:
         return open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors=ANY_BYTES)  # noqa: PTH123  # closing it leaves stdout open
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"Expected --out in a folder that is there. Received: {out}")
+        raise ValueError(f"Expected --out in a folder that exists. Received: {out}")
     new = not out.is_file()
     file = out.open("a", encoding="utf-8", errors=ANY_BYTES, newline="")
     if new and out.suffix == ".csv":
@@ -128,7 +128,7 @@ def _open_output(out: Path | None) -> TextIO:
 def _ask_all(
     pool: ThreadPoolExecutor, concurrency: int, images: Sequence[str], ask: Callable[[str], dict[str, Any]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield answers as they come, with few requests waiting, however long the list is."""
+    """Yield answers as they arrive, with few requests waiting, however long the list is."""
     queue = iter(images)
     running = {pool.submit(ask, image): image for image in islice(queue, 2 * concurrency)}
     while running:
@@ -154,14 +154,14 @@ def _ask(http: urllib3.PoolManager, gateway: str, headers: dict[str, str], image
     except OSError as exc:
         return {"error": "unreadable", "detail": str(exc)}
     except urllib3.exceptions.HTTPError as exc:
-        return {"error": "unreachable", "detail": f"Expected a gateway at {gateway}. Received: {exc}"}
+        return {"error": "unreachable", "detail": f"No gateway answers at {gateway}: {exc}"}
     except (ValueError, KeyError, TypeError):
-        detail = f"Expected a gateway's answer from {gateway}. Received something else, with status {response.status}"
+        detail = f"Something other than a gateway answers at {gateway}, with status {response.status}"
         return {"error": "not_a_gateway", "detail": detail}
 
 
 def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -> None:
-    """Append an answer and flush it, so that a run that is killed keeps it: JSON a line, or CSV a row a prediction."""
+    """Append an answer, and flush it so that a killed run keeps it: a JSON line, or a CSV row for each prediction."""
     if out is None or out.suffix != ".csv":
         file.write(json.dumps({"source": image, **answer}, ensure_ascii=False) + "\n")
     else:
@@ -195,14 +195,22 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m gateway.batch", description=__doc__, epilog="An API key is taken from GATEWAY_KEY."
+        prog="python -m gateway.batch",
+        description=__doc__,
+        epilog="GATEWAY_KEY is the API key, if the gateway needs one.",
     )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="a URL, image, folder, or text file of them")
-    parser.add_argument("--gateway", type=_url, default="http://localhost:9696", help="(%(default)s)")
-    parser.add_argument("--out", type=_table, help="a .csv or .jsonl file to append to; standard output without it")
-    parser.add_argument("--top-k", type=_positive, default=1, help="predictions an image (%(default)s)")
-    parser.add_argument("--concurrency", type=_positive, default=8, help="requests at once (%(default)s)")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="a URL, an image, a folder, or a text file with a list"
+    )
+    parser.add_argument(
+        "--gateway", type=_url, default="http://localhost:9696", help="URL of the gateway (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=_table, help=".csv or .jsonl file to append to (default: standard output)")
+    parser.add_argument("--top-k", type=_positive, default=1, help="predictions per image (default: %(default)s)")
+    parser.add_argument("--concurrency", type=_positive, default=8, help="requests at once (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: %(default)s)"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What a request asks: every form of input, read into one list of image references."""
+"""Reads a request, in any form of input, into one list of image references."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ EXPECTED = (
     " with an optional top_k; or files as multipart/form-data; or the image itself as the body, with its Content-Type."
 )
 
-# Each takes up to 64 bytes once it is read: 24 MB of empty lists took a gigabyte. Base64 has none, a URL may have some.
+# A part takes up to 64 bytes once it is read: 24 MB of empty lists took a gigabyte. Base64 has no parts, a URL may.
 MAX_JSON_PARTS = 200_000
 
 
 @dataclass(frozen=True)
 class Url:
-    """An image that is to be fetched."""
+    """An image to fetch."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked.
+    """What a request asks for.
 
     Attributes:
         images: URLs to fetch, and encoded images that came with the request.
-        is_list: Whether the answer is a list, by the form that was used, whatever the number of images.
-        top_k: How many predictions each answer has at most.
+        is_list: Whether the answer is a list. The form decides it, not the number of images.
+        top_k: The most predictions in each answer.
     """
 
     images: list[Url | bytes]
@@ -96,7 +96,7 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
     if wrong := [value for value in values if not isinstance(value, str)]:
         raise BadRequest(f"Expected {form} to be text. Received: {_short(wrong[0])}")
     if form == "url" and values[0].startswith("data:"):
-        raise BadRequest("Expected an http or https URL. Received a data: URL, whose member is image.")
+        raise BadRequest("Expected an http or https URL. Received a data: URL, which belongs in image.")
     images = [Url(value) if form.startswith("url") else _from_base64(value) for value in values]
     return Query(images, is_list, _top_k(body.get("top_k", top_k)))
 
@@ -107,9 +107,9 @@ def _check_number(images: list[Any], settings: Settings) -> None:
 
 
 def _from_base64(text: str) -> bytes:
-    """Return the bytes of base64, as it is or in a data: URL; line breaks are fine."""
+    """Return the bytes of base64, plain or in a data: URL, with line breaks or without."""
     if text.startswith(("http://", "https://")):
-        raise BadRequest("Expected an image in base64. Received a URL, whose member is url or urls.")
+        raise BadRequest("Expected an image in base64. Received a URL, which belongs in url or urls.")
     if text.startswith("data:"):
         header, comma, text = text.partition(",")
         if not comma or not header.endswith(";base64"):

@@ -1,1 +1,1 @@
-"""The gateway and a model in one process that AWS Lambda calls: no model server, no gRPC, no TensorFlow."""
+"""The gateway and a model in one process for AWS Lambda: no model server, no gRPC, no TensorFlow."""

@@ -1,4 +1,4 @@
-"""Events of API Gateway, REST and HTTP, and of function URLs to the gateway's answers."""
+"""Answers events of API Gateway (REST and HTTP) and of function URLs, as the gateway would."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Handler = Callable[[Event, Any], dict[str, Any]]
 
 
 def create_handler(settings: Settings, model: Model) -> Handler:
-    """Return the function that answers events; each path, form, answer and error is the gateway's."""
+    """Return the function that answers events; all paths, forms, answers and errors are the gateway's."""
     metrics = Metrics()
     metrics.show(model.health)
     app = create_app(settings, model, metrics)
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        # Lambda's own identifier, which its log lines carry, unless the caller sent one.
+        # Lambda's own identifier, which is in its log lines, unless the caller sent one.
         environ.setdefault("HTTP_X_REQUEST_ID", environ["apig_wsgi.context"].aws_request_id)
         return app(environ, start_response)
 

@@ -1,7 +1,7 @@
-"""`handle`, which Lambda imports by its name: the function with the settings and the model of its environment.
+"""`handle`, which Lambda imports by name: the function with the settings and the model of its environment.
 
-Lambda gives this import the most processor time, before the first request arrives. So here, and nowhere else, importing
-reads the environment and a file.
+Lambda gives this import the most processor time, before the first request. So here, and nowhere else, importing reads
+the environment and a file.
 """
 
 import logging.config

@@ -1,4 +1,4 @@
-"""The newest version of a model in a model-store, run in this very process by the model server's engine."""
+"""The newest version of a model in a model-store, run in this process by the model server's engine."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 
 
 class OwnModel:
-    """What `gateway.model.protocol.Model` asks, of a version that this process has loaded."""
+    """A `gateway.model.protocol.Model` of one version, which this process has loaded."""
 
     def __init__(self, store: Path, model: str) -> None:
-        """Load the newest version, and open the golden gate for it.
+        """Load the newest version, and try it at the golden gate.
 
         Raises:
             ServingError: There is no version, or it cannot be loaded.
-            Refusal: Its golden examples do not come back as they were at export.
+            Refusal: Its golden examples did not come back as they were at export.
         """
         versions = versions_of(store, model)
         if not versions:
@@ -39,8 +39,8 @@ class OwnModel:
         number = max(versions)
         self.model = model
         self._engine = open_engine(versions[number], "auto", os.cpu_count() or 1)
-        # At each start, since it must hold on the very processor that answers, and a first run is slow anyway: with
-        # three examples 0.09 s of a start's 0.7 s.
+        # At each start, since it must be true on the processor that answers, and a first run is slow anyway. With three
+        # examples it takes 0.09 s of a start's 0.7 s.
         self._version = Version(number, open_gate(describe(self._engine.run), self._run))
         self.health = Health([self._version.export], error=None)
         _log.info("version %s of %s passed the golden gate", self._version.export, model)
@@ -57,14 +57,12 @@ class OwnModel:
         try:
             probabilities = self._run(version.contract, pixels, deadline - time.monotonic())
         except DeadlineExceededError as exc:
-            raise ModelTimeout(
-                "Expected time left for the prediction. Received: none, the request took too long."
-            ) from exc
+            raise ModelTimeout("The request took too long: no time was left for the prediction.") from exc
         except ServingError as exc:
             _log.exception("the model failed")
-            raise ModelFailed("Expected the model to answer. Received: an error, which the log holds.") from exc
+            raise ModelFailed("The model failed; see the log.") from exc
         if not np.isfinite(probabilities).all():
-            raise ModelFailed("Expected a probability for each class. Received: other numbers.")
+            raise ModelFailed("The model did not answer with a probability for each class.")
         return probabilities
 
     def _run(

@@ -1,1 +1,1 @@
-"""What runs the application: processes, the event loop, and the end of both."""
+"""What runs the application: processes, their event loops, and how both end."""

@@ -1,7 +1,7 @@
-"""The event loop in front of Flask: reads each request whole, admits it or refuses it at once, answers from a thread.
+"""The event loop in front of Flask: reads a whole request, admits or refuses it at once, and answers from a thread.
 
-A thread is taken only by a request that is complete and admitted, so a client that sends a byte a second holds a buffer
-and no thread. Requests beyond the threads wait in line; beyond the line they are answered 503 by the loop itself.
+Only a request that is complete and admitted takes a thread, so a client that sends a byte a second takes a buffer, but
+no thread. Requests beyond the threads wait in line. Beyond the line, the loop itself answers 503.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 WsgiApp = Callable[..., Iterable[bytes]]
 
-SMALL_BODY_BYTES = 64 * 1024  # for every path that takes none
+SMALL_BODY_BYTES = 64 * 1024  # for all paths that need no body
 MAX_SCRAPES = 4
-# A process with a request that is at work so long after its time is ended, and another takes its place: nothing else
-# ends a library that hangs, as a decoder does on an image made for it, and it would hold its place for ever.
+# A process with a request that is still at work so long after its time is ended, and another takes its place. Nothing
+# else ends a library that hangs, as a decoder may on an image made for that; it would keep its place for ever.
 STUCK_AFTER_S = 10.0
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -57,13 +57,13 @@ class Front:
         self._room = room
         limit_s = settings.request_timeout_s + STUCK_AFTER_S
         self._work = Line("request", settings.threads, settings.threads + settings.max_waiting, limit_s)
-        # Whoever asks for the health of a busy gateway must not wait behind its work, nor behind a scrape.
+        # A probe of a busy gateway must not wait behind its work, nor behind a scrape.
         self._health = Line("health", 1, settings.threads + settings.max_waiting, limit_s)
         self._scrapes = Line("metrics", 1, MAX_SCRAPES, limit_s)
         self._draining = False
 
     def drain(self) -> None:
-        """Be not ready from now on, and ask each client to close its connection; go on answering."""
+        """From now on, be not ready and ask each client to close its connection, but go on answering."""
         self._draining = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,8 +83,7 @@ class Front:
             status, headers, content = self._refuse(scope, error)
         except Exception as defect:  # Flask answers for what happens inside of it
             _log.error("request failed", exc_info=defect)
-            told = InternalError("Expected to answer. Received: a defect of the gateway, which its log holds.")
-            status, headers, content = self._refuse(scope, told)
+            status, headers, content = self._refuse(scope, InternalError())
         if self._draining:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -94,9 +93,9 @@ class Front:
         """Return the whole body.
 
         Raises:
-            TooLarge: It is longer than allowed; by its Content-Length where it has one, before it is read.
-            RequestTimeout: It did not come in time.
-            Overloaded: What is held at this moment leaves no room for it.
+            TooLarge: It is longer than allowed; if it has a Content-Length, before it is read.
+            RequestTimeout: It did not arrive in time.
+            Overloaded: The bytes that the process keeps at this moment leave no room for it.
         """
         limit = self.settings.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
@@ -121,7 +120,7 @@ class Front:
             if isinstance(exc, TimeoutError):
                 limit_s = self.settings.body_timeout_s
                 raise RequestTimeout(
-                    f"Expected the whole request within {limit_s:g} s. Received: {size:,} bytes of it"
+                    f"The request did not arrive within {limit_s:g} s; {size:,} bytes of it did."
                 ) from exc
             raise
 
@@ -134,10 +133,10 @@ class Front:
         """Answer in a thread.
 
         Raises:
-            Overloaded: Half of the request's time went by in line; the rest might not do, and the work be for nothing.
+            Overloaded: Half of the request's time went by in line; the rest may be too short, and the work in vain.
         """
         if time.monotonic() - received > self.settings.request_timeout_s / 2:
-            raise Overloaded("Expected a thread in time. Received: a wait of half the time limit. Try again shortly.")
+            raise Overloaded("The gateway is busy: the request waited for half of its time. Try again shortly.")
         environ = _environ(scope, body)
         environ |= {RECEIVED: received, DRAINING: self._draining}
         chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)
@@ -145,7 +144,7 @@ class Front:
         return int(status.split(" ", 1)[0]), fields, b"".join(chunks)
 
     def _refuse(self, scope: Scope, error: GatewayError) -> Answer:
-        """Answer without a thread; counted and logged as the application's own answers are."""
+        """Answer without a thread; count and log it as the application does with its own answers."""
         headers = dict(scope["headers"])
         asked_id = headers.get(b"x-request-id", b"").decode("latin-1")
         trace = Trace.of(asked_id, headers.get(b"traceparent", b"").decode("latin-1"))
@@ -163,7 +162,7 @@ class Front:
 
 
 class Line:
-    """Threads, and a bounded line before them; whoever takes longer than the limit ends the process."""
+    """Threads, and a line of limited length before them; work that takes longer than the limit ends the process."""
 
     def __init__(self, name: str, threads: int, capacity: int, limit_s: float) -> None:
         self._capacity = capacity
@@ -172,14 +171,14 @@ class Line:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(self, work: Callable[..., Answer], arguments: list[Any], held: Held) -> Answer:
-        """Work in a thread. A place is taken, and bytes are held, until the work ends, also when its client has gone.
+        """Work in a thread. It keeps its place and its bytes until it ends, also when its client has gone.
 
         Raises:
             Overloaded: The line is full.
         """
         if self._admitted >= self._capacity:
             held.release()
-            raise Overloaded("Expected a gateway with room for one more request. Received: none. Try again shortly.")
+            raise Overloaded("The gateway is busy: its line of requests is full. Try again shortly.")
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer] = loop.create_future()
         future = self._pool.submit(lambda: work(*arguments))
@@ -190,7 +189,7 @@ class Line:
             return await answered
         except asyncio.CancelledError:
             if future.cancel():
-                arguments.clear()  # the pool keeps the work until a thread comes to it; the body need not stay
+                arguments.clear()  # the pool keeps the work until a thread reaches it, but need not keep the body
             raise
 
     def _leave(
@@ -200,7 +199,7 @@ class Line:
         held: Held,
         watch: asyncio.TimerHandle,
     ) -> None:
-        """Give the place back, and the answer to who waits; one call of the loop for all, a request has no other."""
+        """Give the place back, and the answer to whoever waits, in the only call to the loop that a request makes."""
         watch.cancel()
         self._admitted -= 1
         held.release()
@@ -213,7 +212,7 @@ class Line:
 
 
 def _end_process() -> None:
-    _log.critical("a request is still at work %g s after its time: this process ends", STUCK_AFTER_S)
+    _log.critical("a request is still at work %g s after its time; this process ends", STUCK_AFTER_S)
     os._exit(1)
 
 

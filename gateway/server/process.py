@@ -14,13 +14,13 @@ from gateway.telemetry import logs, metrics
 
 
 class Quiet(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's logger without its access lines, which it would prepare for nobody: the application's say more."""
+    """gunicorn's logger without access lines: the application's own say more."""
 
     access_log_enabled = False
 
 
 class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    """The application in gunicorn's hands."""
+    """The application, run by gunicorn."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -34,8 +34,10 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "worker_class": Worker,
             "asgi_loop": "uvloop",
             "logger_class": Quiet,
-            "timeout": max(30, int(self.settings.body_timeout_s) + 5),  # it also bounds each wait for a part of a body
-            "keepalive": 75,  # longer than load balancers keep theirs, 60 s as a rule: the server must not close first
+            "timeout": max(
+                30, int(self.settings.body_timeout_s) + 5
+            ),  # also the limit for each wait for a part of a body
+            "keepalive": 75,  # longer than load balancers, which keep 60 s as a rule: the server must not close first
             "graceful_timeout": int(self.settings.shutdown_delay_s + self.settings.request_timeout_s) + 5,
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
@@ -49,7 +51,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             self.cfg.set(name, value)
 
     def prepare(self, arbiter: Any) -> None:
-        """Do what workers need; gunicorn calls this when its address was free, before the first of them."""
+        """Prepare what workers need; gunicorn calls this once it has its address, before the first worker."""
         metrics.share()
         listen_for_each_worker(arbiter)
 
@@ -70,17 +72,17 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             max_batch=settings.max_batch,
             on_health=measured.show,
         )
-        model.start(wait_s=5.0)  # it listens after this: the first request finds what the first look found
+        model.start(wait_s=5.0)  # so that the first request finds versions
         return Front(create_app(settings, model, measured, room), settings, measured, room)
 
 
 def keep_small_blocks() -> None:
     """Make the C library give blocks of 4 MiB and more back to the system as soon as they are free, and keep smaller.
 
-    glibc raises that limit by itself once such a block was freed, and keeps the pixels of the largest images: after
-    images of 49 megapixels, two workers had grown by 406 MB, and with a limit by 5 MB. What it trims off the end of its
-    heap it asks for anew with the next image: a photo of 12 megapixels took 956 page faults, 5 of 60 ms of CPU, and
-    takes 4 now, for 17 MB of memory. Source: mallopt(3).
+    glibc raises that limit itself once such a block is freed, and then keeps the pixels of the largest images. After
+    images of 49 megapixels, two workers had grown by 406 MB, and with a fixed limit by 5 MB. The end of its heap, which
+    glibc trims, has to come back with the next image: a photo of 12 megapixels took 956 page faults and 5 of 60 ms of
+    CPU. With the second limit it takes 4, for 17 MB of memory. Source: mallopt(3).
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc

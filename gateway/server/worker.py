@@ -1,4 +1,4 @@
-"""gunicorn's event-loop worker, with a shutdown that loses nothing and a limit for connections that say nothing."""
+"""gunicorn's event-loop worker, with a shutdown that loses nothing and a time limit for silent connections."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.sock import close_sockets, create_sockets
 from gunicorn.workers import gasgi
 
-# Clients that are busy when a drain begins close their connections by themselves after their next answer.
+# Clients that are busy when a drain begins close their connections themselves after their next answer.
 IDLE_GRACE_S = 2.0
 
 
 class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
-    """An HTTP connection whose first request must begin, and whose answers must be taken, in time.
+    """An HTTP connection with time limits for the begin of its first request, and for the client to take answers.
 
-    gunicorn bounds only the waits for later requests; what a client does not read, it would keep for ever.
+    gunicorn limits only the waits for later requests. It would keep for ever what a client does not read.
     """
 
     _unread: asyncio.TimerHandle | None = None
@@ -46,16 +46,16 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         return handle
 
     def close_if_idle(self) -> None:
-        """Close it, unless a request is complete or being answered."""
+        """Close the connection, unless a request is complete or being answered."""
         if self._awaiting_request and not self._finishing_calls:
             self._keepalive_timeout()
 
 
 def listen_for_each_worker(arbiter: Any) -> None:
-    """Put a listener for each worker in the place of gunicorn's own, which has shown that the address is free.
+    """Replace gunicorn's listener, which has shown that the address is free, with one for each worker.
 
-    Over those the system spreads connections. Of a shared one the worker that wakes first takes all: of eight
-    connections, a hundredth of a second apart, one of two workers had 8, and has 3 to 5 now.
+    The system spreads connections over those. With one that is shared, the worker that wakes first takes all: of eight
+    connections, a hundredth of a second apart, one of two workers had 8, and now has 3 to 5.
     """
     close_sockets(arbiter.LISTENERS)
     arbiter.cfg.set("reuse_port", True)
@@ -64,7 +64,7 @@ def listen_for_each_worker(arbiter: Any) -> None:
 
 
 def give_listener(arbiter: Any, worker: Worker) -> None:
-    """Give a worker, before the fork, the listener that no other has: connections wait there while one is replaced."""
+    """Give a worker, before the fork, a listener of its own; connections wait there while a worker is replaced."""
     taken = [listener for other in arbiter.WORKERS.values() for listener in other.sockets]
     free = [listener for listener in arbiter.LISTENERS if listener not in taken]
     worker.sockets = (free or arbiter.LISTENERS)[:1]
@@ -72,7 +72,7 @@ def give_listener(arbiter: Any, worker: Worker) -> None:
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
-    """At SIGTERM: readiness off; answer for a while; then close, finish what was accepted, and exit."""
+    """At SIGTERM it turns readiness off and answers for a while; then it closes, finishes its requests, and exits."""
 
     foreign_listeners: list[Any]
 
@@ -81,7 +81,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.connections: WeakSet[Connection] = WeakSet()
 
     def init_process(self) -> None:
-        close_sockets(self.foreign_listeners)  # one that is open anywhere still takes connections
+        close_sockets(self.foreign_listeners)  # a listener takes connections while it is open in any process
         gasgi.ASGIProtocol = Connection  # gunicorn has no setting for it
         super().init_process()
 
@@ -91,7 +91,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _shutdown(self) -> None:
         self.loop.call_later(IDLE_GRACE_S, self._close_idle)
-        await asyncio.sleep(0)  # whoever is connected and waits at the listener is let in: closing it would reset them
+        await asyncio.sleep(0)  # accept what waits at the listener: closing it would reset those connections
         await super()._shutdown()
 
     def _close_idle(self) -> None:

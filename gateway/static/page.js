@@ -1,11 +1,11 @@
-// The page's behaviour: take an image, ask POST /predict, show the answer. What comes from outside is set as text only.
+// The page's behaviour: take an image, ask POST /predict, show the answer. Text from outside is only ever set as text.
 
 const TOP_K = 5;
 const TITLES = {
   // by the problem's code, as gateway/errors.py has them
-  bad_request: "That request was not understood",
+  bad_request: "The classifier did not understand the request",
   unauthorized: "This classifier asks for an API key",
-  url_not_allowed: "That address is closed to the classifier",
+  url_not_allowed: "The classifier may not open that address",
   not_found: "There is nothing at that address",
   method_not_allowed: "The classifier does not answer that",
   request_timeout: "Sending the image took too long",
@@ -26,7 +26,7 @@ const $ = (id) => document.getElementById(id);
 let key = ""; // the API key, in memory only
 let image = null; // the last one asked about: {url} or {file}
 let running = null; // the AbortController of the newest request; an older one never shows anything
-let shown = {}; // what the page says of the image and the model at the moment
+let shown = {}; // the image and the version that the page shows at the moment
 
 // ---- taking an image
 
@@ -44,7 +44,7 @@ for (const input of [$("file"), $("camera")]) {
   });
 }
 
-/** Classify what was dropped or pasted; return whether there was an image or a URL in it. */
+/** Classify what was dropped or pasted; return whether it contained an image or a URL. */
 function take(data) {
   const [file] = data.files;
   const lines = (data.getData("text/uri-list") || data.getData("text/plain")).split("\n");
@@ -97,7 +97,7 @@ $("copy").addEventListener("click", async () => {
 
 // ---- asking
 
-/** Ask about an image, and show what comes back unless a newer question was asked meanwhile. */
+/** Ask about an image, and show the answer unless a newer question was asked meanwhile. */
 async function classify(next) {
   running?.abort();
   const mine = (running = new AbortController());
@@ -116,7 +116,7 @@ async function classify(next) {
   }
 }
 
-/** Return the request for the image: a file as it is, or a URL in JSON. */
+/** Return the request for the image: a file's bytes, or a URL in JSON. */
 function question() {
   const { file, url } = image;
   if (!file) return { path: "predict", type: "application/json", body: JSON.stringify({ url, top_k: TOP_K }) };
@@ -131,13 +131,13 @@ async function ask(signal) {
   try {
     answer = await fetch(path, { method: "POST", signal, body, headers: { "Content-Type": type, ...authorization() } });
   } catch {
-    const also = image.file ? " A file that is much too large ends like this too." : "";
-    throw { code: "no_connection", detail: `Expected an answer from ${location.host}. Received: none.${also}` };
+    const also = image.file ? " A file that is much too large can cause this too." : "";
+    throw { code: "no_connection", detail: `No answer came from ${location.host}.${also}` };
   }
   const read = await answer.json().catch(() => null);
   if (answer.ok && read?.predictions) return read;
   const { status } = answer;
-  throw { code: "", status, detail: "Expected an answer of the classifier. Received: something else.", ...read };
+  throw { code: "", status, detail: "Something other than the classifier answered.", ...read };
 }
 
 const authorization = () => (key ? { Authorization: `Bearer ${key}` } : {});
@@ -176,7 +176,7 @@ function say(text) {
   $("status").textContent = text;
 }
 
-/** Show which image it is: a file's own pixels, a URL's host and name (gateway/page.py says why not its pixels). */
+/** Show which image it is: a file's pixels, or a URL's host and name (gateway/page.py says why not pixels). */
 function showImage() {
   shown.image = image;
   URL.revokeObjectURL($("thumbnail").src);
@@ -257,13 +257,13 @@ function versionText({ version, identity }) {
   return `version ${version}${identity ? ` (${identity})` : ""}`;
 }
 
-/** Show the model's facts in the header, if the gateway tells them. */
+/** Show the model's facts in the header, if the gateway answers them. */
 async function showModel() {
   const answer = await fetch("model", { headers: authorization() }).catch(() => null);
   if (!answer?.ok) return;
   const { contract, ...model } = await answer.json();
   shown.version = versionText(model);
-  $("model").textContent = `${model.name}, ${shown.version}, tells ${number(contract.classes.length)} classes apart`;
+  $("model").textContent = `${model.name}, ${shown.version}, ${number(contract.classes.length)} classes`;
   $("model").hidden = false;
 }
 

@@ -1,1 +1,1 @@
-"""What the gateway tells its operators: log lines and metrics."""
+"""What operators see of the gateway: log lines and metrics."""

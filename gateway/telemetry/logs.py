@@ -1,4 +1,4 @@
-"""Logs as JSON, a line each, with the request that they belong to."""
+"""Logs as one JSON object a line, with the identifiers of the request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[
 
 @dataclass(frozen=True)
 class Trace:
-    """What ties the lines of one request together, here and in other services."""
+    """The identifiers that all lines of one request share, here and in other services."""
 
     request_id: str
     trace_id: str
@@ -27,7 +27,7 @@ class Trace:
 
     @classmethod
     def of(cls, request_id: str | None, traceparent: str | None) -> Trace:
-        """Accept the caller's identifiers where they are well formed, and make those that are missing."""
+        """Take the caller's identifiers if they are well formed; make the missing ones."""
         parent = _TRACEPARENT.fullmatch(traceparent or "")
         return cls(
             request_id if request_id and _REQUEST_ID.fullmatch(request_id) else secrets.token_hex(8),

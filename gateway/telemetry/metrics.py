@@ -1,4 +1,4 @@
-"""Prometheus metrics, right under several workers: each writes to a shared folder, and a scrape adds them up."""
+"""Prometheus metrics of several workers: each writes to a shared folder, and a scrape adds them up."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1
 
 
 def share() -> None:
-    """Make the folder that all workers write to; before the client library is imported, which reads the variable."""
-    memory = "/dev/shm"  # noqa: S108  # in memory where there is one: the files are counters, mapped by each worker
+    """Make the folder for all workers; call it before the import of the client library, which reads the variable."""
+    memory = "/dev/shm"  # noqa: S108  # in memory if possible: the files are counters that each worker maps
     os.environ[FOLDER] = tempfile.mkdtemp(prefix="metrics-", dir=memory if os.access(memory, os.W_OK) else None)
 
 
 def unshare() -> None:
-    """Remove the folder, at the end of the last process."""
-    if FOLDER in os.environ:  # it got as far as to listen
+    """Remove the folder when the last process ends."""
+    if FOLDER in os.environ:  # it is set only once the gateway listens
         shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
 
 
 def forget_worker(pid: int) -> None:
-    """Drop the gauges of a worker that ended; its counters stay."""
+    """Remove the gauges of a worker that ended; its counters stay."""
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
@@ -44,7 +44,9 @@ class Metrics:
 
         self._registry = CollectorRegistry()
         self._shown: set[Export] = set()
-        self._child = cache(lambda metric, *labels: metric.labels(*labels))  # half of the 20 us that a request takes
+        self._child = cache(
+            lambda metric, *labels: metric.labels(*labels)
+        )  # without it, a request takes 20 us here; with it, half
         options: dict[str, Any] = {"registry": self._registry}
         self.answers = Counter("gateway_answers", "Answers, by path, status and error code.",
                                ["path", "status", "code"], **options)  # fmt: skip
@@ -74,10 +76,10 @@ class Metrics:
             self._child(self.confidence, *export).observe(best["probability"])
 
     def show(self, health: Health) -> None:
-        """Show what a worker found of the model server's versions."""
+        """Show which versions a worker found."""
         self.ready.set(health.ready)
         self._shown |= {*health.accepted, *health.refused}
-        for export in self._shown:  # 0 is said too, so that a worker that disagrees is seen
+        for export in self._shown:  # also 0, which shows that one worker disagrees
             self.accepted.labels(*export).set(export in health.accepted)
             self.refused.labels(*export).set(export in health.refused)
 

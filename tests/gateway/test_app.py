@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import time
@@ -14,6 +15,7 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
+from contract.document import ImageSpec
 from gateway.app import create_app
 from gateway.errors import ModelUnavailable
 from gateway.model.versions import Versions
@@ -41,14 +43,16 @@ def test_a_url_is_answered_with_classes_most_probable_first(
     assert body["timing_ms"]["total"] >= body["timing_ms"]["fetch"] > 0
 
 
+@pytest.mark.parametrize(("top_k", "answered"), [({}, "gfedc"), ({"top_k": 1}, "g"), ({"top_k": 9}, "gfedcba")])
 def test_five_classes_are_answered_unless_asked_otherwise(
-    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, golden: list[bytes]
+    gateway: FlaskClient, model_server: FakeModelServer, golden: list[bytes], top_k: dict[str, int], answered: str
 ) -> None:
-    """Of a model with seven."""
+    """Of a model with seven: as many as top_k says, and never more than there are."""
     spread = lambda pixels: np.tile(np.arange(7, dtype=np.float32) / 21, (len(pixels), 1))  # noqa: E731
     model_server.versions[1] = FakeVersion.of(golden, tuple("abcdefg"), predict=spread)
-    body = gateway.post("/predict", json={"url": origin.add("red.png", RED)}).get_json()
-    assert [each["class"] for each in body["predictions"]] == ["g", "f", "e", "d", "c"]
+    image = base64.b64encode(RED).decode()
+    body = gateway.post("/predict", json={"image": image, **top_k}).get_json()
+    assert [each["class"] for each in body["predictions"]] == list(answered)
 
 
 def test_pixels_beyond_the_setting_are_refused(
@@ -58,13 +62,6 @@ def test_pixels_beyond_the_setting_are_refused(
     settings = Settings(model_name="tiny", max_pixels=64 * 48 - 1)
     client = create_app(settings, connect(model_server.address), Metrics()).test_client()
     assert_problem(client.post("/predict", data=RED, content_type="image/png"), 413, "too_large")
-
-
-def test_at_most_all_classes_are_answered(gateway: FlaskClient, origin: Origin) -> None:
-    """As many as top_k says, and never more than there are."""
-    url = origin.add("red.png", RED)
-    assert len(gateway.post("/predict", json={"url": url}).get_json()["predictions"]) == 3
-    assert len(gateway.post("/predict", json={"url": url, "top_k": 1}).get_json()["predictions"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -86,8 +83,8 @@ def test_at_most_all_classes_are_answered(gateway: FlaskClient, origin: Origin) 
         (b'{"url": "http://a/", "top_k": 0}', "top_k"),
         (b'{"url": "http://a/", "top_k": true}', "top_k"),
         (b'{"url": "http://a/", "topk": 3}', "Received a member that is none of these: 'topk'"),
-        (b'{"image": "http://a/"}', "Received a URL, whose member is url or urls"),
-        (b'{"url": "data:image/png;base64,aa"}', "Received a data: URL, whose member is image"),
+        (b'{"image": "http://a/"}', "Received a URL, which belongs in url or urls"),
+        (b'{"url": "data:image/png;base64,aa"}', "Received a data: URL, which belongs in image"),
         (b'{"url": "not a url"}', "Received"),
     ],
 )
@@ -121,7 +118,7 @@ def test_an_origin_without_the_image_is_a_failed_fetch(gateway: FlaskClient, ori
 
 
 def test_a_local_url_is_not_allowed_and_the_message_names_the_setting(gateway: FlaskClient) -> None:
-    """Someone who tries the gateway with a server of their own learns how to open it."""
+    """Someone who tries the gateway with a local server learns how to open it."""
     answer = gateway.post("/predict", json={"url": "http://127.0.0.1:1/a.jpg"})
     assert_problem(answer, 403, "url_not_allowed")
     assert "GATEWAY_FETCH_ALLOW" in answer.get_json()["detail"]
@@ -198,7 +195,7 @@ def test_unknown_paths_and_methods_are_problems_too(gateway: FlaskClient) -> Non
 def test_a_defect_is_a_500_without_a_traceback(
     gateway: FlaskClient, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What nobody expected is logged, not told."""
+    """What nobody expected is in the log, not in the answer."""
     monkeypatch.setattr("gateway.stages.decode", lambda *_: 1 / 0)
     answer = gateway.post("/predict", json={"url": origin.add("red.png", RED)})
     assert_problem(answer, 500, "internal_error")
@@ -209,7 +206,6 @@ def test_the_newest_version_answers_with_its_own_size_and_classes(
     gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, golden: list[bytes]
 ) -> None:
     """A version of other classes and another size needs no change of the gateway."""
-    from contract.document import ImageSpec
 
     def four(pixels: Any) -> Any:
         assert pixels.shape[1:] == (12, 20, 3)
@@ -244,7 +240,7 @@ def test_while_the_model_server_is_away_nothing_is_fetched(
 
 
 def assert_problem(answer: Any, status: int, code: str) -> None:
-    """Hold an answer to RFC 9457."""
+    """Check an answer by RFC 9457."""
     assert answer.status_code == status, answer.get_data()
     assert answer.content_type == "application/problem+json"
     body = json.loads(answer.get_data())

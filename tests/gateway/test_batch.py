@@ -208,22 +208,22 @@ def test_what_lies_beside_photos_is_left_out(address: str, folder: Path, tmp_pat
     assert sources == {"a.jpg", "b.png", "broken.jpg"}
 
 
-def test_nothing_to_begin_with_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_begin_with_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A path that is not there and a folder without images are mistakes of the caller."""
     assert main([str(tmp_path / "none")]) == 2
     assert main([str(tmp_path)]) == 2
     assert "Expected" in capsys.readouterr().err
 
 
-def test_a_gateway_that_is_not_there_is_told_once(
+def test_a_gateway_that_is_not_there_is_one_message(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before each image, with its address and the ways out; nothing is written."""
     out = tmp_path / "out.csv"
     assert main([str(folder), "--gateway", "http://127.0.0.1:1", "--out", str(out)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("Expected a gateway at http://127.0.0.1:1. Received: ") and "refused" in told
-    assert "`make run`" in told and not out.exists()
+    said = capsys.readouterr().err
+    assert said.startswith("No gateway answers at http://127.0.0.1:1: ") and "refused" in said
+    assert "`make run`" in said and not out.exists()
     with pytest.raises(SystemExit, match="2"):
         main([str(folder), "--gateway", "localhost:9696"])
     assert "Expected http://HOST:PORT" in capsys.readouterr().err

@@ -176,7 +176,7 @@ def parse_in_shell(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["/", "/page/page.js", "/page/page.css", "/page/icon.svg", "/page/none"])
-def test_every_answer_holds_the_browser_to_a_strict_policy(gateway: Gateway, path: str) -> None:
+def test_every_answer_has_a_strict_policy(gateway: Gateway, path: str) -> None:
     """Nothing from elsewhere, nothing inline, no frame, no referrer, no guessed media type."""
     with gateway.app.test_client().get(path) as answer:
         headers = answer.headers
@@ -199,7 +199,7 @@ def test_a_browser_keeps_the_files_and_asks_whether_they_changed(gateway: Gatewa
 
 
 def test_every_failure_has_a_title_on_the_page() -> None:
-    """A code that errors.py learns must be learnt by the page too."""
+    """Each code in errors.py has a title in page.js."""
 
     def kinds(kind: type[errors.GatewayError]) -> Iterator[type[errors.GatewayError]]:
         for child in kind.__subclasses__():
@@ -216,8 +216,8 @@ def test_every_failure_has_a_title_on_the_page() -> None:
 
 
 def test_a_url_is_answered_at_a_glance(page: Page, gateway: Gateway) -> None:
-    """Names and percentages, the model, the image, the stages' times, and nothing that is taken for markup."""
-    assert page.text_content("#model") == "imagenet, version 3, tells 1,000 classes apart"
+    """Names and percentages, the model, the image, the stages' times; and markup in a name stays text."""
+    assert page.text_content("#model") == "imagenet, version 3, 1,000 classes"
     classify_url(page, CAT)
     assert wait_for_result(page) == [
         "Egyptian cat 62.4%",
@@ -307,12 +307,12 @@ def test_the_curl_command_is_the_same_request(page: Page, gateway: Gateway) -> N
     assert arguments[5].encode() == gateway.requests[0][2]
 
 
-def test_an_error_is_told_in_plain_words(page: Page, gateway: Gateway) -> None:
+def test_an_error_is_shown_in_plain_words(page: Page, gateway: Gateway) -> None:
     """A title for people, the problem's detail and code, as an alert; and no retry of what cannot end otherwise."""
     gateway.problems = [errors.UrlNotAllowed("Expected a public address. Received <b>a URL</b>: 'localhost'.")]
     classify_url(page, "http://localhost/a.png")
     alert = page.get_by_role("alert")
-    alert.get_by_role("heading", name="That address is closed to the classifier").wait_for()
+    alert.get_by_role("heading", name="The classifier may not open that address").wait_for()
     assert alert.locator("p").all_text_contents() == [
         "Expected a public address. Received <b>a URL</b>: 'localhost'.",
         "403 url_not_allowed",
@@ -323,7 +323,7 @@ def test_an_error_is_told_in_plain_words(page: Page, gateway: Gateway) -> None:
 
 def test_a_passing_failure_can_be_tried_again(page: Page, gateway: Gateway) -> None:
     """After a 503; the focus stays in the result, though its button is gone."""
-    gateway.problems = [errors.Overloaded("Expected room. Received: none.")]
+    gateway.problems = [errors.Overloaded("The gateway is busy.")]
     classify_url(page, CAT)
     page.click("text=Try again")
     wait_for_result(page)
@@ -331,7 +331,7 @@ def test_a_passing_failure_can_be_tried_again(page: Page, gateway: Gateway) -> N
     assert gateway.requests[0] == gateway.requests[1]
 
 
-def test_a_gateway_that_is_gone_is_told(page: Page, gateway: Gateway) -> None:
+def test_a_gateway_that_is_gone_is_shown(page: Page, gateway: Gateway) -> None:
     """What a proxy answers in its place, and no answer at all."""
     classify_url(page, "https://example.com/proxy.jpg")
     page.wait_for_selector("text=The classifier did not answer as expected")

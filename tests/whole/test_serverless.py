@@ -184,10 +184,10 @@ def test_failures_of_the_model_are_the_gateways(tiny_store: Path, monkeypatch: p
     pixels = np.zeros((1, 16, 16, 3), np.uint8)
     with pytest.raises(ModelTimeout):
         model.predict(model.newest(), pixels, 0.0)
-    with pytest.raises(ModelFailed, match="which the log holds"):
+    with pytest.raises(ModelFailed, match="The model failed; see the log"):
         model.predict(model.newest(), pixels[:, :8], float("inf"))
     monkeypatch.setattr(model._engine, "run", lambda *_: {"probabilities": np.full((1, 3), np.nan, np.float32)})
-    with pytest.raises(ModelFailed, match="other numbers"):
+    with pytest.raises(ModelFailed, match="a probability for each class"):
         model.predict(model.newest(), pixels, float("inf"))
 
 
