@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +35,8 @@ RETRIES = urllib3.Retry(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and return 0 if every image was answered, 1 if some failed, 2 if it could not start."""
     options = _parser().parse_args(argv)
-    http = urllib3.PoolManager(maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout)
+    headers = {"Authorization": f"Bearer {os.environ['GATEWAY_KEY']}"} if "GATEWAY_KEY" in os.environ else {}
+    http = urllib3.PoolManager(maxsize=options.concurrency, headers=headers, retries=RETRIES, timeout=options.timeout)
     try:
         images = list(dict.fromkeys(image for source in options.sources for image in _expand(source)))
         done = _answered(options.out)
@@ -47,14 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(todo) < len(images):
         answered = f"{options.out} already answers {len(images) - len(todo)} of {len(images)} images"
         print(f"{answered}; to ask about all of them, name another file", file=sys.stderr)
-    headers = {"Authorization": f"Bearer {os.environ['GATEWAY_KEY']}"} if "GATEWAY_KEY" in os.environ else {}
-    failed = 0
+    url, failed = f"{options.gateway}/predict?top_k={options.top_k}", 0
     with output as file, ThreadPoolExecutor(options.concurrency) as pool:
-
-        def ask(image: str) -> dict[str, Any]:
-            return _ask(http, options.gateway, headers, image, options.top_k)
-
-        answers = _ask_all(pool, options.concurrency, todo, ask)
+        answers = _ask_all(pool, 2 * options.concurrency, todo, partial(_ask, http, url))
         try:
             for image, answer in tqdm(answers, total=len(todo), unit="image", disable=not sys.stderr.isatty()):
                 _write(file, options.out, image, answer)
@@ -105,7 +102,7 @@ def _answered(out: Path | None) -> set[str]:
 def _find_gateway(http: urllib3.PoolManager, gateway: str) -> None:
     """Make sure that a gateway answers, so that its absence is one message and not one for each image."""
     try:
-        http.request("GET", f"{gateway.rstrip('/')}/livez")
+        http.request("GET", f"{gateway}/livez")
     except urllib3.exceptions.HTTPError as exc:
         raise ValueError(
             f"No gateway answers at {gateway}: {getattr(exc, 'reason', exc)}. `make run` starts one; --gateway names"
@@ -126,11 +123,11 @@ def _open_output(out: Path | None) -> TextIO:
 
 
 def _ask_all(
-    pool: ThreadPoolExecutor, concurrency: int, images: Sequence[str], ask: Callable[[str], dict[str, Any]]
+    pool: ThreadPoolExecutor, waiting: int, images: Sequence[str], ask: Callable[[str], dict[str, Any]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield answers as they arrive, with few requests waiting, however long the list is."""
     queue = iter(images)
-    running = {pool.submit(ask, image): image for image in islice(queue, 2 * concurrency)}
+    running = {pool.submit(ask, image): image for image in islice(queue, waiting)}
     while running:
         done = next(as_completed(running))
         yield running.pop(done), done.result()
@@ -138,15 +135,14 @@ def _ask_all(
             running[pool.submit(ask, image)] = image
 
 
-def _ask(http: urllib3.PoolManager, gateway: str, headers: dict[str, str], image: str, top_k: int) -> dict[str, Any]:
+def _ask(http: urllib3.PoolManager, url: str, image: str) -> dict[str, Any]:
     """Return the gateway's answer, or `{"error": code, "detail": …}`."""
-    url = f"{gateway.rstrip('/')}/predict?top_k={top_k}"
     try:
         if image.startswith(("http://", "https://")):
             body, kind = json.dumps({"url": image}).encode(), "application/json"
         else:
             body, kind = Path(image).read_bytes(), "application/octet-stream"
-        response = http.request("POST", url, body=body, headers={**headers, "Content-Type": kind})
+        response = http.request("POST", url, body=body, headers={**http.headers, "Content-Type": kind})
         answer: dict[str, Any] = json.loads(response.data)
         if response.status == 200:
             return {key: answer[key] for key in ("model", "predictions", "image", "timing_ms")}
@@ -154,9 +150,9 @@ def _ask(http: urllib3.PoolManager, gateway: str, headers: dict[str, str], image
     except OSError as exc:
         return {"error": "unreadable", "detail": str(exc)}
     except urllib3.exceptions.HTTPError as exc:
-        return {"error": "unreachable", "detail": f"No gateway answers at {gateway}: {exc}"}
+        return {"error": "unreachable", "detail": f"No gateway answers at {url}: {exc}"}
     except (ValueError, KeyError, TypeError):
-        detail = f"Something other than a gateway answers at {gateway}, with status {response.status}"
+        detail = f"Something other than a gateway answers at {url}, with status {response.status}"
         return {"error": "not_a_gateway", "detail": detail}
 
 
@@ -178,7 +174,7 @@ def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -
 def _url(text: str) -> str:
     if not text.startswith(("http://", "https://")) or text.endswith("/predict"):
         raise argparse.ArgumentTypeError(f"Expected http://HOST:PORT or https://HOST. Received: {text!r}")
-    return text
+    return text.rstrip("/")
 
 
 def _table(text: str) -> Path:

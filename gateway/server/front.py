@@ -151,7 +151,15 @@ class Front:
         self._metrics.answers.labels("front", error.status, error.code).inc()
         fields = {"method": scope["method"], "path": scope["path"], "status": error.status, "code": error.code}
         _log.info("refused", extra={"fields": {**fields, "request_id": trace.request_id, "trace_id": trace.trace_id}})
-        return _problem(error, trace.request_id)
+        content = json.dumps(error.problem()).encode()
+        answer = [
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", str(len(content)).encode()),
+            (b"x-request-id", trace.request_id.encode()),
+        ]
+        if error.retry_after_s is not None:
+            answer.append((b"retry-after", str(error.retry_after_s).encode()))
+        return error.status, answer, content
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -214,18 +222,6 @@ class Line:
 def _end_process() -> None:
     _log.critical("a request is still at work %g s after its time; this process ends", STUCK_AFTER_S)
     os._exit(1)
-
-
-def _problem(error: GatewayError, request_id: str) -> Answer:
-    content = json.dumps(error.problem()).encode()
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(content)).encode()),
-        (b"x-request-id", request_id.encode()),
-    ]
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(error.retry_after_s).encode()))
-    return error.status, headers, content
 
 
 def _environ(scope: Scope, body: bytes) -> dict[str, Any]:

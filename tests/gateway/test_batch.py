@@ -6,14 +6,14 @@ import csv
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
 from gateway.batch import main
@@ -22,16 +22,23 @@ from tests.programs.model_server import FakeModelServer
 from tests.programs.photos import encode, photo
 
 
-@pytest.fixture
-def address(gateway: FlaskClient) -> Iterator[str]:
-    """The gateway behind a socket."""
-    server = make_server("127.0.0.1", 0, gateway.application, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Serve a WSGI application; yield its address."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def address(gateway: FlaskClient) -> Iterator[str]:
+    """The gateway's address."""
+    with serving(gateway.application) as address:
+        yield address
 
 
 @pytest.fixture
@@ -119,7 +126,7 @@ def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_pat
 
 
 def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
-    """A CSV that no run wrote is not appended to, and a folder that is not there is told."""
+    """A CSV that no run wrote is not appended to, and a missing folder is an error."""
     out = tmp_path / "mine.csv"
     out.write_text("a,b\n1,2\n")
     assert main(["http://example.com/a.jpg", "--out", str(out)]) == 2
@@ -127,45 +134,20 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     assert main(["http://example.com/a.jpg", "--out", str(tmp_path / "none" / "out.csv")]) == 2
 
 
-class Answers(BaseHTTPRequestHandler):
-    """A gateway that keeps the headers it was sent and answers what it was given, the last of it for ever."""
+class Scripted:
+    """A gateway that gives these answers in turn, the last one for ever; `keys` are what it was sent."""
 
-    headers_seen: ClassVar[list[Message]] = []
-    answers: ClassVar[list[tuple[int, bytes]]] = []
+    def __init__(self, *answers: Response) -> None:
+        self.answers = list(answers)
+        self.keys: list[str | None] = []
 
-    def do_GET(self) -> None:
-        self.send(200, b"{}")
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.headers_seen.append(self.headers)
-        self.send(*(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]))
-
-    def send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., str]]:
-    """A function that makes a gateway with given answers, and returns its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-
-    def answering(*answers: tuple[int, bytes]) -> str:
-        Answers.headers_seen, Answers.answers = [], list(answers)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield answering
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    @Request.application
+    def __call__(self, request: Request) -> Response:
+        if request.method == "GET":
+            return Response("{}")
+        request.get_data()
+        self.keys.append(request.headers.get("Authorization"))
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
 def asked(capfd: pytest.CaptureFixture[str], image: Path, gateway: str) -> dict[str, Any]:
@@ -176,25 +158,25 @@ def asked(capfd: pytest.CaptureFixture[str], image: Path, gateway: str) -> dict[
 
 
 def test_a_busy_gateway_is_asked_again_with_the_key(
-    scripted: Callable[..., str], folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """503 is no answer to write down; each request carries what GATEWAY_KEY says."""
+    """503 is no answer to write down; each request carries the key in GATEWAY_KEY."""
     monkeypatch.setenv("GATEWAY_KEY", "secret")
     answer = {"model": {"name": "m", "version": 3}, "predictions": [], "image": {}, "timing_ms": {}}
-    gateway = scripted((503, b"busy"), (200, json.dumps(answer).encode()))
-    assert asked(capfd, folder / "a.jpg", gateway)["model"]["version"] == 3
-    assert [headers["Authorization"] for headers in Answers.headers_seen] == ["Bearer secret"] * 2
+    scripted = Scripted(Response("busy", 503), Response(json.dumps(answer)))
+    with serving(scripted) as gateway:
+        assert asked(capfd, folder / "a.jpg", gateway)["model"]["version"] == 3
+    assert scripted.keys == ["Bearer secret"] * 2
 
 
-def test_what_is_no_gateway_is_named_so(
-    scripted: Callable[..., str], folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_gateway_is_named_so(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Something else on that port, and a file that went away or cannot be read."""
-    assert asked(capfd, folder / "a.jpg", scripted((404, b"<html>")))["error"] == "not_a_gateway"
-    (folder / "a.jpg").unlink()
-    (folder / "a.jpg").symlink_to(folder / "a.jpg.gone")
-    (folder / "list.txt").write_text(str(folder / "a.jpg"))
-    assert asked(capfd, folder / "list.txt", scripted((200, b"")))["error"] == "unreadable"
+    with serving(Scripted(Response("<html>", 404))) as gateway:
+        assert asked(capfd, folder / "a.jpg", gateway)["error"] == "not_a_gateway"
+        (folder / "a.jpg").unlink()
+        (folder / "a.jpg").symlink_to(folder / "a.jpg.gone")
+        (folder / "list.txt").write_text(str(folder / "a.jpg"))
+        assert asked(capfd, folder / "list.txt", gateway)["error"] == "unreadable"
 
 
 def test_what_lies_beside_photos_is_left_out(address: str, folder: Path, tmp_path: Path) -> None:
@@ -218,7 +200,7 @@ def test_nothing_to_begin_with_is_an_error(tmp_path: Path, capsys: pytest.Captur
 def test_a_gateway_that_is_not_there_is_one_message(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before each image, with its address and the ways out; nothing is written."""
+    """Not one for each image; with its address and what to do; nothing is written."""
     out = tmp_path / "out.csv"
     assert main([str(folder), "--gateway", "http://127.0.0.1:1", "--out", str(out)]) == 2
     said = capsys.readouterr().err
