@@ -79,11 +79,14 @@ class Stage:
         def attempt(item: Any) -> U | GatewayError:
             if isinstance(item, GatewayError):
                 return item
+            if not self._places.acquire(timeout=min(self._wait_s, max(0.0, deadline - time.monotonic()))):
+                return Overloaded(f"The gateway is busy: no place to {self._name} was free in time. Try again shortly.")
             try:
-                with self._place(deadline):
-                    return work(item)
+                return work(item)
             except GatewayError as error:
                 return error
+            finally:
+                self._places.release()
 
         if len(items) < 2:
             return [attempt(item) for item in items]
@@ -93,15 +96,6 @@ class Stage:
             part = items[start : start + self._share]
             results += self._pool.map(lambda item: context.copy().run(attempt, item), part)
         return results
-
-    @contextmanager
-    def _place(self, deadline: float) -> Iterator[None]:
-        if not self._places.acquire(timeout=min(self._wait_s, max(0.0, deadline - time.monotonic()))):
-            raise Overloaded(f"The gateway is busy: no place to {self._name} became free in time. Try again shortly.")
-        try:
-            yield
-        finally:
-            self._places.release()
 
 
 class Clock:

@@ -67,12 +67,8 @@ class Front:
         self._draining = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-        elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
         held = Held(self._room)
         try:
             arguments = [scope, await self._read(scope, receive, held), time.monotonic()]
@@ -160,13 +156,6 @@ class Front:
         if error.retry_after_s is not None:
             answer.append((b"retry-after", str(error.retry_after_s).encode()))
         return error.status, answer, content
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            await send({"type": f"{message['type']}.complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
 
 
 class Line:

@@ -33,6 +33,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "workers": self.settings.workers,
             "worker_class": Worker,
             "asgi_loop": "uvloop",
+            "asgi_lifespan": "off",
             "logger_class": Quiet,
             "timeout": max(
                 30, int(self.settings.body_timeout_s) + 5
@@ -81,8 +82,8 @@ def keep_small_blocks() -> None:
 
     glibc raises that limit itself once such a block is freed, and then keeps the pixels of the largest images. After
     images of 49 megapixels, two workers had grown by 406 MB, and with a fixed limit by 5 MB. The end of its heap, which
-    glibc trims, has to come back with the next image: a photo of 12 megapixels took 956 page faults and 5 of 60 ms of
-    CPU. With the second limit it takes 4, for 17 MB of memory. Source: mallopt(3).
+    glibc trims, has to come back with the next image. A photo of 12 megapixels took 956 page faults, which cost 5 of
+    60 ms of CPU. With the second limit it takes 4 page faults, for 17 MB of memory. Source: mallopt(3).
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc

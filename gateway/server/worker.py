@@ -54,8 +54,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
 def listen_for_each_worker(arbiter: Any) -> None:
     """Replace gunicorn's listener, which has shown that the address is free, with one for each worker.
 
-    The system spreads connections over those. With one that is shared, the worker that wakes first takes all: of eight
-    connections, a hundredth of a second apart, one of two workers had 8, and now has 3 to 5.
+    The system spreads connections over those. With one that is shared, the worker that wakes first takes all. Of eight
+    connections, a hundredth of a second apart, one of two workers had 8; now it has 3 to 5.
     """
     close_sockets(arbiter.LISTENERS)
     arbiter.cfg.set("reuse_port", True)

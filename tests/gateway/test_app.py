@@ -55,12 +55,9 @@ def test_five_classes_are_answered_unless_asked_otherwise(
     assert [each["class"] for each in body["predictions"]] == list(answered)
 
 
-def test_pixels_beyond_the_setting_are_refused(
-    model_server: FakeModelServer, connect: Callable[[str], Versions]
-) -> None:
+def test_pixels_beyond_the_setting_are_refused(gateway_with: Callable[..., FlaskClient]) -> None:
     """By GATEWAY_MAX_PIXELS, below what a contract's decode would take."""
-    settings = Settings(model_name="tiny", max_pixels=64 * 48 - 1)
-    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    client = gateway_with(max_pixels=64 * 48 - 1)
     assert_problem(client.post("/predict", data=RED, content_type="image/png"), 413, "too_large")
 
 

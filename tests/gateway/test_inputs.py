@@ -10,10 +10,6 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from gateway.app import create_app
-from gateway.model.versions import Versions
-from gateway.settings import Settings
-from gateway.telemetry.metrics import Metrics
 from tests.conftest import Origin
 from tests.gateway.test_app import assert_problem
 from tests.programs.model_server import FakeModelServer
@@ -74,12 +70,9 @@ def test_several_files_are_a_list(gateway: FlaskClient) -> None:
     assert [len(result["predictions"]) for result in body["results"]] == [1, 1]
 
 
-def test_what_is_fetched_finds_room_or_is_refused(
-    model_server: FakeModelServer, connect: Callable[[str], Versions], origin: Origin
-) -> None:
-    """Of four images two fit into what a process may hold at once; then there is room again."""
-    settings = Settings(model_name="tiny", fetch_allow=origin.authority, max_held_bytes=int(2.8 * len(IMAGE)))
-    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+def test_what_is_fetched_finds_room_or_is_refused(gateway_with: Callable[..., FlaskClient], origin: Origin) -> None:
+    """Of four images two fit into what a process may keep at once; then there is room again."""
+    client = gateway_with(fetch_allow=origin.authority, max_held_bytes=int(2.8 * len(IMAGE)))
     url = origin.add("image", IMAGE)
     results = client.post("/predict", json={"urls": [url] * 4}).get_json()["results"]
     assert sorted(result.get("error", {}).get("code", "") for result in results) == ["", "", "overloaded", "overloaded"]
@@ -88,15 +81,13 @@ def test_what_is_fetched_finds_room_or_is_refused(
 
 
 def test_top_k_is_an_argument_where_there_is_no_json(gateway: FlaskClient) -> None:
-    """Raw bodies ask in the query string; a bad number is told."""
+    """Raw bodies ask in the query string; a bad number is an error."""
     answer = gateway.post("/predict?top_k=2", data=IMAGE, content_type="image/jpeg")
     assert len(answer.get_json()["predictions"]) == 2
     assert_problem(gateway.post("/predict?top_k=none", data=IMAGE, content_type="image/jpeg"), 400, "bad_request")
 
 
-def test_predictions_go_to_the_model_in_batches(
-    model_server: FakeModelServer, connect: Callable[[str], Versions], gateway: FlaskClient
-) -> None:
+def test_predictions_go_to_the_model_in_batches(model_server: FakeModelServer, gateway: FlaskClient) -> None:
     """Forty images are three calls of at most sixteen."""
     gateway.get("/model")
     calls = len(model_server.calls)
@@ -116,12 +107,9 @@ def test_predictions_go_to_the_model_in_batches(
         ({"data": b"", "content_type": "image/png"}, 415, "unsupported_media"),
     ],
 )
-def test_limits_hold_for_every_form(
-    model_server: FakeModelServer, connect: Callable[[str], Versions], body: Any, status: int, code: str
-) -> None:
+def test_every_form_has_the_limits(gateway_with: Callable[..., FlaskClient], body: Any, status: int, code: str) -> None:
     """Too many images, too many bytes, no file, and no bytes."""
-    settings = Settings(model_name="tiny", max_images=3, max_image_bytes=20_000)
-    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
+    client = gateway_with(max_images=3, max_image_bytes=20_000)
     if isinstance(body.get("data"), dict):
         body["content_type"] = "multipart/form-data"
     assert_problem(client.post("/predict", **body), status, code)

@@ -1,4 +1,4 @@
-"""gateway/openapi.py: the description is what the routes are and do."""
+"""gateway/openapi.py: the description fits the routes and their answers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def api(model_server: FakeModelServer, connect: Callable[[str], Versions], monke
     client = connect(model_server.address)
     client.newest()  # looks
     app = create_app(Settings(model_name="tiny"), client, Metrics())
-    # A schema cannot say which bytes are an image, nor which hosts deliver one: a request that fits it may be refused
-    # for its content, by the statuses that mean that; 502 says that the image's host failed, not the gateway.
+    # A schema cannot say which bytes are an image, nor which hosts deliver one. A request that fits it may be refused
+    # for its content, with a status that means that. 502 means that the image's host failed, not the gateway.
     checks = {
         "positive_data_acceptance": ["2xx", "403", "413", "415", "422", "502"],
         "negative_data_rejection": ["400", "403", "413", "415", "422"],

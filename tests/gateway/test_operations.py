@@ -27,11 +27,10 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
-def locked(model_server: FakeModelServer, connect: Callable[[str], Versions]) -> FlaskClient:
+def locked(gateway_with: Callable[..., FlaskClient]) -> FlaskClient:
     """A gateway that some keys open."""
-    digests = ",".join(hashlib.sha256(key).hexdigest() for key in (b"first", b"second", "schlüssel".encode()))
-    settings = Settings(model_name="tiny", api_keys=digests)
-    return create_app(settings, connect(model_server.address), Metrics()).test_client()
+    keys = (b"first", b"second", "schlüssel".encode())
+    return gateway_with(api_keys=",".join(hashlib.sha256(key).hexdigest() for key in keys))
 
 
 @pytest.mark.parametrize(
@@ -66,15 +65,10 @@ def test_a_key_in_place_of_its_digest_is_refused_at_start() -> None:
         Keys("my-secret-key")
 
 
-def test_metrics_tell_answers_stages_classes_and_versions(
-    model_server: FakeModelServer, connect: Callable[[str], Versions]
-) -> None:
+def test_metrics_show_answers_stages_classes_and_versions(model_server: FakeModelServer) -> None:
     """Each with the version that it belongs to."""
-    metrics = Metrics()
-    client, identity = (
-        Versions(model_server.address, "tiny", on_health=metrics.show),
-        model_server.versions[1].identity,
-    )
+    metrics, identity = Metrics(), model_server.versions[1].identity
+    client = Versions(model_server.address, "tiny", on_health=metrics.show)
     model_server.versions[2] = FakeVersion(b"bad")
     app = create_app(Settings(model_name="tiny"), client, metrics).test_client()
     try:
@@ -97,7 +91,7 @@ def test_metrics_tell_answers_stages_classes_and_versions(
 
 
 def test_request_id_is_taken_over_or_made_and_always_echoed(gateway: FlaskClient) -> None:
-    """A caller's own, when it is well formed."""
+    """The caller's, if it is well formed."""
     assert gateway.get("/livez", headers={"X-Request-ID": "my-id.1"}).headers["X-Request-ID"] == "my-id.1"
     made = gateway.get("/livez", headers={"X-Request-ID": "a b\x7f"}).headers["X-Request-ID"]
     assert re.fullmatch(r"[0-9a-f]{16}", made)
@@ -117,14 +111,9 @@ def test_traceparent_goes_on_with_a_span_of_our_own(header: str | None, taken: b
 
 
 def test_a_request_takes_its_identifiers_along(
-    model_server: FakeModelServer,
-    connect: Callable[[str], Versions],
-    origin: Origin,
-    caplog: pytest.LogCaptureFixture,
+    model_server: FakeModelServer, gateway: FlaskClient, origin: Origin, caplog: pytest.LogCaptureFixture
 ) -> None:
     """To the model server, and into the lines of the threads that fetch a list."""
-    settings = Settings(model_name="tiny", fetch_allow=origin.authority)
-    client = create_app(settings, connect(model_server.address), Metrics()).test_client()
     seen: list[str] = []
     log = logging.getLogger("gateway.fetch.fetcher")
     catch = logging.Handler()
@@ -134,7 +123,7 @@ def test_a_request_takes_its_identifiers_along(
     try:
         urls = [origin.add("a.jpg", IMAGE), "http://127.0.0.1:1/", "http://127.0.0.1:2/"]
         headers = {"X-Request-ID": "mine", "traceparent": PARENT}
-        assert client.post("/predict", json={"urls": urls}, headers=headers).status_code == 200
+        assert gateway.post("/predict", json={"urls": urls}, headers=headers).status_code == 200
     finally:
         log.removeHandler(catch)
     assert [json.loads(line)["request_id"] for line in seen] == ["mine", "mine"]

@@ -138,7 +138,7 @@ def options() -> dict[str, Any]:
 
 @pytest.fixture
 def page(tabs: Tabs, gateway: Gateway, options: dict[str, Any]) -> Iterator[Page]:
-    """Yield the opened page; at the end its console must be clean, but for the network's own notes of failures."""
+    """Yield the opened page; at the end its console must be clean, but for the network's notes of failures."""
     page, said = tabs.open({**DESK, **options})
     page.goto(gateway.address)
     page.wait_for_selector("#model:not([hidden])")
@@ -404,7 +404,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
 
 @pytest.mark.parametrize("options", [PHONE], ids=["phone"])
 def test_a_phone_has_a_camera_and_no_sideways_scroll(page: Page, gateway: Gateway, tmp_path: Path) -> None:
-    """Empty, with a result whose names are long, and with an error."""
+    """Empty, with a result with long names, and with an error."""
 
     def overflow_px() -> int:
         return page.evaluate("document.documentElement.scrollWidth - 360")

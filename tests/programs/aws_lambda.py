@@ -52,7 +52,7 @@ def http_event(method: str, path: str, body: bytes, headers: dict[str, str], que
 
 
 def url_event(method: str, path: str, body: bytes, headers: dict[str, str], query: str = "") -> Event:
-    """Return what a function URL sends: format 2.0, with a host and a context of its own."""
+    """Return what a function URL sends: format 2.0, with another host and context."""
     event = http_event(method, path, body, {"Host": "id.lambda-url.eu-west-1.on.aws", **headers}, query)
     event["requestContext"] |= {"apiId": "id", "domainName": "id.lambda-url.eu-west-1.on.aws", "authorizer": {}}
     return event

@@ -1,4 +1,4 @@
-"""serverless/: what each of Lambda's front doors gets, and what the model of a function's own must be."""
+"""serverless/: what each of Lambda's front doors gets, and which models a function starts with."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass
 class Context:
-    """Of what Lambda tells of an invocation, the part that the function reads."""
+    """The part of Lambda's context that the function reads."""
 
     aws_request_id: str = REQUEST_ID
 
@@ -135,7 +135,7 @@ def test_what_is_near_the_function_is_not_fetched(handle: Handler, url: str) -> 
 
 
 def test_a_key_opens_a_closed_function(model_server: FakeModelServer, connect: Callable[[str], Versions]) -> None:
-    """GATEWAY_API_KEYS holds here too."""
+    """GATEWAY_API_KEYS counts here too."""
     digest = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"  # of "key"
     handle = create_handler(Settings(api_keys=digest), connect(model_server.address))
     headers = {"Content-Type": "image/png"}
@@ -152,12 +152,12 @@ def test_the_page_is_text(handle: Handler, event: Callable[..., Event]) -> None:
 
 
 def test_the_request_id_is_the_callers_or_lambdas(handle: Handler, event: Callable[..., Event]) -> None:
-    """So that the function's lines are found beside Lambda's own."""
+    """So that the function's log lines match Lambda's."""
     assert ask(handle, event("GET", "/livez", b"", {}))[1]["x-request-id"] == REQUEST_ID
     assert ask(handle, event("GET", "/livez", b"", {"X-Request-ID": "abc"}))[1]["x-request-id"] == "abc"
 
 
-def test_another_kind_of_event_is_told(handle: Handler) -> None:
+def test_another_kind_of_event_is_refused(handle: Handler) -> None:
     """Whoever invokes the function by hand learns what it wants."""
     with pytest.raises(ValueError, match=r"Expected an event of API Gateway .* Received one with the members url"):
         handle({"url": "https://example.com/"}, Context())
@@ -259,7 +259,7 @@ import serverless.handler
 
 
 @pytest.mark.parametrize("name", ["tiny", "empty"])
-def test_a_model_without_a_version_is_told(tmp_path: Path, name: str) -> None:
+def test_a_model_without_a_version_is_refused(tmp_path: Path, name: str) -> None:
     """With the store that was looked at."""
     (tmp_path / "empty" / "draft").mkdir(parents=True)
     with pytest.raises(NotFoundError, match=f"Expected a version of '{name}' in {tmp_path}. Received: none"):
