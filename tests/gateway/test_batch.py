@@ -43,13 +43,15 @@ def address(gateway: FlaskClient) -> Iterator[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three images, one of them broken, and a file that is none."""
+    """Three images, one of them broken, and what is no photo: a text, and what macOS puts into archives."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("a.jpg", "b.png"):
         (photos / name).write_bytes(encode(photo(), "JPEG" if name.endswith("jpg") else "PNG"))
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    (photos / "notes.txt").write_text("no image")
+    (photos / "__MACOSX").mkdir()
+    for name in ("notes.txt", "._a.jpg", "__MACOSX/a.jpg"):
+        (photos / name).write_text("no photo")
     return photos
 
 
@@ -177,17 +179,6 @@ def test_what_is_no_gateway_is_named_so(folder: Path, capfd: pytest.CaptureFixtu
         (folder / "a.jpg").symlink_to(folder / "a.jpg.gone")
         (folder / "list.txt").write_text(str(folder / "a.jpg"))
         assert asked(capfd, folder / "list.txt", gateway)["error"] == "unreadable"
-
-
-def test_what_lies_beside_photos_is_left_out(address: str, folder: Path, tmp_path: Path) -> None:
-    """As training leaves it out: macOS puts such files into archives."""
-    (folder / "__MACOSX").mkdir()
-    for path in (folder / "._a.jpg", folder / "__MACOSX" / "a.jpg"):
-        path.write_bytes(b"no photo")
-    out = tmp_path / "out.jsonl"
-    main([str(folder), "--gateway", address, "--out", str(out)])
-    sources = {Path(json.loads(line)["source"]).name for line in out.read_text().splitlines()}
-    assert sources == {"a.jpg", "b.png", "broken.jpg"}
 
 
 def test_nothing_to_begin_with_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,16 +200,10 @@ def test_a_browser_keeps_the_files_and_asks_whether_they_changed(gateway: Gatewa
 
 def test_every_failure_has_a_title_on_the_page() -> None:
     """Each code in errors.py has a title in page.js."""
-
-    def kinds(kind: type[errors.GatewayError]) -> Iterator[type[errors.GatewayError]]:
-        for child in kind.__subclasses__():
-            yield child
-            yield from kinds(child)
-
     script = (Path(blueprint.static_folder or "") / "page.js").read_text()
     titles = set(re.findall(r"^  (\w+): \"", script.partition("const TITLES = {")[2].partition("};")[0], re.MULTILINE))
-    assert {kind.code for kind in kinds(errors.GatewayError)} - titles == set()
-    assert {"unauthorized", "request_timeout"} - titles == set()
+    codes = {each.code for each in vars(errors).values() if hasattr(each, "code")}
+    assert len(codes) > 10 and codes - titles == set()
 
 
 # ---- what a person sees and does

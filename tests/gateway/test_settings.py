@@ -40,6 +40,7 @@ def test_all_bad_values_are_named_at_once() -> None:
         "GATEWAY_FETCH_ALLOW",
     ]
     assert "Expected an integer of at least 1. Received: 'http'" in lines[1]
+    assert "SHA-256" in lines[3] and "secret" not in lines[3]
 
 
 def test_limits_that_no_request_could_meet_are_refused() -> None:
