@@ -46,6 +46,7 @@ AMONG_OTHERS = (
 NOT_TRIED = "The golden gate could not try it"
 DESCRIPTIONS = 5  # how often replicas are asked until one describes the export that another was asked about
 RECENT_LOOKS = 4  # replicas take turns, so what one of the last looks met counts as loaded
+MEETINGS = 4  # how often a look asks for a number under which several exports were met: one may be on each replica
 AVAILABLE = messages.ModelVersionStatus.AVAILABLE
 ATTEMPTS_UNTIL_REFUSED = 3  # how often an export may fail in the model server before it is refused
 
@@ -254,7 +255,7 @@ class Versions:
             return
         self._failed_looks = 0
         available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
-        unasked = {Export(number): reason for number in available if (reason := self._meet(number, is_thorough))}
+        unasked = {Export(number): reason for number in available if (reason := self._meet_all(number, is_thorough))}
         self._known = {key: known for key, known in self._known.items() if started_s - known.seen_s < FORGET_AFTER_S}
         known = sorted(self._known.values(), key=lambda each: (each.number, each.seen_s), reverse=True)
         usable = [(each, each.version) for each in known if each.version and self._is_told_apart(each)]
@@ -274,6 +275,15 @@ class Versions:
         nothing = f"No usable version of {self.model!r} is loaded at the model server"
         error = None if self._loaded else next(iter(refused.values()), nothing)
         self._set_health(Health([version.export for version in self._loaded], refused, error))
+
+    def _meet_all(self, number: int, is_thorough: bool) -> str | None:
+        """Find out which exports are under a number; return as `_meet` does."""
+        for _ in range(MEETINGS):
+            reason = self._meet(number, is_thorough)
+            known = [each for each in self._known.values() if each.number == number]
+            if reason or all(each.look == self._looks for each in known):
+                return reason
+        return None
 
     def _meet(self, number: int, is_thorough: bool) -> str | None:
         """Find out which export is under a number, and try a new one at the golden gate.

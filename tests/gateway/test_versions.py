@@ -504,3 +504,17 @@ def test_a_tensor_that_would_kill_tensorflow_serving_is_never_sent(
         client.predict(version, np.zeros(shape, kind), time.monotonic() + 1)
     nothing = client.predict(version, np.zeros((0, 8, 8, 3), np.uint8), time.monotonic() + 1)
     assert (nothing.shape, len(model_server.calls)) == ((0, 3), calls)
+
+
+def test_a_refused_export_beside_a_good_one_does_not_end_readiness(
+    model_server: FakeModelServer, connect: Connect, serve: Serve
+) -> None:
+    """Each replica has one of them under the same number, and a look asks both."""
+    bad = serve()
+    bad.versions[1].predict = constant(0.7, 0.2, 0.1)
+    client = connect(both(model_server, bad))
+    assert ask(client) == (1, "blue")
+    for _ in range(200):
+        client._look_again()
+        assert client.health.ready
+    assert list(client.health.refused) == [Export(1, bad.versions[1].identity)]
