@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
@@ -18,6 +18,7 @@ from gateway.model.versions import Versions
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
 
 ROOT = Path(__file__).parents[1]
@@ -31,52 +32,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"ask for it by -m {mark}"))
 
 
-class Origin:
-    """A web server that holds images by path."""
-
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        images: dict[str, bytes] = {}
-        self.requests = 0
-        origin = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                origin.requests += 1
-                body = images.get(self.path)
-                self.send_response(404 if body is None else 200)
-                self.send_header("Content-Length", str(len(body or b"")))
-                self.end_headers()
-                self.wfile.write(body or b"")
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.images = images
-        self._server = ThreadingHTTPServer((host, 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def authority(self) -> str:
-        host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
-
-    def add(self, path: str, image: bytes) -> str:
-        """Serve an image at `/path` and return its URL."""
-        self.images["/" + path] = image
-        return f"http://{self.authority}/{path}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
 def origin() -> Iterator[Origin]:
     """An image origin on a free port."""
-    server = Origin()
-    yield server
-    server.close()
+    with Origin() as server:
+        yield server
 
 
 @pytest.fixture
@@ -123,10 +83,10 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def run_export(store: Path, name: str, seed: int = 0, size: int = 16, classes: Sequence[str] = ()) -> None:
-    """Export the small model in a process of its own, which keeps TensorFlow out of this one."""
+def run_export(store: Path, name: str, *models: dict[str, Any]) -> None:
+    """Export small models as the next versions, in a process of their own, which keeps TensorFlow out of this one."""
     subprocess.run(
-        [sys.executable, "-m", "tests.programs.tiny_model", str(store), name, str(seed), str(size), *classes],
+        [sys.executable, "-m", "tests.programs.tiny_model", str(store), name, *map(json.dumps, models or [{}])],
         cwd=ROOT,
         check=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},

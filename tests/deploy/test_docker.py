@@ -50,10 +50,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def images(repository: Path) -> Iterator[Origin]:
     """An image origin that containers reach; it has a drawing of a clock."""
-    server = Origin(bridge())
-    server.add("clock.jpg", encode(clock()))
-    yield server
-    server.close()
+    with Origin(host=bridge()) as server:
+        server.add("clock.jpg", encode(clock()))
+        yield server
 
 
 @pytest.fixture(scope="module")

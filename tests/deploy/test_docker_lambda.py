@@ -32,11 +32,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module")
 def origin() -> Iterator[Origin]:
     """An image origin that containers reach; it has a drawing of a clock, and a photo of 12 megapixels."""
-    server = Origin(bridge())
-    server.add("clock.jpg", encode(clock()))
-    server.add("large.jpg", encode(photo(4000, 3000)))
-    yield server
-    server.close()
+    with Origin(host=bridge()) as server:
+        server.add("clock.jpg", encode(clock()))
+        server.add("large.jpg", encode(photo(4000, 3000)))
+        yield server
 
 
 @pytest.fixture(scope="module")

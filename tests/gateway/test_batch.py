@@ -107,7 +107,7 @@ def test_urls_lists_and_images_go_to_standard_output_as_json_lines(
     url = origin.add("photo.jpg", encode(photo()))
     listed = tmp_path / "urls.txt"
     listed.write_text(f"{url}\n\n{url}?again\n")
-    origin.images["/photo.jpg?again"] = origin.images["/photo.jpg"]
+    origin.add("photo.jpg?again", encode(photo()))
     assert main([url, str(listed), str(folder / "a.jpg"), "--gateway", address]) == 0
     sources = {json.loads(line)["source"] for line in capfd.readouterr().out.splitlines()}
     assert sources == {url, f"{url}?again", str(folder / "a.jpg")}

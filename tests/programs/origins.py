@@ -1,4 +1,4 @@
-"""Real servers on loopback that answer as told, count their connections and keep what they were sent."""
+"""Image hosts on loopback: what they answer, by path or to all, how often they are asked, and with which requests."""
 
 from __future__ import annotations
 
@@ -19,29 +19,40 @@ def http_answer(body: bytes = b"", status: str = "200 OK", **headers: str) -> by
     return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
 
 
+NOT_FOUND = http_answer(status="404 Not Found")
+
+
 class Origin:
-    """A server on a free port of a loopback address; every connection gets the same answer and is closed.
+    """A server on a free port of a loopback address, which answers each connection once and closes it.
 
     Attributes:
-        connections: How many came, whether or not they sent anything.
-        requests: What each of them sent, up to the end of the headers.
+        answers: What it answers, by path.
+        answer: What it answers to any other request.
+        connections: How many clients connected, whether or not they sent anything.
         names: The server names that TLS clients asked for.
     """
 
     def __init__(
-        self, answer: Answer = b"", host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+        self,
+        answer: Answer = NOT_FOUND,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.answers: dict[str, Answer] = {}
         self.answer = answer
         self.connections = 0
-        self.requests: list[str] = []
+        self._requests: list[str] = []
         self.names: list[str | None] = []
         self.stopped = threading.Event()
         self._tls = tls
         if tls is not None:
             tls.sni_callback = lambda sock, name, context: self.names.append(name)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, port), family=family, backlog=100)
+        self._listener = socket.create_server((host, port), family=family, backlog=512)
         self.port: int = self._listener.getsockname()[1]
+        self.authority = f"{host}:{self.port}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Self:
@@ -53,6 +64,16 @@ class Origin:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
+
+    @property
+    def requests(self) -> list[str]:
+        """What each connection has sent so far, up to the end of the headers."""
+        return list(self._requests)
+
+    def add(self, path: str, image: bytes) -> str:
+        """Serve an image at `/path` and return its URL."""
+        self.answers[f"/{path}"] = http_answer(image)
+        return f"http://{self.authority}/{path}"
 
     def drip(self, data: bytes, every_s: float) -> Callable[[socket.socket], None]:
         """Return an answer that sends one byte at a time."""
@@ -80,11 +101,13 @@ class Origin:
                 # 0x16 begins a TLS handshake, which only a client of a server without TLS gets to show here.
                 while b"\r\n\r\n" not in request and request[:1] != b"\x16" and (data := stream.recv(4096)):
                     request += data
-                self.requests.append(request.decode("latin-1"))
-                if callable(self.answer):
-                    self.answer(stream)
+                self._requests.append(request.decode("latin-1"))
+                path = request.partition(b" ")[2].partition(b" ")[0]
+                answer = self.answers.get(path.decode("latin-1"), self.answer)
+                if callable(answer):
+                    answer(stream)
                 else:
-                    stream.sendall(self.answer)
+                    stream.sendall(answer)
 
 
 def endless(start: bytes, piece: bytes) -> Callable[[socket.socket], None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,26 +15,53 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, QUERY, Contract
+from contract.answers import describe, most_probable
+from contract.document import IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
 from contract.image import decode
 from serving.engines import open_engine
 
 ROOT = Path(__file__).parents[2]
 UNCONNECTED = "nobody took the connection"
+QUICK = "--file_system_poll_wait_seconds=0.1"  # between two looks for versions
 
 
 def free_port() -> int:
     """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+def wait_until(
+    condition: Callable[[], object], timeout_s: float = 10.0, show: Callable[[], object] = lambda: ""
+) -> None:
+    """Return as soon as a condition is true.
+
+    Raises:
+        AssertionError: It was false for all of `timeout_s`; the message contains what `show` returns then.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"The condition was still false after {timeout_s:g} s. {show()}"
+        time.sleep(0.01)
+
+
+def wait_until_open(address: str) -> None:
+    """Wait until a program listens at an address, `host:port`."""
+    host, _, port = address.rpartition(":")
+
+    def is_open() -> bool:
+        with socket.socket() as connection:
+            return connection.connect_ex((host, int(port))) == 0
+
+    wait_until(is_open, 60, lambda: f"Nobody listens at {address}.")
 
 
 @contextmanager
@@ -60,14 +89,21 @@ def running(*command: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
             print(output.read())
 
 
+def replica(
+    store: Path, address: str, *flags: str, name: str = "tiny"
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Run the embedded model server on `store/<name>` at an address, `host:port`."""
+    host, _, port = address.rpartition(":")
+    model = (f"--model_name={name}", f"--model_base_path={store / name}")
+    return running("-m", "serving", *model, f"--host={host}", f"--port={port}", "--grpc_max_threads=64", *flags)
+
+
 @contextmanager
-def model_server(store: Path, *flags: str, name: str = "tiny") -> Iterator[str]:
-    """Run the embedded model server on `store/<name>`; yield its address."""
-    port = free_port()
-    options = (f"--model_name={name}", f"--model_base_path={store / name}", f"--port={port}", "--grpc_max_threads=64")
-    quick = ("--file_system_poll_wait_seconds=0.1", "--max_num_load_retries=0")
-    with running("-m", "serving", *options, *quick, *flags):
-        yield f"127.0.0.1:{port}"
+def embedded_server(store: Path, *flags: str, name: str = "tiny") -> Iterator[str]:
+    """Run the embedded model server on `store/<name>`; yield its address. It looks for versions all the time."""
+    address = f"127.0.0.1:{free_port()}"
+    with replica(store, address, QUICK, "--max_num_load_retries=0", *flags, name=name):
+        yield address
 
 
 @contextmanager
@@ -79,6 +115,13 @@ def gateway(address: str, name: str = "tiny", **settings: str) -> Iterator[Gatew
         client = Gateway(port, process.pid)
         client.wait(lambda: client.get("/readyz")[0] == 200)
         yield client
+
+
+def release(store: Path, number: int, version: Path) -> None:
+    """Put a version of the tiny model into a store as the rules say: copy, then rename."""
+    draft = store / "tiny" / f"draft-{number}"
+    shutil.copytree(version, draft)
+    draft.rename(store / "tiny" / str(number))
 
 
 @dataclass
@@ -108,12 +151,9 @@ class Gateway:
         finally:
             connection.close()
 
-    def wait(self, condition: Any, timeout_s: float = 30.0) -> None:
-        """Wait until a condition holds."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, "the condition did not come to hold"
-            time.sleep(0.02)
+    def wait(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+        """Wait until a condition is true; show /readyz if it does not come true in time."""
+        wait_until(condition, timeout_s, lambda: f"/readyz answers {self.get('/readyz')}")
 
     def refusal(self, version: int) -> str:
         """Wait until a worker refuses a version while it stays ready, and return the reason."""
@@ -142,11 +182,18 @@ def post(connection: http.client.HTTPConnection, url: str) -> tuple[int, Any]:
 
 @dataclass
 class Load:
-    """A closed loop: each thread asks for the URLs in turn, as fast as answers come, until it is stopped."""
+    """A closed loop: each thread asks for the URLs in turn, as fast as answers come, until it is stopped.
+
+    Attributes:
+        reconnecting: How many of the threads open a connection for each request.
+        answers: URL, status and JSON of each answer.
+        lost: Why each of the other requests got none.
+    """
 
     gateway: Gateway
     urls: list[str]
     threads: int = 8
+    reconnecting: int = 0
     answers: list[tuple[str, int, Any]] = field(default_factory=list)
     lost: list[BaseException] = field(default_factory=list)
 
@@ -162,58 +209,70 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def count(self) -> int:
+        """How many requests have ended."""
+        return len(self.answers) + len(self.lost)
+
+    @property
+    def failures(self) -> list[object]:
+        """Why requests were lost, and all answers but those of status 200."""
+        return [*self.lost, *(answer for answer in self.answers if answer[1] != 200)]
+
     def wait_for(self, count: int, timeout_s: float = 300.0) -> None:
-        """Wait until so many requests were answered since the start."""
-        self.gateway.wait(lambda: len(self.answers) + len(self.lost) >= count, timeout_s)
+        """Wait until so many requests have ended since the start."""
+        self.gateway.wait(lambda: self.count >= count, timeout_s)
+
+    def choose_host(self) -> str:
+        """Return the host that the next connection goes to."""
+        return self.gateway.host
 
     def _run(self, index: int) -> None:
-        connection = http.client.HTTPConnection(self.gateway.host, self.gateway.port, timeout=30)
+        turns = itertools.count(index)
         while not self._stop.is_set():
-            url = self.urls[index % len(self.urls)]
-            index += 1
             try:
-                if connection.sock is None:
-                    self._connect(connection)
-                self.answers.append((url, *post(connection, url)))
+                with closing(self._connect()) as connection:
+                    while connection.sock is not None and not self._stop.is_set():
+                        url = self.urls[next(turns) % len(self.urls)]
+                        self.answers.append((url, *post(connection, url)))
+                        if index < self.reconnecting:
+                            break
             except (OSError, http.client.HTTPException) as exc:
                 self.lost.append(exc)
-                connection.close()
-        connection.close()
 
-    def _connect(self, connection: http.client.HTTPConnection) -> None:
+    def _connect(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(self.choose_host(), self.gateway.port, timeout=30)
         try:
             connection.connect()
         except OSError as exc:
             exc.add_note(UNCONNECTED)
             raise
+        return connection
 
 
 @dataclass(frozen=True)
 class Reference:
     """What each export answers to each image, by running its file here."""
 
-    probabilities: dict[tuple[str | None, str], list[dict[str, Any]]]
+    predictions: dict[tuple[str | None, str], list[dict[str, Any]]]
 
     @classmethod
     def of(cls, versions: Iterable[Path], images: dict[str, bytes]) -> Reference:
         """Run every version on every image (by URL)."""
-        table = {}
+        predictions = {}
         for path in versions:
-            engine = open_engine(path, "auto", 1)
-            text = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
-            contract = Contract.from_json(text)
+            run = open_engine(path, "auto", 1).run
+            contract = Contract.from_json(describe(run))
             for url, image in images.items():
                 pixels = decode(image, contract.image).pixels[np.newaxis]
-                output = engine.run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES][0]
-                table[contract.identity or None, url] = [
-                    {"class": contract.classes[i], "index": int(i), "probability": float(output[i])}
-                    for i in np.argsort(-output, kind="stable")
-                ]
-        return cls(table)
+                probabilities = run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES][0]
+                ranked = most_probable(contract.classes, probabilities, len(contract.classes))
+                predictions[contract.identity or None, url] = ranked
+        return cls(predictions)
 
     def matches(self, url: str, answer: Any) -> bool:
         """Tell whether an answer is exactly what the export it names says of that image."""
-        expected = self.probabilities[answer["model"]["identity"], url]
+        expected = self.predictions[answer["model"]["identity"], url]
         received = answer["predictions"]
         return len(received) == len(expected) and all(
             (a["class"], a["index"]) == (b["class"], b["index"]) and abs(a["probability"] - b["probability"]) < 1e-5

@@ -1,7 +1,8 @@
-"""`python -m tests.programs.tiny_model STORE NAME SEED [SIZE CLASS…]`: export a small Keras model of random weights."""
+"""`python -m tests.programs.tiny_model STORE NAME JSON…`: export small Keras models of random weights."""
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,12 +41,13 @@ def build_convolutions(seed: int) -> keras.Model:
     return keras.Model(inputs, layers.Softmax()(x))
 
 
-def main(store: Path, name: str, seed: int, size: int = 16, *classes: str) -> None:
-    classes = classes or CLASSES
-    contract = Contract(name, classes, replace(SPEC, height=size, width=size))
-    release(Source(build(seed, size, len(classes)), contract), store)
+def main(store: Path, name: str, *models: str) -> None:
+    """Release each model, which JSON describes by its seed, size and classes."""
+    for model in map(json.loads, models):
+        size, classes = model.get("size", 16), tuple(model.get("classes", CLASSES))
+        contract = Contract(name, classes, replace(SPEC, height=size, width=size))
+        release(Source(build(model.get("seed", 0), size, len(classes)), contract), store)
 
 
 if __name__ == "__main__":
-    seed, size = [*map(int, sys.argv[3:5]), 16][:2]
-    main(Path(sys.argv[1]), sys.argv[2], seed, size, *sys.argv[5:])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import os
 import sys
-import threading
 import urllib.error
 import urllib.request
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,13 +16,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.conftest import Origin
 from tests.deploy.test_kube import container, pod, read_base, variables
-from tests.gateway.test_versions import eventually
 from tests.programs.kubelet import Deployment, Pod, Spec
 from tests.programs.name_server import NameServer
+from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
-from tests.programs.stack import free_port, post
+from tests.programs.stack import Gateway, Load, free_port, wait_until
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.processes]
 
@@ -37,52 +33,27 @@ HEARD_AFTER_S = 5.0
 LOOKED_UP_AFTER_S = 7.0
 
 
-class Traffic:
+class Traffic(Load):
     """Clients of the gateway's Service, which lets each connection go to another of the addresses that it knows."""
 
     def __init__(self, addresses: list[str], port: int, url: str) -> None:
-        self._addresses, self._port, self._url = addresses, port, url
-        self._turn = itertools.count()
-        self._stop = threading.Event()
-        self.answers: Counter[tuple[str, int]] = Counter()
-        self.lost: list[BaseException] = []
-
-    def __enter__(self) -> Traffic:
-        self._pool = ThreadPoolExecutor(8)
         # Half of the clients keep their connections, as proxies do, for as long as the gateway lets them.
-        self._runs = [self._pool.submit(self._run, keeps) for keeps in (True, False) * 4]
-        return self
+        super().__init__(Gateway(port, 0), [url], threads=8, reconnecting=4)
+        self._addresses = addresses
+        self._turn = itertools.count()
+        self.hosts: set[str] = set()
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown()
-        for run in self._runs:
-            run.result()
-
-    @property
-    def count(self) -> int:
-        return sum(self.answers.values()) + len(self.lost)
-
-    def _run(self, keeps: bool) -> None:
-        connection = self._connection()
-        while not self._stop.is_set():
-            try:
-                status, _ = post(connection, self._url)
-                self.answers[connection.host, status] += 1
-            except (OSError, http.client.HTTPException) as exc:
-                self.lost.append(exc)
-                connection.close()
-            if connection.sock is None or not keeps:  # closed by either side
-                connection.close()
-                connection = self._connection()
-        connection.close()
-
-    def _connection(self) -> http.client.HTTPConnection:
+    def choose_host(self) -> str:
+        """Return the addresses in turn, and note which were asked."""
         addresses = list(self._addresses)
-        return http.client.HTTPConnection(addresses[next(self._turn) % len(addresses)], self._port, timeout=30)
+        host = addresses[next(self._turn) % len(addresses)]
+        self.hosts.add(host)
+        return host
 
 
-def test_a_rolling_update_of_both_tiers_loses_nothing(tiny_store: Path, origin: Origin) -> None:
+def test_a_rolling_update_of_both_tiers_loses_nothing(
+    tiny_store: Path, origin: Origin, name_server: NameServer
+) -> None:
     """Ten thousand requests, while every Pod of both tiers is replaced again and again: all are answered."""
     numbers = itertools.count(2)
     port, url = free_port(), origin.add("a.jpg", encode(photo()))
@@ -90,7 +61,6 @@ def test_a_rolling_update_of_both_tiers_loses_nothing(tiny_store: Path, origin: 
     arguments = container(read_base(), "model")["args"]
 
     with ExitStack() as stack:
-        name_server = stack.enter_context(NameServer())
 
         def create_model() -> Pod:
             host = f"127.0.0.{next(numbers)}"
@@ -116,10 +86,10 @@ def test_a_rolling_update_of_both_tiers_loses_nothing(tiny_store: Path, origin: 
         name_server.addresses = models.addresses
         gateways = Deployment(create_gateway, REPLICAS, HEARD_AFTER_S)
         stack.callback(gateways.close)
-        eventually(lambda: len(gateways.addresses) == REPLICAS, timeout_s=120)
+        wait_until(lambda: len(gateways.addresses) == REPLICAS, timeout_s=120)
 
         traffic = stack.enter_context(Traffic(gateways.addresses, port, url))
-        eventually(lambda: traffic.count > 200, timeout_s=60)
+        traffic.wait_for(200)
 
         def roll_out_again_and_again(deployment: Deployment, heeds_sigterm: bool) -> list[int]:
             statuses = []
@@ -131,12 +101,11 @@ def test_a_rolling_update_of_both_tiers_loses_nothing(tiny_store: Path, origin: 
             model_ends = pool.submit(roll_out_again_and_again, models, heeds_sigterm=False)  # as TensorFlow Serving
             gateway_ends = pool.submit(roll_out_again_and_again, gateways, heeds_sigterm=True)
 
-    assert traffic.lost == []
-    assert {status for _, status in traffic.answers} == {200}
+    assert traffic.failures == []
     assert set(model_ends.result()) == {-9}
     assert set(gateway_ends.result()) == {0}
-    print(f"{traffic.count} requests to {len(traffic.answers)} gateways, none lost")
-    assert len(traffic.answers) >= 2 * REPLICAS
+    print(f"{traffic.count} requests to {len(traffic.hosts)} gateways, none lost")
+    assert len(traffic.hosts) >= 2 * REPLICAS
 
 
 def answers_200(host: str, port: int, probe: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from contract.document import Contract, ImageSpec, Origin
 from tests.programs.photos import encode, photo
-from tests.programs.stack import gateway, model_server
+from tests.programs.stack import embedded_server, gateway
 from training.__main__ import main
 from training.data.folder import Photo, read_folder, read_split
 from training.data.pixels import Photos, load_pixels
@@ -133,7 +133,7 @@ def test_keras_file_and_gateway_give_the_same_figures(
     from training.runs.folder import write_run
 
     run = write_run(tmp_path / "runs", build(0), Contract("tiny", CLASSES, SPEC), {}, [])
-    with model_server(tiny_store) as address, gateway(address) as client:
+    with embedded_server(tiny_store) as address, gateway(address) as client:
         url = f"http://127.0.0.1:{client.port}"
         sources = ("--run", str(run), "--model", "tiny", "--store", str(tiny_store), "--gateway", url)
         output, document = evaluated(capsys, photos, tmp_path / "report", *sources)
