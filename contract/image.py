@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from contract.document import ImageSpec
+from contract.photos import FORMATS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_PIXELS = 50_000_000
 MAX_SIDE_PX = 16_384
-# What costs far more to decode than to write, bounded above what real files have: Pillow's 1,060 test images have up to
-# 12 scans, 8 packed parts and 117 reads. 300 kB of empty scans took 18 s, 2 MB of EXIF in small parts 2 s,
-# and twice as much takes four times as long.
+# Limits on what costs far more to decode than to write, above what real files have: Pillow's 1,060 test images have at
+# most 12 scans, 8 packed parts and 117 reads. Without limits 300 kB of empty scans took 18 s, and 2 MB of EXIF in
+# small parts 2 s; twice as much takes four times as long.
 MAX_SCANS = 20  # of a JPEG with as many pixels as allowed; a smaller one may have more
 MAX_PACKED = 64  # text and colour profiles of a PNG, each of which may unpack to a megabyte
 
@@ -36,19 +36,20 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_SCAN = re.compile(rb"\xff\xda\0")  # how each begins; nothing else in a JPEG does, but by chance
+_SCAN = re.compile(rb"\xff\xda\0")  # how each scan of a JPEG begins; other parts contain this only by chance
 # How accepted formats begin: with such bytes, content that cannot be opened is broken rather than something else.
 _STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]", re.DOTALL)
-# What people send by mistake, by its first bytes, to be named in the error.
+# What people send by mistake, by how it begins, so that the error can name it.
 _OTHER_KINDS = (
-    (b"<", "an HTML, SVG or XML document"),
-    (b"%PDF", "a PDF document"),
-    (b"%!PS", "a PostScript document"),
-    (b"{", "a JSON document"),
-    (b"II*\0", "a TIFF image"),
-    (b"MM\0*", "a TIFF image"),
-    (b"8BPS", "a Photoshop document"),
-    (b"\0\0\1\0", "an icon"),
+    (rb"\Z", "nothing"),
+    (rb"<", "an HTML, SVG or XML document"),
+    (rb"%PDF", "a PDF document"),
+    (rb"%!PS", "a PostScript document"),
+    (rb"\{", "a JSON document"),
+    (rb"II\*\0|MM\0\*", "a TIFF image"),
+    (rb"8BPS", "a Photoshop document"),
+    (rb"\0\0\x01\0", "an icon"),
+    (rb"(?s)....ftyp(hei|mif1)", "a HEIC image"),
 )
 
 
@@ -88,9 +89,9 @@ class DecodedImage:
 def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Turn an encoded image into the pixels that the contract asks for.
 
-    The first frame counts. Transparent pixels lie on the contract's background, 16-bit images are scaled to 8 bit, and
-    a JPEG much larger than needed is scaled down while it is decoded (a 4000 by 3000 photo takes 34 ms in place of
-    196 ms), which changes pixels slightly and is harmless because training decodes here too.
+    The first frame counts. Transparent pixels show the contract's background, and 16-bit images are scaled to 8 bit. A
+    JPEG much larger than needed is scaled down while it is decoded: a 4000 by 3000 photo takes 34 ms instead of 196 ms.
+    That changes pixels slightly, which is harmless because training decodes here too.
 
     Raises:
         ImageError: One of its three kinds; never another exception for bad bytes.
@@ -107,10 +108,9 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
         raise ImageTooLargeError(f"Expected a JPEG in fewer scans. Received: {scans:,} of {width} by {height}")
     if kind == "BMP" and encoded.tile[0][0] == "bmp_rle":  # 13 kB may take 12 s, and hardly anybody writes it
         raise UnsupportedImageError("Expected a BMP without run-length encoding. Received: one with it")
-    preprocessor = ContractPreprocessor(spec)
     try:
-        pixels = preprocessor.convert_to_tensor(encoded)[0]
-        if spec.orientation == "exif" and _orientation(encoded) in _SIDEWAYS:
+        pixels = _to_pixels(encoded, spec)
+        if _orientation(encoded, spec) in _SIDEWAYS:
             width, height = height, width
     except ImageError:
         raise
@@ -122,11 +122,7 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
 
 
 class ContractPreprocessor(BasePreprocessor):  # type: ignore[misc]  # keras-image-helper has no types
-    """A keras-image-helper preprocessor that follows a contract.
-
-    It replaces the helper's resize (nearest neighbour, no EXIF orientation) and its unlimited download, and leaves
-    normalisation to the graph, so that a tensor is uint8 (1, h, w, 3).
-    """
+    """keras-image-helper's interface to `decode`: a tensor is uint8 (1, h, w, 3), since the graph normalises."""
 
     def __init__(self, spec: ImageSpec) -> None:
         super().__init__(target_size=(spec.width, spec.height))
@@ -138,22 +134,12 @@ class ContractPreprocessor(BasePreprocessor):  # type: ignore[misc]  # keras-ima
     def from_url(self, url: str) -> NDArray[np.uint8]:
         raise NotImplementedError("The contract has no network: fetch the bytes (gateway/fetch/), then decode them.")
 
-    def resize_image(self, img: Image.Image) -> Image.Image:
-        orientation = _orientation(img) if self.spec.orientation == "exif" else 1
-        _scale_while_decoding(img, self.spec, sideways=orientation in _SIDEWAYS)
-        img.load()
-        upright = img.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else img
-        return _resize(_to_rgb(upright, self.spec.background), self.spec)
-
-    def image_to_array(self, img: Image.Image) -> NDArray[np.uint8]:
-        return np.asarray(img, dtype=np.uint8)
-
-    def preprocess(self, X: NDArray[np.uint8]) -> NDArray[np.uint8]:  # noqa: N803  # the helper's name
-        return X
+    def convert_to_tensor(self, img: Image.Image) -> NDArray[np.uint8]:
+        return _to_pixels(img, self.spec)[np.newaxis]
 
 
 class _File(BytesIO):
-    """An encoded image that may be read so often: Pillow reads each part by itself, and joins some by copying all."""
+    """An encoded image with a limit on reads: Pillow reads each part by itself, and joins some by copying all."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -181,32 +167,37 @@ def _open(data: bytes) -> ImageFile.ImageFile:
                 f"Expected a complete image. Received {len(data):,} bytes that begin as one and do not open"
             ) from exc
         start = data[:64].lstrip()
-        received = next((kind for magic, kind in _OTHER_KINDS if start.startswith(magic)), None)
-        if b"ftyphei" in start or b"ftypmif1" in start:
-            received = "a HEIC image"
-        if not data:
-            received = "nothing"
+        received = next((kind for begins, kind in _OTHER_KINDS if re.match(begins, start)), "another format")
         raise UnsupportedImageError(
-            f"Expected a JPEG, PNG, WebP, GIF, BMP or AVIF image. Received: {received or 'another format'}"
+            f"Expected a JPEG, PNG, WebP, GIF, BMP or AVIF image. Received: {received}"
         ) from exc
 
 
-def _orientation(img: Image.Image) -> int:
+def _to_pixels(img: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
+    orientation = _orientation(img, spec)
+    _scale_while_decoding(img, spec, sideways=orientation in _SIDEWAYS)
+    img.load()
+    upright = img.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else img
+    return np.asarray(_resize(_to_rgb(upright, spec.background), spec), dtype=np.uint8)
+
+
+def _orientation(img: Image.Image, spec: ImageSpec) -> int:
+    """Return the EXIF orientation, or 1 (upright) if there is none or the contract ignores it."""
     try:
-        return int(img.getexif().get(_ORIENTATION_TAG, 1))
+        return int(img.getexif().get(_ORIENTATION_TAG, 1)) if spec.orientation == "exif" else 1
     except Exception:  # a malformed EXIF block says nothing about the pixels
         return 1
 
 
 def _scale_while_decoding(img: Image.Image, spec: ImageSpec, sideways: bool) -> None:
-    """Ask a JPEG for the smallest of its 1/1, 1/2, 1/4 and 1/8 sizes that still holds every target pixel."""
+    """Ask a JPEG for the smallest of its 1/1, 1/2, 1/4 and 1/8 sizes that still has every target pixel."""
     width, height = (img.height, img.width) if sideways else img.size
-    box_width = _source_box(width, height, spec)[2]
-    scale = {"stretch": None, "crop": spec.width / box_width, "pad": min(spec.width / width, spec.height / height)}
-    factor = scale[spec.aspect]
-    needed = (
-        (spec.width, spec.height) if factor is None else (max(1, ceil(width * factor)), max(1, ceil(height * factor)))
-    )
+    if spec.aspect == "stretch":
+        needed = spec.width, spec.height
+    else:
+        box_width = _source_box(width, height, spec)[2]
+        factor = spec.width / box_width if spec.aspect == "crop" else min(spec.width / width, spec.height / height)
+        needed = max(1, ceil(width * factor)), max(1, ceil(height * factor))
     img.draft(None, needed[::-1] if sideways else needed)  # None leaves the mode alone
 
 

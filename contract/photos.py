@@ -1,10 +1,20 @@
-"""Which files of a folder are photos: the same for training, and for whoever asks a gateway about a folder."""
+"""Which image formats are accepted, and which files of a folder are photos."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
+SUFFIXES_BY_FORMAT = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "AVIF": (".avif",),
+}
+"""The accepted image formats, by Pillow's names, and the suffixes of their files."""
+FORMATS = tuple(SUFFIXES_BY_FORMAT)
+SUFFIXES = tuple(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
 
 
 def photos_in(folder: Path) -> list[Path]:
@@ -19,5 +29,5 @@ def photos_in(folder: Path) -> list[Path]:
 
 
 def is_hidden(path: Path) -> bool:
-    """Tell what file managers, notebooks and macOS archives leave beside photos."""
+    """Tell whether a path is hidden, as what file managers, notebooks and macOS archives leave beside photos."""
     return path.name.startswith(".") or path.name == "__MACOSX"

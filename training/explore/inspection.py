@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from contract.document import ImageSpec
-from contract.image import FORMATS
+from contract.photos import FORMATS
 from training.data.folder import Photo
 from training.data.pixels import load_pixels
 from training.explore.listing import Listed, Listing
