@@ -18,21 +18,13 @@ pytestmark = pytest.mark.tensorflow
 @pytest.fixture(scope="module", autouse=True)
 def tensorflow():
     """Import TensorFlow when a test of this file runs, so that collecting the others stays fast."""
-    global ARCHITECTURES, Architecture, as_probabilities, efficientnet_lite, find_architecture, imagenet_classes
-    global imagenet_utils, keras, layers, load_file, preprocess, with_preprocessing
+    global as_probabilities, catalogue, efficientnet_lite, find_architecture, imagenet_utils, keras, layers, load_file
     import keras
     from keras import layers
     from keras.applications import imagenet_utils
 
-    from training.models import efficientnet_lite
-    from training.models.catalogue import (
-        ARCHITECTURES,
-        Architecture,
-        find_architecture,
-        imagenet_classes,
-        preprocess,
-        with_preprocessing,
-    )
+    from training.models import catalogue, efficientnet_lite
+    from training.models.catalogue import find_architecture
     from training.models.files import as_probabilities, load_file
 
 
@@ -53,6 +45,11 @@ def small(*top):
     return keras.Sequential([keras.Input((16, 16, 3)), layers.Rescaling(1 / 255), layers.Flatten(), *top])
 
 
+def flat(*inputs):
+    """Return a model of these inputs, or of none that are defined."""
+    return keras.Sequential([*inputs, layers.Flatten(), layers.Dense(3)])
+
+
 def run(model, pixels):
     return np.asarray(model(pixels, training=False))
 
@@ -67,20 +64,20 @@ def test_architectures_are_found_in_any_case(name):
 
 
 def test_unknown_architecture_lists_the_known():
-    """The message holds the name that came and those that would do."""
+    """The message contains the name that came and those that would do."""
     with pytest.raises(WeightsError, match=r"efficientnet-lite0.*EfficientNetB7.*Xception.*Received: 'resnet18'"):
         find_architecture("resnet18")
 
 
 def test_each_application_is_one_of_keras():
     """No name in the table is misspelt."""
-    names = {each.name for each in ARCHITECTURES.values()} - {*efficientnet_lite.VARIANTS, "plain-cnn"}
+    names = {each.name for each in catalogue.ARCHITECTURES.values()} - {*efficientnet_lite.VARIANTS, "plain-cnn"}
     assert names and all(callable(getattr(keras.applications, name)) for name in names)
 
 
 def test_imagenet_classes_are_in_keras_order():
     """A thousand names, two of them twice."""
-    classes = imagenet_classes()
+    classes = catalogue.imagenet_classes()
     assert len(classes) == 1000 and len(set(classes)) == 998
     assert (classes[0], classes[285], classes[-1]) == ("tench", "Egyptian_cat", "toilet_tissue")
 
@@ -92,7 +89,7 @@ def test_imagenet_classes_are_in_keras_order():
 def test_preprocessing_is_keras_own(pixels, mode, keras_mode):
     """Our layers give what imagenet_utils.preprocess_input gives."""
     expected = imagenet_utils.preprocess_input(pixels.copy(), mode=keras_mode)
-    np.testing.assert_allclose(np.asarray(preprocess(pixels, mode)), expected, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(catalogue.preprocess(pixels, mode)), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -101,19 +98,19 @@ def test_preprocessing_is_keras_own(pixels, mode, keras_mode):
 def test_preprocessing_scales_to_its_range(mode, low, high):
     """0 and 255 go to the ends of the range."""
     ends = np.array([0, 255], np.float32).reshape(2, 1, 1, 1).repeat(3, axis=-1)
-    np.testing.assert_allclose(np.asarray(preprocess(ends, mode)).reshape(2, 3)[:, 0], [low, high])
+    np.testing.assert_allclose(np.asarray(catalogue.preprocess(ends, mode)).reshape(2, 3)[:, 0], [low, high])
 
 
 def test_unknown_preprocessing_lists_the_known(pixels):
     """Keras' own word for ±1 is not ours, and the message says which is."""
     with pytest.raises(WeightsError, match=r"none, 0-1, ±1, caffe, torch, efficientnet-lite\. Received: 'tf'"):
-        preprocess(pixels, "tf")
+        catalogue.preprocess(pixels, "tf")
 
 
 @pytest.mark.parametrize("mode", ["none", "0-1", "±1", "caffe", "torch"])
 def test_preprocessing_survives_a_file(tmp_path, pixels, mode):
     """A model with preprocessing in front, saved as .keras and loaded, answers the same."""
-    model = with_preprocessing(small(layers.Dense(3)), mode)
+    model = catalogue.with_preprocessing(small(layers.Dense(3)), mode)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(run(loaded, pixels), run(model, pixels))
@@ -166,10 +163,7 @@ def test_weights_of_another_size_are_released_at_it(weights_file, tmp_path, monk
     ("options", "message"),
     [
         ("--weights imagenet --architecture efficientnet-lite0 --size 160", "no --size with --weights imagenet"),
-        (
-            "--weights none --architecture plain-cnn --filter box --crop 0.9",
-            "no --filter nor --crop with --weights none",
-        ),
+        ("--weights none --architecture plain-cnn --filter box --crop 0.9", "no --filter nor --crop with --weights"),
         ("--weights imagenet --architecture VGG16 --classes c.txt", "no --classes with ImageNet weights"),
         ("--run runs/a --architecture VGG16", "no --architecture with a run"),
         ("--run runs/a --int8-drop 0.1", "no --int8-drop without --photos"),
@@ -186,7 +180,7 @@ def test_options_that_would_change_nothing_are_refused(options, message, capsys)
 def dense():
     """An architecture of next to nothing."""
 
-    class Dense(Architecture):
+    class Dense(catalogue.Architecture):
         def backbone(self, weights, include_top, classes=1000):
             return small(layers.Dense(classes, activation="softmax"))
 
@@ -204,7 +198,7 @@ def test_weights_with_other_classes_are_refused(tmp_path, dense):
 
 
 def test_weights_without_architecture_are_refused(weights_file):
-    """A .weights.h5 file holds no model."""
+    """A .weights.h5 file contains no model."""
     with pytest.raises(WeightsError, match=r"Expected --architecture with a \.weights\.h5 file"):
         load_file(weights_file[0], None, 3, "none")
 
@@ -223,22 +217,29 @@ def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkey
         load_file(weights_file[0], dense, 3, "none")
 
 
-def test_missing_file_is_named(tmp_path):
-    """A path where there is nothing is in the message."""
-    with pytest.raises(WeightsError, match=r"none: .*mine\.keras"):
-        load_file(tmp_path / "mine.keras", None, 3, "none")
-
-
-@pytest.mark.parametrize("name", ["mine.keras", "mine.h5", "mine.tflite"])
-def test_junk_is_refused(tmp_path, name):
-    """A file that is no Keras model is named."""
-    (tmp_path / name).write_bytes(b"junk")
-    with pytest.raises(WeightsError, match=f"Expected .*{name} to load in Keras"):
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")  # one of the cases
+@pytest.mark.parametrize(
+    ("write", "name", "message"),
+    [
+        (lambda path: None, "a.keras", r"without a file: .*a\.keras"),
+        (lambda path: path.write_bytes(b"junk"), "a.keras", "Expected .*a.keras to load in Keras"),
+        (lambda path: path.write_bytes(b"junk"), "a.h5", "Expected .*a.h5 to load in Keras"),
+        (lambda path: path.write_bytes(b"junk"), "a.tflite", "Expected .*a.tflite to load in Keras"),
+        (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.keras", "A Lambda layer is code inside the"),
+        (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.h5", "A Lambda layer is code inside the file"),
+        (lambda path: flat(keras.Input((16, 16, 1))).save(path), "a.keras", r"Received: \[\(None, 16, 16, 1\)\]"),
+        (lambda path: flat().save(path), "a.keras", "Received: none defined"),
+    ],
+)
+def test_files_that_are_no_model_of_photos_are_refused(tmp_path, write, name, message):
+    """No file, no Keras model, code (safe mode stays on), a greyscale model, and one without inputs."""
+    write(tmp_path / name)
+    with pytest.raises(WeightsError, match=message):
         load_file(tmp_path / name, None, 3, "none")
 
 
 def test_keras_2_file_that_does_not_load_says_what_to_do(tmp_path, inputs):
-    """A layer option that Keras 3 does not know, the usual break, is told together with the way out."""
+    """A layer option that Keras 3 does not know, the usual break, is shown together with the way out."""
     import h5py
 
     x = layers.GlobalAveragePooling2D()(layers.DepthwiseConv2D(3)(inputs))
@@ -252,14 +253,6 @@ def test_keras_2_file_that_does_not_load_says_what_to_do(tmp_path, inputs):
         load_file(tmp_path / "old.h5", None, 3, "none")
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_code_in_a_file_is_refused(tmp_path, suffix):
-    """A Lambda layer is not run: safe mode stays on, and the message says what to do instead."""
-    small(layers.Lambda(lambda x: x), layers.Dense(3)).save(tmp_path / f"code{suffix}")
-    with pytest.raises(WeightsError, match="A Lambda layer is code inside the file"):
-        load_file(tmp_path / f"code{suffix}", None, 3, "none")
-
-
 def test_open_input_size_must_be_given(tmp_path):
     """A model without a size takes it from --size, and is refused without."""
     open_input = keras.Input((None, None, 3))
@@ -270,30 +263,27 @@ def test_open_input_size_must_be_given(tmp_path):
         load_file(tmp_path / "open.keras", None, 3, "none")
 
 
-def test_inputs_that_are_no_photos_are_refused(tmp_path):
-    """A greyscale model gets its input's shape in the message."""
-    gray = keras.Input((16, 16, 1))
-    keras.Model(gray, layers.Dense(3)(layers.Flatten()(gray))).save(tmp_path / "gray.keras")
-    with pytest.raises(WeightsError, match=r"Received: \[\(None, 16, 16, 1\)\]"):
-        load_file(tmp_path / "gray.keras", None, 3, "none")
-
-
-@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")  # that is the case here
-def test_model_without_inputs_is_refused(tmp_path):
-    """A Sequential that was never called has no input to put preprocessing before."""
-    keras.Sequential([layers.Flatten(), layers.Dense(3)]).save(tmp_path / "unbuilt.keras")
-    with pytest.raises(WeightsError, match="Received: none defined"):
-        load_file(tmp_path / "unbuilt.keras", None, 3, "none")
-
-
 # Outputs
 
 
-def test_linear_outputs_get_a_softmax(pixels):
-    """Logits become probabilities."""
-    model = small(layers.Dense(3))
-    expected = np.asarray(keras.ops.softmax(run(model, pixels)))
-    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), expected, atol=1e-6)
+def as_two(yes):
+    """Return the probabilities of two classes by that of the second."""
+    return np.concatenate([1 - yes, yes], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "expect"),
+    [
+        (3, "linear", lambda outputs: keras.ops.softmax(outputs)),
+        (1, "sigmoid", as_two),
+        (1, "linear", lambda outputs: as_two(keras.ops.sigmoid(outputs))),
+    ],
+)
+def test_outputs_become_probabilities(pixels, units, activation, expect):
+    """Logits get a softmax; one unit, sigmoid or linear, is the probability of the second of two classes."""
+    model = small(layers.Dense(units, activation=activation))
+    received = run(as_probabilities(model, max(units, 2)), pixels)
+    np.testing.assert_allclose(received, expect(run(model, pixels)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "average"])
@@ -314,22 +304,6 @@ def test_probabilities_stay_as_they_are(inputs, pixels, kind):
     np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), run(model, pixels), rtol=1e-6, atol=1e-7)
 
 
-def test_one_sigmoid_unit_becomes_two_classes(pixels):
-    """The unit is the probability of the second class."""
-    model = small(layers.Dense(1, activation="sigmoid"))
-    yes = run(model, pixels)
-    received = run(as_probabilities(model, 2), pixels)
-    np.testing.assert_allclose(received, np.concatenate([1 - yes, yes], axis=1), atol=1e-6)
-
-
-def test_one_linear_unit_becomes_two_classes(pixels):
-    """A single logit gets a sigmoid first."""
-    model = small(layers.Dense(1))
-    yes = np.asarray(keras.ops.sigmoid(run(model, pixels)))
-    received = run(as_probabilities(model, 2), pixels)
-    np.testing.assert_allclose(received, np.concatenate([1 - yes, yes], axis=1), atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("units", "activation", "classes", "message"),
     [
@@ -341,7 +315,7 @@ def test_one_linear_unit_becomes_two_classes(pixels):
     ],
 )
 def test_outputs_that_are_no_choice_among_the_classes_are_refused(units, activation, classes, message):
-    """Several independent answers, other activations and another number of classes are told."""
+    """Several independent answers, other activations, and another number of classes."""
     with pytest.raises(WeightsError, match=message):
         as_probabilities(small(layers.Dense(units, activation=activation)), classes)
 
@@ -365,6 +339,19 @@ def test_lite0_has_its_published_size_and_weights():
     np.testing.assert_array_equal(model.get_layer("probabilities").get_weights()[0], tensors["_fc.weight"].T)
 
 
+def test_lite0_takes_another_size():
+    """At 96 px it has the same weights."""
+    model = find_architecture("efficientnet-lite0", 96).backbone("imagenet", include_top=False)
+    assert model.input_shape == (None, 96, 96, 3) and model.output_shape == (None, 1280)
+
+
+@pytest.mark.network
+def test_weights_of_keras_are_downloaded():
+    """MobileNet comes with ImageNet's weights, and gives probabilities, also for grey."""
+    answer = run(find_architecture("MobileNet").classifier("imagenet"), np.full((1, 224, 224, 3), 127.0, np.float32))
+    assert answer.shape == (1, 1000) and answer.sum() == pytest.approx(1, abs=1e-4)
+
+
 def test_other_weights_file_is_refused(tmp_path):
     """A file with another sha256 is not read."""
     (tmp_path / "weights.pth").write_bytes(b"other")
@@ -383,7 +370,7 @@ def test_code_in_weights_is_never_run(tmp_path):
 
     content = pickle.dumps(Payload())
     (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"file of tensors. Received one that holds posix\.mkdir"):
+    with pytest.raises(WeightsError, match=r"file of tensors. Received one with posix\.mkdir"):
         efficientnet_lite._read_torch_file(tmp_path / "weights.pth", hashlib.sha256(content).hexdigest())
     assert not (tmp_path / "ran").exists()
 
