@@ -47,7 +47,7 @@ def golden() -> list[bytes]:
 
 @pytest.fixture
 def model_server(golden: list[bytes]) -> Iterator[FakeModelServer]:
-    """A model server that holds version 1."""
+    """A model server with version 1."""
     server = FakeModelServer({1: FakeVersion.of(golden)})
     yield server
     server.stop()

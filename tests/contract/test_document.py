@@ -31,7 +31,7 @@ CONTRACT = Contract(
 
 
 def test_a_contract_reads_back_as_it_was_written() -> None:
-    """JSON keeps every member, names that stand twice included."""
+    """JSON keeps every member, also classes with the same name."""
     assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
 
 
@@ -57,10 +57,10 @@ def test_a_contract_reads_back_as_it_was_written() -> None:
 def test_a_contract_that_cannot_be_read_says_which_member(path: tuple[str, ...], value: object, message: str) -> None:
     """Each kind of bad member is named."""
     document = json.loads(CONTRACT.to_json())
-    holder = document
+    place = document
     for key in path[:-1]:
-        holder = holder[key]
-    holder[path[-1]] = value
+        place = place[key]
+    place[path[-1]] = value
     with pytest.raises(ContractError, match=message):
         Contract.from_json(json.dumps(document))
 

@@ -38,7 +38,7 @@ def test_files_are_not_versions(tmp_path):
 
 
 def test_a_missing_base_path_is_an_error(tmp_path):
-    """Missing is told apart from empty."""
+    """A missing folder is an error; an empty one has no versions."""
     with pytest.raises(OSError):
         find_versions(tmp_path / "nowhere")
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
-from tests.programs.stack import ROOT, Gateway, free_port
+from tests.programs.stack import ROOT, Gateway, free_port, wait_until
 
 DOCKER = os.environ.get("DOCKER", "docker")
 ENVIRON = {
@@ -55,7 +54,7 @@ def compose() -> list[str]:
 
 
 def clone(folder: Path) -> Path:
-    """Copy what git would give a stranger: the model-store holds no model."""
+    """Copy what git would give a stranger: the model-store contains no model."""
     files = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for name in filter(None, files):
         if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
@@ -87,10 +86,7 @@ class Container:
 
     def wait(self, template: str, expected: str, timeout_s: float = 60.0) -> None:
         """Wait until what `inspect` says is as expected."""
-        deadline = time.monotonic() + timeout_s
-        while (received := self.inspect(template)) != expected:
-            assert time.monotonic() < deadline, f"{template} is {received}\n{self.logs()}"
-            time.sleep(0.2)
+        wait_until(lambda: self.inspect(template) == expected, timeout_s, lambda: self.inspect(template) + self.logs())
 
 
 @contextmanager

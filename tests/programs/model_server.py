@@ -29,7 +29,15 @@ def mean_colour(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @dataclass
 class FakeVersion:
-    """One version: what it says of itself, and of pixels."""
+    """One version: what it says of itself, and of pixels.
+
+    Attributes:
+        description: Its contract in JSON.
+        predict: What it answers to pixels.
+        identity: The identity that its signatures name.
+        describes: Whether it has the signature `describe`.
+        fails: How its predictions fail, if they do.
+    """
 
     description: bytes
     predict: Predict = mean_colour
@@ -51,7 +59,7 @@ class FakeVersion:
         predict: Predict = mean_colour,
         **contract: Any,
     ) -> FakeVersion:
-        """Return a version whose golden examples are true."""
+        """Return a version with golden examples that `predict` gives, made of these images."""
         spec = spec or ImageSpec(8, 8)
         golden = tuple(
             GoldenExample(str(i), data, tuple(map(float, predict(decode(data, spec).pixels[np.newaxis])[0])))
@@ -79,35 +87,18 @@ class FakeModelServer:
         self.gate = threading.Event()
         self.gate.set()
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0), *options])
-        handler = grpc.unary_unary_rpc_method_handler
-        encode = messages.PredictResponse.SerializeToString
-        self._server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(
-                    "tensorflow.serving.PredictionService",
-                    {
-                        "Predict": handler(self._predict, messages.PredictRequest.FromString, encode),
-                        "GetModelMetadata": handler(
-                            self._metadata,
-                            messages.GetModelMetadataRequest.FromString,
-                            messages.GetModelMetadataResponse.SerializeToString,
-                        ),
-                    },
-                ),
-                grpc.method_handlers_generic_handler(
-                    "tensorflow.serving.ModelService",
-                    {
-                        "GetModelStatus": handler(
-                            self._status,
-                            messages.GetModelStatusRequest.FromString,
-                            messages.GetModelStatusResponse.SerializeToString,
-                        )
-                    },
-                ),
-            )
-        )
+        self._add("PredictionService", "Predict", self._predict, messages.PredictRequest)
+        self._add("PredictionService", "GetModelMetadata", self._metadata, messages.GetModelMetadataRequest)
+        self._add("ModelService", "GetModelStatus", self._status, messages.GetModelStatusRequest)
         self.port = self._server.add_insecure_port(address)
         self._server.start()
+
+    def _add(self, service: str, method: str, answer: Callable[[Any, grpc.ServicerContext], Any], request: Any) -> None:
+        handler = grpc.unary_unary_rpc_method_handler(
+            answer, request.FromString, lambda response: response.SerializeToString()
+        )
+        service = f"tensorflow.serving.{service}"
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
 
     @property
     def address(self) -> str:
@@ -143,11 +134,9 @@ class FakeModelServer:
     def _version(self, number: int, context: grpc.ServicerContext) -> FakeVersion:
         if self.failure is not None:
             context.abort(self.failure, "as the test wants it")
-        version = self.versions.get(number)
-        if version is None:
+        if number not in self.versions:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Specific(tiny, {number})")
-        assert version is not None
-        return version
+        return self.versions[number]
 
     def _metadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         version = self._version(request.model_spec.version.value, context)

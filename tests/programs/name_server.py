@@ -1,8 +1,8 @@
-"""A DNS server for one name, whose addresses a test changes while it runs."""
+"""A DNS server for one name; a test changes its addresses while it runs."""
 
 from __future__ import annotations
 
-from types import TracebackType
+from typing import Self
 
 from dnslib import QTYPE, RCODE, RR, A, DNSRecord
 from dnslib.server import DNSHandler, DNSLogger, DNSServer
@@ -18,13 +18,11 @@ class NameServer:
         self.asked = 0
         self._server = DNSServer(self, address="127.0.0.1", port=0, logger=DNSLogger("-request,-reply,-truncated"))
 
-    def __enter__(self) -> NameServer:
+    def __enter__(self) -> Self:
         self._server.start_thread()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.server.shutdown()
         self._server.server.server_close()
 

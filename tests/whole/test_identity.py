@@ -17,7 +17,6 @@ from tests.programs.stack import (
     QUICK,
     Load,
     Reference,
-    embedded_server,
     free_port,
     gateway,
     release,
@@ -98,40 +97,28 @@ def test_replicas_with_different_models_under_one_number_mix_nothing(
     assert len(check(load, pair, urls)) == 2
 
 
-@pytest.mark.parametrize("first", ["with an identity", "of a47d7fa"])
 def test_a_version_replaced_and_a_store_begun_again_mix_nothing(
-    exports: list[Path], tmp_path: Path, origin: Origin, urls: dict[str, bytes], first: str
+    exports: list[Path], tmp_path: Path, origin: Origin, urls: dict[str, bytes]
 ) -> None:
-    """The directory is replaced while the model server restarts, and the store is emptied and filled again."""
-    used = [exports[0] if first == "with an identity" else OLD, exports[1], exports[3]]
-    release(tmp_path, 1, used[0])
-    address = f"127.0.0.1:{free_port()}"
+    """A version without an identity and one with it are replaced at a restart, and the store is filled anew."""
+    address, version = f"127.0.0.1:{free_port()}", tmp_path / "tiny" / "1"
     with ExitStack() as stack, ExitStack() as server:
+        release(tmp_path, 1, OLD)
         server.enter_context(replica(tmp_path, address, QUICK))
         client = stack.enter_context(gateway(address, GATEWAY_FETCH_ALLOW=origin.authority))
-        with Load(client, list(urls)) as load:
-            load.wait_for(REQUESTS)
+        load = stack.enter_context(Load(client, list(urls)))
+        load.wait_for(REQUESTS)
+        for index in (0, 1):
             server.close()
-            (tmp_path / "tiny" / "1").rename(tmp_path / "away")
-            release(tmp_path, 1, used[1])
+            version.rename(tmp_path / f"{index}")
+            release(tmp_path, 1, exports[index])
             server.enter_context(replica(tmp_path, address, QUICK))
             client.wait(lambda: client.predict(next(iter(urls)))[0] == 200)
             load.wait_for(load.count + REQUESTS)
-            shutil.rmtree(tmp_path / "tiny" / "1")
-            client.wait(lambda: client.get("/readyz")[0] == 503)
-            release(tmp_path, 1, used[2])
-            client.wait(lambda: client.predict(next(iter(urls)))[0] == 200)
-            load.wait_for(load.count + REQUESTS)
-    assert len(check(load, used, urls)) == 3
-
-
-def test_a_version_exported_before_there_were_identities_answers(
-    tmp_path: Path, origin: Origin, urls: dict[str, bytes]
-) -> None:
-    """It loads, passes the gate, and answers right, with no identity."""
-    release(tmp_path, 1, OLD)
-    with embedded_server(tmp_path) as address, gateway(address, GATEWAY_FETCH_ALLOW=origin.authority) as client:
-        answers = {url: client.predict(url) for url in urls}
-    reference = Reference.of([OLD], urls)
-    assert all(status == 200 and answer["model"]["identity"] is None for status, answer in answers.values())
-    assert all(reference.matches(url, answer) for url, (_, answer) in answers.items())
+        shutil.rmtree(version)
+        client.wait(lambda: client.get("/readyz")[0] == 503)
+        release(tmp_path, 1, exports[3])
+        client.wait(lambda: client.predict(next(iter(urls)))[0] == 200)
+        load.wait_for(load.count + REQUESTS)
+    answered = check(load, [OLD, exports[0], exports[1], exports[3]], urls)
+    assert None in answered and len(answered) == 4

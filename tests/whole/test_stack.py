@@ -19,7 +19,7 @@ REQUESTS = 10_000
 
 @pytest.fixture
 def store(tmp_path: Path, exports: list[Path]) -> Path:
-    """A store that holds version 1."""
+    """A store with version 1."""
     release(tmp_path, 1, exports[0])
     return tmp_path
 
@@ -74,7 +74,7 @@ def test_releases_under_load_lose_nothing_and_mix_nothing(
 def test_a_version_that_decodes_otherwise_is_refused_while_the_old_one_answers(
     stack: Gateway, store: Path, urls: dict[str, bytes], exports: list[Path]
 ) -> None:
-    """A contract whose filter is not the one of its golden examples: /readyz names the reason, and stays 200 (F4)."""
+    """A contract with another filter than its golden examples: /readyz names the reason, and stays 200 (F4)."""
     skewed = store / "tiny" / "draft"
     shutil.copytree(exports[1], skewed)
     model = skewed / "model.tflite"
@@ -118,7 +118,7 @@ def test_names_that_are_no_numbers_are_no_versions(
 def test_an_emptied_store_is_a_503_and_recovers_without_a_restart(
     stack: Gateway, store: Path, urls: dict[str, bytes]
 ) -> None:
-    """No version left to answer is told, and the version that returns answers again (F5)."""
+    """Without a version requests get 503, and the version that returns answers again (F5)."""
     url = next(iter(urls))
     (store / "tiny" / "1").rename(store / "away")
     stack.wait(lambda: stack.get("/readyz")[0] == 503)

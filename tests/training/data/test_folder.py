@@ -24,7 +24,7 @@ def jpegs():
 
 @pytest.fixture
 def fill(tmp_path, jpegs):
-    """A function that writes photos into class folders below a folder of the test, and returns the topmost."""
+    """A function that writes photos into class folders, perhaps of a split, and returns the topmost folder."""
 
     def fill(counts, below=""):
         for name, count in counts.items():
@@ -77,31 +77,27 @@ def test_classes_are_the_folders_in_order_of_their_names(fill):
     assert all(each.path.parent.name == dataset.classes[each.label] for each in dataset.splits["train"])
 
 
-@pytest.mark.parametrize("train", SPLIT_FOLDERS["train"])
-@pytest.mark.parametrize("validation", SPLIT_FOLDERS["validation"])
-@pytest.mark.parametrize("test", SPLIT_FOLDERS["test"])
-def test_split_folders_are_known_by_each_name(fill, train, validation, test):
-    """Splits that are there are used as they are."""
-    fill({"cat": 4, "dog": 3}, train)
-    fill({"cat": 2, "dog": 1}, validation)
-    dataset = read_folder(fill({"cat": 1, "dog": 1}, test))
-    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 7, "validation": 3, "test": 2}
+@pytest.mark.parametrize(
+    ("folders", "sizes"),
+    [
+        *(
+            ({train: {"cat": 4, "dog": 3}, validation: {"cat": 2, "dog": 1}, test: {"cat": 1, "dog": 1}}, (7, 3, 2))
+            for train, validation, test in [*zip(*SPLIT_FOLDERS.values(), strict=True), ("Train", "Val", "TEST")]
+        ),
+        ({"seg_train/seg_train": {"cat": 10, "dog": 10}, "seg_test/seg_test": {"cat": 2, "dog": 2}}, (18, 2, 4)),
+        ({"train": {"cat": 5, "dog": 5}, "val": {"cat": 2, "dog": 2}}, (10, 4)),
+        ({"train": {"cat": 10, "dog": 10}, "test": {"cat": 3, "dog": 3}}, (18, 2, 6)),
+    ],
+)
+def test_split_folders_are_used_as_they_are(fill, folders, sizes):
+    """By each name, in any case, nested as archives unpack; only validation is taken from train if it is missing."""
+    for below, counts in folders.items():
+        folder = fill(counts, below)
+    dataset = read_folder(folder)
+    found = {split: len(dataset.splits[split]) for split in SPLIT_FOLDERS if split in dataset.splits}
+    assert found == dict(zip(SPLIT_FOLDERS, sizes, strict=False))
     assert dataset.classes == ("cat", "dog")
-
-
-def test_split_folders_are_known_in_any_case(fill):
-    """`Train` is a split, not a class."""
-    fill({"cat": 3, "dog": 3}, "Train")
-    dataset = read_folder(fill({"cat": 1, "dog": 1}, "Val"))
-    assert dataset.classes == ("cat", "dog") and len(dataset.splits["validation"]) == 2
-
-
-def test_split_folders_may_be_nested(fill):
-    """Archives that hold seg_train/seg_train/CLASS are read as they unpack."""
-    fill({"cat": 10, "dog": 10}, "seg_train/seg_train")
-    dataset = read_folder(fill({"cat": 2, "dog": 2}, "seg_test/seg_test"))
-    assert dataset.classes == ("cat", "dog")
-    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 18, "validation": 2, "test": 4}
+    assert sorted(paths(dataset, *found)) == sorted(folder.rglob("*.jpg"))
 
 
 def test_a_class_may_be_named_like_a_split(fill):
@@ -123,21 +119,6 @@ def test_self_made_splits_follow_the_seed(fill):
     folder = fill({"cat": 30, "dog": 30})
     assert read_folder(folder, seed=7) == read_folder(folder, seed=7)
     assert paths(read_folder(folder, seed=7), "test") != paths(read_folder(folder, seed=8), "test")
-
-
-def test_validation_without_test_leaves_train_whole(fill):
-    """A folder with its own validation split needs no test split, and none is made."""
-    fill({"cat": 5, "dog": 5}, "train")
-    dataset = read_folder(fill({"cat": 2, "dog": 2}, "val"))
-    assert sorted(dataset.splits) == ["train", "validation"] and len(dataset.splits["train"]) == 10
-
-
-def test_test_without_validation_takes_validation_from_train(fill):
-    """The test split stays as it is, and a tenth of train becomes validation."""
-    fill({"cat": 10, "dog": 10}, "train")
-    dataset = read_folder(fill({"cat": 3, "dog": 3}, "test"))
-    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 18, "validation": 2, "test": 6}
-    assert not set(paths(dataset, "train")) & set(paths(dataset, "validation"))
 
 
 def test_a_held_out_split_may_lack_a_class(fill):
@@ -180,42 +161,29 @@ def test_class_folders_may_be_links(fill, tmp_path):
 
 def test_missing_folder_is_named(tmp_path):
     """A path where there is nothing is in the message."""
-    with pytest.raises(DataError, match=r"none: .*nothing"):
+    with pytest.raises(DataError, match=r"without a folder: .*nothing"):
         read_folder(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(
-    ("counts", "message"),
+    ("folders", "message"),
     [
-        ({}, "a folder for each class .* Received: no folder"),
-        ({"cat": 3}, "two or more.* Received: cat"),
-        ({"cat": 3, "dog": 0}, "Received empty folders: dog"),
-        ({"cat": 3, "dog": 2}, "at least 3 photos in each class.* Received 2 in .*dog"),
+        ({"": {}}, "a folder for each class .* Received: no folder"),
+        ({"": {"cat": 3}}, "two or more.* Received: cat"),
+        ({"": {"cat": 3, "dog": 0}}, "Received empty folders: dog"),
+        ({"": {"cat": 3, "dog": 2}}, "at least 3 photos in each class.* Received 2 in .*dog"),
+        ({"train": {"cat": 3, "dog": 3}, "val": {"cat": 1, "cow": 1}}, "known classes: cat, dog. Received also: cow"),
+        ({"train": {"cat": 3, "dog": 3}, "val": {"cat": 0}}, "folder without any"),
+        ({"": {"cat": 3, "dog": 3}, "test": {"cat": 1, "dog": 1}}, r"a folder .*train.* Received only: .*test"),
     ],
 )
-def test_folders_that_cannot_be_trained_on_are_refused(fill, tmp_path, counts, message):
-    """No class, one class, an empty class, and too few photos to hold some out: each is told."""
+def test_folders_that_cannot_be_trained_on_are_refused(fill, tmp_path, folders, message):
+    """Missing, empty, too few and unknown classes, a split without photos, and a test folder beside class folders."""
     (tmp_path / "photos").mkdir()
+    for below, counts in folders.items():
+        folder = fill(counts, below)
     with pytest.raises(DataError, match=message):
-        read_folder(fill(counts))
-
-
-@pytest.mark.parametrize(
-    ("validation", "message"),
-    [({"cat": 1, "cow": 1}, "only known classes: cat, dog. Received also: cow"), ({"cat": 0}, "folder without any")],
-)
-def test_held_out_splits_must_fit_train(fill, validation, message):
-    """A class that train lacks, and a split without photos, are refused."""
-    fill({"cat": 3, "dog": 3}, "train")
-    with pytest.raises(DataError, match=message):
-        read_folder(fill(validation, "validation"))
-
-
-def test_splits_without_train_are_refused(fill):
-    """A test folder beside class folders is not taken for a class."""
-    fill({"cat": 3, "dog": 3})
-    with pytest.raises(DataError, match=r"Expected a folder .*train.* Received only: .*test"):
-        read_folder(fill({"cat": 1, "dog": 1}, "test"))
+        read_folder(folder)
 
 
 # Pixels
@@ -300,7 +268,7 @@ def test_cache_of_a_killed_run_is_not_used(photos, cache, decoded, monkeypatch, 
 
 
 def test_cache_that_cannot_be_written_is_named(photos, tmp_path):
-    """A path that is no folder, like a full disk, is told with the place."""
+    """A path that is no folder, like a full disk, is an error with the place."""
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"write decoded photos to .*file"):
         load_pixels(photos, SPEC, tmp_path / "file")
