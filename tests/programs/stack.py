@@ -13,8 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
@@ -134,22 +132,18 @@ class Gateway:
 
     def get(self, path: str) -> tuple[int, Any]:
         """Return status and JSON; status 0 while nobody listens."""
-        try:
-            with urllib.request.urlopen(f"http://{self.host}:{self.port}{path}", timeout=10) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code, json.load(exc)
-        except OSError:
-            return 0, None
+        with closing(http.client.HTTPConnection(self.host, self.port, timeout=10)) as connection:
+            try:
+                connection.request("GET", path)
+                response = connection.getresponse()
+                return response.status, json.loads(response.read())
+            except OSError:
+                return 0, None
 
     def predict(self, url: str) -> tuple[int, Any]:
         """Return status and JSON of one request."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
-        try:
+        with closing(http.client.HTTPConnection(self.host, self.port, timeout=30)) as connection:
             return post(connection, url)
-        finally:
-            connection.close()
 
     def wait(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
         """Wait until a condition is true; show /readyz if it does not come true in time."""
@@ -157,16 +151,16 @@ class Gateway:
 
     def refusal(self, version: int) -> str:
         """Wait until a worker refuses a version while it stays ready, and return the reason."""
-        reasons: list[str] = []
+        refused: dict[str, str] = {}
 
-        def refused() -> bool:
+        def is_refused() -> bool:
             status, ready = self.get("/readyz")
             assert status == 200
-            reasons.extend(filter(None, [ready["model"]["refused"].get(str(version))]))
-            return bool(reasons)
+            refused.update(ready["model"]["refused"])
+            return str(version) in refused
 
-        self.wait(refused)
-        return reasons[0]
+        self.wait(is_refused)
+        return refused[str(version)]
 
     def worker_pids(self) -> list[int]:
         """Return the processes that answer requests."""
