@@ -92,7 +92,7 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
     Raises:
         TensorError: Unknown type, a negative or unknown dimension, or values that do not fill the shape.
     """
-    if proto.dtype != messages.DT_STRING and proto.dtype not in _TO_NUMPY:
+    if proto.dtype not in _VALUES:
         raise TensorError(f"Expected a known tensor type. Received: {proto.dtype}")
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     count = prod(shape)
@@ -101,33 +101,31 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
             f"Expected a known shape of at most {MAX_RANK} dimensions and {MAX_VALUES:,} values."
             f" Received: {shape[: MAX_RANK + 1]}"
         )
-    if not proto.tensor_content and count > MAX_REPEATED + len(getattr(proto, _VALUES[proto.dtype])):
-        raise TensorError(f"Expected at least {count - MAX_REPEATED:,} values for shape {shape}. Received: fewer")
-    if proto.dtype == messages.DT_STRING:
-        strings = np.empty(count, dtype=object)
-        strings[:] = _fill(list(proto.string_val), count, b"")
-        return strings.reshape(shape)
-    dtype, field = _TO_NUMPY[proto.dtype]
-    if proto.tensor_content:
+    if proto.tensor_content and proto.dtype != messages.DT_STRING:
+        dtype = numpy_type(proto.dtype)
         if len(proto.tensor_content) != count * dtype.itemsize:
             raise TensorError(
                 f"Expected {count * dtype.itemsize} bytes for shape {shape}. Received: {len(proto.tensor_content)}"
             )
         return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
-    values = getattr(proto, field)
+    values = getattr(proto, _VALUES[proto.dtype])
     if len(values) > count:
         raise TensorError(f"Expected at most {count} values for shape {shape}. Received: {len(values)}")
+    if len(values) < count - MAX_REPEATED:
+        raise TensorError(f"Expected at least {count - MAX_REPEATED:,} values for shape {shape}. Received: fewer")
+    if proto.dtype == messages.DT_STRING:
+        return _fill(np.array(values, dtype=object), count, b"").reshape(shape)
+    dtype, field = _TO_NUMPY[proto.dtype]
     raw = np.dtype(np.uint16) if dtype == np.float16 else dtype
     # Integers that do not fit wrap around, as a C++ cast does: the field is wider than the type.
     wide = {"f": np.float64, "i": np.int64, "u": np.uint64 if field == "uint64_val" else np.int64, "b": np.bool_}
-    filled: NDArray[Any] = np.empty(count, raw)
-    filled[: len(values)] = np.array(values, dtype=wide[raw.kind]).astype(raw)
-    filled[len(values) :] = filled[len(values) - 1] if values else 0
+    filled = _fill(np.array(values, dtype=wide[raw.kind]).astype(raw), count, 0)
     values_of_type: NDArray[Any] = filled.view(dtype)
     return values_of_type.reshape(shape)
 
 
-def _fill(values: list[bytes], count: int, default: bytes) -> list[bytes]:
-    if len(values) > count:
-        raise TensorError(f"Expected at most {count} values. Received: {len(values)}")
-    return values + [values[-1] if values else default] * (count - len(values))
+def _fill(values: NDArray[Any], count: int, default: object) -> NDArray[Any]:
+    """Return `count` values: the last one again for those that are missing, or the default if there are none."""
+    filled: NDArray[Any] = np.full(count, values[-1] if len(values) else default, values.dtype)
+    filled[: len(values)] = values
+    return filled

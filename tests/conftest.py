@@ -84,7 +84,7 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_export(store: Path, name: str, *models: dict[str, Any]) -> None:
-    """Export small models as the next versions, in a process of their own, which keeps TensorFlow out of this one."""
+    """Export small models as the next versions, in another process: TensorFlow stays out of this one."""
     subprocess.run(
         [sys.executable, "-m", "tests.programs.tiny_model", str(store), name, *map(json.dumps, models or [{}])],
         cwd=ROOT,

@@ -24,7 +24,7 @@ def test_arrays_come_back_as_they_went(dtype: str, typed: bool) -> None:
 
 
 def test_strings_are_bytes() -> None:
-    """Any bytes go through, those that are no UTF-8 too."""
+    """Any bytes go through, also those that are not UTF-8."""
     array = np.array([[b"\xff\x00", b""]], dtype=object)
     assert tensor.to_array(tensor.to_proto(array)).tolist() == [[b"\xff\x00", b""]]
 
@@ -39,10 +39,10 @@ def test_one_typed_value_fills_the_shape_and_none_are_zeros() -> None:
     assert tensor.to_array(proto).tolist() == [[0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize("dtype", [messages.DT_STRING, messages.DT_DOUBLE])
-def test_few_bytes_do_not_become_gigabytes(dtype: messages.DataType) -> None:
-    """Thirty bytes may name a shape of 2**27 values, and send none."""
-    proto = messages.TensorProto(dtype=dtype)
+@pytest.mark.parametrize(("dtype", "content"), [("DT_STRING", b""), ("DT_STRING", b"1"), ("DT_DOUBLE", b"")])
+def test_few_bytes_do_not_become_gigabytes(dtype: str, content: bytes) -> None:
+    """Thirty bytes may name a shape of 2**27 values, and send none; strings have no place in the content."""
+    proto = messages.TensorProto(dtype=messages.DataType.Value(dtype), tensor_content=content)
     proto.tensor_shape.dim.add(size=2**27)
     with pytest.raises(tensor.TensorError, match=r"at least 133,169,152 values for shape \(134217728,\)"):
         tensor.to_array(proto)

@@ -74,7 +74,7 @@ class Container:
 
     @property
     def address(self) -> str:
-        """Its own address, where no proxy of the engine stands between."""
+        """Its address, without the engine's proxy between."""
         return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 
     def run(self, *command: str, user: str = "10001") -> str:

@@ -225,8 +225,8 @@ def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkey
         (lambda path: path.write_bytes(b"junk"), "a.keras", "Expected .*a.keras to load in Keras"),
         (lambda path: path.write_bytes(b"junk"), "a.h5", "Expected .*a.h5 to load in Keras"),
         (lambda path: path.write_bytes(b"junk"), "a.tflite", "Expected .*a.tflite to load in Keras"),
-        (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.keras", "A Lambda layer is code inside the"),
-        (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.h5", "A Lambda layer is code inside the file"),
+        (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.keras", "A Lambda layer is code"),
+        (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.h5", "A Lambda layer is code"),
         (lambda path: flat(keras.Input((16, 16, 1))).save(path), "a.keras", r"Received: \[\(None, 16, 16, 1\)\]"),
         (lambda path: flat().save(path), "a.keras", "Received: none defined"),
     ],
@@ -267,7 +267,7 @@ def test_open_input_size_must_be_given(tmp_path):
 
 
 def as_two(yes):
-    """Return the probabilities of two classes by that of the second."""
+    """Return the probabilities of two classes, given those of the second."""
     return np.concatenate([1 - yes, yes], axis=1)
 
 

@@ -52,7 +52,7 @@ def test_architecture_trains_exports_and_serves(
 
 def test_plain_cnn_learns_from_scratch(photos: Path, tmp_path: Path) -> None:
     """Some epochs, and the loss on colours has fallen."""
-    options = ["--preset", "plain-cnn", "--size", "32", "--epochs", "30", "--patience", "30", "--learning-rate", "0.01"]
+    options = ["--preset", "plain-cnn", "--size", "32", "--epochs", "15", "--patience", "15", "--learning-rate", "0.01"]
     status = main(["train", str(photos), "--name", "colours", *options, "--batch-size", "6", *places(tmp_path)])
     (run,) = (tmp_path / "runs" / "colours").iterdir()
     history = json.loads((run / "history.json").read_text())
