@@ -161,7 +161,7 @@ def test_class_folders_may_be_links(fill, tmp_path):
 
 def test_missing_folder_is_named(tmp_path):
     """A path where there is nothing is in the message."""
-    with pytest.raises(DataError, match=r"without a folder: .*nothing"):
+    with pytest.raises(DataError, match=r"none: .*nothing"):
         read_folder(tmp_path / "nothing")
 
 

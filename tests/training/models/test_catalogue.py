@@ -221,7 +221,7 @@ def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkey
 @pytest.mark.parametrize(
     ("write", "name", "message"),
     [
-        (lambda path: None, "a.keras", r"without a file: .*a\.keras"),
+        (lambda path: None, "a.keras", r"none: .*a\.keras"),
         (lambda path: path.write_bytes(b"junk"), "a.keras", "Expected .*a.keras to load in Keras"),
         (lambda path: path.write_bytes(b"junk"), "a.h5", "Expected .*a.h5 to load in Keras"),
         (lambda path: path.write_bytes(b"junk"), "a.tflite", "Expected .*a.tflite to load in Keras"),
