@@ -14,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from contract.image import ImageError, decode
+from contract.image import ContractPreprocessor, ImageError
 from training import page
 from training.errors import DataError, TrainingError
 from training.models.catalogue import find_architecture, preprocess
@@ -60,6 +60,7 @@ def explain(run: Path, images: Sequence[str], label: str | None, out: Path) -> l
     model, contract, _ = read_run(run)
     if label is not None and label not in contract.classes:
         raise TrainingError(f"Expected a class of: {', '.join(contract.classes)}. Received: {label!r}")
+    preprocessor = ContractPreprocessor(contract.image)
     heat = HeatMaps(model, find_architecture(contract.origin.architecture).preprocessing)
     found: list[Explanation] = []
     for position, image in enumerate(images):
@@ -67,7 +68,7 @@ def explain(run: Path, images: Sequence[str], label: str | None, out: Path) -> l
             _log.info(f"The page shows {MOST_PHOTOS} photos; {len(images) - position} more were left out")
             break
         try:
-            pixels = decode(Path(image).read_bytes(), contract.image).pixels
+            pixels = preprocessor.from_path(image)[0]
         except (ImageError, OSError) as exc:
             _log.info(f"Skipped {image}: {exc}")
             continue
