@@ -57,13 +57,23 @@ def describe(content: bytes, contract: Contract) -> bytes:
     Both signatures name the same graph: converted as two, each operation would be in the file twice. And a file says
     only after it ran which probabilities are its golden ones, so they are put in here and not by converting again.
     """
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = unpack(content)
     signatures = {each.signatureKey.decode(): each for each in model.signatureDefs}
     _replace_text(model, signatures[DESCRIBE_SIGNATURE].subgraphIndex, contract.to_json())
     default = copy(signatures[contract.signature])
     default.signatureKey = PREDICT_SIGNATURE.encode()
     default.outputs = [each for each in default.outputs if each.name != IDENTITY.encode()]
     model.signatureDefs.append(default)
+    return pack(model)
+
+
+def unpack(content: bytes) -> Any:
+    """Return a TFLite file as objects that can be changed."""
+    return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
+def pack(model: Any) -> bytes:
+    """Return such objects as a TFLite file."""
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
     return bytes(builder.Output())
