@@ -4,55 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, Origin, run_export
-from tests.programs.containers import (
-    Container,
-    Stack,
-    bridge,
-    clone,
-    compose,
-    container,
-    docker,
-    has_engine,
-    run,
-    stack,
-)
+from tests.programs.containers import Container, Stack, compose, container, docker, run, stack
 from tests.programs.photos import clock, encode, photo
 from tests.programs.stack import UNCONNECTED, Gateway, Load, free_port
 
-pytestmark = [pytest.mark.docker, pytest.mark.tensorflow]
+pytestmark = [pytest.mark.docker, pytest.mark.tensorflow, pytest.mark.usefixtures("repository")]
 
 LOCKED_DOWN = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true")
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean clone whose model-store is someone else's, its images built by `make images`."""
-    if not has_engine():
-        pytest.skip("needs a Docker engine")
-    folder = clone(tmp_path_factory.mktemp("clone"))
-    if os.geteuid() == 0:
-        os.chown(folder / "model-store", 1234, 1234)
-    run("make", "images", cwd=folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def images(repository: Path) -> Iterator[Origin]:
-    """An image origin that containers reach; it has a drawing of a clock."""
-    with Origin(host=bridge()) as server:
-        server.add("clock.jpg", encode(clock()))
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +65,7 @@ def test_a_clean_clone_answers_an_image_url_with_the_right_class(running: Stack,
     assert [path.name for path in version.parent.iterdir()] == ["0"]
 
 
-def test_rest_tells_the_status_and_the_contract(running: Stack) -> None:
+def test_rest_shows_the_status_and_the_contract(running: Stack) -> None:
     """The two commands of the README, at the port of this stack."""
     commands = re.findall(r"^curl .*8501.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
     pasted = [command.replace("localhost:8501", f"127.0.0.1:{running.rest_port}") for command in commands]
@@ -178,21 +146,18 @@ def test_a_stopped_gateway_answers_what_it_has_accepted(running: Stack, clock_ur
     assert running.gateway.predict(clock_url)[0] == 200
 
 
-def test_the_gateway_image_is_small_and_holds_no_more_than_it_runs(repository: Path) -> None:
+def test_the_gateway_image_is_small_and_contains_no_more_than_it_runs(
+    added_bytes: Callable[[str], int], ask_python: Callable[[str, str], list[str]]
+) -> None:
     """Under 180 MB on top of its base; no TensorFlow, no pip cache, no compiler."""
-    history = docker("history", "--human=false", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}",
-                     "image-classifier-gateway:test").splitlines()  # fmt: skip
-    (first,) = [i for i, line in enumerate(history) if "COPY /opt/venv" in line]
-    added = sum(int(line.split()[0]) for line in history[: first + 1])
-    assert 50_000_000 < added < 180_000_000
+    assert 50_000_000 < added_bytes("gateway") < 180_000_000
     script = """
 import importlib.util, pathlib, shutil
 print(importlib.util.find_spec("tensorflow"), importlib.util.find_spec("ai_edge_litert"))
 print(any(map(shutil.which, ("gcc", "cc", "g++", "clang"))))
 print(any(pathlib.Path(home, ".cache", "pip").exists() for home in ("/root", "/home", "/")))
 """
-    options = ("--rm", "--entrypoint", "python", "--user", "root", "image-classifier-gateway:test")
-    assert docker("run", *options, "-c", script).split() == ["None", "None", "False", "False"]
+    assert ask_python("gateway", script) == ["None", "None", "False", "False"]
 
 
 def test_the_gateway_starts_in_under_two_seconds(running: Stack) -> None:
@@ -216,17 +181,15 @@ print(ticks / os.sysconf("SC_CLK_TCK"), wall_s)
     assert wall_s < 20  # 1.5 at a load of 7 on two cores
 
 
-def test_the_model_image_needs_no_mount_and_nothing_writable(repository: Path) -> None:
+def test_the_model_image_needs_no_mount_and_nothing_writable() -> None:
     """On a read-only root without capabilities it serves what it carries, and its health check says so."""
     with container("model", *LOCKED_DOWN) as model:
         model.wait("{{.State.Health.Status}}", "healthy")
 
 
 @pytest.mark.parametrize("options", [(), ("--user", "root")], ids=["not ours", "read-only"])
-def test_an_empty_store_that_cannot_be_written_is_told(
-    repository: Path, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    """The container ends with what to do about it, in place of a server that waits for ever."""
+def test_an_empty_store_that_cannot_be_written_ends_the_container(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """It says what to do about it, in place of a server that waits for ever."""
     tmp_path.chmod(0o555)
     mount = f"{tmp_path}:/models" + (":ro" if options else "")
     with container("model", "--volume", mount, *options) as model:
@@ -235,8 +198,8 @@ def test_an_empty_store_that_cannot_be_written_is_told(
         assert "Expected /models/imagenet to hold a version, or to be writable" in model.logs()
 
 
-def test_a_model_that_nobody_has_is_told(repository: Path, tmp_path: Path) -> None:
-    """A mistyped name is answered with what the image carries."""
+def test_a_model_that_nobody_has_ends_the_container(tmp_path: Path) -> None:
+    """It says what the image carries, so that a mistyped name is seen."""
     with container("model", "--volume", f"{tmp_path}:/models", "--env", "MODEL_NAME=imagent") as model:
         model.wait("{{.State.ExitCode}} {{.State.Status}}", "1 exited")
         assert "Expected a version of 'imagent' in /models/imagent. Received: none; this image carries imagenet" in (
@@ -246,7 +209,7 @@ def test_a_model_that_nobody_has_is_told(repository: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("last", "number"), [(None, 3), (2, 3), (6, 7)])
 def test_a_release_that_the_image_carries_gets_a_number_that_was_not_used(
-    repository: Path, tiny_store: Path, tmp_path: Path, last: int | None, number: int
+    tiny_store: Path, tmp_path: Path, last: int | None, number: int
 ) -> None:
     """Its own, or the next after all that the store has had."""
     tmp_path.chmod(0o755)
@@ -264,7 +227,7 @@ def test_a_release_that_the_image_carries_gets_a_number_that_was_not_used(
     assert (store / ".tiny.last-version").read_text() == f"{number}\n"
 
 
-def test_the_single_container_answers_within_512_mb(repository: Path) -> None:
+def test_the_single_container_answers_within_512_mb() -> None:
     """At the port that the host names, under eight clients with photos of 12 megapixels; then it stops cleanly."""
     port = free_port()
     options = ("--memory", "512m", "--memory-swap", "512m", "--env", "PORT=8080", "--publish", f"{port}:8080")
@@ -300,6 +263,6 @@ def send_photos(port: int) -> list[int]:
 
 
 def peak_bytes(of: Container) -> int:
-    """Return the most memory that a container has held, by either version of cgroups."""
+    """Return the most memory that a container has taken, by either version of cgroups."""
     script = "cat /sys/fs/cgroup/memory.peak /sys/fs/cgroup/memory/memory.max_usage_in_bytes 2>/dev/null || true"
     return int(of.run("sh", "-c", script).split()[0])

@@ -11,31 +11,13 @@ import pytest
 
 from tests.conftest import Origin
 from tests.programs.aws_lambda import EVENTS, REQUEST_ID, RuntimeApi, http_event
-from tests.programs.containers import Container, bridge, clone, container, docker, has_engine, run
-from tests.programs.photos import clock, encode, photo
+from tests.programs.containers import Container, bridge, container
 
-pytestmark = [pytest.mark.docker, pytest.mark.tensorflow]
+pytestmark = [pytest.mark.docker, pytest.mark.tensorflow, pytest.mark.usefixtures("repository")]
 
 # Lambda's user has no rights, and nothing is writable but /tmp, which this image does not need either.
 AS_LAMBDA = ("--read-only", "--user", "993:990", "--cap-drop", "ALL", "--memory", "256m", "--memory-swap", "256m")
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def image(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The image, of a clean clone."""
-    if not has_engine():
-        pytest.skip("needs a Docker engine")
-    run("make", "lambda-image", cwd=clone(tmp_path_factory.mktemp("clone")))
-
-
-@pytest.fixture(scope="module")
-def origin() -> Iterator[Origin]:
-    """An image origin that containers reach; it has a drawing of a clock, and a photo of 12 megapixels."""
-    with Origin(host=bridge()) as server:
-        server.add("clock.jpg", encode(clock()))
-        server.add("large.jpg", encode(photo(4000, 3000)))
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +39,9 @@ def started(api: RuntimeApi, fetch_allow: str = "") -> Iterator[Container]:
 
 
 @pytest.fixture(scope="module")
-def function(api: RuntimeApi, origin: Origin) -> Iterator[Container]:
-    """A function that may fetch from `origin`."""
-    with started(api, origin.authority) as running:
+def function(api: RuntimeApi, images: Origin) -> Iterator[Container]:
+    """A function that may fetch from `images`."""
+    with started(api, images.authority) as running:
         yield running
 
 
@@ -83,19 +65,19 @@ def test_it_starts_in_under_two_seconds() -> None:
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=list(EVENTS))
 def test_each_front_door_gets_the_right_class(
-    api: RuntimeApi, function: Container, origin: Origin, event: Callable[..., dict[str, object]]
+    api: RuntimeApi, function: Container, images: Origin, event: Callable[..., dict[str, object]]
 ) -> None:
     """An image URL to the gateway's answer."""
-    body = json.dumps({"url": f"http://{origin.authority}/clock.jpg"}).encode()
+    body = json.dumps({"url": f"http://{images.authority}/clock.jpg"}).encode()
     status, answer = ask(api, event("POST", "/predict", body, JSON))
     assert status == 200
     assert (answer["model"]["name"], answer["model"]["version"]) == ("imagenet", 0)
     assert answer["predictions"][0]["class"] == "analog_clock"
 
 
-def test_it_stays_within_256_mb(api: RuntimeApi, function: Container, origin: Origin) -> None:
+def test_it_stays_within_256_mb(api: RuntimeApi, function: Container, images: Origin) -> None:
     """Also with photos of 12 megapixels, alone and as many as a request may have."""
-    large = f"http://{origin.authority}/large.jpg"
+    large = f"http://{images.authority}/large.jpg"
     for body in ({"url": large}, {"urls": [large] * 8}):
         assert ask(api, http_event("POST", "/predict", json.dumps(body).encode(), JSON))[0] == 200
     (peak,) = (line for line in function.run("cat", "/proc/1/status", user="993").splitlines() if "VmHWM" in line)
@@ -111,17 +93,14 @@ def test_the_functions_own_surroundings_are_closed(api: RuntimeApi, function: Co
     assert (status, answer["code"]) == (403, "url_not_allowed")
 
 
-def test_the_image_is_small_and_holds_no_more_than_it_runs() -> None:
+def test_the_image_is_small_and_contains_no_more_than_it_runs(
+    added_bytes: Callable[[str], int], ask_python: Callable[[str, str], list[str]]
+) -> None:
     """Under 150 MB on top of its base, model included; no TensorFlow, no gRPC, no compiler."""
-    history = docker("history", "--human=false", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}",
-                     "image-classifier-lambda:test").splitlines()  # fmt: skip
-    (first,) = [i for i, line in enumerate(history) if "COPY /opt/venv" in line]
-    added = sum(int(line.split()[0]) for line in history[: first + 1])
-    print(f"{added / 1e6:.0f} MB on top of its base")
-    assert 50_000_000 < added < 150_000_000
+    print(f"{added_bytes('lambda') / 1e6:.0f} MB on top of its base")
+    assert 50_000_000 < added_bytes("lambda") < 150_000_000
     script = """
 import importlib.util, shutil
 print(any(map(importlib.util.find_spec, ("tensorflow", "grpc"))), any(map(shutil.which, ("gcc", "cc", "clang"))))
 """
-    options = ("--rm", "--entrypoint", "python", "image-classifier-lambda:test")
-    assert docker("run", *options, "-c", script) == "False False"
+    assert ask_python("lambda", script) == ["False", "False"]

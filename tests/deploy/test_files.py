@@ -1,8 +1,11 @@
-"""The files that deploy the programs name only what the programs have: settings, flags, ports and paths."""
+"""The files that build and deploy the programs: linters find nothing, and they name only what the programs have."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -21,24 +24,61 @@ GATEWAY_PORT, GRPC_PORT, REST_PORT = 9696, 8500, 8501
 OTHER_PORTS = {80, 53, 9090}  # of the cluster's Service, of the DNS, and of Prometheus
 OTHER_VARIABLES = {"GATEWAY_KEY"}  # of the batch command
 
-DEPLOYMENT = [
-    *sorted(ROOT.glob("*.dockerfile")),
-    *sorted(ROOT.glob("docker-compose*.yaml")),
-    *sorted(path for path in (ROOT / "kube").rglob("*.yaml") if path.name != "checkov.yaml"),
-    *sorted(path for path in (ROOT / "serving" / "container").glob("*")),
-    ROOT / "docs" / "deploy.md",
-]
+DOCKERFILES = sorted(ROOT.glob("image-*.dockerfile"))
+CONTAINER = sorted((ROOT / "serving" / "container").iterdir())
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+COMPOSE = ROOT / "docker-compose.yaml"
+KUBE = sorted(path for path in (ROOT / "kube").rglob("*.yaml") if path.name != "checkov.yaml")
+LINTED = [("hadolint", path) for path in DOCKERFILES]
+LINTED += [("shellcheck", path) for path in CONTAINER if path.suffix == ".sh"]
 
 
-@pytest.fixture(params=DEPLOYMENT, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.fixture(
+    params=[*DOCKERFILES, *CONTAINER, COMPOSE, *KUBE, ROOT / "docs" / "deploy.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def text(request: pytest.FixtureRequest) -> str:
     """The text of each file that deploys something."""
     path: Path = request.param
     return path.read_text()
 
 
+@pytest.mark.parametrize(("linter", "path"), LINTED, ids=lambda value: getattr(value, "name", value))
+def test_linters_find_nothing(linter: str, path: Path) -> None:
+    """Each exception has its reason beside it."""
+    program = shutil.which(linter, path=f"{Path(sys.executable).parent}")
+    if not program:
+        pytest.skip(f"needs {linter}")
+    result = subprocess.run([program, path], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_scripts_of_the_model_image_may_be_run() -> None:
+    """Git keeps the right to execute them."""
+    assert all(path.stat().st_mode & 0o111 for path in CONTAINER if path.suffix == ".sh")
+
+
+def test_make_and_the_release_have_every_image() -> None:
+    """A dockerfile that nobody builds or pushes would rot."""
+    names = {path.name.removeprefix("image-").removesuffix(".dockerfile") for path in DOCKERFILES}
+    (targets,) = re.findall(r"^images: (.*?) +##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {each.removesuffix("-image") for each in targets.split()} == names
+    lists = re.findall(r"for name in (.*); do", (ROOT / ".github" / "workflows" / "release.yml").read_text())
+    assert [set(each.split()) for each in lists] == [names, names]
+
+
+def test_the_real_server_and_the_embedded_one_differ_in_the_base_only() -> None:
+    """By default the last stage starts from TensorFlow Serving; nothing in it asks which base it has."""
+    text = (ROOT / "image-model.dockerfile").read_text()
+    assert "\nARG SERVING_IMAGE=tensorflow/serving:2.20.0\n" in text
+    last = text[text.rindex("\nFROM ") :]
+    assert last.startswith("\nFROM ${SERVING_IMAGE}\n")
+    assert text.count("SERVING_IMAGE}") == 1
+    assert "RUN" not in last
+
+
 def test_variables_are_settings(text: str) -> None:
-    """A variable that is none would keep the gateway from starting."""
+    """The gateway does not start with an unknown variable."""
     known = {PREFIX + each.name.upper() for each in fields(Settings)}
     assert set(re.findall(r"\bGATEWAY_[A-Z_]+\b", text)) <= known | OTHER_VARIABLES
 
@@ -46,8 +86,7 @@ def test_variables_are_settings(text: str) -> None:
 def test_flags_are_the_model_servers(text: str) -> None:
     """TensorFlow Serving would ignore a flag that it does not know, and start."""
     known = {*_flags(), *_WITHOUT_EFFECT.split()}
-    used = set(re.findall(r"--([a-z]+(?:_[a-z]+)+)\b", text))
-    assert used <= known
+    assert set(re.findall(r"--([a-z]+(?:_[a-z]+)+)\b", text)) <= known
 
 
 def test_ports_are_the_programs(text: str) -> None:
@@ -60,7 +99,7 @@ def test_ports_are_the_programs(text: str) -> None:
 
 
 def test_paths_are_routes(text: str, connect: Callable[[str], Versions]) -> None:
-    """What is asked for in a probe or a command is what a program answers."""
+    """What a probe or a command asks for is what a program answers."""
     app = create_app(Settings(), connect("localhost:1"), Metrics())
     known = {rule.rule for rule in app.url_map.iter_rules()} | {"/monitoring/prometheus/metrics"}
     paths = re.findall(r"(?:path: *\"?|9696\}?)(/(?!spec/)[a-z][a-z/.]*)", text)
@@ -74,9 +113,22 @@ def test_a_full_call_of_the_gateway_fits_a_batch_of_the_model_server() -> None:
     assert int(largest) >= Settings().max_batch
 
 
-def test_files_are_yaml() -> None:
-    """Each reads as YAML, and holds something."""
-    files = [path for path in DEPLOYMENT if path.suffix == ".yaml"]
-    assert len(files) >= 9
-    for path in files:
-        assert all(isinstance(each, dict) for each in yaml.safe_load_all(path.read_text())), path
+def test_compose_publishes_the_gateway_and_gives_it_time_to_finish() -> None:
+    """The grace period is longer than a request may take, and than gunicorn waits for it."""
+    service = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]
+    assert service["ports"] == [f"${{PORT:-{Settings().port}}}:{Settings().port}"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > Settings().request_timeout_s + 5
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_pin_actions_and_may_do_little(path: Path) -> None:
+    """Actions by commit, read-only by default, and write access named at the job that needs it."""
+    text = path.read_text()
+    assert all(re.fullmatch(r"\S+@[0-9a-f]{40}", each) for each in re.findall(r"uses: (\S+)", text))
+    assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize("path", KUBE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_manifests_are_yaml(path: Path) -> None:
+    """Each document in them is a mapping; those that only overlays use are read here too, without kubectl."""
+    assert all(isinstance(each, dict) for each in yaml.safe_load_all(path.read_text()))
