@@ -15,7 +15,7 @@ OVERLAY ?= local
 # By uv, apart from .venv: it pins dozens of packages.
 CHECKOV := checkov@3.3.30
 
-.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead soak faults corpus clean
+.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead soak faults corpus pictures clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -92,6 +92,9 @@ faults: setup  ## inject each fault into the running stack, and print what is se
 
 corpus: setup  ## send Pillow's own test images through the running stack, in every form
 	@$(BIN)/python -m benchmarks.corpus
+
+pictures: setup  ## take the pictures of docs/tutorial.md, after its commands; it needs chromium
+	@$(BIN)/python -m tests.programs.pictures
 
 kube:  ## deploy to the cluster that kubectl points at, and wait until it is ready; OVERLAY=production chooses
 	@echo "==> Applying kube/overlays/$(OVERLAY) to $$(kubectl config current-context)"

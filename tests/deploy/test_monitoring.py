@@ -1,4 +1,4 @@
-"""monitoring/: what Prometheus is told to scrape and to warn of exists in the gateway."""
+"""monitoring/: what Prometheus scrapes and warns of exists in the gateway."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_errors_alert_counts_predictions(exported: str) -> None:
 
 
 def test_prometheus_scrapes_the_stack() -> None:
-    """Its targets are services of docker-compose.yaml, at the gateway's port and where the model server is told to."""
+    """Its targets are the services, at the port of the gateway and at the path of the model server."""
     jobs = {job["job_name"]: job for job in yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"]}
     services = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"]
     assert set(jobs) == set(services) - {"prometheus"}

@@ -24,10 +24,10 @@ from training.release import sources
 
 
 class Small(Architecture):
-    """Pixels (n, 16, 16, 3) to 8 features; its weights are random, whatever is asked for."""
+    """Pixels (n, h, w, 3) to 8 features; its weights are random, whatever is asked for."""
 
     def backbone(self, weights: str, include_top: bool, classes: int = 1000) -> Model:
-        inputs = Input((16, 16, 3))
+        inputs = Input((self.size_px, self.size_px, 3))
         x = layers.Conv2D(8, 3, strides=2)(inputs)
         x = layers.BatchNormalization()(x)
         return Model(inputs, layers.GlobalAveragePooling2D()(layers.ReLU()(x)))

@@ -1,0 +1,73 @@
+"""Each command of the documents is run by a test, or says what it needs; those of the tutorial by test_tutorial.py."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.documents.pages import PAGES, blocks, commands
+
+# Blocks that begin so need what tests do not have.
+MARKED = [line for page in PAGES for block in blocks(page) if block[0].startswith("# needs ") for line in block]
+COMMANDS = {page: [line for line in commands(page) if line not in MARKED] for page in PAGES}
+ROWS = [
+    f"python -m training {row}"
+    for row in re.findall(
+        r"^\| `((?:explore|tune|train|evaluate|predict|explain|runs|export)\b[^`]*)` \|",
+        PAGES["README.md"],
+        re.MULTILINE,
+    )
+]
+TRAINING = {line for lines in COMMANDS.values() for line in lines if line.startswith("python -m training ")}
+TRAINING |= {each for text in PAGES.values() for each in re.findall(r"`(python -m training \w+ [^`…]+)`", text)}
+MAKE = sorted({line for lines in COMMANDS.values() for line in lines if line.startswith("make ")})
+# Where each other command is run. test_docker.py is marked `docker`.
+RUN_BY = {
+    "curl -s http://localhost:8501/v1/models/imagenet": "deploy/test_docker.py",
+    "curl -s http://localhost:8501/v1/models/imagenet:predict": "deploy/test_docker.py",
+    "kubectl kustomize kube/overlays/local": "deploy/test_kube.py",
+    ". .venv/bin/activate": "documents/test_tutorial.py",
+    'python -m pytest -m "not tensorflow and not processes"': "documents/test_commands.py",  # and by all of this suite
+}
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_knows_each_target(command: str) -> None:
+    """Make can plan it."""
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_targets_that_the_text_names_exist() -> None:
+    """`make …` in a sentence or a table is a target too."""
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for text in PAGES.values() for name in re.findall(r"`(?:\w+=\S+ )*make ([a-z-]+)", text)}
+    assert len(named) >= 10 and named <= targets
+
+
+@pytest.mark.parametrize("command", sorted({*ROWS, *TRAINING}))
+def test_training_takes_the_arguments(command: str) -> None:
+    """Each row of the README's table, and each `python -m training` line or mention on any page."""
+    from training.__main__ import _parser
+
+    _parser().parse_args(shlex.split(command)[3:])
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS["README.md"] if "-m gateway.batch" in line])
+def test_batch_takes_the_arguments(command: str) -> None:
+    """Each `python -m gateway.batch` line of the README."""
+    from gateway.batch import _parser
+
+    _parser().parse_args(shlex.split(command)[3:])
+
+
+def test_every_command_has_a_test() -> None:
+    """A new kind of command needs a test, or the mark."""
+    known = ("make ", "python -m training ", "python -m gateway.batch ", *RUN_BY)
+    others = [line for page, lines in COMMANDS.items() if page != "docs/tutorial.md" for line in lines]
+    assert [line for line in others if not line.startswith(known)] == []
+    assert [name for name in RUN_BY.values() if not (ROOT / "tests" / name).exists()] == []
+    assert len(others) >= 15 and len(ROWS) >= 10 and len(MARKED) >= 30
