@@ -1,13 +1,12 @@
-"""`make benchmark`: this stack beside what a user would pick instead, on the whole path, in one run.
+"""`make benchmark`: compares this stack with other ways to serve the same network, from the URL to the answer.
 
-All systems serve the same network, and answer URLs of the same photos under the same load, which shares the cores with
-them. Rounds are interleaved: each one starts a system, measures it with every photo and stops it, then the next one. So
-one system has the machine to itself, none polls beside another, a machine whose speed drifts treats all alike, and the
-start is measured too. Ratios are taken within a round.
+All systems answer URLs of the same photos, under the same load, which shares the cores with them. Each round starts a
+system, measures it with every photo, stops it, and goes on to the next. So a system has the machine to itself, its
+start is measured too, and a machine with a drifting speed treats all alike. Ratios are taken within a round.
 
-At saturation so many clients ask as fast as answers come. Latency is measured with requests at even intervals, counted
-from when each was due: at half of the system's own saturation in that round, and once more at half of what this stack
-with TFLite fp32 reached, if the system can keep up with that.
+At saturation, the clients ask as fast as answers come. Latency is measured with requests at even intervals, counted
+from when each was due. It is measured at half of the system's saturation in that round, and again at half of what this
+stack reached with TFLite fp32, if the system can keep up with that.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ from tests.programs.stack import free_port
 
 RESULTS = ROOT / "benchmarks" / "results"
 ROUNDS, WINDOW_S = 4, 4.0
-LIMIT_S = 29 * 60  # a round that would end later is not begun
+LIMIT_S = 29 * 60  # a round that would end later does not start
 CLIENTS = {"224 px": 8, "1 megapixel": 8, "12 megapixels": 4}
-OWN = ("tflite", "int8")  # what is measured on fewer cores, and held to the engine alone
-REFERENCE = "tflite"  # whose half load is everybody's second one
+OWN = ("tflite", "int8")  # measured on fewer cores too, and compared with the engine alone
+REFERENCE = "tflite"  # half of its load is the second load of all systems
 CORES = (1, 2, 4)
 
 
@@ -81,20 +80,20 @@ def main() -> None:
     results["took_s"] = round(time.monotonic() - begin)
     folder = RESULTS if not (arguments.smoke or arguments.systems) else CACHE
     folder.mkdir(exist_ok=True)
-    (folder / "compare.json").write_text(json.dumps(results, indent=1) + "\n")
+    report.write(results, folder / "compare.json")
     report.draw_chart(results, folder / "compare.png")
     print(report.tables(results))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare")
-    parser.add_argument("systems", nargs="*", help="only these; nothing is stored in benchmarks/results then")
-    parser.add_argument("--smoke", action="store_true", help="one short round, to see that all of them run")
+    parser.add_argument("systems", nargs="*", help="measure only these, and store nothing in benchmarks/results")
+    parser.add_argument("--smoke", action="store_true", help="measure one short round, to see that all of them run")
     return parser.parse_args()
 
 
 def describe(systems: list[System], window_s: float) -> dict[str, Any]:
-    """Return results without any yet: when, on what, of what."""
+    """Return results without figures yet: the date, the machine, and what is measured."""
     environments = sorted({environment for system in systems for environment in system.environments})
     info = Path("/proc/cpuinfo").read_text()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
@@ -137,7 +136,7 @@ def describe(systems: list[System], window_s: float) -> dict[str, Any]:
 
 @contextmanager
 def photo_origin() -> Iterator[tuple[str, int]]:
-    """Run the image host; yield its address and process."""
+    """Run the image host; yield its address and its process id."""
     port = free_port()
     with subprocess.Popen([sys.executable, "-m", "benchmarks.load", "origin", str(port)], cwd=ROOT) as process:
         try:
@@ -148,7 +147,7 @@ def photo_origin() -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def limited_to(cores: int, origin_pid: int) -> Iterator[None]:
-    """Give so many cores to everything: what is started meanwhile, the load and the image host."""
+    """Limit the systems, the load and the image host to a number of cores."""
     everything = os.sched_getaffinity(0)
     try:
         for pid in (0, origin_pid):
@@ -164,7 +163,7 @@ def engines_alone() -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.engines", str(STORE / MODEL / "1")]
     alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if alone.returncode:
-        raise RuntimeError(f"Expected the engines' rates. Received: {alone.stderr[-2000:]}")
+        raise RuntimeError(f"The engines could not be measured:\n{alone.stderr[-2000:]}")
     return dict(json.loads(alone.stdout))
 
 
@@ -172,7 +171,9 @@ def measure(system: System, origin: str, window_s: float, results: dict[str, Any
     """Add one round of a system to the results."""
     figures = results["systems"][system.name]
     with started(system, origin, path("224 px")) as running:
-        load(running, "saturate", f"http://{origin}{path('224 px')}", CLIENTS["224 px"], 1.0)  # graphs for all batches
+        load(
+            running, "saturate", f"http://{origin}{path('224 px')}", CLIENTS["224 px"], 1.0
+        )  # so that there are graphs for all batch sizes
         memory_mb = []
         for photo, values in figures["photos"].items():
             url = f"http://{origin}{path(photo)}"
@@ -221,7 +222,7 @@ def latency(running: Running, url: str, per_second: float, window_s: float) -> d
 
 
 def load(running: Running, work: str, url: str, amount: float, window_s: float) -> tuple[dict[str, Any], float]:
-    """Put a load on a system; return what its clients saw, and the most memory that the system had meanwhile."""
+    """Put a load on a system; return what the clients saw, and the most memory that the system had."""
     command = [sys.executable, "-m", "benchmarks.load", work, str(running.port), url, str(amount), str(window_s)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as clients:
         memory_mb = 0.0
@@ -232,7 +233,7 @@ def load(running: Running, work: str, url: str, amount: float, window_s: float) 
             except subprocess.TimeoutExpired:
                 memory_mb = max(memory_mb, running.memory_mb())
     if clients.returncode:
-        raise RuntimeError(f"Expected 200 for every request. Received: exit status {clients.returncode} of the clients")
+        raise RuntimeError(f"A request was not answered 200: the clients ended with exit status {clients.returncode}")
     return json.loads(output), memory_mb
 
 

@@ -1,15 +1,13 @@
-"""`make corpus`: Pillow's own test images, crash and bomb files included, through the running gateway in every form.
+"""`make corpus`: sends Pillow's test images, crash and bomb files included, to the running gateway in every form.
 
-Each must end as predictions or as a 4xx, none as a 500, none after more than 5 s; those that are answered must be
-answered identically by every form. The images are in Pillow's source package, which pip downloads (47 MB).
+Each must give predictions or a 4xx within 5 s, never a 500, and every form the same answer. The images are in Pillow's
+source package, which pip downloads (47 MB).
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -19,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import ask, resident_mb, stack
+from benchmarks.faults import ask, quiet, resident_mb, stack
 from tests.programs.stack import Gateway
 
 PILLOW = "pillow==13.0.0"
@@ -30,9 +28,7 @@ def main() -> None:
     """Download, send, and print what came back."""
     images = download()
     slowest, statuses, codes, differing = ("", 0.0), Counter[int](), Counter[str](), []
-    with contextlib.ExitStack() as exits:
-        exits.enter_context(contextlib.redirect_stdout(exits.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
-        client, _, _ = exits.enter_context(stack(GATEWAY_REQUEST_TIMEOUT_S="20"))
+    with quiet(), stack(GATEWAY_REQUEST_TIMEOUT_S="20") as (client, _, _):
         for _ in range(50):
             ask(client, images["Tests/images/hopper.jpg"], "image/jpeg")
         before = peak = resident_mb(client)
@@ -75,7 +71,7 @@ def other_forms(client: Gateway, image: bytes) -> list[Any]:
 
 
 def result(body: bytes) -> Any:
-    """Return what is said of the image, without the time it took."""
+    """Return the part of an answer that does not depend on time."""
     answer = json.loads(body)
     one = answer["results"][0] if "results" in answer else answer
     return {key: one.get(key) for key in ("predictions", "image", "code")}

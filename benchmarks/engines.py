@@ -1,7 +1,7 @@
 """`make benchmark-engines`: images per second of each engine on the ImageNet model, and the ratio to a plain export.
 
-The plain export is what `model.export()` writes. Rounds are interleaved, so that a machine whose speed drifts treats
-all engines alike; the ratio is the median over rounds.
+The plain export is what `model.export()` writes. Each round measures all engines, so that a machine with a drifting
+speed treats them alike; the ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
             "TensorFlow, frozen (saved_model.pb)": exported(version, "tensorflow", threads),
             "TFLite fp32 (model.tflite)": exported(version, "tflite", threads),
         }
-        # Calibrated on noise: photos say how good int8 is, but not how fast.
+        # Calibrated on noise: photos matter for the accuracy of int8, not for its speed.
         content = (version / TFLITE_FILES["tflite"]).read_bytes()
         noise = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), dtype=np.uint8)
         calibration = quantization.calibrate(content, noise)
@@ -69,14 +69,14 @@ def print_rates(version: Path) -> None:
 
 
 def plain_export(folder: Path) -> Callable[[Any], Any]:
-    """Return a run of the model as Keras exports it; it takes float32."""
+    """Return a function that runs the model as Keras exports it, on float32 pixels."""
     find_architecture(ARCHITECTURE).classifier("imagenet").export(folder, verbose=False)
     loaded = tf.saved_model.load(str(folder))
     return lambda pixels: loaded.signatures["serving_default"](tf.constant(pixels, tf.float32))
 
 
 def exported(version: Path, engine: str, threads: int, runs: int = 1) -> Callable[[Any], Any]:
-    """Return a run of one of a version's files."""
+    """Return a function that runs one of a version's files."""
     opened = open_engine(version, engine, threads, runs)
     return lambda pixels: opened.run(PREDICT_SIGNATURE, {IMAGES: pixels})
 
@@ -84,7 +84,7 @@ def exported(version: Path, engine: str, threads: int, runs: int = 1) -> Callabl
 def measure(
     engines: dict[str, Callable[[Any], Any]], batch: int, rounds: int = ROUNDS, clients: int = 1
 ) -> dict[str, list[float]]:
-    """Return images per second of each engine in each round, of so many clients at a time."""
+    """Return images per second of each engine in each round, asked by some clients at a time."""
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
     rates: dict[str, list[float]] = {name: [] for name in engines}
 

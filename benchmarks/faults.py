@@ -1,7 +1,7 @@
-"""`make faults`: injects each fault into the running programs, and prints what was seen beside what is expected.
+"""`make faults`: injects each fault into the running programs, and prints what is expected and what was seen.
 
-The load is a closed loop of two clients unless a row says otherwise. *Lost* is a connection error, a hang, or a 5xx
-other than the one expected.
+The load is two clients that ask again as soon as they have an answer, unless a row says otherwise. *Lost* is a
+connection error or a hang.
 """
 
 from __future__ import annotations
@@ -10,26 +10,34 @@ import contextlib
 import http.client
 import os
 import random
+import select
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from benchmarks.load import draw
+from tests.programs.origins import Origin, http_answer
+from tests.programs.photos import encode
 from tests.programs.stack import Gateway, Load, free_port, gateway, post, running
 
 STORE, MODEL = Path("model-store").resolve(), "imagenet"
 PHOTO = draw(640, 480)
-SETTINGS = {"GATEWAY_REQUEST_TIMEOUT_S": "4", "GATEWAY_MODEL_TIMEOUT_S": "2", "GATEWAY_BODY_TIMEOUT_S": "3"}
+SETTINGS = {
+    "GATEWAY_REQUEST_TIMEOUT_S": "4",
+    "GATEWAY_MODEL_TIMEOUT_S": "2",
+    "GATEWAY_BODY_TIMEOUT_S": "3",
+    "GATEWAY_FETCH_ALLOW": "127.0.0.1/32",
+}
 
 Row = tuple[str, str, str]
 FAULTS: dict[str, Callable[[], Row]] = {}
@@ -46,84 +54,40 @@ def fault(name: str) -> Callable[[Callable[[], Row]], Callable[[], Row]]:
 
 
 @contextlib.contextmanager
-def stack(**settings: str) -> Iterator[tuple[Gateway, ModelServer, str]]:
-    """Run origin, model server and gateway; yield the gateway, the model server, and the URL of a photo."""
-    with Origin() as origin, ModelServer() as server:
-        allow = {"GATEWAY_FETCH_ALLOW": origin.authority}
-        with gateway(f"127.0.0.1:{server.port}", MODEL, **{**allow, **SETTINGS, **settings}) as client:
-            yield client, server, f"http://{origin.authority}/photo.jpg"
+def stack(**settings: str) -> Iterator[tuple[Gateway, subprocess.Popen[str], str]]:
+    """Run an image host, the model server and the gateway; yield the gateway, the model server, and a photo's URL."""
+    port = free_port()
+    environ = SETTINGS | settings
+    with photo_host() as url, model_server(port) as server, gateway(f"127.0.0.1:{port}", MODEL, **environ) as client:
+        yield client, server, url
 
 
-class ModelServer:
-    """The embedded model server, which can be killed, frozen and started again on its port."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-
-    def __enter__(self) -> ModelServer:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGCONT)
-        self._program.__exit__(None, None, None)
-
-    def start(self) -> None:
-        base = STORE / MODEL
-        flags = (f"--model_name={MODEL}", f"--model_base_path={base}", f"--port={self.port}", "--grpc_max_threads=64")
-        self._program = running("-m", "serving", *flags)
-        self.process = self._program.__enter__()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._program.__exit__(None, None, None)
+@contextlib.contextmanager
+def photo_host() -> Iterator[str]:
+    """Run an image host that has one photo; yield its URL."""
+    with Origin(http_answer(PHOTO)) as origin:
+        yield url_of(origin)
 
 
-class Origin:
-    """An image host: `/photo.jpg` at once, `/slow` at a byte a second, and other ways to fail."""
+def url_of(origin: Origin) -> str:
+    return f"http://127.0.0.1:{origin.port}/photo.jpg"
 
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.authority = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def __enter__(self) -> Origin:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            _, _, path = connection.recv(4096).partition(b" ")
-            path = path.partition(b" ")[0]
-            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
-            if path == b"/slow":
-                connection.sendall(head % len(PHOTO))
-                for byte in PHOTO:
-                    connection.sendall(bytes([byte]))
-                    time.sleep(1)
-            elif path == b"/short":
-                connection.sendall(head % len(PHOTO) + PHOTO[:100])
-            elif path == b"/500":
-                connection.sendall(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
-            elif path == b"/loop":
-                connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /loop\r\nContent-Length: 0\r\n\r\n")
-            elif path != b"/reset":
-                connection.sendall(head % len(PHOTO) + PHOTO)
+def model_server(port: int) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Run the embedded model server."""
+    flags = (f"--model_name={MODEL}", f"--model_base_path={STORE / MODEL}", f"--port={port}", "--grpc_max_threads=64")
+    return running("-m", "serving", *flags)
 
 
 @fault("F1")
 def model_server_killed() -> Row:
-    with stack() as (client, server, url), TimedLoad(client, [url], 2) as load:
+    port = free_port()
+    with (
+        photo_host() as url,
+        model_server(port) as server,
+        gateway(f"127.0.0.1:{port}", MODEL, **SETTINGS) as client,
+        TimedLoad(client, [url], 2) as load,
+    ):
         time.sleep(2)
         server.kill()
         killed = time.monotonic()
@@ -131,12 +95,10 @@ def model_server_killed() -> Row:
         unready_s = time.monotonic() - killed
         alive = client.get("/livez")[0]
         time.sleep(max(0.0, 5 - (time.monotonic() - killed)))
-        server.start()
-        while socket.socket().connect_ex(("127.0.0.1", server.port)):
-            time.sleep(0.005)
-        opened = time.monotonic()
-        client.wait(lambda: any(each.status == 200 and each.ended > opened for each in load.timed), 10)
-        back_s = min(each.ended for each in load.timed if each.status == 200 and each.ended > opened) - opened
+        with model_server(port):
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                time.sleep(0.005)
+            back_s = load.wait_s(time.monotonic())
     away = [each.ended - each.started for each in load.timed if each.status == 503]
     return (
         "F1 model server killed under load, started again after 5 s",
@@ -150,36 +112,35 @@ def model_server_killed() -> Row:
 def model_server_frozen() -> Row:
     with stack() as (client, server, url), TimedLoad(client, [url], 2) as load:
         time.sleep(2)
-        server.process.send_signal(signal.SIGSTOP)
-        frozen = time.monotonic()
-        alive_s = []
-        while time.monotonic() - frozen < 10:
-            asked = time.perf_counter()
-            client.get("/livez")
-            alive_s.append(time.perf_counter() - asked)
-            time.sleep(0.05)
-        server.process.send_signal(signal.SIGCONT)
-        thawed = time.monotonic()
-        client.wait(lambda: any(each.status == 200 and each.started > thawed for each in load.timed), 10)
-        back_s = min(each.ended for each in load.timed if each.status == 200 and each.started > thawed) - thawed
+        server.send_signal(signal.SIGSTOP)
+        alive_p99_ms = livez_p99_ms(client, 10)
+        server.send_signal(signal.SIGCONT)
+        back_s = load.wait_s(time.monotonic())
     late = [each.ended - each.started for each in load.timed if each.status == 504]
     return (
         "F2 model server frozen for 10 s",
         "504 at the deadline (2 s) +- 10 %; /livez p99 < 50 ms; normal <= 5 s after; 0 lost",
         f"{load.statuses()}, 504 after {min(late, default=0):.2f} to {max(late, default=0):.2f} s; /livez p99"
-        f" {percentile(alive_s, 99) * 1000:.0f} ms; normal after {back_s:.1f} s; {len(load.lost)} lost",
+        f" {alive_p99_ms:.0f} ms; normal after {back_s:.1f} s; {len(load.lost)} lost",
     )
 
 
 @fault("F6")
 def slow_origin() -> Row:
-    with stack(GATEWAY_FETCH_TIMEOUT_S="2") as (client, _, url):
+    with stack(GATEWAY_FETCH_TIMEOUT_S="2") as (client, _, url), Origin() as origin:
+        drip = origin.drip(PHOTO, 1)
+
+        def answer(sock: socket.socket) -> None:
+            sock.sendall(http_answer(Content_Length=str(len(PHOTO))))
+            drip(sock)
+
+        origin.answer = answer
         with TimedLoad(client, [url], 2) as before:
             time.sleep(4)
-        with TimedLoad(client, [url], 2) as beside, TimedLoad(client, [url.replace("photo.jpg", "slow")], 4) as slow:
+        with TimedLoad(client, [url], 2) as beside, TimedLoad(client, [url_of(origin)], 4) as slow:
             time.sleep(7)
     took = [each.ended - each.started for each in slow.timed]
-    ratio = beside.p99() / before.p99()
+    ratio = beside.p99_ms() / before.p99_ms()
     return (
         "F6 four clients ask for an image that comes at a byte a second",
         "fetch_timeout at 2 s +- 10 %; p99 of others <= 1.5 times",
@@ -189,31 +150,30 @@ def slow_origin() -> Row:
 
 @fault("F7")
 def failing_origin() -> Row:
-    expected = {"/500": "fetch_failed", "/loop": "fetch_failed", "/reset": "fetch_failed", "/short": "fetch_failed"}
-    with stack() as (client, _, url):
-        seen = {path: client.predict(url.replace("/photo.jpg", path))[1]["code"] for path in expected}
-    return (
-        "F7 origin answers 500, redirects in a loop, resets, sends half",
-        "fetch_failed each",
-        str(Counter(seen.values())),
-    )
+    loop = http_answer(status="302 Found", Location="/photo.jpg")
+    answers = [http_answer(status="500 No"), loop, b"", http_answer(PHOTO[:100], Content_Length=str(len(PHOTO)))]
+    with stack() as (client, _, _), Origin() as origin:
+        seen: Counter[str] = Counter()
+        for answer in answers:
+            origin.answer = answer
+            seen[client.predict(url_of(origin))[1]["code"]] += 1
+    return "F7 origin answers 500, redirects in a loop, resets, sends half", "fetch_failed each", str(seen)
 
 
 @fault("F11")
 def gateway_terminated() -> Row:
-    with Origin() as origin, ModelServer() as server:
-        port = free_port()
-        environ = {"GATEWAY_PORT": str(port), "GATEWAY_MODEL_NAME": MODEL, "GATEWAY_FETCH_ALLOW": origin.authority}
-        address = f"127.0.0.1:{server.port}"
-        with running("-m", "gateway", GATEWAY_MODEL_ADDRESS=address, **environ, **SETTINGS) as process:
-            client = Gateway(port, process.pid)
-            client.wait(lambda: client.get("/readyz")[0] == 200)
-            with TimedLoad(client, [f"http://{origin.authority}/photo.jpg"], 8) as load:
-                time.sleep(2)
-                process.terminate()
-                terminated = time.monotonic()
-                status = process.wait(30)
-                ended_s = time.monotonic() - terminated
+    port, model_port = free_port(), free_port()
+    environ = {"GATEWAY_PORT": str(port), "GATEWAY_MODEL_NAME": MODEL}
+    environ["GATEWAY_MODEL_ADDRESS"] = f"127.0.0.1:{model_port}"
+    with photo_host() as url, model_server(model_port), running("-m", "gateway", **environ, **SETTINGS) as process:
+        client = Gateway(port, process.pid)
+        client.wait(lambda: client.get("/readyz")[0] == 200)
+        with TimedLoad(client, [url], 8) as load:
+            time.sleep(2)
+            process.terminate()
+            terminated = time.monotonic()
+            status = process.wait(30)
+            ended_s = time.monotonic() - terminated
     # A connection refused after the end is the next server's business; an accepted request without an answer is ours.
     lost = [each for each in load.lost if not isinstance(each, ConnectionRefusedError)]
     return (
@@ -242,7 +202,9 @@ def worker_killed() -> Row:
 
 @fault("F13")
 def huge_images() -> Row:
-    bodies = [bomb(), encode(Image.new("L", (9000, 9000))), encode(Image.new("RGB", (7000, 7000)))]
+    # The first, of a few kilobytes, unfolds to 144 megapixels.
+    sizes = (("1", 12_000), ("L", 9000), ("RGB", 7000))
+    bodies = [encode(Image.new(mode, (size, size)), "PNG") for mode, size in sizes]
     with stack() as (client, _, url):
         for _ in range(20):
             client.predict(url)
@@ -272,7 +234,7 @@ def overload() -> Row:
     return (
         "F14 80 clients where 8 saturate; who is refused comes back as Retry-After says",
         "goodput >= 90 % of capacity; the rest 503 < 100 ms; recovery <= 5 s",
-        f"{load.statuses()}; goodput {share:.0%}; 503 p99 {percentile(refused, 99) * 1000:.0f} ms; recovery"
+        f"{load.statuses()}; goodput {share:.0%}; 503 p99 {p99_ms(refused):.0f} ms; recovery"
         f" {back_s:.1f} s; {len(load.lost)} lost",
     )
 
@@ -290,7 +252,7 @@ def slow_clients() -> Row:
             with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
                 connection.sendall(head)
                 try:
-                    while not stop.is_set() and not connection_answered(connection):
+                    while not stop.is_set() and not select.select([connection], [], [], 0)[0]:  # not answered yet
                         connection.sendall(b"x")
                         time.sleep(1)
                     answers[connection.recv(100)[9:12].decode() or "closed"] += 1
@@ -300,25 +262,18 @@ def slow_clients() -> Row:
         threads = [threading.Thread(target=dribble) for _ in range(100)]
         for thread in threads:
             thread.start()
-        alive_s = []
         with TimedLoad(client, [url], 2) as beside:
-            until = time.monotonic() + 6
-            while time.monotonic() < until:
-                asked = time.perf_counter()
-                client.get("/livez")
-                alive_s.append(time.perf_counter() - asked)
-                time.sleep(0.02)
+            alive_p99_ms = livez_p99_ms(client, 6)
         stop.set()
         for thread in threads:
             thread.join()
         nested = [send(client, b"[" * 100_000, "application/json"), send(client, b"{", "application/json")]
         huge = send(client, b" " * 40_000_000, "application/json")
-    ratio = beside.p99() / before.p99()
+    ratio = beside.p99_ms() / before.p99_ms()
     return (
         "F15 100 clients send a byte a second; nested and huge bodies",
         "408 each; p99 of others <= 2 times; 400 and 413",
-        f"{dict(answers)}; p99 of others {ratio:.2f} times, of /livez {percentile(alive_s, 99) * 1000:.0f} ms; {nested}"
-        f" and {huge}",
+        f"{dict(answers)}; p99 of others {ratio:.2f} times, of /livez {alive_p99_ms:.0f} ms; {nested} and {huge}",
     )
 
 
@@ -385,29 +340,39 @@ class TimedLoad(Load):
     def codes(self) -> dict[str, int]:
         return dict(Counter(each.body.get("code", "ok") for each in self.timed))
 
-    def p99(self) -> float:
-        return percentile([each.ended - each.started for each in self.timed], 99)
+    def p99_ms(self) -> float:
+        return p99_ms([each.ended - each.started for each in self.timed])
+
+    def good(self, after: float = 0.0) -> list[float]:
+        """Return when good answers came to requests that were sent after a moment."""
+        return [each.ended for each in self.timed if each.status == 200 and each.started > after]
+
+    def wait_s(self, moment: float) -> float:
+        """Wait for the first good answer to a request after a moment, and return how long that took."""
+        self.gateway.wait(lambda: self.good(moment), 10)
+        return min(self.good(moment)) - moment
 
     def rate(self) -> float:
         """Return good answers per second, the first second left out."""
-        good = [each.ended for each in self.timed if each.status == 200]
-        late = [ended for ended in good if ended > min(good) + 1]
+        first = min(self.good())
+        late = [ended for ended in self.good() if ended > first + 1]
         return len(late) / (max(late) - min(late))
 
 
-def percentile(values: list[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100)[percent - 1] if len(values) > 1 else (values or [0.0])[0]
+def p99_ms(took_s: list[float]) -> float:
+    return 1000 * (statistics.quantiles(took_s, n=100)[98] if len(took_s) > 1 else (took_s or [0.0])[0])
 
 
-def connection_answered(connection: socket.socket) -> bool:
-    """Tell whether there is something to read."""
-    connection.setblocking(False)
-    try:
-        return bool(connection.recv(1, socket.MSG_PEEK)) or True
-    except BlockingIOError:
-        return False
-    finally:
-        connection.settimeout(10)
+def livez_p99_ms(client: Gateway, window_s: float) -> float:
+    """Ask /livez again and again for some seconds."""
+    took: list[float] = []
+    until = time.monotonic() + window_s
+    while time.monotonic() < until:
+        asked = time.perf_counter()
+        client.get("/livez")
+        took.append(time.perf_counter() - asked)
+        time.sleep(0.02)
+    return p99_ms(took)
 
 
 def ask(client: Gateway, body: bytes, kind: str) -> tuple[int, bytes]:
@@ -426,26 +391,22 @@ def send(client: Gateway, body: bytes, kind: str = "image/png") -> int:
     return ask(client, body, kind)[0]
 
 
-def bomb() -> bytes:
-    """Return a PNG of a few kilobytes that unfolds to 144 megapixels."""
-    return encode(Image.new("1", (12_000, 12_000)))
-
-
-def encode(img: Image.Image, format: str = "PNG") -> bytes:
-    buffer = BytesIO()
-    img.save(buffer, format)
-    return buffer.getvalue()
-
-
 def resident_mb(client: Gateway) -> float:
     pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in client.worker_pids()]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Print nothing: `running` prints the whole output of each program that ends."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
 def main(names: list[str]) -> None:
     """Inject all faults, or those named."""
     for name in names or FAULTS:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        with quiet():
             what, expected, seen = FAULTS[name]()
         print(f"{what}\n  expected  {expected}\n  seen      {seen}\n", flush=True)
 

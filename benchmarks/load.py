@@ -1,7 +1,7 @@
-"""The two ends of a measurement, each a process of its own: the photos' origin, and the clients.
+"""The two ends of a measurement, each a separate process: the image host, and the clients.
 
-Both share the cores with what they measure, so both are one event loop that does little: for an answer on a small photo
-the clients take 0.35 ms of CPU, the origin 0.4 ms.
+Both share the cores with what they measure, so each is one event loop that does little. For an answer about a small
+photo, the clients take 0.35 ms of CPU and the image host 0.4 ms.
 
     python -m benchmarks.load origin PORT
     python -m benchmarks.load saturate PORT URL CLIENTS WINDOW_S
@@ -28,7 +28,7 @@ TIMEOUT_S = 60.0
 
 
 def path(photo: str) -> str:
-    """Return where the origin has a photo."""
+    """Return the path of a photo at the image host."""
     return f"/{photo.replace(' ', '-')}.jpg"
 
 
@@ -54,7 +54,7 @@ class Origin(asyncio.Protocol):
 
 
 async def serve_photos(port: int) -> None:
-    """Be the image host, until the process ends."""
+    """Run the image host until the process ends."""
     Origin.photos = {path(photo): draw(*size) for photo, size in PHOTOS.items()}
     server = await asyncio.get_running_loop().create_server(Origin, "127.0.0.1", port)
     await server.serve_forever()
@@ -73,7 +73,7 @@ def draw(width: int, height: int) -> bytes:
 
 
 class Client:
-    """A connection that is kept alive where the server keeps it."""
+    """A connection, kept alive if the server keeps it."""
 
     def __init__(self, port: int, url: str) -> None:
         body = json.dumps({"url": url})
@@ -118,9 +118,9 @@ class Client:
 
 
 async def saturate(port: int, url: str, clients: int, window_s: float) -> dict[str, Any]:
-    """Ask as fast as answers come; return answers per second after warming up, and how many came in all.
+    """Ask as fast as answers come; return answers per second after the first second, and how many came in all.
 
-    The rate is taken from answer to answer, since some servers answer in bursts that a window would cut.
+    The rate is taken from one answer to another, because some servers answer in bursts, which a fixed window would cut.
     """
     started = time.perf_counter()
     end = started + WARM_UP_S + window_s
@@ -140,7 +140,7 @@ async def saturate(port: int, url: str, clients: int, window_s: float) -> dict[s
 
 
 async def pace(port: int, url: str, per_second: float, window_s: float) -> dict[str, Any]:
-    """Ask at even intervals, whether answers come or not; return the milliseconds from when each request was due."""
+    """Ask at even intervals, also while answers are late; return the milliseconds since each request was due."""
     started = time.perf_counter()
     idle: list[Client] = []
     milliseconds: list[float] = []
@@ -160,7 +160,7 @@ async def pace(port: int, url: str, per_second: float, window_s: float) -> dict[
 
 
 def main(work: str, port: str, *arguments: str) -> None:
-    """Do one of the jobs, and print what it returns as JSON."""
+    """Run one of the commands, and print its result as JSON."""
     if work == "origin":
         uvloop.run(serve_photos(int(port)))
         return

@@ -1,28 +1,28 @@
 """`make benchmark-overhead`: CPU that the gateway spends on a request, besides fetching, decoding and the model.
 
-The model server answers 1,000 constant probabilities at once, in this process; only the gateway's workers are measured.
-What decoding takes of it is measured beside, in a process that decodes the same image now and then while the load runs:
-with cold caches, as in the gateway, it takes 0.8 ms, in a loop of nothing else 0.3 ms.
+A fake model server in this process answers with constant probabilities; only the gateway's workers are measured.
+Another process measures the part of decoding: it decodes the same image now and then while the load runs. With cold
+caches, as in the gateway, that takes 0.8 ms; in a loop of nothing else, 0.3 ms.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import multiprocessing
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.faults import encode
+from benchmarks.faults import quiet
 from contract.document import ImageSpec
 from contract.image import decode
 from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.photos import encode
 from tests.programs.stack import Gateway, gateway
 
 SPEC = ImageSpec(224, 224)
@@ -35,10 +35,7 @@ def main() -> None:
     image = encode(Image.new("RGB", (224, 224), "teal"), "JPEG")
     classes = tuple(f"class-{i}" for i in range(1000))
     server = FakeModelServer({1: FakeVersion.of([image], classes, SPEC, constant)})
-    with contextlib.ExitStack() as stack:
-        nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
-        stack.enter_context(contextlib.redirect_stdout(nowhere))
-        client = stack.enter_context(gateway(server.address, "tiny"))
+    with quiet(), gateway(server.address, "tiny") as client:
         send(client, image, 200)
         with multiprocessing.get_context("spawn").Pool(1) as beside:
             before = cpu_s(client)
@@ -57,7 +54,7 @@ def constant(pixels: Any) -> Any:
 
 
 def decode_now_and_then(image: bytes) -> float:
-    """Return the milliseconds of CPU that decoding takes between other work."""
+    """Return the milliseconds of CPU that decoding takes with cold caches."""
     spent_s = 0.0
     for _ in range(DECODES):
         time.sleep(0.01)
@@ -68,7 +65,7 @@ def decode_now_and_then(image: bytes) -> float:
 
 
 def send(client: Gateway, image: bytes, count: int) -> None:
-    """Send an image so often, on a connection a client."""
+    """Send an image `count` times, on one connection for each client."""
 
     def work() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
@@ -80,11 +77,9 @@ def send(client: Gateway, image: bytes, count: int) -> None:
             response.read()
         connection.close()
 
-    threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for each in [pool.submit(work) for _ in range(CLIENTS)]:
+            each.result()
 
 
 def cpu_s(client: Gateway) -> float:

@@ -1,19 +1,34 @@
-"""What `benchmarks.compare` stored, as tables and as a chart; `python -m benchmarks.report` prints the tables again."""
+"""Shows what `benchmarks.compare` stored, as tables and as a chart; `python -m benchmarks.report` prints the tables."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "compare.json"
+MAX_LINE = 120
 OWN = {"int8": "int8", "tflite": "fp32", "tensorflow": "TensorFlow"}  # this stack's systems, the fastest first
 NOTE = (
     "\\* In place of TensorFlow Serving: this project's server with TensorFlow's engine, serving what `model.export`"
     " writes. Its environment counts as installed."
 )
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    """Write results as JSON, with each measurement on one line."""
+    text = json.dumps(results, indent=1)
+    path.write_text(re.sub(r"[\[{][^\[\]{}]*[\]}]", _on_one_line, text) + "\n")
+
+
+def _on_one_line(innermost: re.Match[str]) -> str:
+    line = (
+        re.sub(r"\n *", " ", innermost[0]).replace("[ ", "[").replace("{ ", "{").replace(" ]", "]").replace(" }", "}")
+    )
+    return line if len(line) < MAX_LINE else innermost[0]
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -40,7 +55,7 @@ def saturation(results: dict[str, Any]) -> list[list[str]]:
 
 
 def ratios(results: dict[str, Any]) -> list[list[str]]:
-    """Return how many times as many requests this stack answers, round by round."""
+    """Return how many times as many requests this stack answers, compared round by round."""
     systems = results["systems"]
     own = [name for name in OWN if name in systems and name != "tensorflow"]
     rows = [["times as many requests/s as", *(f"{OWN[name]}, {photo}" for photo in results["photos"] for name in own)]]
@@ -57,7 +72,7 @@ def ratios(results: dict[str, Any]) -> list[list[str]]:
 
 
 def latencies(results: dict[str, Any]) -> list[list[str]]:
-    """Return p50 and p99 at half of each one's own saturation, and at one rate for all."""
+    """Return p50 and p99 at half of each system's saturation, and at one rate for all."""
     rates = {
         photo: median(each["per_second"] for each in first["photos"][photo]["half_load"])
         for first in [results["systems"].get("tflite")]
@@ -73,7 +88,7 @@ def latencies(results: dict[str, Any]) -> list[list[str]]:
 
 
 def costs(results: dict[str, Any]) -> list[list[str]]:
-    """Return what an answer and an installation take."""
+    """Return what an answer and an installation cost."""
     cpu = [f"CPU ms an answer, {photo}" for photo in results["photos"]]
     rows = [["", *cpu, "memory, MB", "first answer, s", "installed, MB", "image to the model server, kB"]]
     for system in _ordered(results):
@@ -85,7 +100,7 @@ def costs(results: dict[str, Any]) -> list[list[str]]:
 
 
 def _ceiling(results: dict[str, Any]) -> list[str]:
-    """Return what the stack reaches of its engine alone, and on fewer cores."""
+    """Return which part of its engine's rate the stack reaches, and its rate on fewer cores."""
     lines = []
     for name, alone in results["engines_per_second"].items():
         if name in results["systems"]:

@@ -12,7 +12,7 @@ from benchmarks.systems import SYSTEMS, install, prepare_models, started
 
 REQUESTS = int(os.environ["REQUESTS"])
 SLICE_S = 20.0
-SETTLED = 0.2  # of the requests, after which caches and pools have their size: the slope is taken from there
+SETTLED = 0.2  # part of the requests after which caches and pools have their size; the slope is taken from there
 
 
 def main() -> None:

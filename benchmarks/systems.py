@@ -1,4 +1,4 @@
-"""What is compared: how each system is installed, started and stopped, and what its processes take from the machine."""
+"""The systems that are compared: how each is installed, started and stopped, and which memory and CPU it takes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Program:
     """A process of a system.
 
     Attributes:
-        environment: What it is installed in: the file of requirements in `peers/`.
-        command: What is run, by that environment's bin; `{port}` and the like are filled in.
+        environment: Where it is installed: the name of its file of requirements in `peers/`.
+        command: What is run from that environment; `{port}` and the like are filled in.
         variables: Its environment variables, filled in the same way.
     """
 
@@ -61,7 +61,7 @@ class System:
 
     @property
     def environments(self) -> list[str]:
-        """What it needs installed."""
+        """The environments that must be installed."""
         return list(dict.fromkeys(program.environment for program in self.programs))
 
     @property
@@ -87,7 +87,7 @@ def _stack(engine: str, label: str, environment: str = "image_classifier") -> Sy
 
 
 def _book(name: str, label: str, options: str = "") -> System:
-    """Return the book's gateway; TensorFlow Serving's place is taken by this project's server with its engine."""
+    """Return the book's gateway, with this project's server and TensorFlow in place of TensorFlow Serving."""
     serving = (
         f"python -m serving --model_name={MODEL} --model_base_path={PLAIN_STORE} --engine=tensorflow"
         " --port={model_port} --grpc_max_threads=64"
@@ -137,7 +137,7 @@ def prepare_models() -> None:
         writing.start()
         writing.join()
         if writing.exitcode:
-            raise RuntimeError(f"Expected the models to be written. Received: exit status {writing.exitcode}")
+            raise RuntimeError(f"The models could not be written: exit status {writing.exitcode}")
 
 
 def _write_models() -> None:
@@ -154,7 +154,7 @@ def _write_models() -> None:
     photo = MODELS / "noise.jpg"
     photo.parent.mkdir(parents=True)
     photo.write_bytes(draw(224, 224))
-    # int8 is calibrated on noise and released whatever it loses: it shows how fast it is, and nothing of its accuracy.
+    # int8 is calibrated on noise and released in any case: this shows how fast it is, and nothing about its accuracy.
     noise = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
     photos = Photos(MODELS, MODELS)
     anything = Criteria(photos, noise, [Photo(photo, 0)], "noise", int8_drop=1.0, margin=None)
@@ -163,7 +163,7 @@ def _write_models() -> None:
     contract = Contract(MODEL, imagenet_classes(), architecture.imagenet_spec)
     release(Source(model, contract), STORE, anything)
     model.export(PLAIN_STORE / "1", verbose=False)
-    model.save(KERAS_FILE)  # last: without it, all is written anew
+    model.save(KERAS_FILE)  # last: without it, all is written again
 
 
 def install(environment: str) -> Path:
@@ -181,7 +181,7 @@ def install(environment: str) -> Path:
 
 
 def installed_packages(environment: str) -> str:
-    """Return what an environment holds, `name==version` with a space between."""
+    """Return the packages of an environment, `name==version` with a space between."""
     command: list[str | Path] = [
         Path(sys.executable).with_name("uv"),
         "pip",
@@ -200,7 +200,7 @@ def installed_bytes(environments: list[str]) -> int:
 
 @dataclass
 class Running:
-    """A system that answers; `top_1` is what it says of the photo that it was first asked for."""
+    """A system that answers; `top_1` is its first prediction for the photo."""
 
     port: int
     processes: list[subprocess.Popen[bytes]]
@@ -218,7 +218,7 @@ class Running:
         return found
 
     def cpu_s(self) -> float:
-        """Return the processor time that it has used, with that of children that ended."""
+        """Return the processor time that it and its children have used."""
         members = set(self.pids())
         ticks = sum(sum(map(int, fields[11:15])) for pid, fields in _processes() if pid in members)
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -229,11 +229,11 @@ class Running:
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
-    """Yield each process and the fields of its `stat` after the name. Source: proc_pid_stat(5)."""
+    """Yield each process id, and the fields of its `stat` after the name. Source: proc_pid_stat(5)."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             yield int(path.parent.name), path.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # it has ended since
             continue
 
 
@@ -247,7 +247,7 @@ def _pss_bytes(pid: int) -> int:
 
 @contextmanager
 def started(system: System, origin: str, path: str) -> Iterator[Running]:
-    """Run a system; yield it when it has answered for the first time, stop it and all that it started at the end."""
+    """Run a system; yield it once it has answered, and stop all of its processes at the end."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-"))
         log = stack.enter_context((CACHE / f"{system.name}.log").open("w"))
@@ -266,7 +266,7 @@ def started(system: System, origin: str, path: str) -> Iterator[Running]:
 
 
 def _first_answer(system: System, running: Running, url: str, deadline: float) -> float:
-    """Return when the system began to answer; the first answer may be of one worker of many."""
+    """Return when the system gave its first answer; wait for more, because others of its workers may start later."""
     body = json.dumps({"url": url}).encode()
     query = urllib.request.Request(
         f"http://127.0.0.1:{running.port}/predict", body, {"Content-Type": "application/json"}
@@ -286,7 +286,7 @@ def _first_answer(system: System, running: Running, url: str, deadline: float) -
         if ended or time.perf_counter() > deadline:
             log = (CACHE / f"{system.name}.log").read_text()[-2000:]
             raise RuntimeError(
-                f"Expected {system.label} to answer. Received: exit status {ended or 'none'}, and\n{log}"
+                f"{system.label} did not answer within {START_TIMEOUT_S:g} s (exit status: {ended or 'none'})\n{log}"
             )
     return answers[0]
 
@@ -301,7 +301,7 @@ def _stop(running: Running) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    for pid in members:  # what outlived its parent
+    for pid in members:  # those that outlived their parent
         try:
             os.kill(pid, 9)
         except ProcessLookupError:
