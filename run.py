@@ -1,7 +1,7 @@
 """The whole stack on this machine, without Docker: `make run`, or `python run.py`.
 
-Exports the ImageNet model if the store has none, then keeps a model server and a gateway running until Ctrl-C or
-SIGTERM. `MODEL` and `PORT` choose; `GATEWAY_…` settings pass through.
+Exports the ImageNet model if the store has none, then runs a model server and a gateway until Ctrl-C or SIGTERM.
+`MODEL` and `PORT` choose the model and the port; the gateway gets its `GATEWAY_…` settings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> int:
     model = os.environ.get("MODEL", "imagenet")
     try:
         Settings.from_env(os.environ)
-    except SettingsError as exc:  # before a model server has started for nothing
+    except SettingsError as exc:  # said before a model server has started for nothing
         print(exc, file=sys.stderr)
         return 2
     for number in ENDING:
@@ -79,7 +79,7 @@ def _say(line: str) -> None:
 
 
 def _read_port(host: str, text: str) -> int:
-    """Return a port of an address of this machine that is free."""
+    """Return the port that `text` names, if it can be listened on at an address of this machine."""
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise RuntimeError(f"Expected PORT from 1 to 65535. Received: {text!r}")
     port = int(text)
@@ -87,31 +87,28 @@ def _read_port(host: str, text: str) -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()  # as the gateway will
     except OSError as exc:
-        raise RuntimeError(
-            f"Expected port {port} to be free. Received: {exc.strerror}. Choose another: make run PORT=9697"
-        ) from exc
+        raise RuntimeError(f"Cannot listen on port {port}: {exc.strerror}. Choose another: make run PORT=9697") from exc
     return port
 
 
 def _ensure_version(model: str) -> None:
-    home = STORE / model
     if versions_of(STORE, model):
         return
     if model != "imagenet":
         names = sorted(path.name for path in STORE.glob("*") if path.is_dir())
         raise RuntimeError(
-            f"Expected a version of {model!r} in {home}. Received: none; the store has"
-            f" {', '.join(names) or 'no model'}. To train one: python -m training train FOLDER --name {model}"
+            f"The store {STORE} has no version of {model!r}; it has {', '.join(names) or 'no model'}."
+            f" To train one: python -m training train FOLDER --name {model}"
         )
     _say("The store has no ImageNet model yet: exporting EfficientNet-Lite0 (once, about half a minute)")
     export = [sys.executable, "-m", "training", "export", "--architecture", "efficientnet-lite0"]
     result = subprocess.run([*export, "--weights", "imagenet", "--name", model, "--store", str(STORE)])
     if result.returncode != 0:
-        raise RuntimeError("Expected the export to succeed. Its message is above.")
+        raise RuntimeError("The export failed; its message is above.")
 
 
 def _start_serving(model: str, address: str) -> subprocess.Popen[bytes]:
-    # A socket file: no port to clash with, and 1,680 calls a second where TCP makes 1,060.
+    # A UNIX socket has no port to clash with, and carries 1,680 calls a second where TCP carries 1,060.
     return _start(
         "serving",
         f"--model_name={model}",
@@ -127,7 +124,7 @@ def _start_gateway(model: str, port: int, address: str) -> subprocess.Popen[byte
 
 
 def _start(program: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, so that Ctrl-C reaches it through us, in order."""
+    """Start a program in another session, so that Ctrl-C reaches it through us, in order."""
     command = [sys.executable, "-m", program, *flags]
     environ = {**os.environ, **environ}
     return subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=_end_with_parent)
@@ -140,14 +137,14 @@ def _end_with_parent() -> None:
 
 
 def _reach(host: str, port: int) -> str:
-    """Return where somebody on this machine finds what listens on an address."""
+    """Return the address at which this machine reaches what listens on a host and port."""
     if host in ("0.0.0.0", "::"):  # noqa: S104
         return f"localhost:{port}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
-    ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # http_proxy is for other hosts than this
+    ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # http_proxy is for other hosts
     deadline = time.monotonic() + READY_TIMEOUT_S
     reason = "no answer from the gateway"
     while time.monotonic() < deadline:
@@ -162,7 +159,7 @@ def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]
         except OSError:
             pass
         time.sleep(0.1)
-    raise RuntimeError(f"Expected the stack to be ready within {READY_TIMEOUT_S:g} s. Received: {reason}")
+    raise RuntimeError(f"The stack was not ready within {READY_TIMEOUT_S:g} s: {reason}")
 
 
 def _say_how_to_ask(address: str) -> None:
@@ -184,11 +181,11 @@ def _watch(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
 def _check_alive(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
     for name, child in children:
         if child.poll() is not None:
-            raise RuntimeError(f"Expected the {name} to keep running. Received: exit status {child.returncode}")
+            raise RuntimeError(f"The {name} ended with exit status {child.returncode}; its message is above.")
 
 
 def _stop(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
-    """End the gateway first, so that its last requests still find a model server; nothing interrupts that."""
+    """End the gateway first, so that its last requests still find a model server; signals do not interrupt this."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     for name, child in reversed(children):

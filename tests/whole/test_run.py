@@ -33,7 +33,7 @@ def start(**environ: str) -> subprocess.Popen[str]:
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """Return what it printed up to a line that holds a text."""
+    """Return what it printed, up to a line that contains a text."""
     printed = ""
     assert process.stdout is not None
     for line in process.stdout:
@@ -99,7 +99,7 @@ def test_a_kill_leaves_no_process_behind(stack: tuple[subprocess.Popen[str], str
 
 
 def alive(pid: str) -> bool:
-    """Tell whether a process runs; one that has ended and waits to be reaped does not."""
+    """Return whether a process runs; one that has ended and waits to be reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -107,16 +107,16 @@ def alive(pid: str) -> bool:
 
 
 @pytest.mark.parametrize("port", ["http", "0", "70000"])
-def test_a_bad_port_is_told(port: str) -> None:
-    """A word or a number out of range is no traceback."""
+def test_a_bad_port_is_refused(port: str) -> None:
+    """A word, or a number out of range, gives one line and no traceback."""
     process = start(MODEL="tiny", PORT=port)
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 1
     assert out == f"Expected PORT from 1 to 65535. Received: {port!r}\n"
 
 
-def test_a_port_in_use_is_told_with_the_way_out() -> None:
-    """Someone who runs it twice learns how to choose another port."""
+def test_a_port_in_use_is_refused_with_the_way_out() -> None:
+    """Someone who runs it twice reads how to choose another port."""
     with socket.create_server(("0.0.0.0", 0)) as taken:
         process = start(MODEL="tiny", PORT=str(taken.getsockname()[1]))
         out, _ = process.communicate(timeout=20)
@@ -125,20 +125,20 @@ def test_a_port_in_use_is_told_with_the_way_out() -> None:
     assert "Traceback" not in out
 
 
-def test_a_model_that_is_not_in_the_store_is_told_with_those_that_are(tmp_path: Path) -> None:
-    """A name that was mistyped is answered with the names there are, and how to train one."""
+def test_a_model_that_is_not_in_the_store_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    """A mistyped name is answered with the names that there are, and with how to train one."""
     (tmp_path / "clothing").mkdir()
     process = start(MODEL="cloting", MODEL_STORE=str(tmp_path), PORT=str(free_port()))
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "the store has clothing" in out
+    assert "it has clothing." in out
     assert "python -m training train" in out
 
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]")])
 def test_another_address_to_listen_on(tiny_store: Path, host: str, shown: str) -> None:
-    """It is waited for there, and shown."""
+    """The stack is waited for at that address, and the address is shown."""
     port = free_port()
     process = start(MODEL="tiny", MODEL_STORE=str(tiny_store), PORT=str(port), GATEWAY_HOST=host)
     try:
@@ -149,8 +149,8 @@ def test_another_address_to_listen_on(tiny_store: Path, host: str, shown: str) -
 
 
 @pytest.mark.tensorflow
-def test_a_bad_setting_is_told(tiny_store: Path) -> None:
-    """The gateway's own message is shown, before anything starts."""
+def test_a_bad_setting_is_refused(tiny_store: Path) -> None:
+    """The gateway's message is shown before anything starts."""
     process = start(MODEL="tiny", MODEL_STORE=str(tiny_store), PORT=str(free_port()), GATEWAY_THREADS="many")
     out, _ = process.communicate(timeout=40)
     assert process.returncode == 2
