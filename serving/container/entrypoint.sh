@@ -30,7 +30,7 @@ last_number() {
 }
 
 # Copy under a name that is no version, then rename: the server never sees half a version. What the image made by itself
-# is version 0, wherever it goes, and no export's number is; a released version gets one that was not used here.
+# is version 0 in every store, and no export's number is 0. A released version gets a number that was not used here.
 seed() {
   umask 022
   mkdir -p "$home" && draft=$(mktemp -d "$home/.seed-XXXXXX") || return 1
@@ -52,8 +52,8 @@ seed() {
 if [ -z "$(versions "$home")" ]; then
   [ -d "$carried" ] || fail "Expected a version of '$MODEL_NAME' in $home. Received: none; this image carries $(ls /carried)"
   echo "No version in $home: putting the one of this image there"
-  seed || fail "Expected $home to hold a version, or to be writable for user $(id -u), who would put one there. \
-Received: an empty folder that is not. Make it writable, or put a version there: see model-store/README.md"
+  seed || fail "$home has no version, and user $(id -u) cannot write one there. \
+Make it writable, or put a version there: see model-store/README.md"
 fi
 
 # The last two versions stay loaded, so that an old one still answers where a gateway refuses the new one.
@@ -71,7 +71,7 @@ model_config_list {
 }
 EOF
 
-# num_load_threads: with 0, its default, loading and the retries of a broken version hold up everything else.
+# num_load_threads: with 0, its default, nothing else happens while a version loads or a broken one is tried again.
 # grpc_max_threads: a gateway asks 32 times at once; by default 4 for each CPU are answered, and the next refused.
 set -- tensorflow_model_server --port=8500 --rest_api_port=8501 "--model_config_file=$config" \
   --enable_batching --batching_parameters_file=/etc/serving/batching.config \

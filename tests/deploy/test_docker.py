@@ -195,7 +195,7 @@ def test_an_empty_store_that_cannot_be_written_ends_the_container(tmp_path: Path
     with container("model", "--volume", mount, *options) as model:
         model.wait("{{.State.Status}}", "exited")
         assert model.inspect("{{.State.ExitCode}}") == "1"
-        assert "Expected /models/imagenet to hold a version, or to be writable" in model.logs()
+        assert "/models/imagenet has no version, and user" in model.logs()
 
 
 def test_a_model_that_nobody_has_ends_the_container(tmp_path: Path) -> None:
