@@ -1,14 +1,18 @@
 """The embedded model server: TensorFlow Serving's gRPC API, directory layout and flags in a small Python process.
 
 `python -m serving --model_name=flowers --model_base_path=/models/flowers` answers Predict, GetModelMetadata and
-GetModelStatus with the codes and messages of TensorFlow Serving, so that a client cannot tell the two apart; so does
-REST, for people. Left out: Classify, Regress, MultiInference, version labels, batching, reloading the configuration.
+GetModelStatus with the codes and messages of TensorFlow Serving, so that a client cannot tell the two apart. People can
+ask by REST. Left out: Classify, Regress, MultiInference, version labels, batching, reloading the configuration.
 
-Different on purpose: an input of the wrong shape is INVALID_ARGUMENT (TensorFlow Serving hands it to the graph, which
-may abort the process), SIGTERM drains, a taken port is a start error, the last two versions stay loaded, and a version
-that has to be retried holds up no other.
+Different on purpose:
 
-`__main__` starts and stops it, `settings` reads the flags, `versions` finds versions on disk, `lifecycle` loads and
-unloads them, `engines` runs them, `warmup` runs them once before the first client, `prediction` checks and answers one
+- An input of the wrong shape is INVALID_ARGUMENT; TensorFlow Serving runs the graph, which may abort the process.
+- SIGTERM lets requests finish.
+- A port in use is a start error.
+- The last two versions stay loaded.
+- While one version waits for a retry, others load.
+
+`__main__` starts and stops it, `settings` reads the flags, `versions` chooses which versions to load, `lifecycle` loads
+and unloads them, `engines` runs them, `warmup` runs them before the first client, `prediction` checks and answers one
 request, `service` speaks gRPC, `rest` speaks REST, `errors` names every failure.
 """

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,51 +27,31 @@ from serving.errors import (
 )
 
 ENGINES = ("auto", "int8", "tflite", "tensorflow")
-TFLITE_FILES = {"int8": "model.int8.tflite", "tflite": "model.tflite"}  # the fastest first
+# In the order in which `auto` looks for them. int8 comes first although only CPUs with VNNI run it faster than fp32:
+# without VNNI, the stack on 2 cores answered 78 requests/s with int8 and 88 with fp32 (photos of 224 px).
+TFLITE_FILES = {"int8": "model.int8.tflite", "tflite": "model.tflite"}
 SAVED_MODEL_FILE = "saved_model.pb"
 
 # What running a graph from Python adds around the message that TensorFlow Serving would give.
 _EAGER_WRAPPING = re.compile(r"^\{\{function_node [^}]*\}\} | \[Op:[^]]*\]$")
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a signature.
-
-    Attributes:
-        dtype: Type on the wire.
-        shape: None stands for any size; a shape of None for any rank.
-        name: The tensor's name inside the graph.
-    """
-
-    dtype: messages.DataType
-    shape: tuple[int | None, ...] | None
-    name: str
-
-
-@dataclass(frozen=True)
-class Signature:
-    """One function of a model: the tensors that it takes and returns, by alias."""
-
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-
-
 class Engine(Protocol):
     """A loaded version. Safe to call from many threads at once."""
 
     @property
-    def signatures(self) -> Mapping[str, Signature]: ...
+    def signatures(self) -> Mapping[str, messages.SignatureDef]:
+        """What the version can be asked, by key: names, types and shapes of the inputs and outputs."""
 
     def run(
         self, signature: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float | None = None
     ) -> dict[str, NDArray[Any]]:
         """Return every output of a signature; strings are bytes in object arrays.
 
-        The inputs have the names, types and ranks of the signature: `serving.prediction` checks that before.
+        `serving.prediction` has checked that the inputs have the names, types and shapes of the signature.
 
         Raises:
-            DeadlineExceededError: `timeout_s` seconds went by before the run could begin.
+            DeadlineExceededError: The run could not begin within `timeout_s` seconds.
             ServingError: The model failed.
         """
 
@@ -81,15 +60,14 @@ def open_engine(directory: Path, engine: str, threads: int, runs: int = 1) -> En
     """Load the version in a directory.
 
     Args:
-        directory: Holds a TFLite file, or saved_model.pb with what belongs to it.
-        engine: `int8`, `tflite` (fp32), `tensorflow`, or `auto`, the first of these that there is: TFLite is two to
-            three times as fast on a CPU (EfficientNet-Lite0 on 2 cores: 184 images/s, frozen SavedModel 70), and an
-            int8 file is released only where its accuracy was measured and found good.
+        directory: Contains a TFLite file, or saved_model.pb with what belongs to it.
+        engine: `int8`, `tflite` (fp32), `tensorflow`, or `auto`: the first of these for which there is a file. TFLite
+            is two to three times as fast as a SavedModel on a CPU (EfficientNet-Lite0 on 2 cores: 184 and 70 images/s).
         threads: Threads that one run may use.
         runs: Runs at a time, of TFLite; TensorFlow has no such limit.
 
     Raises:
-        NotFoundError: The directory does not hold the file that the engine needs.
+        NotFoundError: The directory does not contain the file that the engine needs.
         FailedPreconditionError: The engine's package is not installed.
         ServingError: The model cannot be loaded.
     """
@@ -108,20 +86,24 @@ def open_engine(directory: Path, engine: str, threads: int, runs: int = 1) -> En
 
 
 class TFLiteEngine:
-    """A few TFLite interpreters of one model; a request has one of them, and each row of its batch runs alone.
+    """A few TFLite interpreters of one model; each request gets one of them, and each row of its batch runs alone."""
 
-    On 2 cores without AVX-512, EfficientNet-Lite0: one interpreter with two threads 97 images/s and 18 ms of CPU each,
-    for its threads wait for one another; two with one thread 131 and 15. In the whole stack, 62, 78, and with a third
-    one, while the others hand over, 82 requests/s; a request that is alone takes 2 ms longer (24 and 26). Each takes
-    27 MB. Batches are slower than rows (with AVX-512 and two threads, 155 and 184 images/s), and keep more memory.
-    """
+    # Why several interpreters of one thread, and one more than there are cores. EfficientNet-Lite0, 2 cores without
+    # AVX-512; an interpreter takes 27 MB.
+    #
+    #   interpreters x threads    engine alone              whole stack     a request alone
+    #   1 x 2                      97 images/s, 18 ms CPU   62 requests/s   24 ms
+    #   2 x 1                     131 images/s, 15 ms CPU   78 requests/s
+    #   3 x 1                                               82 requests/s   26 ms
+    #
+    # Rows, because a batch is slower (155 and 184 images/s with AVX-512, 1 x 2) and keeps more memory.
 
     def __init__(self, model: Path, threads: int, runs: int) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as exc:
             raise FailedPreconditionError(
-                f"Expected the package ai-edge-litert, which {model} needs. It is not installed ({exc})"
+                f"The package ai-edge-litert is not installed, which {model} needs ({exc})"
             ) from exc
         # The one that was used last has its memory in the caches.
         self._idle: queue.LifoQueue[dict[str, Any]] = queue.LifoQueue()
@@ -131,8 +113,12 @@ class TFLiteEngine:
                 interpreter = Interpreter(model_content=content, num_threads=threads)
                 runners = {key: interpreter.get_signature_runner(key) for key in interpreter.get_signature_list()}
                 self._idle.put(runners)
-            self.signatures: Mapping[str, Signature] = {
-                key: Signature(_tflite_specs(runner.get_input_details()), _tflite_specs(runner.get_output_details()))
+            self.signatures: Mapping[str, messages.SignatureDef] = {
+                key: messages.SignatureDef(
+                    inputs=_tensor_infos(runner.get_input_details()),
+                    outputs=_tensor_infos(runner.get_output_details()),
+                    method_name="tensorflow/serving/predict",
+                )
                 for key, runner in runners.items()
             }
         except (OSError, ValueError, RuntimeError) as exc:
@@ -176,18 +162,15 @@ def _rows(inputs: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
     return [{alias: array[i : i + 1] for alias, array in inputs.items()} for i in range(count)]
 
 
-def _tflite_specs(details: Mapping[str, Mapping[str, Any]]) -> dict[str, TensorSpec]:
-    # A model converted for one row says 1 where another says -1; rows run one by one here, so both take any number.
-    return {
-        alias: TensorSpec(
-            data_type(np.dtype(detail["dtype"])), (None, *_sizes(detail["shape_signature"][1:])), detail["name"]
-        )
-        for alias, detail in details.items()
-    }
-
-
-def _sizes(dims: Any) -> Iterator[int | None]:
-    return (int(size) if size >= 0 else None for size in dims)
+def _tensor_infos(details: Mapping[str, Mapping[str, Any]]) -> dict[str, messages.TensorInfo]:
+    infos = {}
+    for alias, detail in details.items():
+        # A model converted for one row says 1 where another says -1; rows run one by one here, so both take any number.
+        sizes = [-1, *map(int, detail["shape_signature"][1:])]
+        shape = messages.TensorShapeProto(dim=[messages.TensorShapeProto.Dim(size=size) for size in sizes])
+        dtype = data_type(np.dtype(detail["dtype"]))
+        infos[alias] = messages.TensorInfo(name=detail["name"], dtype=dtype, tensor_shape=shape)
+    return infos
 
 
 class TensorFlowEngine:
@@ -199,8 +182,8 @@ class TensorFlowEngine:
             from tensorflow.core.protobuf import saved_model_pb2
         except ImportError as exc:
             raise FailedPreconditionError(
-                f"Expected the package tensorflow, which {directory / SAVED_MODEL_FILE} needs, "
-                f"or a {TFLITE_FILES['tflite']} beside it. It is not installed ({exc})"
+                f"The package tensorflow is not installed, which {directory / SAVED_MODEL_FILE} needs where there is"
+                f" no {TFLITE_FILES['tflite']} beside it ({exc})"
             ) from exc
         self._tf = tf
         self._limit_threads(threads)
@@ -211,8 +194,8 @@ class TensorFlowEngine:
             raise DataLossError(f"Expected a SavedModel with the tag `serve` in {directory}. {exc}") from exc
         graph = next(graph for graph in bundle.meta_graphs if list(graph.meta_info_def.tags) == ["serve"])
         # The bundle also lists pseudo-signatures such as __saved_model_init_op; the loaded model knows the callable.
-        self.signatures: Mapping[str, Signature] = {
-            key: Signature(_tensorflow_specs(definition.inputs), _tensorflow_specs(definition.outputs))
+        self.signatures: Mapping[str, messages.SignatureDef] = {
+            key: messages.SignatureDef.FromString(definition.SerializeToString())
             for key, definition in graph.signature_def.items()
             if key in self._model.signatures
         }
@@ -241,17 +224,6 @@ class TensorFlowEngine:
             raise GraphError(Code(exc.error_code), _EAGER_WRAPPING.sub("", exc.message)) from exc
         except (TypeError, ValueError) as exc:
             raise InvalidArgumentError(str(exc)) from exc
-
-
-def _tensorflow_specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    return {
-        alias: TensorSpec(
-            info.dtype,
-            None if info.tensor_shape.unknown_rank else tuple(_sizes(dim.size for dim in info.tensor_shape.dim)),
-            info.name,
-        )
-        for alias, info in infos.items()
-    }
 
 
 def _to_numpy(value: Any) -> NDArray[Any]:

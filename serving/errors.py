@@ -1,4 +1,4 @@
-"""Every way a request, a load or a start can fail, under the canonical status codes. Free of gRPC."""
+"""Every way in which a request, a load or a start can fail, by status code. Free of gRPC."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Code(IntEnum):
-    """The canonical codes, by the names and numbers of gRPC and of TensorFlow."""
+    """The status codes of gRPC and of TensorFlow, which agree in names and numbers."""
 
     OK = 0
     CANCELLED = 1
@@ -37,7 +37,7 @@ class ServingError(Exception):
     ├── DeadlineExceededError     the client's deadline passed while the request waited
     ├── UnimplementedError        a feature of TensorFlow Serving that is not here
     ├── DataLossError             a file is truncated or corrupt
-    ├── UnavailableError          the address cannot be listened on
+    ├── UnavailableError          the server cannot listen on its address
     └── GraphError                the model itself failed; carries the code that the runtime gave
     """
 

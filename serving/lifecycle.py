@@ -1,7 +1,9 @@
 """Loads and unloads versions as they come and go on disk, without ever leaving a model unanswered in between.
 
-One thread looks at the disk, one thread a model does what follows, and requests only take a lock. A version goes
-START -> LOADING -> AVAILABLE -> UNLOADING -> END; one that cannot be loaded goes from LOADING to END, with its error.
+One thread looks at the disk, one thread for each model loads and unloads, and requests only take a lock.
+
+A version goes START -> LOADING -> AVAILABLE -> UNLOADING -> END. One that cannot be loaded goes from LOADING to END,
+with its error.
 
 Source: tensorflow/serving 2.20, core/availability_preserving_policy.cc and core/basic_manager.cc, for the transitions.
 """
@@ -21,27 +23,26 @@ from contract import messages_pb2 as messages
 from contract.store import find_versions
 from serving.engines import Engine
 from serving.errors import Code, NotFoundError, ServingError
-from serving.versions import ModelConfig, choose_versions
+from serving.versions import choose_versions
 
-State = messages.ModelVersionStatus.State
 START = messages.ModelVersionStatus.START
 LOADING = messages.ModelVersionStatus.LOADING
 AVAILABLE = messages.ModelVersionStatus.AVAILABLE
 UNLOADING = messages.ModelVersionStatus.UNLOADING
 END = messages.ModelVersionStatus.END
 
-LET_GO_S = 0.1  # for the request that used a version last, to be done with it
+LET_GO_S = 0.1  # so that the request that used a version last lets go of it before garbage is collected
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Version:
-    """One version in one life; when it has ended and its directory comes back, a new one takes its place."""
+    """One life of a version; if its directory comes back after the end, a new one takes its place."""
 
     number: int
     directory: Path
-    state: State = START
+    state: messages.ModelVersionStatus.State = START
     wanted: bool = True
     engine: Engine | None = None
     users: int = 0
@@ -67,7 +68,7 @@ class Lifecycle:
 
     def __init__(
         self,
-        models: Sequence[ModelConfig],
+        models: Sequence[messages.ModelConfig],
         load: Callable[[Path], Engine],
         poll_wait_s: float = 1.0,
         max_retries: int = 5,
@@ -80,25 +81,25 @@ class Lifecycle:
         self._retry_interval_s = retry_interval_s
         self._versions: dict[str, dict[int, _Version]] = {model.name: {} for model in models}
         self._changed = threading.Condition()  # guards everything in _versions, and _ended
-        self._ended = False  # a version has, since garbage was last collected
+        self._ended = False  # whether a version has ended since garbage was last collected
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin to look for versions and to load them."""
+        """Start to look for versions and to load them."""
         threading.Thread(target=self._watch, name="versions", daemon=True).start()
         for model in self._models:
             threading.Thread(target=self._work, args=(model.name,), name=f"load-{model.name}", daemon=True).start()
 
     def stop(self) -> None:
-        """Change nothing any more; what is loaded stays usable. A load that is under way is not waited for."""
+        """Stop loading and unloading; what is loaded stays usable. A load under way is not waited for."""
         self._stopped.set()
         with self._changed:
             self._changed.notify_all()
 
     def wait_until_available(self, cancelled: threading.Event) -> bool:
-        """Wait until every model has an available version; False when cancelled before that.
+        """Wait until every model has an available version, and return True; return False if cancelled before.
 
-        A model without any version on disk is waited for.
+        A model without a version on disk is waited for, too.
 
         Raises:
             ServingError: Every version of a model has failed for good.
@@ -121,7 +122,7 @@ class Lifecycle:
 
     @contextmanager
     def use(self, name: str, number: int | None = None) -> Iterator[tuple[int, Engine]]:
-        """Hold an available version for one request: the given one, or else the newest; its number and its engine.
+        """Lend the given version, or else the newest available one, to one request: its number and its engine.
 
         Raises:
             NotFoundError: There is no such model, or it has no such version available.
@@ -142,7 +143,7 @@ class Lifecycle:
                 self._finish_unload(name, version)
 
     def status(self, name: str, number: int | None = None) -> list[messages.ModelVersionStatus]:
-        """Return the state of one version, or of every version of this process's life, highest first.
+        """Return the state of one version, or of every version that this process has seen, highest first.
 
         Raises:
             NotFoundError: The process has never seen such a version.
@@ -157,11 +158,11 @@ class Lifecycle:
             return [_status(versions[n]) for n in numbers]
 
     def poll(self) -> None:
-        """Look at the disk once; a base path that cannot be read skips the look for all models, as in the original."""
+        """Look at the disk once; as in the original, a base path that cannot be read skips the look for all models."""
         found: dict[str, dict[int, Path]] = {}
         for model in self._models:
             try:
-                found[model.name] = find_versions(model.base_path)
+                found[model.name] = find_versions(Path(model.base_path))
             except OSError as exc:
                 log.error("Could not find base path %s for servable %s (%s)", model.base_path, model.name, exc.strerror)
                 return
@@ -169,7 +170,7 @@ class Lifecycle:
         with self._changed:
             for model in self._models:
                 on_disk = found[model.name]
-                wanted = choose_versions(on_disk, model.policy)
+                wanted = choose_versions(on_disk, model.model_version_policy)
                 _want(self._versions[model.name], {number: on_disk[number] for number in wanted})
             self._changed.notify_all()
 
@@ -193,8 +194,8 @@ class Lifecycle:
                     version.state = LOADING
                 ended, self._ended = self._ended, False
             if ended:
-                # A TensorFlow model is full of reference cycles: without this, eight swaps of MobileNetV2 left 740 MB
-                # behind, with it 120 MB. It takes 0.2 s then, and 0.01 s in a process that only runs TFLite.
+                # A TensorFlow model is full of reference cycles: eight swaps of MobileNetV2 left 740 MB behind, and
+                # 120 MB with a collection. It takes 0.2 s, and 0.01 s in a process that only runs TFLite.
                 self._stopped.wait(LET_GO_S)
                 gc.collect()
             if version is not None:
@@ -202,8 +203,7 @@ class Lifecycle:
 
     def _attempt(self, name: str, version: _Version) -> None:
         log.info("Loading servable version {name: %s version: %d}", name, version.number)
-        engine: Engine | None = None
-        error: messages.StatusProto | None = None
+        engine, error = None, None
         try:
             engine = self._load(version.directory)
         except ServingError as exc:
@@ -235,12 +235,12 @@ class Lifecycle:
             if version.state in (START, LOADING) and not version.wanted:
                 version.end(version.error)
         available = _available(self._versions[name])
-        unwanted = sorted(number for number, version in available.items() if not version.wanted)
-        none_wanted = not any(version.wanted for version in versions)
-        if not unwanted or not (len(unwanted) < len(available) or len(unwanted) > 1 or none_wanted):
+        unwanted = [number for number, version in available.items() if not version.wanted]
+        if not unwanted or (len(available) == 1 and any(version.wanted for version in versions)):
             return False
-        available[unwanted[0]].state = UNLOADING
-        self._finish_unload(name, available[unwanted[0]])
+        oldest = available[min(unwanted)]
+        oldest.state = UNLOADING
+        self._finish_unload(name, oldest)
         return True
 
     def _finish_unload(self, name: str, version: _Version) -> None:
@@ -251,7 +251,7 @@ class Lifecycle:
             log.info("Unloaded servable version {name: %s version: %d}", name, version.number)
 
 
-def _warn_of_missing(model: ModelConfig, on_disk: Mapping[int, Path]) -> None:
+def _warn_of_missing(model: messages.ModelConfig, on_disk: Mapping[int, Path]) -> None:
     if not on_disk:
         log.warning(
             "No versions of servable %s found under base path %s. "
@@ -259,7 +259,7 @@ def _warn_of_missing(model: ModelConfig, on_disk: Mapping[int, Path]) -> None:
             model.name,
             model.base_path,
         )
-    elif missing := set(model.policy.specific.versions) - set(on_disk):
+    elif missing := set(model.model_version_policy.specific.versions) - set(on_disk):
         log.warning("Version(s) %s of servable %s not found under %s", sorted(missing), model.name, model.base_path)
 
 
@@ -272,7 +272,7 @@ def _want(versions: dict[int, _Version], directories: Mapping[int, Path]) -> Non
             versions[number] = _Version(number, directory)
         elif known.wanted or known.state == AVAILABLE:
             known.wanted, known.directory = True, directory
-        # Otherwise it is on its way out, and a later look finds it ended and begins anew.
+        # Otherwise it is being unloaded; a later look finds it ended, and starts a new life.
 
 
 def _next_to_load(versions: Mapping[int, _Version]) -> _Version | None:
@@ -304,7 +304,5 @@ def _text(error: messages.StatusProto) -> str:
 
 def _status(version: _Version) -> messages.ModelVersionStatus:
     # The error of a version that will be tried again is not the client's concern yet.
-    error = version.error if version.state == END else None
-    return messages.ModelVersionStatus(
-        version=version.number, state=version.state, status=error or messages.StatusProto()
-    )
+    error = version.error if version.state == END and version.error else messages.StatusProto()
+    return messages.ModelVersionStatus(version=version.number, state=version.state, status=error)

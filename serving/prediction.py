@@ -1,6 +1,6 @@
 """One Predict request against one loaded version: check it, run it, answer it. Free of gRPC.
 
-The checks come in TensorFlow Serving's order and with its words, except for the shapes, which it leaves to the graph.
+The checks have TensorFlow Serving's order and words, except for those of shapes, which it leaves to the graph.
 
 Source: tensorflow/serving 2.20, servables/tensorflow/predict_util.cc, for order and messages.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract.tensor import TensorError, data_type, to_array, to_proto
-from serving.engines import Engine, Signature, TensorSpec
+from serving.engines import Engine
 from serving.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -23,7 +23,7 @@ DEFAULT_SIGNATURE = "serving_default"
 def predict(
     engine: Engine, request: messages.PredictRequest, timeout_s: float | None = None
 ) -> messages.PredictResponse:
-    """Answer a request; `model_spec` of the answer holds the name and the signature, the version is the caller's.
+    """Answer a request; the answer's `model_spec` has the name and the signature, the caller adds the version.
 
     Raises:
         FailedPreconditionError: The model has no such signature.
@@ -37,17 +37,29 @@ def predict(
     _check_names(request.inputs, signature)
     inputs = {alias: _parse(alias, request.inputs[alias]) for alias in sorted(signature.inputs)}
     wanted = _wanted_outputs(request.output_filter, signature)
-    for i, (alias, array) in enumerate(inputs.items()):
-        _check_type(i, array, signature.inputs[alias])
-        _check_shape(alias, array, signature.inputs[alias])
-    outputs = engine.run(key, inputs, timeout_s)
+    outputs = run(engine, key, inputs, timeout_s)
     return messages.PredictResponse(
         outputs={alias: _encode(alias, outputs[alias]) for alias in wanted},
         model_spec=messages.ModelSpec(name=request.model_spec.name, signature_name=key),
     )
 
 
-def _check_names(sent: Iterable[str], signature: Signature) -> None:
+def run(
+    engine: Engine, key: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float | None = None
+) -> dict[str, NDArray[Any]]:
+    """Return every output of a signature for inputs that have its names.
+
+    Raises:
+        InvalidArgumentError: The type or the shape of an input does not fit the signature.
+        ServingError: The engine's, see `Engine.run`.
+    """
+    for i, (alias, array) in enumerate(inputs.items()):
+        _check_type(i, array, engine.signatures[key].inputs[alias])
+        _check_shape(alias, array, engine.signatures[key].inputs[alias])
+    return engine.run(key, inputs, timeout_s)
+
+
+def _check_names(sent: Iterable[str], signature: messages.SignatureDef) -> None:
     sent, expected = set(sent), set(signature.inputs)
     if len(sent) != len(expected):
         raise InvalidArgumentError(
@@ -71,7 +83,7 @@ def _parse(alias: str, proto: messages.TensorProto) -> NDArray[Any]:
         raise InvalidArgumentError(f"tensor parsing error: {alias}") from exc
 
 
-def _wanted_outputs(output_filter: Sequence[str], signature: Signature) -> Sequence[str]:
+def _wanted_outputs(output_filter: Sequence[str], signature: messages.SignatureDef) -> Sequence[str]:
     for i, alias in enumerate(output_filter):
         if alias not in signature.outputs:
             raise InvalidArgumentError(
@@ -83,29 +95,28 @@ def _wanted_outputs(output_filter: Sequence[str], signature: Signature) -> Seque
     return output_filter or list(signature.outputs)
 
 
-def _check_type(position: int, array: NDArray[Any], spec: TensorSpec) -> None:
+def _check_type(position: int, array: NDArray[Any], info: messages.TensorInfo) -> None:
     received = data_type(array.dtype)
-    if received != spec.dtype:
+    if received != info.dtype:
         raise InvalidArgumentError(
-            f"Expects arg[{position}] to be {_type_name(spec.dtype)} but {_type_name(received)} is provided"
+            f"Expects arg[{position}] to be {_type_name(info.dtype)} but {_type_name(received)} is provided"
         )
 
 
-def _check_shape(alias: str, array: NDArray[Any], spec: TensorSpec) -> None:
+def _check_shape(alias: str, array: NDArray[Any], info: messages.TensorInfo) -> None:
     """Refuse a wrong rank, size or an empty batch.
 
-    TensorFlow Serving passes them on. A rank-3 image then aborts its whole process where oneDNN is on, and another
-    height and width is silently answered wrongly by a fully convolutional model.
+    TensorFlow Serving passes them on. An image of rank 3 then aborts its whole process where oneDNN is on, and a fully
+    convolutional model answers another height and width wrongly without a word.
     """
-    if spec.shape is None:
+    if info.tensor_shape.unknown_rank:
         return
-    fits = len(array.shape) == len(spec.shape) and all(
-        expected in (None, size) for expected, size in zip(spec.shape, array.shape, strict=True)
-    )
-    batched = spec.shape[:1] == (None,)
+    expected = [dim.size for dim in info.tensor_shape.dim]  # -1 for any size
+    fits = len(array.shape) == len(expected) and all(a in (-1, b) for a, b in zip(expected, array.shape, strict=True))
+    batched = expected[:1] == [-1]
     if fits and not (batched and array.shape[0] == 0):
         return
-    sizes = ["any" if size is None else str(size) for size in spec.shape]
+    sizes = ["any" if size == -1 else str(size) for size in expected]
     if batched:
         sizes[0] = "n"
     shape = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
@@ -117,7 +128,7 @@ def _encode(alias: str, array: NDArray[Any]) -> messages.TensorProto:
     try:
         return to_proto(array, typed=True)
     except TensorError as exc:
-        raise UnimplementedError(f"The output {alias} cannot be answered. {exc}") from exc
+        raise UnimplementedError(f"The output {alias} has a type that cannot be sent. {exc}") from exc
 
 
 def _braced(names: Iterable[str]) -> str:
@@ -125,5 +136,5 @@ def _braced(names: Iterable[str]) -> str:
 
 
 def _type_name(dtype: messages.DataType) -> str:
-    known: Mapping[int, str] = {number: name for name, number in messages.DataType.items()}
-    return known.get(dtype, f"type {dtype}").removeprefix("DT_").lower()
+    known = dtype in messages.DataType.values()
+    return messages.DataType.Name(dtype).removeprefix("DT_").lower() if known else f"type {dtype}"

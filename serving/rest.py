@@ -19,15 +19,13 @@ from urllib.parse import unquote
 import numpy as np
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from google.protobuf.wrappers_pb2 import Int64Value
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
-from contract.tensor import numpy_type, to_array, to_proto
+from contract.tensor import numpy_type
 from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
-from serving.prediction import DEFAULT_SIGNATURE, predict
-from serving.service import Service
+from serving.prediction import DEFAULT_SIGNATURE, run
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +47,21 @@ _STATUS = {
 
 
 class RestServer(ThreadingHTTPServer):
-    """A listening REST server that answers in threads of its own."""
+    """A listening REST server; each request has a thread."""
 
     daemon_threads = True
 
-    def __init__(self, service: Service, lifecycle: Lifecycle, host: str, port: int) -> None:
+    def __init__(self, lifecycle: Lifecycle, host: str, port: int) -> None:
         """Listen on a TCP port of an IPv4 address.
 
         Raises:
             UnavailableError: The port cannot be listened on.
         """
-        self.service, self.lifecycle = service, lifecycle
+        self.lifecycle = lifecycle
         try:
             super().__init__((host, port), _Handler)
         except OSError as exc:
-            raise UnavailableError(f"Expected port {port} to be free to listen on. {exc}") from exc
+            raise UnavailableError(f"Cannot listen on port {port}: {exc}") from exc
         self._answering = 0
         self._changed = threading.Condition()
         threading.Thread(target=self.serve_forever, name="rest", daemon=True).start()
@@ -81,14 +79,14 @@ class RestServer(ThreadingHTTPServer):
                 self._changed.notify_all()
 
     def wait_until_idle(self, limit_s: float) -> None:
-        """Wait so long for the requests that are under way."""
+        """Wait for the requests under way, but not longer than a limit."""
         with self._changed:
             self._changed.wait_for(lambda: not self._answering, limit_s)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: RestServer
-    timeout = RUN_TIMEOUT_S  # of a client that stays silent
+    timeout = RUN_TIMEOUT_S  # for a client that stays silent
 
     def do_GET(self) -> None:
         self._answer()
@@ -101,24 +99,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         with self.server.answering():
-            self._send(*self._result())
+            status, text = self._result()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
 
-    def _result(self) -> tuple[int, dict[str, Any]]:
+    def _result(self) -> tuple[int, str]:
         try:
-            return 200, self._route()
+            return 200, json.dumps(self._route())
         except ServingError as exc:
-            return _STATUS.get(exc.code, 500), {"error": str(exc)}
+            return _STATUS.get(exc.code, 500), json.dumps({"error": str(exc)})
         except Exception as exc:  # as gRPC's handlers do: a defect is answered too
             log.exception("Unexpected error in %s %s", self.command, self.path)
-            return 500, {"error": f"{type(exc).__name__}: {exc}"}
-
-    def _send(self, status: int, answer: dict[str, Any]) -> None:
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+            return 500, json.dumps({"error": f"{type(exc).__name__}: {exc}"})
 
     def _route(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "0")
@@ -129,25 +124,23 @@ class _Handler(BaseHTTPRequestHandler):
         verb = (matched[3] or "").lower() if matched else ""
         if not matched or self.command != ("POST" if verb == ":predict" else "GET"):
             raise InvalidArgumentError(f"Malformed request: {self.command} {self.path}")
-        version = Int64Value(value=int(matched[2])) if matched[2] else None
-        spec = messages.ModelSpec(name=unquote(matched[1]), version=version)
+        name, version = unquote(matched[1]), int(matched[2]) if matched[2] else None
         if verb == ":predict":
-            return _predict(self.server.lifecycle, spec, body)
-        return _metadata(self.server.service, spec) if verb else _status(self.server.service, spec)
+            return _predict(self.server.lifecycle, name, version, body)
+        return (_metadata if verb else _status)(self.server.lifecycle, name, version)
 
 
-def _status(service: Service, spec: messages.ModelSpec) -> dict[str, Any]:
-    answer = _to_dict(service.get_model_status(messages.GetModelStatusRequest(model_spec=spec)))
-    for each in answer["model_version_status"]:
+def _status(lifecycle: Lifecycle, name: str, version: int | None) -> dict[str, Any]:
+    versions = [_to_dict(each) for each in lifecycle.status(name, version)]
+    for each in versions:
         each["status"]["error_code"] = Code(each["status"]["error_code"]).name
-    return answer
+    return {"model_version_status": versions}
 
 
-def _metadata(service: Service, spec: messages.ModelSpec) -> dict[str, Any]:
-    request = messages.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
-    answer = service.get_model_metadata(request)
-    signatures = messages.SignatureDefMap.FromString(answer.metadata["signature_def"].value)
-    found = {"name": spec.name, "signature_name": "", "version": str(answer.model_spec.version.value)}
+def _metadata(lifecycle: Lifecycle, name: str, version: int | None) -> dict[str, Any]:
+    with lifecycle.use(name, version) as (number, engine):
+        signatures = messages.SignatureDefMap(signature_def=engine.signatures)
+    found = {"name": name, "signature_name": "", "version": str(number)}
     return {"model_spec": found, "metadata": {"signature_def": _to_dict(signatures)}}
 
 
@@ -155,7 +148,7 @@ def _to_dict(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
-def _predict(lifecycle: Lifecycle, spec: messages.ModelSpec, body: bytes) -> dict[str, Any]:
+def _predict(lifecycle: Lifecycle, name: str, version: int | None, body: bytes) -> dict[str, Any]:
     try:
         query = json.loads(body)
     except (ValueError, RecursionError) as exc:
@@ -163,16 +156,15 @@ def _predict(lifecycle: Lifecycle, spec: messages.ModelSpec, body: bytes) -> dic
     rows = query.get("instances") if isinstance(query, dict) else None
     if not isinstance(rows, list) or not rows:
         raise InvalidArgumentError("Expected a JSON object with a list of `instances`, at least one")
-    spec.signature_name = str(query.get("signature_name") or DEFAULT_SIGNATURE)
-    version = spec.version.value if spec.HasField("version") else None
-    with lifecycle.use(spec.name, version) as (_, engine):
-        if spec.signature_name not in engine.signatures:
-            raise InvalidArgumentError(f'Serving signature name: "{spec.signature_name}" not found in signature def')
-        inputs = engine.signatures[spec.signature_name].inputs
-        columns = {alias: _column(rows, alias, len(inputs) == 1) for alias in inputs}
-        tensors = {alias: to_proto(_typed(columns[alias], alias, inputs[alias].dtype)) for alias in inputs}
-        outputs = predict(engine, messages.PredictRequest(model_spec=spec, inputs=tensors), RUN_TIMEOUT_S).outputs
-    values = {alias: _plain(to_array(proto), alias) for alias, proto in outputs.items()}
+    key = str(query.get("signature_name") or DEFAULT_SIGNATURE)
+    with lifecycle.use(name, version) as (_, engine):
+        if key not in engine.signatures:
+            raise InvalidArgumentError(f'Serving signature name: "{key}" not found in signature def')
+        specs = engine.signatures[key].inputs
+        columns = {alias: _column(rows, alias, len(specs) == 1) for alias in sorted(specs)}
+        inputs = {alias: _typed(column, alias, specs[alias].dtype) for alias, column in columns.items()}
+        outputs = run(engine, key, inputs, RUN_TIMEOUT_S)
+    values = {alias: _plain(array, alias) for alias, array in outputs.items()}
     if len(values) == 1:
         return {"predictions": next(iter(values.values()))}
     return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
@@ -198,7 +190,7 @@ def _typed(values: list[Any], alias: str, wire: messages.DataType) -> NDArray[An
             typed = array.astype(dtype)
             if dtype.kind == "f" or (typed == array).all():
                 return typed
-    except ValueError as exc:  # rows of different shapes, or what is no text
+    except ValueError as exc:  # rows of different shapes, or a value that is no text
         raise InvalidArgumentError(f"Expected {alias} to have one shape and type in all instances. {exc}") from exc
     raise InvalidArgumentError(f"JSON Value is not of expected type: {dtype}, in the input {alias}")
 
@@ -212,7 +204,7 @@ def _bytes(text: Any) -> bytes:
 
 
 def _plain(array: NDArray[Any], alias: str) -> list[Any]:
-    if array.dtype.kind != "O":
+    if array.dtype.kind not in "OS":
         return array.tolist()  # type: ignore[no-any-return]
     binary = alias.endswith("_bytes")
     texts = [{"b64": base64.b64encode(x).decode()} if binary else x.decode() for x in array.reshape(-1)]

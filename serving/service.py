@@ -14,7 +14,6 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from contract import messages_pb2 as messages
-from serving.engines import Engine, TensorSpec
 from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
 from serving.prediction import predict
@@ -35,29 +34,29 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """The three methods, each a request and its context to a response, or a ServingError."""
+    """The three methods: each turns a request and its context into a response, or raises a ServingError."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
 
     def predict(self, request: messages.PredictRequest, context: grpc.ServicerContext) -> messages.PredictResponse:
-        name, version = _asked(request)
+        name, version = _asked_by_number(request)
         with self._lifecycle.use(name, version) as (number, engine):
             response = predict(engine, request, context.time_remaining())
         response.model_spec.version.value = number
         return response
 
     def get_model_metadata(
-        self, request: messages.GetModelMetadataRequest, context: grpc.ServicerContext | None = None
+        self, request: messages.GetModelMetadataRequest, context: grpc.ServicerContext
     ) -> messages.GetModelMetadataResponse:
         if not request.metadata_field:
             raise InvalidArgumentError("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
             if field != "signature_def":
                 raise InvalidArgumentError(f"Metadata field {field} is not supported")
-        name, version = _asked(request)
+        name, version = _asked_by_number(request)
         with self._lifecycle.use(name, version) as (number, engine):
-            signatures = _signature_map(engine)
+            signatures = messages.SignatureDefMap(signature_def=engine.signatures)
         return messages.GetModelMetadataResponse(
             model_spec=messages.ModelSpec(name=name, version=Int64Value(value=number)),
             metadata={
@@ -69,12 +68,10 @@ class Service:
         )
 
     def get_model_status(
-        self, request: messages.GetModelStatusRequest, context: grpc.ServicerContext | None = None
+        self, request: messages.GetModelStatusRequest, context: grpc.ServicerContext
     ) -> messages.GetModelStatusResponse:
-        # Unlike in the other methods, an empty name is merely not found and a label is ignored.
-        spec = _spec(request)
-        version = spec.version.value if spec.HasField("version") else None
-        return messages.GetModelStatusResponse(model_version_status=self._lifecycle.status(spec.name, version))
+        # As in the original, an empty name is only not found here, and a label is ignored.
+        return messages.GetModelStatusResponse(model_version_status=self._lifecycle.status(*_asked(request)))
 
 
 class Server:
@@ -82,7 +79,7 @@ class Server:
 
     def __init__(
         self,
-        service: Service,
+        lifecycle: Lifecycle,
         addresses: list[str],
         max_threads: int,
         channel_arguments: Sequence[tuple[str, int | str]] = (),
@@ -103,7 +100,7 @@ class Server:
                 *channel_arguments,
             ],
         )
-        self._server.add_generic_rpc_handlers(_handlers(service))
+        self._server.add_generic_rpc_handlers(_handlers(Service(lifecycle)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.ports = [self._listen(address) for address in addresses]
         self._server.start()
@@ -113,8 +110,8 @@ class Server:
     def drain(self, grace_s: float) -> None:
         """Say NOT_SERVING, accept no more requests, and give those under way some seconds to finish.
 
-        gRPC closes a connection as soon as its last answer is written; of answers of 1.2 MB one in thirty was then lost
-        on the way, of 100 kB none in 120. The gateway asks again for what is lost.
+        gRPC closes a connection as soon as its last answer is written. One in 30 answers of 1.2 MB was then lost on the
+        way, and none of 120 answers of 100 kB. The gateway asks again for what is lost.
         """
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
@@ -123,7 +120,7 @@ class Server:
         try:
             return int(self._server.add_insecure_port(address))
         except RuntimeError as exc:
-            raise UnavailableError(f"Expected {address} to be free to listen on. {exc}") from exc
+            raise UnavailableError(f"Cannot listen on {address}: {exc}") from exc
 
 
 def _handlers(service: Service) -> list[Any]:
@@ -164,37 +161,19 @@ def _handler(method: Callable[[Request, Any], Response], request_type: type[Requ
     )
 
 
-def _spec(request: Any) -> messages.ModelSpec:
-    if not request.HasField("model_spec"):
-        raise InvalidArgumentError("Missing ModelSpec")
-    spec: messages.ModelSpec = request.model_spec
-    return spec
-
-
 def _asked(request: Any) -> tuple[str, int | None]:
     """Return the model that a request asks for, and the version, if it asks for one."""
-    spec = _spec(request)
-    if not spec.name:
-        raise InvalidArgumentError("ModelSpec has no name specified.")
-    if spec.WhichOneof("version_choice") == "version_label":
-        raise InvalidArgumentError(f"Unrecognized servable version label: {spec.version_label}")
+    if not request.HasField("model_spec"):
+        raise InvalidArgumentError("Missing ModelSpec")
+    spec = request.model_spec
     return spec.name, spec.version.value if spec.HasField("version") else None
 
 
-def _signature_map(engine: Engine) -> messages.SignatureDefMap:
-    return messages.SignatureDefMap(
-        signature_def={
-            key: messages.SignatureDef(
-                inputs={alias: _tensor_info(spec) for alias, spec in signature.inputs.items()},
-                outputs={alias: _tensor_info(spec) for alias, spec in signature.outputs.items()},
-                method_name="tensorflow/serving/predict",
-            )
-            for key, signature in engine.signatures.items()
-        }
-    )
-
-
-def _tensor_info(spec: TensorSpec) -> messages.TensorInfo:
-    shape = messages.TensorShapeProto(unknown_rank=spec.shape is None)
-    shape.dim.extend(messages.TensorShapeProto.Dim(size=-1 if size is None else size) for size in spec.shape or ())
-    return messages.TensorInfo(name=spec.name, dtype=spec.dtype, tensor_shape=shape)
+def _asked_by_number(request: Any) -> tuple[str, int | None]:
+    """Return the same, and refuse a request without a name or with a version label."""
+    name, version = _asked(request)
+    if not name:
+        raise InvalidArgumentError("ModelSpec has no name specified.")
+    if request.model_spec.WhichOneof("version_choice") == "version_label":
+        raise InvalidArgumentError(f"Unrecognized servable version label: {request.model_spec.version_label}")
+    return name, version

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,35 +17,64 @@ from google.protobuf import text_format
 from contract import messages_pb2 as messages
 from serving.engines import ENGINES
 from serving.errors import InvalidArgumentError
-from serving.versions import ModelConfig, default_policy
 
 log = logging.getLogger(__name__)
 
-MOST_CORES_ALONE = 4  # with more, a run has several, for each run keeps its own copy of the model
+MOST_CORES_ALONE = 4  # with more cores, a run gets several, because each run keeps its own copy of the model
+MOST = sys.float_info.max
+_SWITCH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _flag(default: Any, help: str, lowest: float = 0, highest: float = MOST, choices: Sequence[str] = ()) -> Any:
+    """Return the field of a flag; `default` may be a function, where it depends on the machine."""
+    metadata = {"help": help, "lowest": lowest, "highest": highest, "choices": choices}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _runs() -> int:
+    return min(_cores(), MOST_CORES_ALONE)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be tuned.
+    """The model server's settings: each is the flag of its name, `help` is its line in --help.
 
-    Each is the flag of its name, see `_flags`; `models` is what --model_base_path or --model_config_file says.
+    `models` alone is no flag: it is what --model_base_path or --model_config_file says.
     """
 
-    models: tuple[ModelConfig, ...]
-    host: str
-    port: int
-    rest_api_port: int
-    grpc_socket_path: str
-    file_system_poll_wait_seconds: float
-    grpc_channel_arguments: tuple[tuple[str, int | str], ...]
-    grpc_max_threads: int
-    max_num_load_retries: int
-    load_retry_interval_micros: int
-    enable_model_warmup: bool
-    engine: str
-    engine_threads: int
-    engine_runs: int
-    drain_seconds: float
+    host: str = _flag("0.0.0.0", "IPv4 address to listen on")  # noqa: S104  # as the original
+    port: int = _flag(8500, "TCP port for gRPC; 0 for none", highest=65535)
+    rest_api_port: int = _flag(0, "TCP port for REST; 0 for none", highest=65535)
+    grpc_socket_path: str = _flag("", "UNIX socket for gRPC, beside the port or in its place")
+    model_name: str = _flag("default", "name of the model in --model_base_path")
+    model_base_path: str = _flag("", "absolute path of a model's folder, with a folder for each version")
+    model_config_file: str = _flag("", "file of models and version policies, in place of --model_base_path")
+    file_system_poll_wait_seconds: float = _flag(1.0, "time between two looks for new versions; 0 looks once")
+    grpc_channel_arguments: tuple[tuple[str, int | str], ...] = _flag(
+        (), "gRPC's own options as key=value, by commas, such as the age at which a connection is ended"
+    )
+    grpc_max_threads: int = _flag(
+        lambda: 4 * _cores(), "requests to answer at a time; more are refused with RESOURCE_EXHAUSTED", 1
+    )
+    max_num_load_retries: int = _flag(5, "how often to try again to load a version that failed")
+    load_retry_interval_micros: int = _flag(60_000_000, "wait before each of these retries")
+    enable_model_warmup: bool = _flag(True, "run a version's recorded requests before it is available")
+    enable_grpc_healthcheck_service: bool = _flag(True, "the health service, which is always on here")
+    engine: str = _flag(
+        "auto",
+        f"what runs a version, one of {', '.join(ENGINES)}; auto takes the first of these that the version has",
+        choices=ENGINES,
+    )
+    engine_threads: int = _flag(lambda: _cores() // _runs(), "threads for one run of a model", 1)
+    engine_runs: int = _flag(lambda: _runs() + 1, "runs of a TFLite model at a time; each keeps its own copy of it", 1)
+    drain_seconds: float = _flag(10.0, "time for requests to finish after SIGTERM")
+    models: tuple[messages.ModelConfig, ...] = ()
 
     @classmethod
     def from_argv(cls, argv: Sequence[str]) -> Settings:
@@ -53,89 +83,32 @@ class Settings:
         Raises:
             InvalidArgumentError: Bad values, all of them at once, or a bad configuration file.
         """
-        known, others = _parser().parse_known_args(argv)
+        defaults = cls()
+        known, others = _parser(defaults).parse_known_args(argv)
         for argument in others:
             log.warning(_no_effect(argument))
         values: dict[str, Any] = {}
         problems: list[str] = []
-        for name, (read, expected, default, _) in _flags().items():
-            text = getattr(known, name)
-            try:
-                values[name] = default if text is None else read(text)
-            except ValueError:
-                problems.append(f"Expected --{name} to be {expected}. Received: {text!r}")
+        for name, flag in _flags().items():
+            if (text := getattr(known, name)) is not None:
+                try:
+                    values[name] = _parse(text, type(getattr(defaults, name)), flag)
+                except ValueError as exc:
+                    problems.append(f"Expected --{name} to be {exc}. Received: {text!r}")
         if problems:
             raise InvalidArgumentError("\n".join(problems))
-        if values["port"] == 0 and not values["grpc_socket_path"]:
+        settings = cls(**values)
+        if settings.port == 0 and not settings.grpc_socket_path:
             raise InvalidArgumentError("Expected --port above 0, or --grpc_socket_path. Received: --port=0 alone")
-        if not values.pop("enable_grpc_healthcheck_service"):
+        if not settings.enable_grpc_healthcheck_service:
             log.warning(
                 "The flag --enable_grpc_healthcheck_service=false has no effect here: the health service is always on"
             )
-        models = _models(values.pop("model_name"), values.pop("model_base_path"), values.pop("model_config_file"))
-        return cls(models=models, **values)
+        return replace(settings, models=_models(settings))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InvalidArgumentError(message)
-
-
-def _flags() -> dict[str, tuple[Callable[[str], Any], str, Any, str]]:
-    """Return how each flag is read, what is expected of it, its default, and what it means."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    runs = min(cpus, MOST_CORES_ALONE)
-    count, seconds, switch = "an integer of 0 or more", "a number of 0 or more", "true or false"
-    return {
-        "host": (str, "an IPv4 address", "0.0.0.0", "where to listen"),  # noqa: S104  # as the original
-        "port": (_integer(0, 65535), "an integer from 0 to 65535", 8500, "TCP port of gRPC; 0 for none"),
-        "rest_api_port": (_integer(0, 65535), "an integer from 0 to 65535", 0, "TCP port for REST; 0 for none"),
-        "grpc_socket_path": (str, "a path", "", "UNIX socket to listen on too"),
-        "model_name": (str, "a name", "default", "name of the model at --model_base_path"),
-        "model_base_path": (str, "a path", "", "folder of a model, with a folder for each version"),
-        "model_config_file": (str, "a path", "", "models and version policies, in place of --model_base_path"),
-        "file_system_poll_wait_seconds": (
-            _seconds,
-            seconds,
-            1.0,
-            "time between two looks for new versions; 0 looks once",
-        ),
-        "grpc_channel_arguments": (
-            _channel_arguments,
-            "key=value, by commas",
-            (),
-            "gRPC's own options, such as the age at which a connection is ended",
-        ),
-        "grpc_max_threads": (
-            _integer(1),
-            "an integer of 1 or more",
-            4 * cpus,
-            "requests at a time; more are refused with RESOURCE_EXHAUSTED",
-        ),
-        "max_num_load_retries": (_integer(0), count, 5, "how often a version that fails to load is tried again"),
-        "load_retry_interval_micros": (_integer(0), count, 60_000_000, "wait before each of these"),
-        "enable_model_warmup": (_boolean, switch, True, "run a version's recorded requests before it is available"),
-        "enable_grpc_healthcheck_service": (_boolean, switch, True, "the health service; here it is always on"),
-        "engine": (
-            _choice(ENGINES),
-            f"one of {', '.join(ENGINES)}",
-            "auto",
-            "what runs a version; auto takes int8 or TFLite where a version has the file",
-        ),
-        "engine_threads": (
-            _integer(1),
-            "an integer of 1 or more",
-            cpus // runs,
-            "threads that one run of a model may use",
-        ),
-        "engine_runs": (
-            _integer(1),
-            "an integer of 1 or more",
-            runs + 1,
-            "runs of a TFLite model at a time; each keeps its own copy of it",
-        ),
-        "drain_seconds": (_seconds, seconds, 10.0, "how long requests may go on after SIGTERM"),
-    }
+def _flags() -> dict[str, Field[Any]]:
+    return {each.name: each for each in fields(Settings) if each.metadata}
 
 
 # The flags of TensorFlow Serving that do nothing here. Source: tensorflow/serving 2.20, model_servers/main.cc.
@@ -159,47 +132,52 @@ def _no_effect(argument: str) -> str:
     return f"Unknown argument, ignored: {argument}"
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InvalidArgumentError(message)
+
+
+def _parser(defaults: Settings) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m serving", description="TensorFlow Serving's flags, and a few of our own.", allow_abbrev=False
     )
-    for name, (read, expected, default, meaning) in _flags().items():
-        optional = {"nargs": "?", "const": "true"} if read is _boolean else {}
-        help_ = f"{meaning}: {expected} ({default or 'none'})"
-        parser.add_argument(f"--{name}", metavar="VALUE", help=help_, **optional)  # type: ignore[arg-type]
+    for name, flag in _flags().items():
+        default = getattr(defaults, name)
+        optional: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+        shown = "none" if default in ("", ()) else default
+        parser.add_argument(f"--{name}", metavar="VALUE", help=f"{flag.metadata['help']} ({shown})", **optional)
     return parser
 
 
-def _integer(lowest: int, highest: float = math.inf) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        value = int(text)
-        if not lowest <= value <= highest:
-            raise ValueError(text)
-        return value
+def _parse(text: str, kind: type, flag: Field[Any]) -> Any:
+    """Return a flag's value.
 
-    return read
+    Raises:
+        ValueError: The text is no such value; the message says what is expected.
+    """
+    choices = flag.metadata["choices"]
+    if kind is bool:
+        if text.lower() not in _SWITCH:
+            raise ValueError("true or false")
+        return _SWITCH[text.lower()]
+    if kind is tuple:
+        return _channel_arguments(text)
+    if kind is not str:
+        return _number(text, kind, flag.metadata["lowest"], flag.metadata["highest"])
+    if choices and text not in choices:
+        raise ValueError(f"one of {', '.join(choices)}")
+    return text
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not (0 <= value < math.inf):
-        raise ValueError(text)
+def _number(text: str, kind: type, lowest: float, highest: float) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not lowest <= value <= highest:
+        span = f"of {lowest} or more" if highest == MOST else f"from {lowest} to {highest}"
+        raise ValueError(f"{'an integer' if kind is int else 'a number'} {span}")
     return value
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise ValueError(text)
-    return text.lower() in ("true", "1")
-
-
-def _choice(allowed: Sequence[str]) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(text)
-        return text
-
-    return read
 
 
 def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
@@ -211,40 +189,35 @@ def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if not (key and equals):
-            raise ValueError(text)
+            raise ValueError("key=value, by commas")
         arguments.append((key, int(value) if value.removeprefix("-").isdecimal() else value))
     return tuple(arguments)
 
 
-def _models(name: str, base_path: str, config_file: str) -> tuple[ModelConfig, ...]:
+def _models(settings: Settings) -> tuple[messages.ModelConfig, ...]:
+    name, base_path, config_file = settings.model_name, settings.model_base_path, settings.model_config_file
     if config_file:
-        configs = list(_read_config(Path(config_file)).model_config_list.config)
+        models = _read_config(Path(config_file))
     elif base_path:
-        configs = [messages.ModelConfig(name=name, base_path=base_path, model_platform="tensorflow")]
+        models = [messages.ModelConfig(name=name, base_path=base_path, model_platform="tensorflow")]
     else:
         raise InvalidArgumentError(
             "Both server_options.model_base_path and server_options.model_config_file are empty!"
         )
-    problems = [problem for config in configs for problem in _problems(config)]
-    names = [config.name for config in configs]
-    problems += [f"Illegal to list model {name} multiple times in config list" for name in sorted(_repeated(names))]
-    if not configs:
+    problems = [problem for model in models for problem in _problems(model)]
+    repeated = [name for name, count in Counter(model.name for model in models).items() if count > 1]
+    problems += [f"Illegal to list model {name} multiple times in config list" for name in sorted(repeated)]
+    if not models:
         problems.append(f"Expected at least one model in {config_file}. Received none")
     if problems:
         raise InvalidArgumentError("\n".join(problems))
-    return tuple(
-        ModelConfig(
-            config.name,
-            Path(config.base_path),
-            config.model_version_policy if config.HasField("model_version_policy") else default_policy(),
-        )
-        for config in configs
-    )
+    return tuple(models)
 
 
-def _read_config(path: Path) -> messages.ModelServerConfig:
+def _read_config(path: Path) -> list[messages.ModelConfig]:
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), messages.ModelServerConfig())
+        text = path.read_text(encoding="utf-8")
+        return list(text_format.Parse(text, messages.ModelServerConfig()).model_config_list.config)
     except OSError as exc:
         raise InvalidArgumentError(f"Expected a readable --model_config_file. {exc}") from exc
     except (text_format.ParseError, UnicodeDecodeError) as exc:
@@ -254,20 +227,16 @@ def _read_config(path: Path) -> messages.ModelServerConfig:
         ) from exc
 
 
-def _problems(config: messages.ModelConfig) -> list[str]:
+def _problems(model: messages.ModelConfig) -> list[str]:
     problems = []
-    if not config.name:
-        problems.append(f"Expected every model to have a name. None for base_path: {config.base_path!r}")
-    if not config.base_path.startswith("/"):
+    if not model.name:
+        problems.append(f"Expected every model to have a name. None for base_path: {model.base_path!r}")
+    if not model.base_path.startswith("/"):
         problems.append(
-            f"Expected model {config.name} to have an absolute path or URI; got base_path()={config.base_path}"
+            f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
         )
-    if config.model_platform != "tensorflow":
+    if model.model_platform != "tensorflow":
         problems.append(
-            f'Expected model {config.name} to have model_platform: "tensorflow". Received: {config.model_platform!r}'
+            f'Expected model {model.name} to have model_platform: "tensorflow". Received: {model.model_platform!r}'
         )
     return problems
-
-
-def _repeated(names: Sequence[str]) -> set[str]:
-    return {name for name in names if names.count(name) > 1}

@@ -93,7 +93,7 @@ def test_ports_are_the_programs(text: str) -> None:
     """Ports of the loopback address, of containers and of Services."""
     known = {GATEWAY_PORT, GRPC_PORT, REST_PORT} | OTHER_PORTS
     assert Settings().port == GATEWAY_PORT
-    assert _flags()["port"][2] == GRPC_PORT
+    assert _flags()["port"].default == GRPC_PORT
     named = re.findall(r"(?i)(?:port\w*: *|EXPOSE (?:\d+ )*|localhost:|127\.0\.0\.1:|[a-z]:///?\w+:)(\d{2,5})\b", text)
     assert set(map(int, named)) <= known
 

@@ -1,51 +1,45 @@
 """serving/rest.py over HTTP, with a fake engine; texts as TensorFlow Serving gives them."""
 
 import json
-import threading
 import urllib.error
 import urllib.request
+from typing import ClassVar
 
 import pytest
 
 from contract import messages_pb2 as messages
-from serving.engines import Signature, TensorSpec
 from serving.errors import UnavailableError
-from serving.lifecycle import Lifecycle
 from serving.rest import RestServer
-from serving.service import Service
-from serving.versions import ModelConfig, default_policy
+from tests.serving.conftest import echo
 
 
 class Echo:
     """An engine that answers its inputs."""
 
-    def __init__(self):
-        pixels = TensorSpec(messages.DT_UINT8, (None, 2), "images:0")
-        number = TensorSpec(messages.DT_FLOAT, (None,), "number:0")
-        text = TensorSpec(messages.DT_STRING, (None,), "text:0")
-        self.signatures = {
-            "serving_default": Signature({"images": pixels}, {"images": pixels}),
-            "describe": Signature({"query": text}, {"query": text}),
-            "binary": Signature({"x_bytes": text}, {"x_bytes": text}),
-            "pair": Signature({"images": pixels, "number": number}, {"images": pixels, "number": number}),
-        }
+    signatures: ClassVar = {
+        "serving_default": echo(images=(messages.DT_UINT8, -1, 2)),
+        "describe": echo(query=(messages.DT_STRING, -1)),
+        "binary": echo(x_bytes=(messages.DT_STRING, -1)),
+        "pair": echo(images=(messages.DT_UINT8, -1, 2), number=(messages.DT_FLOAT, -1)),
+    }
 
     def run(self, signature, inputs, timeout_s=None):
         return inputs
 
 
 @pytest.fixture
-def server(tmp_path):
+def engine():
+    """The fake engine behind every version."""
+    return Echo()
+
+
+@pytest.fixture
+def server(lifecycle):
     """REST for version 7 of model m."""
-    (tmp_path / "m" / "7").mkdir(parents=True)
-    lifecycle = Lifecycle([ModelConfig("m", tmp_path / "m", default_policy())], lambda directory: Echo())
-    lifecycle.start()
-    assert lifecycle.wait_until_available(threading.Event())
-    server = RestServer(Service(lifecycle), lifecycle, "127.0.0.1", 0)
+    server = RestServer(lifecycle, "127.0.0.1", 0)
     yield server
     server.shutdown()
     server.server_close()
-    lifecycle.stop()
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def test_the_status_of_a_model_and_of_a_version(call, path):
 
 
 def test_the_metadata_lists_all_signatures(call):
-    """Under the double name that the original has."""
+    """The answer has the double name of the original, and each signature."""
     status, answer = call("/v1/models/m/metadata")
     assert status == 200
     assert answer["model_spec"] == {"name": "m", "signature_name": "", "version": "7"}
@@ -106,39 +100,46 @@ def test_predict_answers_row_by_row(call, body, predictions):
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
-        ("/v1/models/nope", None, 404, "Could not find any versions of model nope"),
-        ("/v1/models/m/versions/9", None, 404, "Could not find version 9 of model m"),
-        ("/v1/models/nope:predict", {"instances": [[1, 2]]}, 404, "Servable not found for request: Latest(nope)"),
-        ("/v1/models/m:predict", None, 400, "Malformed request: GET /v1/models/m:predict"),
-        ("/v1/models/m", {}, 400, "Malformed request: POST /v1/models/m"),
-        ("/v1/models/m:classify", {}, 400, "Malformed request: POST /v1/models/m:classify"),
-        ("/v1/models/m:predict", b"{", 400, "JSON Parse error: "),
-        ("/v1/models/m:predict", {"instances": []}, 400, "Expected a JSON object with a list of `instances`"),
-        ("/v1/models/m:predict", [1], 400, "Expected a JSON object with a list of `instances`"),
-        (
-            "/v1/models/m:predict",
-            {"signature_name": "x", "instances": [1]},
-            400,
-            'Serving signature name: "x" not found in signature def',
-        ),
-        ("/v1/models/m:predict", {"instances": [[1, 2.5]]}, 400, "JSON Value is not of expected type: uint8"),
-        ("/v1/models/m:predict", {"instances": [[1, 256]]}, 400, "JSON Value is not of expected type: uint8"),
-        ("/v1/models/m:predict", {"instances": [[True, False]]}, 400, "JSON Value is not of expected type: uint8"),
-        ("/v1/models/m:predict", {"instances": [[1, 2], [3]]}, 400, "Expected images to have one shape and type"),
-        ("/v1/models/m:predict", {"instances": [[1, 2, 3]]}, 400, "Expected images of shape (n, 2)"),
-        ("/v1/models/m:predict", {"signature_name": "describe", "instances": [1]}, 400, "Expected query to have"),
-        ("/v1/models/m:predict", {"signature_name": "pair", "instances": [[1]]}, 400, "Expected every instance to be"),
-        ("/v1/models/m:predict", {"signature_name": "describe", "instances": [{"b64": "/w=="}]}, 500, "UnicodeDecode"),
+        ("nope", None, 404, "Could not find any versions of model nope"),
+        ("m/versions/9", None, 404, "Could not find version 9 of model m"),
+        ("nope:predict", {"instances": [[1, 2]]}, 404, "Servable not found for request: Latest(nope)"),
+        ("m:predict", None, 400, "Malformed request: GET /v1/models/m:predict"),
+        ("m", {}, 400, "Malformed request: POST /v1/models/m"),
+        ("m:classify", {}, 400, "Malformed request: POST /v1/models/m:classify"),
+        ("m:predict", b"{", 400, "JSON Parse error: "),
+        ("m:predict", [1], 400, "Expected a JSON object with a list of `instances`"),
     ],
 )
 def test_errors_have_the_originals_status(call, path, body, status, message):
-    """In JSON, with what was wrong."""
-    received, answer = call(path, body)
+    """The answer is JSON that says what is wrong."""
+    received, answer = call(f"/v1/models/{path}", body)
     assert received == status
     assert answer["error"].startswith(message)
 
 
-def test_a_taken_port_is_an_error(server):
-    """It is told at start."""
-    with pytest.raises(UnavailableError, match=f"Expected port {server.server_port} to be free"):
-        RestServer(server.service, server.lifecycle, "127.0.0.1", server.server_port)
+@pytest.mark.parametrize(
+    ("signature", "instances", "status", "message"),
+    [
+        ("serving_default", [], 400, "Expected a JSON object with a list of `instances`"),
+        ("x", [1], 400, 'Serving signature name: "x" not found in signature def'),
+        ("serving_default", [[1, 2.5]], 400, "JSON Value is not of expected type: uint8"),
+        ("serving_default", [[1, 256]], 400, "JSON Value is not of expected type: uint8"),
+        ("serving_default", [[True, False]], 400, "JSON Value is not of expected type: uint8"),
+        ("serving_default", [[1, 2], [3]], 400, "Expected images to have one shape and type"),
+        ("serving_default", [[1, 2, 3]], 400, "Expected images of shape (n, 2)"),
+        ("describe", [1], 400, "Expected query to have"),
+        ("pair", [[1]], 400, "Expected every instance to be"),
+        ("describe", [{"b64": "/w=="}], 500, "UnicodeDecode"),
+    ],
+)
+def test_instances_that_do_not_fit_are_refused(call, signature, instances, status, message):
+    """The answer says what does not fit the signature."""
+    received, answer = call("/v1/models/m:predict", {"signature_name": signature, "instances": instances})
+    assert received == status
+    assert answer["error"].startswith(message)
+
+
+def test_a_port_in_use_is_an_error(server, lifecycle):
+    """The server does not start."""
+    with pytest.raises(UnavailableError, match=f"Cannot listen on port {server.server_port}: "):
+        RestServer(lifecycle, "127.0.0.1", server.server_port)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 import pytest
 
@@ -13,14 +12,14 @@ BASE = "--model_base_path=/models/m"
 
 
 def test_defaults_are_the_originals():
-    """Without flags, every value is TensorFlow Serving's, but the policy keeps two versions."""
+    """Without flags, every value is TensorFlow Serving's."""
     settings = Settings.from_argv([BASE])
     (model,) = settings.models
-    assert (model.name, model.base_path, model.policy.latest.num_versions) == ("default", Path("/models/m"), 2)
+    assert (model.name, model.base_path) == ("default", "/models/m")
+    assert not model.HasField("model_version_policy")
     assert (settings.host, settings.port, settings.grpc_socket_path) == ("0.0.0.0", 8500, "")
     assert (settings.grpc_channel_arguments, settings.file_system_poll_wait_seconds) == ((), 1.0)
     assert (settings.max_num_load_retries, settings.load_retry_interval_micros) == (5, 60_000_000)
-    assert settings.enable_model_warmup
     assert settings.grpc_max_threads == 4 * len(os.sched_getaffinity(0))
 
 
@@ -37,18 +36,21 @@ def test_the_engine_takes_the_cores_that_there_are(monkeypatch, cores, threads, 
 )
 def test_switches_take_three_forms(argument, value):
     """A switch is --flag, --flag=true or --flag=false."""
-    assert Settings.from_argv([BASE, f"--enable_model_warmup{argument}"]).enable_model_warmup is value
+    assert (
+        Settings.from_argv([BASE, f"--enable_grpc_healthcheck_service{argument}"]).enable_grpc_healthcheck_service
+        is value
+    )
 
 
 def test_all_bad_values_are_reported_at_once():
-    """One start tells every flag that is wrong, what was expected and what came."""
+    """One start shows every flag that is wrong, what was expected and what came."""
     with pytest.raises(InvalidArgumentError) as raised:
         Settings.from_argv(
-            [BASE, "--port=70000", "--drain_seconds=soon", "--engine=onnx", "--enable_model_warmup=maybe"]
+            [BASE, "--port=70000", "--drain_seconds=soon", "--engine=onnx", "--enable_grpc_healthcheck_service=maybe"]
         )
     assert str(raised.value).splitlines() == [
         "Expected --port to be an integer from 0 to 65535. Received: '70000'",
-        "Expected --enable_model_warmup to be true or false. Received: 'maybe'",
+        "Expected --enable_grpc_healthcheck_service to be true or false. Received: 'maybe'",
         "Expected --engine to be one of auto, int8, tflite, tensorflow. Received: 'onnx'",
         "Expected --drain_seconds to be a number of 0 or more. Received: 'soon'",
     ]
@@ -98,7 +100,7 @@ def test_start_errors(argv, message):
 
 
 def test_a_config_file_replaces_the_flags(tmp_path):
-    """Names, paths and policies come from the file; without a policy two versions are kept."""
+    """Names, paths and policies come from the file."""
     path = tmp_path / "models.config"
     path.write_text(
         """
@@ -112,8 +114,8 @@ def test_a_config_file_replaces_the_flags(tmp_path):
         """
     )
     first, second = Settings.from_argv([f"--model_config_file={path}", "--model_name=ignored"]).models
-    assert (first.name, first.base_path, first.policy.latest.num_versions) == ("a", Path("/models/a"), 2)
-    assert (second.name, list(second.policy.specific.versions)) == ("b", [4])
+    assert (first.name, first.base_path, first.HasField("model_version_policy")) == ("a", "/models/a", False)
+    assert (second.name, list(second.model_version_policy.specific.versions)) == ("b", [4])
 
 
 @pytest.mark.parametrize(

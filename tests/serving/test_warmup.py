@@ -1,28 +1,29 @@
 """serving/warmup.py: recorded requests run before the first client."""
 
 import struct
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from contract import messages_pb2 as messages
 from contract.tensor import to_proto
-from serving.engines import Signature, TensorSpec
 from serving.errors import DataLossError, InvalidArgumentError, UnimplementedError
 from serving.warmup import WARMUP_FILE, warm_up
+from tests.serving.conftest import echo
 
 
 class Recorder:
-    """An engine that remembers what it was asked."""
+    """An engine that remembers its inputs."""
+
+    signatures: ClassVar = {"serving_default": echo(x=(messages.DT_UINT8, -1, 2))}
 
     def __init__(self):
-        spec = TensorSpec(messages.DT_UINT8, (None, 2), "x:0")
-        self.signatures = {"serving_default": Signature({"x": spec}, {"y": spec})}
         self.ran = []
 
     def run(self, signature, inputs, timeout_s=None):
         self.ran.append(inputs["x"].tolist())
-        return {"y": inputs["x"]}
+        return inputs
 
 
 def frame(data):
@@ -36,7 +37,7 @@ def record(value, dtype=np.uint8):
 
 @pytest.fixture
 def version(tmp_path):
-    """A directory with room for a warm-up file."""
+    """A version's directory, without a warm-up file yet."""
     (tmp_path / WARMUP_FILE).parent.mkdir()
     return tmp_path
 
@@ -78,7 +79,7 @@ def test_a_request_that_does_not_fit_fails_the_load(version):
 
 
 def test_more_than_a_thousand_records_fail_the_load(version):
-    """The limit of TensorFlow Serving holds."""
+    """TensorFlow Serving has the same limit."""
     (version / WARMUP_FILE).write_bytes(frame(record(1)) * 1001)
     with pytest.raises(InvalidArgumentError, match="at most 1000"):
         warm_up(Recorder(), version)
