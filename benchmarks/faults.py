@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks.load import draw
 from tests.programs.origins import Origin, http_answer
 from tests.programs.photos import encode
-from tests.programs.stack import Gateway, Load, free_port, gateway, post, running
+from tests.programs.stack import Gateway, Load, free_port, gateway, post, replica, running, wait_until_open
 
 STORE, MODEL = Path("model-store").resolve(), "imagenet"
 PHOTO = draw(640, 480)
@@ -56,36 +56,44 @@ def fault(name: str) -> Callable[[Callable[[], Row]], Callable[[], Row]]:
 @contextlib.contextmanager
 def stack(**settings: str) -> Iterator[tuple[Gateway, subprocess.Popen[str], str]]:
     """Run an image host, the model server and the gateway; yield the gateway, the model server, and a photo's URL."""
-    port = free_port()
+    address = f"127.0.0.1:{free_port()}"
     environ = SETTINGS | settings
-    with photo_host() as url, model_server(port) as server, gateway(f"127.0.0.1:{port}", MODEL, **environ) as client:
+    with image_host() as url, model_server(address) as server, gateway(address, MODEL, **environ) as client:
         yield client, server, url
 
 
 @contextlib.contextmanager
-def photo_host() -> Iterator[str]:
-    """Run an image host that has one photo; yield its URL."""
+def image_host() -> Iterator[str]:
+    """Run an image host; yield the URL of its photo. Beside that it has one image for each way to fail."""
     with Origin(http_answer(PHOTO)) as origin:
-        yield url_of(origin)
+        drip = origin.drip(PHOTO, 1)
+
+        def answer_slowly(sock: socket.socket) -> None:
+            sock.sendall(http_answer(Content_Length=str(len(PHOTO))))
+            drip(sock)
+
+        origin.answers = {
+            "/slow": answer_slowly,
+            "/500": http_answer(status="500 No"),
+            "/loop": http_answer(status="302 Found", Location="/loop"),
+            "/reset": b"",
+            "/short": http_answer(PHOTO[:100], Content_Length=str(len(PHOTO))),
+        }
+        yield f"http://{origin.authority}/photo.jpg"
 
 
-def url_of(origin: Origin) -> str:
-    return f"http://127.0.0.1:{origin.port}/photo.jpg"
-
-
-def model_server(port: int) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+def model_server(address: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     """Run the embedded model server."""
-    flags = (f"--model_name={MODEL}", f"--model_base_path={STORE / MODEL}", f"--port={port}", "--grpc_max_threads=64")
-    return running("-m", "serving", *flags)
+    return replica(STORE, address, name=MODEL)
 
 
 @fault("F1")
 def model_server_killed() -> Row:
-    port = free_port()
+    address = f"127.0.0.1:{free_port()}"
     with (
-        photo_host() as url,
-        model_server(port) as server,
-        gateway(f"127.0.0.1:{port}", MODEL, **SETTINGS) as client,
+        image_host() as url,
+        model_server(address) as server,
+        gateway(address, MODEL, **SETTINGS) as client,
         TimedLoad(client, [url], 2) as load,
     ):
         time.sleep(2)
@@ -95,9 +103,8 @@ def model_server_killed() -> Row:
         unready_s = time.monotonic() - killed
         alive = client.get("/livez")[0]
         time.sleep(max(0.0, 5 - (time.monotonic() - killed)))
-        with model_server(port):
-            while socket.socket().connect_ex(("127.0.0.1", port)):
-                time.sleep(0.005)
+        with model_server(address):
+            wait_until_open(address)
             back_s = load.wait_s(time.monotonic())
     away = [each.ended - each.started for each in load.timed if each.status == 503]
     return (
@@ -127,17 +134,10 @@ def model_server_frozen() -> Row:
 
 @fault("F6")
 def slow_origin() -> Row:
-    with stack(GATEWAY_FETCH_TIMEOUT_S="2") as (client, _, url), Origin() as origin:
-        drip = origin.drip(PHOTO, 1)
-
-        def answer(sock: socket.socket) -> None:
-            sock.sendall(http_answer(Content_Length=str(len(PHOTO))))
-            drip(sock)
-
-        origin.answer = answer
+    with stack(GATEWAY_FETCH_TIMEOUT_S="2") as (client, _, url):
         with TimedLoad(client, [url], 2) as before:
             time.sleep(4)
-        with TimedLoad(client, [url], 2) as beside, TimedLoad(client, [url_of(origin)], 4) as slow:
+        with TimedLoad(client, [url], 2) as beside, TimedLoad(client, [url.replace("photo.jpg", "slow")], 4) as slow:
             time.sleep(7)
     took = [each.ended - each.started for each in slow.timed]
     ratio = beside.p99_ms() / before.p99_ms()
@@ -150,22 +150,17 @@ def slow_origin() -> Row:
 
 @fault("F7")
 def failing_origin() -> Row:
-    loop = http_answer(status="302 Found", Location="/photo.jpg")
-    answers = [http_answer(status="500 No"), loop, b"", http_answer(PHOTO[:100], Content_Length=str(len(PHOTO)))]
-    with stack() as (client, _, _), Origin() as origin:
-        seen: Counter[str] = Counter()
-        for answer in answers:
-            origin.answer = answer
-            seen[client.predict(url_of(origin))[1]["code"]] += 1
+    with stack() as (client, _, url):
+        paths = ["500", "loop", "reset", "short"]
+        seen = Counter(client.predict(url.replace("photo.jpg", path))[1]["code"] for path in paths)
     return "F7 origin answers 500, redirects in a loop, resets, sends half", "fetch_failed each", str(seen)
 
 
 @fault("F11")
 def gateway_terminated() -> Row:
-    port, model_port = free_port(), free_port()
-    environ = {"GATEWAY_PORT": str(port), "GATEWAY_MODEL_NAME": MODEL}
-    environ["GATEWAY_MODEL_ADDRESS"] = f"127.0.0.1:{model_port}"
-    with photo_host() as url, model_server(model_port), running("-m", "gateway", **environ, **SETTINGS) as process:
+    port, address = free_port(), f"127.0.0.1:{free_port()}"
+    environ = {"GATEWAY_PORT": str(port), "GATEWAY_MODEL_NAME": MODEL, "GATEWAY_MODEL_ADDRESS": address}
+    with image_host() as url, model_server(address), running("-m", "gateway", **environ, **SETTINGS) as process:
         client = Gateway(port, process.pid)
         client.wait(lambda: client.get("/readyz")[0] == 200)
         with TimedLoad(client, [url], 8) as load:

@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from contract import messages_pb2 as messages
 from serving.errors import NotFoundError
 from serving.lifecycle import AVAILABLE, END, LOADING, UNLOADING, Lifecycle
+from tests.programs.stack import wait_until
 
 
 class Loader:
@@ -27,13 +28,6 @@ class Loader:
         if (directory / "broken").exists():
             raise NotFoundError(f"no model in {directory.name}")
         return f"engine of {directory.name}"
-
-
-def wait_for(condition, timeout_s=5.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the awaited state was not reached"
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -97,7 +91,7 @@ def test_an_engine_made_of_cycles_is_gone_after_a_swap(store, start, in_use):
 
     store(1)
     lifecycle = start(Cyclic)
-    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
     with ExitStack() as request:
         _, engine = request.enter_context(lifecycle.use("m"))
         old = weakref.ref(engine)
@@ -106,9 +100,9 @@ def test_an_engine_made_of_cycles_is_gone_after_a_swap(store, start, in_use):
         gc.collect()  # so that no other collection is due soon
         del engine
         store(2)
-        wait_for(lambda: states(lifecycle) == [(2, AVAILABLE), (1, UNLOADING if in_use else END)])
+        wait_until(lambda: states(lifecycle) == [(2, AVAILABLE), (1, UNLOADING if in_use else END)])
     assert states(lifecycle) == [(2, AVAILABLE), (1, END)]
-    wait_for(lambda: old() is None)
+    wait_until(lambda: old() is None)
 
 
 def test_a_rollback_loads_before_it_unloads(store, start):
@@ -117,9 +111,9 @@ def test_a_rollback_loads_before_it_unloads(store, start):
     store(2)
     loader = Loader()
     lifecycle = start(loader)
-    wait_for(lambda: states(lifecycle) == [(2, AVAILABLE)])
+    wait_until(lambda: states(lifecycle) == [(2, AVAILABLE)])
     shutil.rmtree(store.path / "2")
-    wait_for(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
+    wait_until(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
     assert loader.attempts == ["2", "1"]
 
 
@@ -127,10 +121,10 @@ def test_a_missing_base_path_unloads_nothing(store, start, caplog):
     """An empty base path means that nothing is wanted, but a missing one is an accident."""
     store(1)
     lifecycle = start(Loader())
-    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
     with caplog.at_level(logging.ERROR):
         store.path.rename(store.path.parent / "away")
-        wait_for(lambda: "Could not find base path" in caplog.text)
+        wait_until(lambda: "Could not find base path" in caplog.text)
     assert newest(lifecycle) == 1
 
 
@@ -139,7 +133,7 @@ def test_a_missing_base_path_skips_the_poll_for_all_models(store, start, caplog)
     store(1)
     with caplog.at_level(logging.ERROR):
         lifecycle = start(Loader(), models=("m", "other"))
-        wait_for(lambda: "for servable other" in caplog.text)
+        wait_until(lambda: "for servable other" in caplog.text)
     assert states(lifecycle) == []
 
 
@@ -148,9 +142,9 @@ def test_a_broken_version_is_retried_and_then_given_up(store, start):
     store(1)
     loader = Loader()
     lifecycle = start(loader, max_retries=2)
-    wait_for(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
     store(2, broken=True)
-    wait_for(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
+    wait_until(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
     time.sleep(0.05)
     assert loader.attempts == ["1", "2", "2", "2"]
     (status,) = lifecycle.status("m", 2)
@@ -164,14 +158,14 @@ def test_a_failed_version_is_tried_again_after_it_was_away(store, start):
     loader = Loader()
     lifecycle = start(loader)
     store(2, broken=True)
-    wait_for(lambda: states(lifecycle)[0] == (2, END))
+    wait_until(lambda: states(lifecycle)[0] == (2, END))
     (store.path / "2" / "broken").unlink()
     lifecycle.poll()
     assert states(lifecycle)[0] == (2, END)
     (store.path / "2").rename(store.path / "mending")
     lifecycle.poll()
     (store.path / "mending").rename(store.path / "2")
-    wait_for(lambda: states(lifecycle) == [(2, AVAILABLE), (1, END)])
+    wait_until(lambda: states(lifecycle) == [(2, AVAILABLE), (1, END)])
 
 
 def test_a_waiting_retry_holds_up_nothing(store, start):
@@ -180,12 +174,12 @@ def test_a_waiting_retry_holds_up_nothing(store, start):
     store(1, model="other")
     lifecycle = start(Loader(), models=("m", "other"), retry_interval_s=60)
     store(2, broken=True)
-    wait_for(lambda: (2, LOADING) in states(lifecycle))
+    wait_until(lambda: (2, LOADING) in states(lifecycle))
     store(3)
     store(2, model="other")
-    wait_for(lambda: (3, AVAILABLE) in states(lifecycle))
-    wait_for(lambda: (2, AVAILABLE) in states(lifecycle, "other"))
-    wait_for(lambda: states(lifecycle) == [(3, AVAILABLE), (2, END), (1, END)])
+    wait_until(lambda: (3, AVAILABLE) in states(lifecycle))
+    wait_until(lambda: (2, AVAILABLE) in states(lifecycle, "other"))
+    wait_until(lambda: states(lifecycle) == [(3, AVAILABLE), (2, END), (1, END)])
 
 
 def test_an_unexpected_error_is_a_failed_load(store, start, caplog):
@@ -199,10 +193,10 @@ def test_an_unexpected_error_is_a_failed_load(store, start, caplog):
 
     store(1)
     lifecycle = start(load, max_retries=0)
-    wait_for(lambda: states(lifecycle) == [(1, END)])
+    wait_until(lambda: states(lifecycle) == [(1, END)])
     assert lifecycle.status("m")[0].status.error_message == "ZeroDivisionError: oops"
     store(2)
-    wait_for(lambda: (2, AVAILABLE) in states(lifecycle))
+    wait_until(lambda: (2, AVAILABLE) in states(lifecycle))
 
 
 def test_waiting_ends_when_every_model_has_a_version(store, start):

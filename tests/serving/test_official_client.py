@@ -5,7 +5,6 @@ Source of the expectations: TensorFlow Serving 2.18.1 on the wire; where it diff
 
 import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from contract import messages_pb2 as messages
 from serving.engines import open_engine
 from serving.lifecycle import Lifecycle
 from serving.service import Server
+from tests.programs.stack import wait_until
 
 pytestmark = pytest.mark.tensorflow
 
@@ -58,10 +58,7 @@ class Client:
         return [(v.version, type(v).State.Name(v.state)) for v in versions]
 
     def wait_for(self, state):
-        deadline = time.monotonic() + 10
-        while state not in (states := self.states()):
-            assert time.monotonic() < deadline, states
-            time.sleep(0.02)
+        wait_until(lambda: state in self.states(), show=self.states)
 
 
 def model_spec(version=None, **fields):

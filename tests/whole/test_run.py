@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Origin
+from tests.conftest import ROOT
+from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
 from tests.programs.stack import free_port
 
