@@ -1,6 +1,6 @@
-"""`python -m gateway.batch`: asks a running gateway about many images, and writes a CSV or JSON lines file.
+"""Asks a running gateway about many images, and writes a CSV or JSON lines file.
 
-A run that was stopped goes on where it was: it does not ask again about images that the file already answers.
+Run it again after an interruption: it skips images that the file already answers.
 """
 
 from __future__ import annotations

@@ -55,17 +55,17 @@ class Settings:
     model_name: str = _flag("default", "name of the model in --model_base_path")
     model_base_path: str = _flag("", "absolute path of a model's folder, with a folder for each version")
     model_config_file: str = _flag("", "file of models and version policies, in place of --model_base_path")
-    file_system_poll_wait_seconds: float = _flag(1.0, "time between two looks for new versions; 0 looks once")
+    file_system_poll_wait_seconds: float = _flag(1.0, "seconds between two scans for new versions; 0 scans once")
     grpc_channel_arguments: tuple[tuple[str, int | str], ...] = _flag(
-        (), "gRPC's own options as key=value, by commas, such as the age at which a connection is ended"
+        (), "gRPC's options as key=value, separated by commas, such as grpc.max_connection_age_ms"
     )
     grpc_max_threads: int = _flag(
         lambda: 4 * _cores(), "requests to answer at a time; more are refused with RESOURCE_EXHAUSTED", 1
     )
-    max_num_load_retries: int = _flag(5, "how often to try again to load a version that failed")
-    load_retry_interval_micros: int = _flag(60_000_000, "wait before each of these retries")
-    enable_model_warmup: bool = _flag(True, "run a version's recorded requests before it is available")
-    enable_grpc_healthcheck_service: bool = _flag(True, "the health service, which is always on here")
+    max_num_load_retries: int = _flag(5, "retries for a version that fails to load")
+    load_retry_interval_micros: int = _flag(60_000_000, "microseconds before each retry")
+    enable_model_warmup: bool = _flag(True, "run a version's recorded requests on TensorFlow before it is available")
+    enable_grpc_healthcheck_service: bool = _flag(True, "ignored: the health service is always on")
     engine: str = _flag(
         "auto",
         f"what runs a version, one of {', '.join(ENGINES)}; auto takes the first of these that the version has",
@@ -73,7 +73,7 @@ class Settings:
     )
     engine_threads: int = _flag(lambda: _cores() // _runs(), "threads for one run of a model", 1)
     engine_runs: int = _flag(lambda: _runs() + 1, "runs of a TFLite model at a time; each keeps its own copy of it", 1)
-    drain_seconds: float = _flag(10.0, "time for requests to finish after SIGTERM")
+    drain_seconds: float = _flag(10.0, "seconds for requests to finish after SIGTERM")
     models: tuple[messages.ModelConfig, ...] = ()
 
     @classmethod
@@ -139,7 +139,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(defaults: Settings) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m serving", description="TensorFlow Serving's flags, and a few of our own.", allow_abbrev=False
+        prog="python -m serving",
+        description="The embedded model server. It takes TensorFlow Serving's flags, and a few more.",
+        allow_abbrev=False,
     )
     for name, flag in _flags().items():
         default = getattr(defaults, name)
