@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -81,9 +82,25 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.connections: WeakSet[Connection] = WeakSet()
 
     def init_process(self) -> None:
+        self._let_signals_end_it()
         close_sockets(self.foreign_listeners)  # a listener takes connections while it is open in any process
         gasgi.ASGIProtocol = Connection  # gunicorn has no setting for it
         super().init_process()
+
+    def init_signals(self) -> None:
+        """Leave signals as they are until the event loop runs: it hears of none that came before.
+
+        A worker that missed SIGTERM while it started kept the whole gateway for 20 s, until gunicorn killed it.
+        """
+
+    async def _serve(self) -> None:
+        super().init_signals()
+        await super()._serve()
+
+    def _let_signals_end_it(self) -> None:
+        """End at once on a signal, as nothing is accepted yet, instead of what gunicorn's master does on one."""
+        for number in self.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
 
     def handle_exit_signal(self) -> None:
         self.asgi.drain()

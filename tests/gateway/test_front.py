@@ -26,8 +26,9 @@ from gateway.server.front import Front
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
-from tests.programs.stack import Gateway, free_port, running
+from tests.programs.stack import Gateway, free_port, running, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -255,6 +256,16 @@ def test_sigterm_lets_accepted_requests_finish_and_exits_with_0(server: FakeMode
         server.gate.set()
         assert [call.result() for call in calls] == [200] * 3
         assert process.wait(20) == 0
+
+
+def test_sigterm_ends_workers_that_still_start() -> None:
+    """A worker that waits for its first look at the model server has accepted nothing, so it ends at once."""
+    with Origin(lambda _: time.sleep(9)) as silent:  # takes connections and says nothing
+        environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": silent.authority, "GATEWAY_PORT": str(free_port())}
+        with running("-m", "gateway", **environ) as process:
+            wait_until(lambda: silent.connections, 20)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(4) == 0
 
 
 def test_sigterm_turns_readiness_off_before_anything_closes(server: FakeModelServer) -> None:
