@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
-from tests.programs.stack import free_port
+from tests.programs.stack import free_port, wait_until
 
 
 def start(**environ: str) -> subprocess.Popen[str]:
@@ -90,13 +90,9 @@ def test_a_kill_leaves_no_process_behind(stack: tuple[subprocess.Popen[str], str
     """Not even SIGKILL orphans the model server and the gateway."""
     process, _ = stack
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    time.sleep(2)  # a gunicorn worker that is still being made misses the signal, and goes after the grace period only
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 15
-    while left := [pid for pid in children if alive(pid)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    wait_until(lambda: not any(map(alive, children)), 15)
 
 
 def alive(pid: str) -> bool:
