@@ -41,7 +41,6 @@ _SCAN = re.compile(rb"\xff\xda\0")  # how each scan of a JPEG begins; other part
 _STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]", re.DOTALL)
 # What people send by mistake, by how it begins, so that the error can name it.
 _OTHER_KINDS = (
-    (rb"\Z", "nothing"),
     (rb"<", "an HTML, SVG or XML document"),
     (rb"%PDF", "a PDF document"),
     (rb"%!PS", "a PostScript document"),
@@ -167,7 +166,8 @@ def _open(data: bytes) -> ImageFile.ImageFile:
                 f"Expected a complete image. Received {len(data):,} bytes that begin as one and do not open"
             ) from exc
         start = data[:64].lstrip()
-        received = next((kind for begins, kind in _OTHER_KINDS if re.match(begins, start)), "another format")
+        other = "another format" if data else "nothing"
+        received = next((kind for begins, kind in _OTHER_KINDS if re.match(begins, start)), other)
         raise UnsupportedImageError(
             f"Expected a JPEG, PNG, WebP, GIF, BMP or AVIF image. Received: {received}"
         ) from exc

@@ -114,18 +114,16 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
     if len(values) < count - MAX_REPEATED:
         raise TensorError(f"Expected at least {count - MAX_REPEATED:,} values for shape {shape}. Received: fewer")
     if proto.dtype == messages.DT_STRING:
-        return _fill(np.array(values, dtype=object), count, b"").reshape(shape)
+        strings = np.empty(count, dtype=object)
+        # One by one: NumPy would copy each repeated string, and cut its trailing zero bytes.
+        strings[:] = [*values, *[values[-1] if values else b""] * (count - len(values))]
+        return strings.reshape(shape)
     dtype, field = _TO_NUMPY[proto.dtype]
     raw = np.dtype(np.uint16) if dtype == np.float16 else dtype
     # Integers that do not fit wrap around, as a C++ cast does: the field is wider than the type.
     wide = {"f": np.float64, "i": np.int64, "u": np.uint64 if field == "uint64_val" else np.int64, "b": np.bool_}
-    filled = _fill(np.array(values, dtype=wide[raw.kind]).astype(raw), count, 0)
+    filled: NDArray[Any] = np.empty(count, raw)
+    filled[: len(values)] = np.array(values, dtype=wide[raw.kind]).astype(raw)
+    filled[len(values) :] = filled[len(values) - 1] if values else 0
     values_of_type: NDArray[Any] = filled.view(dtype)
     return values_of_type.reshape(shape)
-
-
-def _fill(values: NDArray[Any], count: int, default: object) -> NDArray[Any]:
-    """Return `count` values: the last one again for those that are missing, or the default if there are none."""
-    filled: NDArray[Any] = np.full(count, values[-1] if len(values) else default, values.dtype)
-    filled[: len(values)] = values
-    return filled

@@ -102,7 +102,7 @@ def _answered(out: Path | None) -> set[str]:
 def _find_gateway(http: urllib3.PoolManager, gateway: str) -> None:
     """Make sure that a gateway answers, so that its absence is one message and not one for each image."""
     try:
-        http.request("GET", f"{gateway}/livez")
+        http.request("GET", f"{gateway}/livez", headers={})  # needs no key
     except urllib3.exceptions.HTTPError as exc:
         raise ValueError(
             f"No gateway answers at {gateway}: {getattr(exc, 'reason', exc)}. `make run` starts one; --gateway names"

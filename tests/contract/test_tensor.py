@@ -39,6 +39,16 @@ def test_one_typed_value_fills_the_shape_and_none_are_zeros() -> None:
     assert tensor.to_array(proto).tolist() == [[0, 0], [0, 0]]
 
 
+def test_one_string_fills_the_shape_without_a_copy_for_each() -> None:
+    """Its trailing zero bytes stay, and a long one is in memory once."""
+    proto = messages.TensorProto(dtype=messages.DT_STRING, string_val=[b"ab\0\0"])
+    proto.tensor_shape.dim.add(size=3)
+    received = tensor.to_array(proto)
+    assert received.tolist() == [b"ab\0\0"] * 3 and received[1] is received[2]
+    del proto.string_val[:]
+    assert tensor.to_array(proto).tolist() == [b""] * 3
+
+
 @pytest.mark.parametrize(("dtype", "content"), [("DT_STRING", b""), ("DT_STRING", b"1"), ("DT_DOUBLE", b"")])
 def test_few_bytes_do_not_become_gigabytes(dtype: str, content: bytes) -> None:
     """Thirty bytes may name a shape of 2**27 values, and send none; strings have no place in the content."""

@@ -53,7 +53,13 @@ class Criteria:
 
     def int8_limit(self, keras_accuracy: float, spec: ImageSpec) -> Limit:
         """Return when an int8 file of a model with that accuracy is good enough."""
-        return Limit(self.calibration, lambda predict: self.accuracy(predict, spec), keras_accuracy, self.int8_drop)
+        return Limit(
+            self.calibration,
+            lambda predict: self.accuracy(predict, spec),
+            self.description,
+            keras_accuracy,
+            self.int8_drop,
+        )
 
     def refuse_if_worse(self, accuracy: float, contract: Contract, store: Path) -> None:
         """Compare an accuracy with that of the newest version in the store, by its fp32 TFLite file.

@@ -114,7 +114,10 @@ class _Files:
     def add_tflite(self, engine: str, contract: Contract, content: bytes) -> None:
         """Add a TFLite file that does not describe itself yet."""
         file = self.path / TFLITE_FILES[engine]
-        predict = tflite.predictor(content)
+        try:
+            predict = tflite.predictor(content)
+        except ServingError as exc:
+            raise ExportError(f"The {engine} file does not load: {exc}") from exc
         self.add(engine, contract, predict, lambda described: file.write_bytes(tflite.describe(content, described)))
 
     def _check(self, name: str, described: Contract) -> None:

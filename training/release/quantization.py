@@ -54,12 +54,14 @@ class Limit:
     Attributes:
         photos: Training photos to calibrate on, uint8 (n, h, w, 3).
         accuracy: Measures a file's accuracy on labelled photos.
+        description: How many photos of what these are.
         keras_accuracy: The Keras model's accuracy on them.
         largest_drop: Most accuracy that int8 may lose against it.
     """
 
     photos: NDArray[np.uint8]
     accuracy: Callable[[Predict], float]
+    description: str
     keras_accuracy: float
     largest_drop: float
 
@@ -82,7 +84,7 @@ def search(content: bytes, limit: Limit) -> Int8 | None:
             accuracy = limit.accuracy(tflite.predictor(quantized))
             drop = limit.keras_accuracy - accuracy
             kept = f" with {float_part:.0%} of the operations in fp32" if float_part else ""
-            _log.info(f"int8{kept}: accuracy {accuracy:.4f}, Keras {limit.keras_accuracy:.4f}")
+            _log.info(f"int8{kept}: accuracy {accuracy:.4f} on {limit.description}, Keras {limit.keras_accuracy:.4f}")
             if drop <= limit.largest_drop + 1e-9:
                 figures = {"int8_accuracy": accuracy, "keras_accuracy": limit.keras_accuracy}
                 figures |= {"int8_accuracy_drop": drop, "int8_float_part": float_part}

@@ -141,7 +141,7 @@ def release(source: Source, store: Path, criteria: Criteria | None = None) -> Re
             export(model, contract, staged.path, photos=source.photos, int8=int8)
             released = Release(staged.release(), contract.identity)
     except (OSError, tf.errors.OpError) as exc:
-        raise ExportError(f"Could not write a version below {store / contract.model}: {exc}") from exc
+        raise ExportError(f"Could not make a version below {store / contract.model}: {exc}") from exc
     size_mb = sum(path.stat().st_size for path in released.directory.rglob("*") if path.is_file()) / 1e6
     _log.info(f"Released {released.directory} ({size_mb:.0f} MB), export {released.identity}")
     if source.run:

@@ -112,7 +112,7 @@ def search(store, monkeypatch, lines):
     monkeypatch.setattr(quantization.tflite, "predictor", lambda part: part)
 
     def search(accuracies):
-        limit = Limit(np.zeros((1, 16, 16, 3), np.uint8), accuracies.__getitem__, 1.0, largest_drop=0.005)
+        limit = Limit(np.zeros((1, 16, 16, 3), np.uint8), accuracies.__getitem__, "9 photos", 1.0, largest_drop=0.005)
         found = quantization.search(content, limit)
         return found, "\n".join(lines)
 
@@ -122,7 +122,11 @@ def search(store, monkeypatch, lines):
 def test_int8_that_loses_too_much_is_left_out(search):
     """It is tried with more and more in fp32; lines say each accuracy, and that there is no file."""
     found, said = search({0: 0.1, 1 / 4: 0.2, 1 / 2: 0.99})
-    assert found is None and re.findall(r"accuracy (\S+), Keras 1\.0000", said) == ["0.1000", "0.2000", "0.9900"]
+    assert found is None and re.findall(r"accuracy (\S+) on 9 photos, Keras 1\.0000", said) == [
+        "0.1000",
+        "0.2000",
+        "0.9900",
+    ]
     assert "No int8 file: each lost more than 0.005 of accuracy" in said
 
 

@@ -237,7 +237,7 @@ def test_full_disk_keeps_the_store_as_it_was(model, contract, tmp_path, version)
     """A write that fails is named with its cause; old versions stay and nothing half-written does."""
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "1").symlink_to(version)
-    message = r"Could not write a version below .*tiny: .*File too large"
+    message = r"Could not make a version below .*tiny: .*File too large"
     with pytest.raises(ExportError, match=message), largest_file(4096):
         release(Source(model, contract), tmp_path)
     assert list(versions_of(tmp_path, "tiny")) == [1] and not (tmp_path / "tiny" / ".staging").exists()
@@ -255,7 +255,7 @@ def test_full_disk_while_the_tflite_file_is_written(model, contract, tmp_path, m
 def test_store_that_is_no_folder_is_named(model, contract, tmp_path):
     """A path that cannot hold versions is told."""
     (tmp_path / "store").write_text("in the way")
-    with pytest.raises(ExportError, match=r"write a version below .*store"):
+    with pytest.raises(ExportError, match=r"make a version below .*store"):
         release(Source(model, contract), tmp_path / "store")
 
 
