@@ -44,7 +44,7 @@ class Settings:
     model_poll_s: float = _setting(0.5, "seconds between two looks for new versions", 0.01)
     model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)
     request_timeout_s: float = _setting(
-        20.0, "limit for a request, waiting included; 10 s later its process ends", 0.01
+        20.0, "limit for a request, waiting included; if it still runs 10 s later, its process is ended", 0.01
     )
     shutdown_delay_s: float = _setting(0.0, "how long to answer after SIGTERM, while /readyz already says 503", 0.0)
     body_timeout_s: float = _setting(15.0, "limit for reading a request, and for a client to take its answer", 0.01)

@@ -113,4 +113,4 @@ def _warning(photos: Photos, chosen: list[Photo], contract: Contract, maybe_trai
         use = "the model may have been trained on some of them"
     else:
         return ""
-    return f"; {use}, which makes figures better than they are"
+    return f"; {use}, so expect lower figures on new photos"

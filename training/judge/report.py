@@ -46,7 +46,7 @@ def rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
         ("macro F1", [each.macro_f1 for each in figures]),
     ):
         table.append((name, [f"{each.value:.4f}" for each in intervals]))
-        table.append(("  95 % interval", [f"{each.low:.3f} to {each.high:.3f}" for each in intervals]))
+        table.append((f"  {name}, 95 % interval", [f"{each.low:.3f} to {each.high:.3f}" for each in intervals]))
     if figures[0].top_5 is not None:
         table.append(("top-5 accuracy", [f"{each.top_5:.4f}" for each in figures]))
     table.append(("log loss", [f"{each.log_loss:.4f}" for each in figures]))

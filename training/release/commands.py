@@ -23,7 +23,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_export)
     add = parser.add_argument
-    add("--name", help="name of the model in the store")
+    add("--name", help="name of the model in the store; needed with --weights")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder, written by train")
     source.add_argument("--weights", help="imagenet, none (random), or a .keras, .h5 or .weights.h5 file")
