@@ -170,7 +170,7 @@ class Lifecycle:
         with self._changed:
             for model in self._models:
                 on_disk = found[model.name]
-                wanted = choose_versions(on_disk, model.model_version_policy)
+                wanted = choose_versions(on_disk, model)
                 _want(self._versions[model.name], {number: on_disk[number] for number in wanted})
             self._changed.notify_all()
 

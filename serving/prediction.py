@@ -124,11 +124,21 @@ def _check_shape(alias: str, array: NDArray[Any], info: messages.TensorInfo) -> 
     raise InvalidArgumentError(f"Expected {alias} of shape {shape}{rows}. Received: {array.shape}")
 
 
-def _encode(alias: str, array: NDArray[Any]) -> messages.TensorProto:
+def check_output(alias: str, array: NDArray[Any]) -> None:
+    """Refuse an output of a type that cannot be sent.
+
+    Raises:
+        UnimplementedError: It is such an output.
+    """
     try:
-        return to_proto(array, typed=True)
+        data_type(array.dtype)
     except TensorError as exc:
         raise UnimplementedError(f"The output {alias} has a type that cannot be sent. {exc}") from exc
+
+
+def _encode(alias: str, array: NDArray[Any]) -> messages.TensorProto:
+    check_output(alias, array)
+    return to_proto(array, typed=True)
 
 
 def _braced(names: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from contract import messages_pb2 as messages
 from contract.tensor import numpy_type
 from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
-from serving.prediction import DEFAULT_SIGNATURE, run
+from serving.prediction import DEFAULT_SIGNATURE, check_output, run
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +204,7 @@ def _bytes(text: Any) -> bytes:
 
 
 def _plain(array: NDArray[Any], alias: str) -> list[Any]:
+    check_output(alias, array)
     if array.dtype.kind not in "OS":
         return array.tolist()  # type: ignore[no-any-return]
     binary = alias.endswith("_bytes")

@@ -11,13 +11,13 @@ from contract import messages_pb2 as messages
 KEPT_VERSIONS = 2
 
 
-def choose_versions(found: Collection[int], policy: messages.VersionPolicy) -> set[int]:
-    """Return the versions that should be loaded; a specific version that is not on disk is left out."""
+def choose_versions(found: Collection[int], model: messages.ModelConfig) -> set[int]:
+    """Return a model's versions that should be loaded; a specific version that is not on disk is left out."""
+    policy = model.model_version_policy
     match policy.WhichOneof("policy_choice"):
         case "all":
             return set(found)
         case "specific":
             return set(found) & set(policy.specific.versions)
-        case "latest":
-            return set(sorted(found)[-max(1, policy.latest.num_versions) :])
-    return set(sorted(found)[-KEPT_VERSIONS:])
+    kept = policy.latest.num_versions if model.HasField("model_version_policy") else KEPT_VERSIONS
+    return set(sorted(found)[-max(1, kept) :])

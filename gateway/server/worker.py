@@ -101,6 +101,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         """End at once on a signal, as nothing is accepted yet, instead of what gunicorn's master does on one."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means that logs should be opened again
 
     def handle_exit_signal(self) -> None:
         self.asgi.drain()

@@ -44,9 +44,8 @@ class Metrics:
 
         self._registry = CollectorRegistry()
         self._shown: set[Export] = set()
-        self._child = cache(
-            lambda metric, *labels: metric.labels(*labels)
-        )  # without it, a request takes 20 us here; with it, half
+        # Without the cache, a request takes 20 us here; with it, half.
+        self._child = cache(lambda metric, *labels: metric.labels(*labels))
         options: dict[str, Any] = {"registry": self._registry}
         self.answers = Counter("gateway_answers", "Answers, by path, status and error code.",
                                ["path", "status", "code"], **options)  # fmt: skip
