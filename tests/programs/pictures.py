@@ -29,7 +29,9 @@ def take(work: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        page = browser.new_page(viewport={"width": WIDTH_PX, "height": HEIGHT_PX}, color_scheme="light")
+        page = browser.new_page(
+            viewport={"width": WIDTH_PX, "height": HEIGHT_PX}, color_scheme="light", reduced_motion="reduce"
+        )
         for name, pattern in REPORTS.items():
             page.goto(min(work.glob(pattern)).resolve().as_uri())
             _save(page, out / f"{name}.webp")
