@@ -55,7 +55,8 @@ def test_linters_find_nothing(linter: str, path: Path) -> None:
 
 def test_scripts_of_the_model_image_may_be_run() -> None:
     """Git keeps the right to execute them."""
-    assert all(path.stat().st_mode & 0o111 for path in CONTAINER if path.suffix == ".sh")
+    scripts = [path for path in CONTAINER if path.suffix == ".sh"]
+    assert scripts and all(path.stat().st_mode & 0o111 for path in scripts)
 
 
 def test_make_and_the_release_have_every_image() -> None:
@@ -131,4 +132,5 @@ def test_workflows_pin_actions_and_may_do_little(path: Path) -> None:
 @pytest.mark.parametrize("path", KUBE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_manifests_are_yaml(path: Path) -> None:
     """Each document in them is a mapping; those that only overlays use are read here too, without kubectl."""
-    assert all(isinstance(each, dict) for each in yaml.safe_load_all(path.read_text()))
+    documents = list(yaml.safe_load_all(path.read_text()))
+    assert documents and all(isinstance(each, dict) for each in documents)

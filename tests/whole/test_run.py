@@ -90,6 +90,7 @@ def test_a_kill_leaves_no_process_behind(stack: tuple[subprocess.Popen[str], str
     """Not even SIGKILL orphans the model server and the gateway."""
     process, _ = stack
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
     process.kill()
     process.wait()
     wait_until(lambda: not any(map(alive, children)), 15)

@@ -94,11 +94,12 @@ def _find_held_out(photos: Photos, contract: Contract, split: str) -> list[Photo
         return []
     try:
         dataset = photos.splits(recipe["seed"])
+        if dataset.classes != contract.classes:
+            return []
         found = dataset.splits.get(split, [])
-        same_photos = photos.pixels(found, contract.image).digest == digests[split]
+        return found if photos.pixels(found, contract.image).digest == digests[split] else []
     except DataError:  # a folder that cannot be trained on is another
         return []
-    return found if same_photos and dataset.classes == contract.classes else []
 
 
 def _warning(photos: Photos, chosen: list[Photo], contract: Contract, maybe_trained_on: bool) -> str:

@@ -61,10 +61,10 @@ def frequent_mistakes(figures: Figures) -> list[tuple[int, str, str]]:
     """Return how many photos of which class were most often predicted as which other class."""
     counts = np.array(figures.confusion)
     np.fill_diagonal(counts, 0)
-    pairs = zip(*np.unravel_index(np.argsort(-counts, axis=None, kind="stable"), counts.shape), strict=True)
+    order = np.argsort(-counts, axis=None, kind="stable")[:FREQUENT_MISTAKES]
+    pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
     names = [each.name for each in figures.classes]
-    mistakes = [(int(counts[row, column]), names[row], names[column]) for row, column in pairs if counts[row, column]]
-    return mistakes[:FREQUENT_MISTAKES]
+    return [(int(counts[row, column]), names[row], names[column]) for row, column in pairs if counts[row, column]]
 
 
 def show(results: Sequence[Result], console: Console) -> None:

@@ -148,6 +148,13 @@ def test_a_model_that_cannot_be_quantized_has_no_int8(search, monkeypatch):
     assert found is None and "No int8 file: the model cannot be quantized (no kernel)" in said
 
 
+def test_a_model_without_int8_is_released_all_the_same(models, contract, chosen, tmp_path, monkeypatch):
+    """With the other files, where no int8 file is good enough."""
+    monkeypatch.setattr(quantization, "search", lambda *_: None)
+    version = release(Source(models[0], contract), tmp_path, chosen()).directory
+    assert (version / "model.tflite").is_file() and not (version / "model.int8.tflite").exists()
+
+
 def test_without_photos_there_is_no_int8(models, contract, tmp_path, lines):
     """Its accuracy could not be measured."""
     version = release(Source(models[0], contract), tmp_path).directory
@@ -172,6 +179,15 @@ def test_a_version_that_is_not_worse_is_accepted(contract, chosen, store, lines,
     """As good, or worse by no more than the margin; a line says both accuracies."""
     chosen(margin=margin).refuse_if_worse(accuracy, contract, store)
     assert f"Not worse than version 1: accuracy {accuracy:.4f}, before 1.0000" in "\n".join(lines)
+
+
+def test_a_better_version_is_released(models, contract, chosen, tmp_path, monkeypatch, lines):
+    """The second model first, then the first, which is right where that one is wrong."""
+    monkeypatch.setattr(quantization, "search", lambda *_: None)
+    release(Source(models[1], contract), tmp_path)
+    release(Source(models[0], contract), tmp_path, chosen(margin=0.0))
+    assert "Not worse than version 1: accuracy 1.0000, before 0.0000" in "\n".join(lines)
+    assert list(versions_of(tmp_path, "tiny")) == [1, 2]
 
 
 def test_the_first_version_is_compared_with_nothing(contract, chosen, tmp_path, lines):
