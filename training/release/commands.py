@@ -14,7 +14,6 @@ from training.release.store import check_name
 if TYPE_CHECKING:
     from training.release.criteria import Criteria
 
-INT8_DROP = 0.005
 LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
 _OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")  # what only a file of weights leaves open
 
@@ -99,7 +98,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
         "--int8-drop",
         metavar="ACCURACY",
         type=float,
-        help=f"largest accuracy loss at which int8 is released (default: {INT8_DROP})",
+        help="largest accuracy loss at which int8 is released (default: 0.005, half a point)",
     )
     add(
         "--refuse-if-worse",
@@ -127,8 +126,8 @@ def read_chosen_criteria(options: argparse.Namespace, contract: Contract) -> Cri
     if not options.folder:
         return None
     margin = (options.margin or 0.0) if options.refuse_if_worse else None
-    int8_drop = INT8_DROP if options.int8_drop is None else options.int8_drop
-    return read_criteria(Photos(options.folder, options.cache), contract, int8_drop=int8_drop, margin=margin)
+    photos = Photos(options.folder, options.cache)
+    return read_criteria(photos, contract, int8_drop=options.int8_drop, margin=margin)
 
 
 def pixels(text: str) -> int:

@@ -20,6 +20,8 @@ from training.release.quantization import CALIBRATION_PHOTOS, Limit
 
 _log = logging.getLogger(__name__)
 
+INT8_DROP = 0.005  # accuracy that int8 may lose against the Keras model, if nobody asks for another limit
+
 
 @dataclass(frozen=True)
 class Criteria:
@@ -88,8 +90,10 @@ class Criteria:
         )
 
 
-def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float, margin: float | None) -> Criteria:
+def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float | None, margin: float | None) -> Criteria:
     """Find the photos in the folder that a model was trained on, in the splits that it was trained with.
+
+    Without `int8_drop` it is `INT8_DROP`; without `margin`, versions are not compared.
 
     Raises:
         DataError: The folder cannot be read, or has other classes.
@@ -109,6 +113,6 @@ def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float, margi
         calibration=photos.pixels(drawn, contract.image).images,
         held_out=[photo for photo in dataset.splits[split] if photo.path in decoded],
         split=split,
-        int8_drop=int8_drop,
+        int8_drop=INT8_DROP if int8_drop is None else int8_drop,
         margin=margin,
     )

@@ -234,7 +234,8 @@ def folder_of(tmp_path, classes):
 def test_the_test_split_judges(tmp_path):
     """Calibration is on train; validation has chosen the weights, so test judges where there is one."""
     folder = folder_of(tmp_path / "photos", ("bird", "cat", "dog"))
-    found = read_criteria(Photos(folder, tmp_path / "cache"), sorted_contract(), int8_drop=0.005, margin=None)
+    found = read_criteria(Photos(folder, tmp_path / "cache"), sorted_contract(), int8_drop=None, margin=None)
+    assert found.int8_drop == 0.005  # as the command's help says
     assert found.description == "6 photos of test" and found.calibration.shape == (6, 16, 16, 3)
     assert {each.path.relative_to(folder).parts[0] for each in found.held_out} == {"test"}
 
