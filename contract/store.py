@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -17,8 +18,13 @@ def find_versions(base_path: Path) -> dict[int, Path]:
     Raises:
         OSError: The base path is missing or not a readable directory.
     """
-    numbered = sorted(path for path in base_path.iterdir() if _NUMBER.fullmatch(path.name) and path.is_dir())
-    return {int(path.name): path for path in numbered if int(path.name) in _INT64}
+    folder = os.open(base_path, os.O_RDONLY)  # by its number, so that a rename in the middle of it hides no version
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if _NUMBER.fullmatch(entry.name) and entry.is_dir())
+    finally:
+        os.close(folder)
+    return {int(name): base_path / name for name in names if int(name) in _INT64}
 
 
 def versions_of(store: Path, model: str) -> dict[int, Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
+
 import pytest
 
 from contract.store import find_versions, versions_of
@@ -35,6 +38,28 @@ def test_files_are_not_versions(tmp_path):
     """A file with a number for a name is ignored."""
     (tmp_path / "7").write_text("notes")
     assert find_versions(tmp_path) == {}
+
+
+def test_a_base_path_that_moves_away_during_the_look_hides_no_version(tmp_path):
+    """Each look sees all versions or none of the path, while another thread moves it away and back."""
+    home, ended = tmp_path / "m", threading.Event()
+    (home / "1").mkdir(parents=True)
+
+    def move() -> None:
+        while not ended.is_set():
+            home.rename(tmp_path / "away").rename(home)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    seen = []
+    try:
+        for _ in range(2000):
+            with suppress(FileNotFoundError):
+                seen.append(find_versions(home))
+    finally:
+        ended.set()
+        mover.join()
+    assert seen and all(versions == {1: home / "1"} for versions in seen)
 
 
 def test_a_missing_base_path_is_an_error(tmp_path):

@@ -95,7 +95,7 @@ def ask_version(client: Versions, image: bytes = IMAGE) -> tuple[Version, str]:
     raise AssertionError
 
 
-def ask_many(client: Versions, count: int = 2_000) -> Counter[tuple[str, str]]:
+def ask_many(client: Versions, count: int = 500) -> Counter[tuple[str, str]]:
     """Ask from four threads; return how often each export gave its image which name."""
     answers: Counter[tuple[str, str]] = Counter()
 
@@ -175,14 +175,14 @@ def test_another_export_under_the_number_answers_for_itself(
     """It takes the other's place between two requests, without a gap; the next answer is its own, after the gate."""
     assert ask(client) == (1, "blue")
     other = model_server.versions[1] = FakeVersion.of(golden, *facts)
-    assert ask_many(client) == {(other.identity, name): 2_000}
+    assert ask_many(client) == {(other.identity, name): 500}
 
 
 @pytest.mark.parametrize(("facts", "name"), OTHERS.values(), ids=OTHERS)
 def test_two_exports_under_one_number_answer_each_for_itself(
     model_server: FakeModelServer, connect: Connect, serve: Serve, facts: Any, name: str
 ) -> None:
-    """One behind each of two addresses, for two thousand requests and without end."""
+    """One behind each of two addresses, for five hundred requests and without end."""
     other = serve(*facts)
     client = connect(both(model_server, other))
     client.start()
@@ -258,7 +258,7 @@ def test_a_version_without_an_identity_does_not_answer_beside_another_export(
     client = connect(both(model_server, serve(*FLIES)))
     for _ in range(4):
         client._look_again()
-    assert {name for _, name in ask_many(client, 400)} == {"fly"}
+    assert {name for _, name in ask_many(client)} == {"fly"}
 
 
 def test_after_a_broken_connection_a_version_without_an_identity_is_described_again(
