@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 -include .env
 MODEL ?= $(or $(MODEL_NAME),imagenet)
 PORT ?= 9696
+ENGINE ?= auto
 TAG ?= latest
 REQUESTS ?= 100000
 DOCKER ?= docker
@@ -29,8 +30,8 @@ $(VENV)/installed: requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
-run: setup  ## model server and gateway in the foreground; MODEL= and PORT= choose
-	@MODEL=$(MODEL) PORT=$(PORT) $(BIN)/python run.py
+run: setup  ## model server and gateway in the foreground; MODEL=, PORT= and ENGINE= choose
+	@MODEL=$(MODEL) PORT=$(PORT) ENGINE=$(ENGINE) $(BIN)/python run.py
 
 images: model-image gateway-image single-image lambda-image  ## build the four images; MODEL=, PYTHON_IMAGE= and SERVING_IMAGE= choose what is in them
 

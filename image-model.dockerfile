@@ -5,7 +5,7 @@
 # SERVING_IMAGE=embedded takes the embedded model server instead: for arm64, for which TensorFlow Serving has no image,
 # and for tests without a registry. Nothing else differs.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-ARG SERVING_IMAGE=tensorflow/serving:2.20.0
+ARG SERVING_IMAGE=tensorflow/serving:2.21.0
 
 # The last two versions of MODEL_NAME in model-store, so that the older answers where a gateway refuses the newer; if there
 # is none, EfficientNet-Lite0 with ImageNet weights, as version 0: what anyone releases begins with 1.

@@ -1,7 +1,7 @@
 """The whole stack on this machine, without Docker: `make run`, or `python run.py`.
 
 Exports the ImageNet model if the store has none, then runs a model server and a gateway until Ctrl-C or SIGTERM.
-`MODEL` and `PORT` choose the model and the port; the gateway gets its `GATEWAY_…` settings.
+`MODEL`, `PORT` and `ENGINE` choose the model, the port and what runs it; the gateway gets its `GATEWAY_…` settings.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def _start_serving(model: str, address: str) -> subprocess.Popen[bytes]:
         f"--model_base_path={(STORE / model).resolve()}",
         "--port=0",
         f"--grpc_socket_path={address.removeprefix('unix:')}",
+        f"--engine={os.environ.get('ENGINE', 'auto')}",
         "--grpc_max_threads=64",  # above what the gateway's workers ask for at once
     )
 

@@ -103,11 +103,12 @@ class Views:
         return jsonify(body | {"timing_ms": clock.milliseconds()})
 
     def show_model(self) -> Response:
-        """Answer the contract in use."""
+        """Answer the contract in use, and what runs it."""
         version = self._model.newest()
         contract = version.contract.to_dict()
         del contract["golden"]  # its images may be somebody's photos
-        return jsonify({**self._named(version), "contract": contract})
+        engine = self._model.health.engines.get(version.number)
+        return jsonify({**self._named(version), "engine": engine, "contract": contract})
 
     def is_alive(self) -> Response:
         """Answer that the process lives."""

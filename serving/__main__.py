@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from serving.engines import Engine, open_engine
+from serving.choice import open_chosen
+from serving.engines import Engine
 from serving.errors import ServingError
 from serving.lifecycle import Lifecycle
 from serving.rest import RestServer
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         server = Server(lifecycle, addresses, settings.grpc_max_threads, settings.grpc_channel_arguments)
         rest = RestServer(lifecycle, settings.host, settings.rest_api_port) if settings.rest_api_port else None
     except ServingError as exc:
-        print(f"Failed to start server. Error: {exc.code.name}: {exc}", flush=True)
+        print(f"Failed to start server. Error: {exc.code.name}: {exc}", file=sys.stderr, flush=True)
         return FAILED
     for address in addresses:
         log.info("Running gRPC ModelServer at %s ...", address)
@@ -81,7 +82,7 @@ def run_as_batch() -> None:
 
 def load_version(directory: Path, settings: Settings) -> Engine:
     """Open a version, and run its recorded requests if warm-up is on."""
-    engine = open_engine(directory, settings.engine, settings.engine_threads, settings.engine_runs)
+    engine = open_chosen(directory, settings.engine, settings.engine_threads, settings.engine_runs)
     if settings.enable_model_warmup and (count := warm_up(engine, directory)):
         log.info("Ran %d warm-up request(s) of %s", count, directory)
     return engine
@@ -109,6 +110,6 @@ def _stop_on_signals() -> threading.Event:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     logging.shutdown()
-    sys.stdout.flush()
+    sys.stderr.flush()
     # Not sys.exit: a model that is loading in another thread, deep in C++, would crash the interpreter's teardown.
     os._exit(status)

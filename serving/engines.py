@@ -27,17 +27,27 @@ from serving.errors import (
 )
 
 ENGINES = ("auto", "int8", "tflite", "tensorflow")
-# In the order in which `auto` looks for them. int8 comes first although only CPUs with VNNI run it faster than fp32:
-# without VNNI, the stack on 2 cores answered 78 requests/s with int8 and 88 with fp32 (photos of 224 px).
+# In the order in which `open_engine` looks for them; the server asks `choice` first, which measures.
 TFLITE_FILES = {"int8": "model.int8.tflite", "tflite": "model.tflite"}
 SAVED_MODEL_FILE = "saved_model.pb"
+
+# Inputs with so many dimensions have the shape that the signature declares. TensorFlow Serving leaves all shapes to the
+# graph. Where oneDNN is on, a convolution of a lower rank than it expects then aborts the process, and a fully
+# convolutional model answers another height and width wrongly without a word. With fewer, the graph decides here too.
+IMAGE_RANK = 3
 
 # What running a graph from Python adds around the message that TensorFlow Serving would give.
 _EAGER_WRAPPING = re.compile(r"^\{\{function_node [^}]*\}\} | \[Op:[^]]*\]$")
 
 
 class Engine(Protocol):
-    """A loaded version. Safe to call from many threads at once."""
+    """A loaded version. Safe to call from many threads at once.
+
+    Attributes:
+        choice: Which engine it is, and why, for people; empty if nobody chose.
+    """
+
+    choice: str
 
     @property
     def signatures(self) -> Mapping[str, messages.SignatureDef]:
@@ -48,9 +58,10 @@ class Engine(Protocol):
     ) -> dict[str, NDArray[Any]]:
         """Return every output of a signature; strings are bytes in object arrays.
 
-        `serving.prediction` has checked that the inputs have the names, types and shapes of the signature.
+        `serving.prediction` has checked that the inputs have the names and types of the signature.
 
         Raises:
+            InvalidArgumentError: The shape of an input does not fit.
             DeadlineExceededError: The run could not begin within `timeout_s` seconds.
             ServingError: The model failed.
         """
@@ -77,10 +88,9 @@ def open_engine(directory: Path, engine: str, threads: int, runs: int = 1) -> En
         if engine in (name, "auto") and (directory / file).is_file():
             return TFLiteEngine(directory / file, threads, runs)
     if not (directory / SAVED_MODEL_FILE).is_file():
-        also = "" if engine == "tensorflow" else f" or a TFLite model (`{TFLITE_FILES['tflite']}`)"
         raise NotFoundError(
             f"Specified file path does not appear to contain a SavedModel bundle "
-            f"(should have a file called `{SAVED_MODEL_FILE}`){also}\nSpecified file path: {directory}"
+            f"(should have a file called `{SAVED_MODEL_FILE}`)\nSpecified file path: {directory}"
         )
     return TensorFlowEngine(directory, threads)
 
@@ -97,6 +107,8 @@ class TFLiteEngine:
     #   3 x 1                                               82 requests/s   26 ms
     #
     # Rows, because a batch is slower (155 and 184 images/s with AVX-512, 1 x 2) and keeps more memory.
+
+    choice = ""
 
     def __init__(self, model: Path, threads: int, runs: int) -> None:
         try:
@@ -129,6 +141,7 @@ class TFLiteEngine:
     def run(
         self, signature: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float | None = None
     ) -> dict[str, NDArray[Any]]:
+        _check_shapes(inputs, self.signatures[signature].inputs)
         rows = _rows(inputs)
         timeout_s = threading.TIMEOUT_MAX if timeout_s is None else min(max(timeout_s, 0), threading.TIMEOUT_MAX)
         deadline = time.monotonic() + timeout_s
@@ -150,6 +163,25 @@ class TFLiteEngine:
         except (ValueError, RuntimeError) as exc:
             raise GraphError(Code.INTERNAL, str(exc)) from exc
         return result
+
+
+def _check_shapes(inputs: Mapping[str, NDArray[Any]], infos: Mapping[str, messages.TensorInfo]) -> None:
+    """Refuse a wrong rank, a wrong size and an empty batch."""
+    for alias, array in inputs.items():
+        declared = infos[alias].tensor_shape
+        expected = [dim.size for dim in declared.dim]  # -1 for any size
+        fits = len(array.shape) == len(expected) and all(
+            a in (-1, b) for a, b in zip(expected, array.shape, strict=True)
+        )
+        batched = expected[:1] == [-1]
+        if declared.unknown_rank or (fits and not (batched and array.shape[0] == 0)):
+            continue
+        sizes = ["any" if size == -1 else str(size) for size in expected]
+        if batched:
+            sizes[0] = "n"
+        shape = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+        rows = " with n >= 1" if batched else ""
+        raise InvalidArgumentError(f"Expected {alias} of shape {shape}{rows}. Received: {array.shape}")
 
 
 def _rows(inputs: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
@@ -175,6 +207,8 @@ def _tensor_infos(details: Mapping[str, Mapping[str, Any]]) -> dict[str, message
 
 class TensorFlowEngine:
     """A SavedModel, through TensorFlow, which is imported here and nowhere else in serving."""
+
+    choice = ""
 
     def __init__(self, directory: Path, threads: int) -> None:
         try:
@@ -203,6 +237,9 @@ class TensorFlowEngine:
     def run(
         self, signature: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float | None = None
     ) -> dict[str, NDArray[Any]]:
+        infos = self.signatures[signature].inputs
+        images = [alias for alias in inputs if len(infos[alias].tensor_shape.dim) >= IMAGE_RANK]
+        _check_shapes({alias: inputs[alias] for alias in images}, infos)
         # TensorFlow runs concurrent calls side by side, so nothing waits here that a deadline could end.
         with self._graph_errors():
             tensors = {alias: self._tf.constant(array) for alias, array in inputs.items()}

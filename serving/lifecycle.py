@@ -305,4 +305,5 @@ def _text(error: messages.StatusProto) -> str:
 def _status(version: _Version) -> messages.ModelVersionStatus:
     # The error of a version that will be tried again is not the client's concern yet.
     error = version.error if version.state == END and version.error else messages.StatusProto()
-    return messages.ModelVersionStatus(version=version.number, state=version.state, status=error)
+    engine = version.engine.choice or None if version.engine else None
+    return messages.ModelVersionStatus(version=version.number, state=version.state, status=error, engine=engine)

@@ -50,12 +50,11 @@ def run(
     """Return every output of a signature for inputs that have its names.
 
     Raises:
-        InvalidArgumentError: The type or the shape of an input does not fit the signature.
+        InvalidArgumentError: The type of an input does not fit the signature.
         ServingError: The engine's, see `Engine.run`.
     """
     for i, (alias, array) in enumerate(inputs.items()):
         _check_type(i, array, engine.signatures[key].inputs[alias])
-        _check_shape(alias, array, engine.signatures[key].inputs[alias])
     return engine.run(key, inputs, timeout_s)
 
 
@@ -101,27 +100,6 @@ def _check_type(position: int, array: NDArray[Any], info: messages.TensorInfo) -
         raise InvalidArgumentError(
             f"Expects arg[{position}] to be {_type_name(info.dtype)} but {_type_name(received)} is provided"
         )
-
-
-def _check_shape(alias: str, array: NDArray[Any], info: messages.TensorInfo) -> None:
-    """Refuse a wrong rank, size or an empty batch.
-
-    TensorFlow Serving passes them on. An image of rank 3 then aborts its whole process where oneDNN is on, and a fully
-    convolutional model answers another height and width wrongly without a word.
-    """
-    if info.tensor_shape.unknown_rank:
-        return
-    expected = [dim.size for dim in info.tensor_shape.dim]  # -1 for any size
-    fits = len(array.shape) == len(expected) and all(a in (-1, b) for a, b in zip(expected, array.shape, strict=True))
-    batched = expected[:1] == [-1]
-    if fits and not (batched and array.shape[0] == 0):
-        return
-    sizes = ["any" if size == -1 else str(size) for size in expected]
-    if batched:
-        sizes[0] = "n"
-    shape = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
-    rows = " with n >= 1" if batched else ""
-    raise InvalidArgumentError(f"Expected {alias} of shape {shape}{rows}. Received: {array.shape}")
 
 
 def check_output(alias: str, array: NDArray[Any]) -> None:

@@ -1,6 +1,6 @@
-"""Speaks REST, with TensorFlow Serving's paths and JSON: status, metadata, and `:predict` with `instances`.
+"""Speaks REST, with TensorFlow Serving's paths and JSON: status, metadata, and `:predict` by rows and by columns.
 
-For people and health checks; the gateway speaks gRPC. Left out: columnar `inputs`, labels, classify, regress.
+For people and health checks; the gateway speaks gRPC. Left out: labels, classify, regress.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -153,33 +153,65 @@ def _predict(lifecycle: Lifecycle, name: str, version: int | None, body: bytes) 
         query = json.loads(body)
     except (ValueError, RecursionError) as exc:
         raise InvalidArgumentError(f"JSON Parse error: {exc}") from exc
-    rows = query.get("instances") if isinstance(query, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise InvalidArgumentError("Expected a JSON object with a list of `instances`, at least one")
+    if not isinstance(query, dict) or ("instances" in query) == ("inputs" in query):
+        raise InvalidArgumentError("Expected a JSON object with either a list of `instances` or `inputs`")
     key = str(query.get("signature_name") or DEFAULT_SIGNATURE)
     with lifecycle.use(name, version) as (_, engine):
         if key not in engine.signatures:
             raise InvalidArgumentError(f'Serving signature name: "{key}" not found in signature def')
         specs = engine.signatures[key].inputs
-        columns = {alias: _column(rows, alias, len(specs) == 1) for alias in sorted(specs)}
+        if not specs:
+            raise InvalidArgumentError(f"Failed to get input map for signature: {key}")
+        columns = _by_rows(query["instances"], specs) if "instances" in query else _by_columns(query["inputs"], specs)
         inputs = {alias: _typed(column, alias, specs[alias].dtype) for alias, column in columns.items()}
         outputs = run(engine, key, inputs, RUN_TIMEOUT_S)
+    if "instances" in query:
+        return {"predictions": _to_rows(outputs)}
+    values = {alias: _plain(array, alias) for alias, array in outputs.items()}
+    return {"outputs": values if len(values) > 1 else next(iter(values.values()))}
+
+
+def _by_rows(rows: Any, specs: Mapping[str, messages.TensorInfo]) -> dict[str, Any]:
+    """Return each input's value in every row: the row itself, if there is no other input, or its member."""
+    if not isinstance(rows, list) or not rows:
+        raise InvalidArgumentError("Expected `instances` to be a list of at least one")
+    columns: dict[str, Any] = {}
+    for alias in sorted(specs):
+        if all(isinstance(row, dict) and alias in row for row in rows):
+            columns[alias] = [row[alias] for row in rows]
+        elif len(specs) == 1:
+            columns[alias] = rows
+        else:
+            raise InvalidArgumentError(f"Expected every instance to be an object with the input {alias}")
+    return columns
+
+
+def _by_columns(values: Any, specs: Mapping[str, messages.TensorInfo]) -> dict[str, Any]:
+    """Return each input's whole value: what was sent, if there is no other input, or its member."""
+    if len(specs) == 1 and (not isinstance(values, dict) or values.keys() == {"b64"}):
+        return dict.fromkeys(specs, values)
+    for alias in sorted(specs):
+        if not isinstance(values, dict) or alias not in values:
+            raise InvalidArgumentError(f"Missing named input: {alias} in 'inputs' object.")
+    return {alias: values[alias] for alias in sorted(specs)}
+
+
+def _to_rows(outputs: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """Return an object for each row, or its bare value if there is one output."""
+    for alias, array in outputs.items():
+        if array.ndim == 0:
+            raise InvalidArgumentError(f"Tensor name: {alias} has no shape information ")
+    sizes = {alias: len(array) for alias, array in outputs.items()}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise InvalidArgumentError(f"Expected outputs of one common number of rows, at least 1. Received: {sizes}")
     values = {alias: _plain(array, alias) for alias, array in outputs.items()}
     if len(values) == 1:
-        return {"predictions": next(iter(values.values()))}
-    return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
+        (rows,) = values.values()
+        return list(rows)
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
 
-def _column(rows: list[Any], alias: str, alone: bool) -> list[Any]:
-    """Return an input's value in every row: the row itself if there is no other input."""
-    if alone:
-        return rows
-    if any(not isinstance(row, dict) or alias not in row for row in rows):
-        raise InvalidArgumentError(f"Expected every instance to be an object with the input {alias}")
-    return [row[alias] for row in rows]
-
-
-def _typed(values: list[Any], alias: str, wire: messages.DataType) -> NDArray[Any]:
+def _typed(values: Any, alias: str, wire: messages.DataType) -> NDArray[Any]:
     """Return values as an array of a type; as in the original, no value changes its kind: 1.0 is no integer."""
     try:
         if wire == messages.DT_STRING:
@@ -203,10 +235,10 @@ def _bytes(text: Any) -> bytes:
     raise ValueError(f"Expected a string. Received: {text!r:.100}")
 
 
-def _plain(array: NDArray[Any], alias: str) -> list[Any]:
+def _plain(array: NDArray[Any], alias: str) -> Any:
     check_output(alias, array)
     if array.dtype.kind not in "OS":
-        return array.tolist()  # type: ignore[no-any-return]
+        return array.tolist()
     binary = alias.endswith("_bytes")
     texts = [{"b64": base64.b64encode(x).decode()} if binary else x.decode() for x in array.reshape(-1)]
-    return np.array(texts, dtype=object).reshape(array.shape).tolist()  # type: ignore[no-any-return]
+    return np.array(texts, dtype=object).reshape(array.shape).tolist()

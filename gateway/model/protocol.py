@@ -42,11 +42,13 @@ class Health:
         accepted: Exports that passed the gate and are loaded, newest first.
         refused: Exports that the gate refused or could not try yet, or that the model server could not load; and why.
         error: Why no version is usable, or None.
+        engines: What runs each number at the model server that was asked last, and why; empty if it does not say.
     """
 
     accepted: Sequence[Export] = ()
     refused: Mapping[Export, str] = field(default_factory=dict)
     error: str | None = "Not looked yet"
+    engines: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def versions(self) -> list[int]:

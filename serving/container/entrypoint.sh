@@ -73,10 +73,14 @@ EOF
 
 # num_load_threads: with 0, its default, nothing else happens while a version loads or a broken one is tried again.
 # grpc_max_threads: a gateway asks 32 times at once; by default 4 for each CPU are answered, and the next refused.
+# tensorflow_…_parallelism: one thread for each operation, and as many requests at a time as there are cores. On 2 cores
+# 8 connections got 1.23 times the requests/s. A lone call pays: of 16 images 108 ms in place of 66, of 4 24 in place of
+# 18, of 1 the same 8.
 set -- tensorflow_model_server --port=8500 --rest_api_port=8501 "--model_config_file=$config" \
   --enable_batching --batching_parameters_file=/etc/serving/batching.config \
   --monitoring_config_file=/etc/serving/monitoring.config --enable_grpc_healthcheck_service \
-  --num_load_threads=2 --grpc_max_threads=256 "$@"
+  --num_load_threads=2 --grpc_max_threads=256 \
+  --tensorflow_intra_op_parallelism=1 "--tensorflow_inter_op_parallelism=$(nproc)" "$@"
 
 # Root was needed for the store only.
 [ "$(id -u)" != 0 ] ||

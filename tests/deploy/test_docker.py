@@ -7,14 +7,19 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
 
+from contract import messages_pb2 as messages
+from contract.tensor import to_array, to_proto
 from tests.conftest import ROOT, Origin, run_export
-from tests.programs.containers import Container, Stack, compose, container, docker, run, stack
+from tests.programs.containers import ENVIRON, Container, Stack, compose, container, docker, run, stack
 from tests.programs.photos import clock, encode, photo
 from tests.programs.stack import UNCONNECTED, Gateway, Load, free_port
 
@@ -144,6 +149,30 @@ def test_a_stopped_gateway_answers_what_it_has_accepted(running: Stack, clock_ur
     assert exit_status == "0"
     running.gateway.wait(lambda: running.gateway.get("/readyz")[0] == 200)
     assert running.gateway.predict(clock_url)[0] == 200
+
+
+def test_a_stopped_model_server_answers_what_it_has_begun(running: Stack) -> None:
+    """`docker stop` reaches it behind the init process, and the exit status is 0; TensorFlow Serving just ends."""
+    container = running.container("model")
+    request = messages.PredictRequest(model_spec=messages.ModelSpec(name="imagenet"))
+    request.inputs["images"].CopyFrom(to_proto(np.zeros((200, 224, 224, 3), np.uint8)))  # a second's work
+    with grpc.insecure_channel(f"{container.address}:8500") as channel:
+        predict = channel.unary_unary(
+            "/tensorflow.serving.PredictionService/Predict",
+            messages.PredictRequest.SerializeToString,
+            messages.PredictResponse.FromString,
+        )
+        under_way = predict.future(request, timeout=60)
+        time.sleep(0.3)
+        docker("stop", container.name)
+        exit_status = container.inspect("{{.State.ExitCode}}")
+        docker("start", container.name)
+        running.gateway.wait(lambda: all(running.gateway.get("/readyz")[0] == 200 for _ in range(20)))
+        if ENVIRON["SERVING_IMAGE"] == "embedded":
+            assert (exit_status, "Draining" in container.logs()) == ("0", True)
+            assert to_array(under_way.result().outputs["probabilities"]).shape == (200, 1000)
+        else:
+            assert exit_status == "143"
 
 
 def test_the_gateway_image_is_small_and_contains_no_more_than_it_runs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -59,6 +60,30 @@ def test_scripts_of_the_model_image_may_be_run() -> None:
     assert scripts and all(path.stat().st_mode & 0o111 for path in scripts)
 
 
+def test_the_entrypoint_starts_the_server_with_its_flags(tmp_path: Path) -> None:
+    """One thread for each operation and as many operations at a time as there are cores; arguments come last."""
+    (tmp_path / "models" / "m" / "1").mkdir(parents=True)
+    for name, line in {"tensorflow_model_server": 'printf "%s\\n" "$@"', "id": "echo 10001", "nproc": "echo 7"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": f"{tmp_path}"}
+    environ |= {"MODEL_NAME": "m", "MODEL_BASE_PATH": f"{tmp_path}/models"}
+    entrypoint = ROOT / "serving" / "container" / "entrypoint.sh"
+    run = subprocess.run([entrypoint, "--port=1"], env=environ, capture_output=True, text=True, check=True)
+    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in run.stdout.split())
+    assert (flags["tensorflow_intra_op_parallelism"], flags["tensorflow_inter_op_parallelism"]) == ("1", "7")
+    assert (flags["grpc_max_threads"], flags["port"]) == ("256", "1")
+    config = Path(flags["model_config_file"]).read_text()
+    assert f'base_path: "{tmp_path}/models/m"' in config and "latest { num_versions: 2 }" in config
+
+
+def test_an_init_process_may_signal_the_server_that_left_root() -> None:
+    """Or `docker stop` would not reach it: the init process is root, with no more rights than it keeps."""
+    for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():
+        leaves_root = service.get("init") and service.get("user") == "root"
+        assert not leaves_root or "KILL" in service["cap_add"], name
+
+
 def test_make_and_the_release_have_every_image() -> None:
     """A dockerfile that nobody builds or pushes would rot."""
     names = {path.name.removeprefix("image-").removesuffix(".dockerfile") for path in DOCKERFILES}
@@ -71,7 +96,7 @@ def test_make_and_the_release_have_every_image() -> None:
 def test_the_real_server_and_the_embedded_one_differ_in_the_base_only() -> None:
     """By default the last stage starts from TensorFlow Serving; nothing in it asks which base it has."""
     text = (ROOT / "image-model.dockerfile").read_text()
-    assert "\nARG SERVING_IMAGE=tensorflow/serving:2.20.0\n" in text
+    assert "\nARG SERVING_IMAGE=tensorflow/serving:2.21.0\n" in text
     last = text[text.rindex("\nFROM ") :]
     assert last.startswith("\nFROM ${SERVING_IMAGE}\n")
     assert text.count("SERVING_IMAGE}") == 1

@@ -165,6 +165,13 @@ def test_the_model_is_described_without_its_golden_examples(gateway: FlaskClient
     assert "golden" not in body["contract"]
 
 
+@pytest.mark.parametrize("engine", [None, "int8: 1.62 times the images/s of fp32, measured at load"])
+def test_the_model_says_what_runs_it(gateway: FlaskClient, model_server: FakeModelServer, engine: str | None) -> None:
+    """In the embedded server's words; TensorFlow Serving has none."""
+    model_server.versions[1].engine = engine
+    assert gateway.get("/model").get_json()["engine"] == engine
+
+
 def test_ready_means_a_usable_version_and_alive_means_the_process(
     gateway: FlaskClient, model_server: FakeModelServer, golden: list[bytes]
 ) -> None:

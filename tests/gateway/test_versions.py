@@ -324,6 +324,25 @@ def of_other_weights(golden: list[bytes]) -> FakeVersion:
     return version
 
 
+def test_replicas_that_run_different_files_of_an_export_are_accepted(golden: list[bytes], connect: Connect) -> None:
+    """fp32 on one and int8 on another, each with its own golden answers; an answer that is neither's is refused."""
+    fp32, int8 = constant(0.1, 0.2, 0.7), constant(0.2, 0.3, 0.5)
+    files = [
+        FakeModelServer({1: FakeVersion.of(golden, predict=predict, identity="f" * 16, tolerance=tolerance)})
+        for predict, tolerance in ((fp32, 0.001), (int8, 0.05))
+    ]
+    try:
+        client = connect(both(*files))
+        assert ask(client)[0] == 1 and not client.health.refused
+        files[1].versions[1].predict = constant(0.4, 0.3, 0.3)
+        client = connect(both(*files))
+        eventually(lambda: bool(client._look_again() or client.health.refused))
+        assert client.health.versions == []
+    finally:
+        for each in files:
+            each.stop()
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

@@ -37,6 +37,7 @@ class FakeVersion:
         identity: The identity that its signatures name.
         describes: Whether it has the signature `describe`.
         fails: How its predictions fail, if they do.
+        engine: What runs it, and why, as the embedded server says it.
     """
 
     description: bytes
@@ -44,6 +45,7 @@ class FakeVersion:
     identity: str = ""
     describes: bool = True
     fails: grpc.StatusCode | None = None
+    engine: str | None = None
 
     @property
     def signatures(self) -> list[str]:
@@ -154,7 +156,9 @@ class FakeModelServer:
             context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model tiny")
         return messages.GetModelStatusResponse(
             model_version_status=[
-                messages.ModelVersionStatus(version=number, state=messages.ModelVersionStatus.AVAILABLE)
+                messages.ModelVersionStatus(
+                    version=number, state=messages.ModelVersionStatus.AVAILABLE, engine=self.versions[number].engine
+                )
                 for number in sorted(self.versions, reverse=True)
             ]
         )

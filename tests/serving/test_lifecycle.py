@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 from google.protobuf import text_format
@@ -27,7 +28,7 @@ class Loader:
         self.attempts.append(directory.name)
         if (directory / "broken").exists():
             raise NotFoundError(f"no model in {directory.name}")
-        return f"engine of {directory.name}"
+        return SimpleNamespace(choice=f"{directory.name} by choice")
 
 
 @pytest.fixture
@@ -86,6 +87,8 @@ def test_an_engine_made_of_cycles_is_gone_after_a_swap(store, start, in_use):
     """Also one that a request still used when it was to be unloaded, which waits for the request."""
 
     class Cyclic:
+        choice = ""
+
         def __init__(self, directory):
             self.self = self
 
@@ -189,7 +192,7 @@ def test_an_unexpected_error_is_a_failed_load(store, start, caplog):
     def load(directory):
         if directory.name == "1":
             raise ZeroDivisionError("oops")
-        return "engine"
+        return SimpleNamespace(choice="")
 
     store(1)
     lifecycle = start(load, max_retries=0)

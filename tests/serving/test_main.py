@@ -86,11 +86,14 @@ def images(count):
     return request
 
 
-def test_a_start_error_exits_with_255(serve):
-    """What is wrong is the last thing on the terminal, and the exit status is TensorFlow Serving's."""
-    status, output = serve("--model_base_path=/m", "--port=x").wait()
-    assert status == 255
-    assert output.startswith("Failed to start server. Error: INVALID_ARGUMENT: Expected --port to be an integer from 0")
+def test_a_start_error_exits_with_255():
+    """What is wrong is all that stderr has, and the exit status is TensorFlow Serving's."""
+    command = [sys.executable, "-m", "serving", "--model_base_path=/m", "--port=x"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout) == (255, "")
+    assert ended.stderr.startswith(
+        "Failed to start server. Error: INVALID_ARGUMENT: Expected --port to be an integer from 0"
+    )
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_start(serve, tmp_path):
@@ -103,7 +106,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(serve, tmp_path):
     assert (
         "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
         "{{{name: default version: 1} due to error: NOT_FOUND: Specified file path does not appear to contain a "
-        "SavedModel bundle (should have a file called `saved_model.pb`) or a TFLite model (`model.tflite`)\n"
+        "SavedModel bundle (should have a file called `saved_model.pb`)\n"
         f"Specified file path: {tmp_path}/1}}, }}"
     ) in output
 

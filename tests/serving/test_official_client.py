@@ -278,18 +278,28 @@ def test_a_tensor_without_all_of_its_values(client):
 
 
 @pytest.mark.parametrize(
-    ("signature", "shapes", "expected"),
+    ("shape", "message"),
     [
-        *(("", {"x": shape}, "x of shape (n, 3) with n >= 1") for shape in [(2, 5), (3,), (), (1, 1, 3), (0, 3)]),
-        ("sizes", {"scale": (), "x": (1, 4, 3)}, "x of shape (n, 2, any) with n >= 1"),
-        ("sizes", {"x": (1, 2, 3), "scale": (2,)}, "scale of shape ()"),
+        ((2, 5), "Matrix size-incompatible: In[0]: [2,5], In[1]: [3,4]\n\t [[{{node "),
+        ((3,), "In[0] ndims must be >= 2\n\t [[{{node "),
+        ((1, 1, 3), "In[0] ndims must be >= 2\n\t [[{{node "),
     ],
 )
-def test_a_wrong_shape_is_refused(client, signature, shapes, expected):
-    """Unlike in TensorFlow Serving, where the graph may answer, fail or abort the process."""
-    inputs = {alias: np.ones(shape, np.float32) for alias, shape in shapes.items()}
-    message = f"Expected {expected}. Received: {list(shapes.values())[-1]}"
-    received = failure(client.predict, name="odd", signature_name=signature, inputs=inputs)
+def test_the_graph_says_which_shape_is_wrong(client, shape, message):
+    """As in TensorFlow Serving, the signature's shape does not count; an empty batch has an answer."""
+    code, received = failure(client.predict, name="odd", inputs={"x": np.ones(shape, np.float32)})
+    assert code == "INVALID_ARGUMENT" and received.startswith(message)
+    assert (
+        client.predict(name="odd", inputs={"x": np.ones((0, 3), np.float32)}).outputs["y"].tensor_shape.dim[0].size == 0
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1, 2, 3), (1, 4, 3), (0, 2, 3), ()])
+def test_a_wrong_shape_of_three_dimensions_or_more_is_refused(client, shape):
+    """Unlike in TensorFlow Serving, where the graph may answer wrongly or abort the process."""
+    inputs = {"x": np.ones(shape, np.float32), "scale": np.ones((), np.float32)}
+    message = f"Expected x of shape (n, 2, any) with n >= 1. Received: {shape}"
+    received = failure(client.predict, name="odd", signature_name="sizes", inputs=inputs)
     assert received == ("INVALID_ARGUMENT", message)
 
 

@@ -21,6 +21,7 @@ from tests.serving.conftest import echo
 class Echo:
     """An engine that answers its input; it waits for `gate`, and fails where the first value is 13 or 14."""
 
+    choice = ""
     signatures: ClassVar = {"serving_default": echo(images=(messages.DT_UINT8, -1))}
 
     def __init__(self):

@@ -1,0 +1,209 @@
+"""Chooses what runs a version: by --engine, or of its two TFLite files the one that is faster on this processor.
+
+How many times as fast int8 was as fp32, with EfficientNet-Lite0 on 2 cores:
+
+    processor                engine alone   whole stack
+    Xeon, with VNNI          FIGURE         FIGURE
+    EPYC, AVX2 without VNNI  0.99           0.88
+
+The files run their golden examples, and must keep the tolerance of these, as at a gateway's gate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from contract.answers import describe
+from contract.document import IMAGES, PROBABILITIES, Contract, ImageSpec
+from contract.image import DecodedImage, decode
+from serving.engines import TFLITE_FILES, Engine, open_engine
+from serving.errors import ServingError
+
+LIMIT_S = 1.5  # for loading and running both files; a slow model still gets one image for each of its runs
+ROUND_S = 0.1  # for one file, before it is the other's turn
+# So many times as fast int8 must be. Less is within the error of the measurement, and fp32 is the more exact.
+ENOUGH = 1.03
+
+# What tells processors of other speed apart in /proc/cpuinfo, on x86 and on ARM.
+_TELLING = ("model name", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features")
+
+log = logging.getLogger(__name__)
+
+
+class _UnfitError(Exception):
+    """Why a file may not serve."""
+
+
+def open_chosen(directory: Path, engine: str, threads: int, runs: int) -> Engine:
+    """Load the version in a directory, and say in the engine's `choice` which it is and why.
+
+    Args are those of `open_engine`, but that `auto` takes the faster one of two TFLite files.
+
+    Raises:
+        ServingError: It cannot be loaded.
+    """
+    name, why = choose(directory, threads, runs) if engine == "auto" else (engine, "chosen by --engine")
+    opened = open_engine(directory, name, threads, runs)
+    opened.choice = f"{name}: {why}"
+    log.info("%s runs %s", directory, opened.choice)
+    return opened
+
+
+def choose(directory: Path, threads: int, runs: int) -> tuple[str, str]:
+    """Return the engine that answers most images a second, and why. What was measured is kept for the next load.
+
+    Raises:
+        ServingError: A file cannot be loaded.
+    """
+    files = [name for name, file in TFLITE_FILES.items() if (directory / file).is_file()]
+    if len(files) < len(TFLITE_FILES):
+        return (files[0], "there is no other TFLite file") if files else ("tensorflow", "there is no TFLite file")
+    kept = _kept(directory, threads, runs)
+    if kept and (ratio := _read(kept)):
+        return _faster(ratio, "measured at an earlier load")
+    try:
+        ratio = measure(directory, threads, runs)
+    except _UnfitError as exc:
+        return exc.args
+    if kept:
+        _write(kept, ratio)
+    else:
+        log.warning("No folder can be written to, so each load measures again. Set XDG_CACHE_HOME to one that can")
+    return _faster(ratio, "measured at load")
+
+
+def _faster(ratio: float, when: str) -> tuple[str, str]:
+    if ratio >= ENOUGH:
+        return "int8", f"{ratio:.2f} times the images/s of fp32, {when}"
+    return "tflite", f"int8 has {ratio:.2f} times the images/s of fp32, {when}; it serves from {ENOUGH:g} on"
+
+
+def measure(directory: Path, threads: int, runs: int) -> float:
+    """Return how many times as many images a second int8 answers as fp32, in as many runs at a time as will serve.
+
+    The files take turns, because a machine's speed drifts, and the median of all images counts. The clock is the
+    processor time of a run's thread: beside six busy processes it gave 1.4 to 1.8 where the wall's gave 0.5 to 4.2. For
+    runs of several threads there is no such clock.
+
+    Raises:
+        _UnfitError: One of the files may not serve.
+        ServingError: A file cannot be loaded.
+    """
+    deadline = time.monotonic() + LIMIT_S
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    load, decode_once = partial(open_engine, directory, threads=threads, runs=runs), cache(decode)
+    trials = [_Trial(name, load(name), decode_once) for name in TFLITE_FILES]
+    times_s: dict[str, list[float]] = {name: [] for name in TFLITE_FILES}
+    with ThreadPoolExecutor(runs, "measure") as pool:
+        while time.monotonic() + 2 * ROUND_S < deadline or not all(times_s.values()):
+            for trial in trials:
+                for part in pool.map(partial(trial.run, clock), range(runs)):
+                    times_s[trial.name] += part
+            trials.reverse()
+    return statistics.median(times_s["tflite"]) / max(statistics.median(times_s["int8"]), 1e-9)
+
+
+class _Trial:
+    """A loaded file with its golden examples."""
+
+    def __init__(self, name: str, engine: Engine, decode: Callable[[bytes, ImageSpec], DecodedImage]) -> None:
+        self.name, self._run = name, engine.run
+        try:
+            self._contract = Contract.from_json(describe(engine.run))
+            self._pixels = [decode(each.image, self._contract.image).pixels for each in self._contract.golden]
+        except (KeyError, ValueError, ServingError) as exc:
+            raise self._unfit(f"has no golden examples that can be read ({exc})") from exc
+        if not self._pixels:
+            raise self._unfit("has no golden examples")
+
+    def run(self, clock: Callable[[], float], first: int) -> list[float]:
+        """Answer examples in turn, from the `first` on, for a round, at least one; return the seconds of each.
+
+        Raises:
+            _UnfitError: An answer differs from the golden one by more than the tolerance, or there is none.
+        """
+        end = time.monotonic() + ROUND_S
+        times_s: list[float] = []
+        received = {}
+        try:
+            while not times_s or time.monotonic() < end:
+                index = (first + len(times_s)) % len(self._pixels)
+                started = clock()
+                outputs = self._run(self._contract.signature, {IMAGES: self._pixels[index][np.newaxis]})
+                times_s.append(clock() - started)
+                received[index] = outputs[PROBABILITIES][0]
+            golden = [self._contract.golden[index].probabilities for index in received]
+            difference = float(np.abs(np.subtract(list(received.values()), golden)).max())
+        except (KeyError, ValueError, ServingError) as exc:
+            raise self._unfit(f"cannot run its golden examples ({exc})") from exc
+        if not difference <= self._contract.tolerance:  # also when it is NaN
+            raise self._unfit(f"misses its golden examples by {difference:g}, and may by {self._contract.tolerance:g}")
+        return times_s
+
+    def _unfit(self, why: str) -> _UnfitError:
+        return _UnfitError("tflite" if self.name == "int8" else "int8", f"{self.name} {why}")
+
+
+def _kept(directory: Path, threads: int, runs: int) -> Path | None:
+    """Return the file for what is measured of a version on this processor, in the first folder of ours, if any."""
+    folders = []
+    with suppress(RuntimeError):  # a user without a home
+        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "image-classifier")
+    with suppress(OSError):
+        folders.append(Path(tempfile.gettempdir(), f"image-classifier-{os.getuid()}"))
+    for folder in filter(Path.is_absolute, folders):
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):  # not what others put into /tmp
+                return folder / _key(directory, threads, runs)
+    return None
+
+
+def _key(directory: Path, threads: int, runs: int) -> str:
+    """Return a name for all that a measurement depends on: the files, the processor, the runtime and how it is used."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = sorted({line for line in lines if line.split("\t")[0].rstrip(" :") in _TELLING})
+    except OSError:  # not Linux
+        processor = [platform.machine(), platform.processor()]
+    try:
+        runtime = importlib.metadata.version("ai-edge-litert")
+    except importlib.metadata.PackageNotFoundError:
+        runtime = ""
+    digest = hashlib.sha256(repr((threads, runs, runtime, processor)).encode())
+    for file in TFLITE_FILES.values():
+        digest.update(hashlib.sha256((directory / file).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _read(kept: Path) -> float | None:
+    try:
+        ratio = float(kept.read_text())
+    except (OSError, ValueError):  # not there, or not ours
+        return None
+    return ratio if 0 < ratio < math.inf else None
+
+
+def _write(kept: Path, ratio: float) -> None:
+    """Keep a measurement; others may be doing the same at this moment."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=kept.parent, prefix=".", delete=False) as draft:
+            draft.write(f"{ratio:.4f}\n")
+        Path(draft.name).replace(kept)
+    except OSError as exc:
+        log.warning("The measurement cannot be kept in %s, so each load measures again (%s)", kept.parent, exc)
