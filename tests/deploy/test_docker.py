@@ -86,7 +86,7 @@ def test_neither_server_is_root(running: Stack) -> None:
         assert each.inspect("{{.HostConfig.ReadonlyRootfs}}") == "true"
         script = f"""
         for status in $(grep -l {program} /proc/[2-9]*/cmdline | sed s/cmdline/status/); do
-            grep -E "^(Uid|CapEff)" $status
+            grep -E "^(Uid|CapEff)" $status 2>/dev/null || true  # one of those that search may have ended
         done"""
         lines = set(each.run("bash", "-c", script).splitlines())
         assert lines == {"Uid:\t10001\t10001\t10001\t10001", "CapEff:\t0000000000000000"}, service
@@ -155,7 +155,7 @@ def test_a_stopped_model_server_answers_what_it_has_begun(running: Stack) -> Non
     """`docker stop` reaches it behind the init process, and the exit status is 0; TensorFlow Serving just ends."""
     container = running.container("model")
     request = messages.PredictRequest(model_spec=messages.ModelSpec(name="imagenet"))
-    request.inputs["images"].CopyFrom(to_proto(np.zeros((200, 224, 224, 3), np.uint8)))  # a second's work
+    request.inputs["images"].CopyFrom(to_proto(np.zeros((50, 224, 224, 3), np.uint8)))
     with grpc.insecure_channel(f"{container.address}:8500") as channel:
         predict = channel.unary_unary(
             "/tensorflow.serving.PredictionService/Predict",
@@ -163,14 +163,14 @@ def test_a_stopped_model_server_answers_what_it_has_begun(running: Stack) -> Non
             messages.PredictResponse.FromString,
         )
         under_way = predict.future(request, timeout=60)
-        time.sleep(0.3)
+        time.sleep(0.2)
         docker("stop", container.name)
         exit_status = container.inspect("{{.State.ExitCode}}")
         docker("start", container.name)
         running.gateway.wait(lambda: all(running.gateway.get("/readyz")[0] == 200 for _ in range(20)))
         if ENVIRON["SERVING_IMAGE"] == "embedded":
             assert (exit_status, "Draining" in container.logs()) == ("0", True)
-            assert to_array(under_way.result().outputs["probabilities"]).shape == (200, 1000)
+            assert to_array(under_way.result().outputs["probabilities"]).shape == (50, 1000)
         else:
             assert exit_status == "143"
 

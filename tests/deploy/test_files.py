@@ -139,6 +139,12 @@ def test_a_full_call_of_the_gateway_fits_a_batch_of_the_model_server() -> None:
     assert int(largest) >= Settings().max_batch
 
 
+def test_compose_gives_the_model_server_time_to_drain() -> None:
+    """Docker's own grace is as long as the drain, and would kill it at that moment."""
+    service = yaml.safe_load(COMPOSE.read_text())["services"]["model"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > _flags()["drain_seconds"].default
+
+
 def test_compose_publishes_the_gateway_and_gives_it_time_to_finish() -> None:
     """The grace period is longer than a request may take, and than gunicorn waits for it."""
     service = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]

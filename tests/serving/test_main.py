@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -142,6 +143,22 @@ def test_it_serves_without_tensorflow(serve, tiny_store):
     status, output = process.wait()
     assert status == 0
     assert "--enable_batching of TensorFlow Serving has no effect here" in output
+
+
+@pytest.mark.tensorflow
+def test_the_status_says_what_runs_a_version_and_a_restart_knows_it(serve, tiny_store, tmp_path, monkeypatch):
+    """Of two TFLite files the first start measures which is faster."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(tiny_store / "tiny" / "1", tmp_path / "tiny" / "1")
+    shutil.copy(tmp_path / "tiny" / "1" / "model.tflite", tmp_path / "tiny" / "1" / "model.int8.tflite")
+    for when in ("measured at load", "measured at an earlier load"):
+        rest = free_port()
+        process = serve("--model_name=tiny", f"--model_base_path={tmp_path}/tiny", f"--rest_api_port={rest}")
+        process.wait_for("Exporting HTTP/REST API")
+        with urllib.request.urlopen(f"http://127.0.0.1:{rest}/v1/models/tiny") as response:
+            (version,) = json.load(response)["model_version_status"]
+        assert f" times the images/s of fp32, {when}" in version["engine"]
+        process.kill()
 
 
 @pytest.mark.tensorflow
