@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -102,7 +103,7 @@ def _faster(ratio: float, when: str) -> tuple[str, str]:
 def measure(directory: Path, threads: int, runs: int) -> float:
     """Return how many times as many images a second int8 answers as fp32, in as many runs at a time as will serve.
 
-    The files take turns, because a machine's speed drifts, and the median of all images counts. The clock is the
+    The files take turns, because a machine's speed drifts, and the median of all turns counts. The clock is the
     processor time of a run's thread: beside six busy processes it gave 1.4 to 1.8 where the wall's gave 0.5 to 4.2. For
     runs of several threads there is no such clock.
 
@@ -118,16 +119,16 @@ def measure(directory: Path, threads: int, runs: int) -> float:
     with ThreadPoolExecutor(runs, "measure", _yield_to_requests) as pool:
         while time.monotonic() + 2 * ROUND_S < deadline or not all(times_s.values()):
             for trial in trials:
-                for part in pool.map(partial(trial.run, clock), range(runs)):
-                    times_s[trial.name] += part
+                times_s[trial.name] += pool.map(partial(trial.run, clock), range(runs))
             trials.reverse()
     return statistics.median(times_s["tflite"]) / max(statistics.median(times_s["int8"]), 1e-9)
 
 
 def _yield_to_requests() -> None:
-    """Give way to requests of loaded versions, by the priority of this thread alone, which Linux has."""
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    """Give way to requests of loaded versions, by the priority of this thread alone. Source: setpriority(2)."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 class _Trial:
@@ -143,29 +144,28 @@ class _Trial:
         if not self._pixels:
             raise self._unfit("has no golden examples")
 
-    def run(self, clock: Callable[[], float], first: int) -> list[float]:
-        """Answer examples in turn, from the `first` on, for a round, at least one; return the seconds of each.
+    def run(self, clock: Callable[[], float], first: int) -> float:
+        """Answer examples one after another, from the `first` on, at least one; return the seconds of an image.
 
         Raises:
             _UnfitError: An answer differs from the golden one by more than the tolerance, or there is none.
         """
-        end = time.monotonic() + ROUND_S
-        times_s: list[float] = []
+        count, started, end = 0, clock(), time.monotonic() + ROUND_S
         received = {}
         try:
-            while not times_s or time.monotonic() < end:
-                index = (first + len(times_s)) % len(self._pixels)
-                started = clock()
+            while not count or time.monotonic() < end:
+                index = (first + count) % len(self._pixels)
                 outputs = self._run(self._contract.signature, {IMAGES: self._pixels[index][np.newaxis]})
-                times_s.append(clock() - started)
                 received[index] = outputs[PROBABILITIES][0]
+                count += 1
+            image_s = (clock() - started) / count
             golden = [self._contract.golden[index].probabilities for index in received]
             difference = float(np.abs(np.subtract(list(received.values()), golden)).max())
         except (KeyError, ValueError, ServingError) as exc:
             raise self._unfit(f"cannot run its golden examples ({exc})") from exc
         if not difference <= self._contract.tolerance:  # also when it is NaN
             raise self._unfit(f"misses its golden examples by {difference:g}, and may by {self._contract.tolerance:g}")
-        return times_s
+        return image_s
 
     def _unfit(self, why: str) -> _UnfitError:
         return _UnfitError("tflite" if self.name == "int8" else "int8", f"{self.name} {why}")
