@@ -69,7 +69,7 @@ class Settings:
     engine: str = _flag(
         "auto",
         f"what runs a version, one of {', '.join(ENGINES)}; auto takes TFLite if the version has it, and of int8 and"
-        " fp32 the one that is faster here, which the first load of a version measures for 1.5 s",
+        " fp32 the one that is faster here, which the first load of a version measures for 1.2 s",
         choices=ENGINES,
     )
     engine_threads: int = _flag(lambda: _cores() // _runs(), "threads for one run of a model", 1)
