@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import socket
 import ssl
+import string
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
@@ -17,7 +19,7 @@ from http.client import HTTPException
 from ipaddress import ip_address
 from threading import BoundedSemaphore, Thread
 from typing import cast
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 import urllib3.exceptions
 from urllib3 import BaseHTTPResponse
@@ -37,6 +39,7 @@ MAX_ADDRESSES = 8
 MAX_LOOK_UPS = 16
 LOOK_UP_WAIT_S = 1.0
 REDIRECTS = (301, 302, 303, 307, 308)
+_HIDDEN_HOST = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?/?\\")  # browsers read \\host as //host; urljoin does not
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ class Fetcher:
         self._tls = ssl.create_default_context()
         self._tls.set_alpn_protocols(["http/1.1"])
         self._tls.sslsocket_class = TlsSocket
+        # For a header that it cannot read, urllib3 logs a warning with the whole URL, which may be signed.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
 
     def fetch(self, url: str, timeout_s: float = math.inf, hold: Hold = lambda _: None) -> bytes:
         """Return the body of the 200 answer at a URL.
@@ -100,8 +105,9 @@ class Fetcher:
     def _redirected(self, origin: Url, location: str, budget: Budget) -> tuple[Url, list[Address]]:
         # The caller learns that a redirect is refused, but not where it leads: the host's words stay with us.
         try:
-            # http.client reads headers as Latin-1, browsers read this one as UTF-8.
-            location = checked_characters(location.encode("latin-1").decode("utf-8"))
+            location = checked_characters(_readable(location))
+            if _HIDDEN_HOST.match(location):
+                raise BadRequest("Expected a URL without backslashes before its path. Received: one with.")
             url = parse_url(urljoin(str(origin), location))
             if (origin.scheme, url.scheme) == ("https", "http"):
                 raise UrlNotAllowed("A redirect left https for http.")
@@ -219,6 +225,15 @@ class Fetcher:
         if response.length_remaining or not body:
             raise FetchFailed("The image's host sent an empty body, or not all of it.")
         return body
+
+
+def _readable(location: str) -> str:
+    """Return a Location as browsers read it, as UTF-8, or else with its bytes encoded; http.client reads Latin-1."""
+    sent = location.encode("latin-1")
+    try:
+        return sent.decode("utf-8")
+    except UnicodeDecodeError:
+        return quote(sent, safe=string.printable)
 
 
 def _denied(url: Url) -> UrlNotAllowed:

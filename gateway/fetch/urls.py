@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import quote
@@ -19,7 +18,11 @@ Host = str | Address
 MAX_URL_CHARACTERS = 2048
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(?:#.*)?")
+# A backslash before the path is refused: parsers see different hosts then.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#\\]*)((?:[/?][^#]*)?)(?:#.*)?")
+_FORBIDDEN = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of others
+# What stays as it is, beside letters and digits; the rest is percent-encoded. Source: WHATWG URL, percent-encode sets.
+_IN_PATH, _IN_QUERY = "!$%&'()*+,-./:;=@[]_|~", "!$%&()*+,-./:;=?@[\\]^_`{|}~"
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 # What resolvers read as a number, as a whole or in the last part. Source: WHATWG URL, "ends in a number".
@@ -47,16 +50,21 @@ class Url:
 def parse_url(text: str) -> Url:
     """Read a URL strictly, and only here: a second parser could see another host in it.
 
+    As in a browser, spaces around it do not count, and paths, queries and host names may have any characters. Unlike in
+    a browser, tabs and line breaks inside, user info, and addresses in disguise are refused.
+
     Raises:
         BadRequest: The text is not a URL.
         UrlNotAllowed: It has another scheme or user info, or its host is an address in disguise.
     """
-    match = _URL.fullmatch(checked_characters(text))
+    text = checked_characters(text)
+    shown = re.split("[?#]", text)[0][:100]  # the rest may be a signature, which no log should have
+    match = _URL.fullmatch(text)
     if match is None:
-        raise BadRequest(f"Expected an http or https URL. Received: {text[:100]!r}.")
+        raise BadRequest(f"Expected an http or https URL. Received: {shown!r}.")
     scheme, authority, target = match[1].lower(), match[2], match[3]
     if scheme not in DEFAULT_PORTS:
-        raise UrlNotAllowed(f"Expected an http or https URL. Received: {text[:100]!r}.")
+        raise UrlNotAllowed(f"Expected an http or https URL. Received: {shown!r}.")
     if "@" in authority:
         raise UrlNotAllowed("Expected a URL without user name and password. Received: one with.")
     try:
@@ -66,17 +74,18 @@ def parse_url(text: str) -> Url:
             "Expected a host name, a dotted quad or an IPv6 address in brackets, and a port from 1 to 65535 if any. "
             f"Received: {authority[:100]!r}."
         ) from exc
-    if not target.startswith("/"):
-        target = f"/{target}"
-    return Url(scheme, host, port, quote(target, safe=string.punctuation))
+    path, mark, query = target.partition("?")
+    path = quote(path.replace("\\", "/") or "/", safe=_IN_PATH)
+    return Url(scheme, host, port, path + mark + quote(query, safe=_IN_QUERY))
 
 
 def checked_characters(text: str) -> str:
-    """Return the text if it has the length and the characters of a URL; raise BadRequest otherwise."""
+    """Return the text without spaces around it; raise BadRequest if it is too long, or has control characters."""
+    text = text.strip(" \t\r\n\f")
     if len(text) > MAX_URL_CHARACTERS:
         raise BadRequest(f"Expected a URL of at most {MAX_URL_CHARACTERS} characters. Received: {len(text)}.")
-    if not text.isprintable() or " " in text or "\\" in text:
-        raise BadRequest("Expected a URL without white space, control characters and backslashes. Received: one with.")
+    if _FORBIDDEN.search(text):
+        raise BadRequest("Expected a URL without tabs, line breaks and control characters. Received: one with.")
     return text
 
 
@@ -104,8 +113,8 @@ def _parse_host(text: str) -> Host:
         if "%" in text:
             raise ValueError("Expected an IPv6 address without a zone")
         return IPv6Address(text[1:-1])
-    name = text.lower() if text.isascii() else idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
-    name = name.removesuffix(".")
+    labels = idna.uts46_remap(text, std3_rules=False).removesuffix(".").split(".")
+    name = ".".join(each if each.isascii() else f"xn--{each.encode('punycode').decode()}" for each in labels)
     if not _NAME.fullmatch(name):
         raise ValueError("Expected a host name of letters, digits, hyphens and dots")
     if not _ENDS_IN_NUMBER.fullmatch(name):

@@ -30,6 +30,8 @@ class Names:
         self._tables = {
             "photos.test": [["127.0.0.1"]],
             "xn--bcher-kva.test": [["127.0.0.1"]],
+            "xn--53h.test": [["127.0.0.1"]],
+            "xn--mgba3gch31f060k.test": [["127.0.0.1"]],
             "inside.test": [["127.0.0.2"]],
         } | {f"{name}.test": answers for name, answers in tables.items()}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import random
 import socket
 import struct
+from contextlib import suppress
 
 import pytest
 
@@ -96,6 +98,26 @@ def test_messages_contain_nothing_of_the_origin(listen: Listen, answer: bytes) -
     with pytest.raises(GatewayError) as failed:
         fetch(listen(answer), Names(secret=[["10.0.0.1"]]))
     assert not any(word in str(failed.value) for word in ("secret", "127.0.0", "10.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nno colon\r\nContent-Length: 7\r\n\r\n" + PHOTO,
+        b"HTTP/1.1 200 OK\r\n: no name\r\n folded\r\n\r\n" + PHOTO,
+        b"HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed; boundary=a\r\nno colon\r\n\r\n" + PHOTO,
+        CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n") + b"7\r\n" + PHOTO + b"\r\n0\r\n\r\n",
+        http_answer(status="302 Found", Location="ftp://photos.test/a?signature=secret"),
+        http_answer(status="302 Found", Location="http://[photos/?signature=secret"),
+        http_answer(status="302 Found", Location="http://inside.test/?signature=secret"),
+    ],
+    ids=["no colon", "no name", "multipart", "two lengths", "other scheme", "no URL", "not public"],
+)
+def test_no_log_line_has_a_query(listen: Listen, caplog: pytest.LogCaptureFixture, answer: bytes) -> None:
+    """Keep signed URLs out of the log, whatever the image's host sends."""
+    with caplog.at_level(logging.DEBUG), suppress(GatewayError):
+        assert fetch(listen(answer), url="http://photos.test:PORT/a.jpg?signature=secret")
+    assert "secret" not in caplog.text and "Traceback" not in caplog.text
 
 
 def test_garbled_answers_have_a_name(listen: Listen) -> None:

@@ -13,7 +13,8 @@ from tests.programs.origins import Origin, http_answer
 
 
 def redirect(location: str, status: str = "302 Found", **headers: str) -> bytes:
-    return http_answer(status=status, Location=location, **headers)
+    answer = http_answer(status=status, Location="LOCATION", **headers)
+    return answer.replace(b"LOCATION", location.encode(errors="surrogateescape"))
 
 
 def answer_later(origin: Origin, first: bytes, redirects: int = 1) -> None:
@@ -38,6 +39,11 @@ def test_redirect_is_followed(listen: Listen, status: int) -> None:
         ("?c=d", "/a/a.jpg?c=d"),
         ("//photos.test:PORT/b", "/b"),
         ("/grün", "/gr%C3%BCn"),
+        ("/gr\udcfcn", "/gr%FCn"),
+        ("b c.jpg?d e", "/a/b%20c.jpg?d%20e"),
+        ("http://photos.test:PORT/a b", "/a%20b"),
+        ("http://☕.test:PORT/", "/"),
+        ("b\\c.jpg", "/a/b/c.jpg"),
     ],
 )
 def test_relative_redirect_is_resolved(listen: Listen, location: str, target: str) -> None:
@@ -63,7 +69,11 @@ def test_relative_redirect_is_resolved(listen: Listen, location: str, target: st
         ("ftp://photos.test/", UrlNotAllowed),
         ("http://photos.test:PORT\\@inside.test/", FetchFailed),
         ("http://[photos", FetchFailed),
-        ("/a b", FetchFailed),
+        ("\\\\127.0.0.2:PORT/", FetchFailed),
+        ("/\\127.0.0.2:PORT/", FetchFailed),
+        ("http:\\\\127.0.0.2:PORT/", FetchFailed),
+        ("http://127.0.0.2\\@photos.test:PORT/", FetchFailed),
+        ("/a\tb", FetchFailed),
         ("/" + "a" * 2048, FetchFailed),
         ("javascript:alert(1)", FetchFailed),
     ],

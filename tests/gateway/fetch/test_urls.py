@@ -20,7 +20,7 @@ def words(text: str) -> list[str]:
 DISGUISES = words("""
     0177.0.0.1 0177.0.0.01 127.0.0.01 00000177.0.0.1 2130706433 017700000001 127.1 127.0.1 1 1.2.3.4.5 256.256.256.256
     0x7f.0.0.1 0X7F.0.0.1 0x7f000001 0x7f.1 0x 127.0.0.0x1 １２７.０.０.１ 127。0。0。1 ①②⑦.0.0.1 ₁₂₇.₀.₀.₁
-    %31%32%37.0.0.1 127%2e0%2e0%2e1 127.0.0.1%00
+    %31%32%37.0.0.1 127%2e0%2e0%2e1 127.0.0.1%00 127\u00ad.0.0.1 127.0.0.1\u200b 0x7f\u2060.1
 """)
 # S4 and S10: the cases of WHATWG's URL tests in which parsers disagree.
 NOT_URLS = [
@@ -29,10 +29,17 @@ NOT_URLS = [
         http:\\\\photos.test\\ http://photos.test\\@inside.test/ http://inside.test\\.photos.test/ javascript:alert(1)
         data:image/png;base64,AAAA
     """),
-    *("", " http://photos.test/", "http://photos.test/ ", "\thttp://photos.test/", "ht\ntp://photos.test/"),
-    *("http://photos .test/", "http://photos\0.test/", "http://photos.test/a b", "http://photos.test/\r\nX-Evil: 1"),
-    *("http://photos.test/\nX-Evil:1", "http://photos.test/\u2028", "http://pho\u200btos.test/"),
-    *("http://photos.test/\ud800", "http://photos.test/\x7f", "http://photos.test/\u00a0"),
+    *(
+        "",
+        " ",
+        "\ufeffhttp://photos.test/",
+        "ht\ntp://photos.test/",
+        "http://pho\ttos.test/",
+        "http://photos.test/a\tb",
+    ),
+    *("http://photos\0.test/", "http://photos.test/\r\nX-Evil: 1", "http://photos.test/\nX-Evil:1"),
+    *("http://photos.test/\ud800", "http://photos.test/\x7f", "http://photos.test/?\x01", "\0http://photos.test/"),
+    *("http:/\\photos.test/", "\\\\photos.test/"),
     "http://a.test/" + "a" * 2035,
 ]
 FORBIDDEN_URLS = [
@@ -47,7 +54,9 @@ FORBIDDEN_URLS = [
         http://pho..tos.test/ http://.photos.test/ http://photos.test../ http://./ http://pho$tos.test/ http://*.test/
         http://pho|tos.test/ http://pho,tos.test/ http://a<b>.test/ http://℀.test/ http://a／b.test/
     """),
-    *("http://" + "a" * 64 + ".test/", "http://" + "a." * 127 + "test/"),
+    *("http://" + "a" * 64 + ".test/", "http://" + "a." * 127 + "test/", "http://" + "☕" * 64 + ".test/"),
+    *("http://photos .test/", "http://photos.test :80/", "http://pho\u3000tos.test/", "http://pho\u00a0tos.test/"),
+    *("http://\u00ad/", "http://photos.\u200b.test/", "http://ü／x.test/", "http://☕\u3000.test/"),
 ]
 
 
@@ -82,6 +91,22 @@ def test_texts_are_refused_by_their_shape(url: str, error: type[Exception], mess
         ("http://photos.test:PORT/@inside.test:80/", "/@inside.test:80/", "photos.test"),
         ("http://photos.test:PORT/?u=http://inside.test/", "/?u=http://inside.test/", "photos.test"),
         ("http://photos.test:PORT/grün%zz", "/gr%C3%BCn%zz", "photos.test"),
+        (" \thttp://photos.test:PORT/a b.jpg?c d=e\r\n", "/a%20b.jpg?c%20d=e", "photos.test"),
+        ("http://photos.test:PORT/\u200d\u200c\u00ad\u3000", "/%E2%80%8D%E2%80%8C%C2%AD%E3%80%80", "photos.test"),
+        ("http://photos.test:PORT/\u2028\u00a0\u202e\x85", "/%E2%80%A8%C2%A0%E2%80%AE%C2%85", "photos.test"),
+        ("http://photos.test:PORT/☕?☕=ü#☕", "/%E2%98%95?%E2%98%95=%C3%BC", "photos.test"),
+        (
+            """http://photos.test:PORT/"<>^`{|}'?"<>^`{|}'""",
+            "/%22%3C%3E%5E%60%7B|%7D'?%22%3C%3E^`{|}%27",
+            "photos.test",
+        ),
+        ("http://photos.test:PORT/a\\b\\..\\c?d\\e", "/a/b/../c?d\\e", "photos.test"),
+        ("http://photos.test:PORT/\\inside.test/", "//inside.test/", "photos.test"),
+        ("http://☕.test:PORT/", "/", "xn--53h.test"),
+        ("http://☕\ufe0f.test:PORT/", "/", "xn--53h.test"),
+        ("http://نامه\u200cای.test:PORT/", "/", "xn--mgba3gch31f060k.test"),
+        ("http://pho\u00adt\u200bos.te\u2060st:PORT/", "/", "photos.test"),
+        ("http://ｐｈｏｔｏｓ.ｔｅｓｔ:PORT/", "/", "photos.test"),
         ("http://bücher.test:PORT/", "/", "xn--bcher-kva.test"),
         ("http://BÜCHER。test:PORT/", "/", "xn--bcher-kva.test"),
         ("http://127.0.0.1:PORT/", "/", "127.0.0.1"),
