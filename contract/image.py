@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from math import ceil
 from pathlib import Path
+from zlib import crc32, decompressobj
 
 import numpy as np
 from keras_image_helper.base import BasePreprocessor
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from contract.document import ImageSpec
 from contract.photos import FORMATS
@@ -19,10 +24,9 @@ from contract.photos import FORMATS
 MAX_PIXELS = 50_000_000
 MAX_SIDE_PX = 16_384
 # Limits on what costs far more to decode than to write, above what real files have: Pillow's 1,060 test images have at
-# most 12 scans, 8 packed parts and 117 reads. Without limits 300 kB of empty scans took 18 s, and 2 MB of EXIF in
-# small parts 2 s; twice as much takes four times as long.
+# most 12 scans and 117 reads. Without limits 300 kB of empty scans took 18 s, and 2 MB of EXIF in small parts 2 s;
+# twice as much takes four times as long.
 MAX_SCANS = 20  # of a JPEG with as many pixels as allowed; a smaller one may have more
-MAX_PACKED = 64  # text and colour profiles of a PNG, each of which may unpack to a megabyte
 
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation to the transposition that undoes it. Source: Exif 2.32, tag 0x0112.
@@ -36,6 +40,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+# The passes of an interlaced PNG: the first column and row, and the steps. Source: PNG specification, 8.1.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PNG = b"\x89PNG\r\n\x1a\n"
+# The texts of a PNG that may say how it is turned.
+_TURNING_TEXT = re.compile(rb"(?:exif|Raw profile type exif|XML:com\.adobe\.xmp)\0")
 _SCAN = re.compile(rb"\xff\xda\0")  # how each scan of a JPEG begins; other parts contain this only by chance
 # How accepted formats begin: with such bytes, content that cannot be opened is broken rather than something else.
 _STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]", re.DOTALL)
@@ -95,7 +104,7 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
     Raises:
         ImageError: One of its three kinds; never another exception for bad bytes.
     """
-    encoded = _open(data)
+    encoded = open_image(data)
     width, height = encoded.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
         raise ImageTooLargeError(
@@ -108,8 +117,10 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
     if kind == "BMP" and encoded.tile[0][0] == "bmp_rle":  # 13 kB may take 12 s, and hardly anybody writes it
         raise UnsupportedImageError("Expected a BMP without run-length encoding. Received: one with it")
     try:
-        pixels = _to_pixels(encoded, spec)
-        if _orientation(encoded, spec) in _SIDEWAYS:
+        img = _whole_png(encoded, data) if kind == "PNG" else encoded
+        del encoded  # of a PNG, it has the pixels once more
+        pixels = _to_pixels(img, spec)
+        if _orientation(img, spec) in _SIDEWAYS:
             width, height = height, width
     except ImageError:
         raise
@@ -142,7 +153,7 @@ class _File(BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self.reads = 5_000 + len(data) // 1_000  # a PNG takes three for each part, of 4 KB where ffmpeg wrote it
+        self.reads = 5_000 + len(data) // 1_000
 
     def read(self, size: int | None = -1, /) -> bytes:
         if not self.reads:
@@ -151,11 +162,19 @@ class _File(BytesIO):
         return super().read(size)
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    if data.startswith(b"\x89PNG") and (packed := sum(map(data.count, (b"iCCP", b"zTXt", b"iTXt")))) > MAX_PACKED:
-        raise ImageTooLargeError(f"Expected a PNG with at most {MAX_PACKED} parts of packed text. Received: {packed:,}")
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """Open an image of an accepted format, as `decode` does.
+
+    Raises:
+        ImageError: It does not open.
+    """
+    if data.startswith(_PNG):
+        data = _plain_png(data)
     try:
-        return Image.open(_File(data), formats=FORMATS)
+        img = Image.open(_File(data), formats=FORMATS)
+        if isinstance(img, WebPImageFile) and img.rawmode == "RGBX" and data[12:16] == b"VP8X" and data[20] & 2:
+            img.rawmode = img._mode = "RGBA"  # of an animation, the first picture may be smaller than the image
+        return img
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -165,6 +184,8 @@ def _open(data: bytes) -> ImageFile.ImageFile:
             raise BrokenImageError(
                 f"Expected a complete image. Received {len(data):,} bytes that begin as one and do not open"
             ) from exc
+        if str(exc).startswith("Unsupported BMP"):  # by its header, its compression, or the bits of its colours
+            raise UnsupportedImageError(f"Expected a BMP of a common kind. Received: {exc}") from exc
         start = data[:64].lstrip()
         other = "another format" if data else "nothing"
         received = next((kind for begins, kind in _OTHER_KINDS if re.match(begins, start)), other)
@@ -173,10 +194,86 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         ) from exc
 
 
+def _plain_png(data: bytes) -> bytes:
+    """Return a PNG without the parts that its pixels do not depend on, and with its pixel data in one part.
+
+    What is left out cannot make it fail: browsers show an image whatever its text or colour profile contain. Each part
+    must match its checksum, which Pillow does not look at where the pixels are.
+    """
+    view, start, kept, pixels = memoryview(data), len(_PNG), dict[bytes, memoryview](), list[memoryview]()
+    parts_left = 2_000 + len(data) // 3_000  # ffmpeg writes parts of 4 KB
+    while len(kind := data[start + 4 : start + 8]) == 4 and kind != b"IEND":
+        end = start + 8 + int.from_bytes(view[start : start + 4])
+        if crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            raise BrokenImageError(f"Expected a complete PNG image. Received one whose part {kind!r} is damaged")
+        if kind == b"IDAT":
+            pixels.append(view[start + 8 : end])
+        elif kind in (b"IHDR", b"PLTE", b"tRNS", b"eXIf"):
+            kept[kind] = view[start : end + 4]
+        elif kind[:1].isupper():  # what a reader must know
+            raise BrokenImageError(f"Expected a complete PNG image. Received one with a part that is unknown: {kind!r}")
+        elif kind in (b"tEXt", b"zTXt", b"iTXt") and (text := _TURNING_TEXT.match(data, start + 8)):
+            kept[text[0]] = view[start : end + 4]
+        start = end + 4
+        parts_left -= 1
+        if not parts_left:
+            raise ImageTooLargeError("Expected an image in fewer parts. Received: more than any photo has")
+    if not pixels or (data[25] == 3 and b"PLTE" not in kept):
+        raise BrokenImageError("Expected a complete PNG image. Received one without pixels, or without their palette")
+    length = sum(map(len, pixels)).to_bytes(4)
+    return b"".join([_PNG, *kept.values(), length, b"IDAT", *pixels, bytes(4), bytes(4), b"IEND", bytes(4)])
+
+
+def _whole_png(img: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """Return a PNG of which every row is there and matches the checksum behind them; Pillow alone sees to neither.
+
+    Pillow gets one row more to fill. If it fills the last real row and not the other one, its data ended where it
+    should, and the checksum was compared. In all other cases the data is inflated once more, to look at it.
+    """
+    width, height = img.size
+    tall = (0, 0, width, height + 1)
+    img.im = Image.new(img.mode, tall[2:], 1).im
+    img._size, img.tile, img.decodermaxblock = tall[2:], [img.tile[0]._replace(extents=tall)], len(data)
+    untouched = Image.new(img.mode, (width, 1), 1).tobytes()
+    if not img.info.get("interlace"):
+        with suppress(Exception):
+            img.load()
+            last, extra = (img.crop((0, y, width, y + 1)).tobytes() for y in (height - 1, height))
+            if last != untouched == extra:
+                return img.crop((0, 0, width, height))
+    plain = _plain_png(data)
+    _check_rows(plain)
+    return Image.open(BytesIO(plain), formats=("PNG",))
+
+
+def _check_rows(plain: bytes) -> None:
+    """Refuse a PNG whose data ends before the last row, or does not match the checksum behind it."""
+    width, height, depth, colour, interlaced = struct.unpack_from(">IIBBxxB", plain, 16)
+    bits = depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(ceil((width - x) / step_x), ceil((height - y) / step_y)) for x, y, step_x, step_y in passes]
+    missing = size = sum(rows * (1 + ceil(columns * bits / 8)) for columns, rows in sizes if columns > 0)
+    stream = decompressobj()
+    for start in range(plain.index(b"IDAT") + 4, len(plain), 4096):  # 4 kB become 4 MB at most
+        missing -= len(stream.decompress(plain[start : start + 4096]))
+        if stream.eof or missing < -size:  # some encoders write more than the rows need
+            break
+    if missing > 0 or not stream.eof:
+        raise BrokenImageError("Expected a complete PNG image. Received one whose pixels end before its last row")
+
+
 def _to_pixels(img: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
-    orientation = _orientation(img, spec)
-    _scale_while_decoding(img, spec, sideways=orientation in _SIDEWAYS)
+    if img.format in ("JPEG", "MPO"):
+        _scale_while_decoding(img, spec, sideways=_orientation(img, spec) in _SIDEWAYS)
+    # Before the orientation is asked for: for that, a PNG loads its pixels by itself, and what is wrong with them would
+    # be taken for a fault of its EXIF.
+    frame = img.tile[0].extents if isinstance(img, GifImageFile) and img.tile else None
     img.load()
+    if frame and frame != (0, 0, *img.size):  # a GIF's first picture may be smaller than the image
+        canvas = Image.new("RGB", img.size, spec.background)
+        canvas.paste(_to_rgb(img.crop(frame), spec.background), frame)
+        img = canvas
+    orientation = _orientation(img, spec)
     upright = img.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else img
     return np.asarray(_resize(_to_rgb(upright, spec.background), spec), dtype=np.uint8)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from io import BytesIO
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -31,6 +32,15 @@ def clock(size: int = 480) -> Image.Image:
     for turn, length, width in ((0.85, 0.4, 14), (0.17, 0.62, 9)):
         draw.line(((middle, middle), point(turn, middle * length)), fill=(0, 0, 0), width=width)
     return image
+
+
+def flip_bit(png: bytes) -> bytes:
+    """Return a PNG with a bit flipped in the middle of its pixels, and with the checksum around them made anew."""
+    start = png.index(b"IDAT")
+    end = start + 4 + int.from_bytes(png[start - 4 : start])
+    middle = (start + end) // 2
+    part = png[start:middle] + bytes([png[middle] ^ 1]) + png[middle + 1 : end]
+    return png[:start] + part + crc32(part).to_bytes(4) + png[end + 4 :]
 
 
 def encode(img: Image.Image, format: str = "JPEG", **options: Any) -> bytes:

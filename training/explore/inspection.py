@@ -7,7 +7,6 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from contract.document import ImageSpec
-from contract.photos import FORMATS
+from contract.image import open_image
 from training.data.folder import Photo
 from training.data.pixels import load_pixels
 from training.explore.listing import Listed, Listing
@@ -85,7 +84,7 @@ def inspect(listing: Listing, cache: Path) -> Inspection:
 
 def _read(listed: Listed, pixels: NDArray[np.uint8]) -> InspectedPhoto:
     content = listed.path.read_bytes()
-    img = Image.open(BytesIO(content), formats=FORMATS)
+    img = open_image(content)
     luminance = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
     inner = luminance[1:-1, 1:-1]
     laplacian = luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:] - 4 * inner

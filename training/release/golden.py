@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from contract.document import GoldenExample, ImageSpec
-from contract.image import decode
+from contract.image import ImageError, decode, open_image
 from training.errors import ExportError
 
 MAX_PHOTO_BYTES = 1024 * 1024
@@ -37,9 +37,17 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[GoldenI
     Args:
         spec: The target size.
         photos: Encoded held-out photos to make them of; without any, they are drawn.
+
+    Raises:
+        ExportError: One of the photos does not decode.
     """
     small = [photo for photo in photos if len(photo) <= MAX_PHOTO_BYTES]
-    sources = [Image.open(BytesIO(photo)).convert("RGB") for photo in small] or [_draw(seed) for seed in range(3)]
+    for position, photo in enumerate(small):
+        try:
+            decode(photo, spec)
+        except ImageError as exc:
+            raise ExportError(f"Photo {position} for golden examples does not decode: {exc}") from exc
+    sources = [open_image(photo).convert("RGB") for photo in small] or [_draw(seed) for seed in range(3)]
     large, rotated, layered = (sources[index % len(sources)] for index in range(3))
     width, height = spec.width, spec.height
     encoded = [

@@ -7,7 +7,7 @@ import pytest
 
 from contract.document import ImageSpec
 from contract.image import decode
-from tests.programs.photos import encode, photo
+from tests.programs.photos import encode, flip_bit, photo
 from training.data import pixels
 from training.data.folder import SPLIT_FOLDERS, Photo, read_folder
 from training.data.pixels import load_pixels
@@ -200,13 +200,14 @@ def test_pixels_are_the_contracts(photos, cache):
 
 def test_corrupt_files_are_named_and_skipped(photos, cache):
     """Pixels, labels and paths of the rest stay together, also when they come from the cache."""
-    broken, empty = photos[1].path, photos[4].path
+    broken, empty, flipped = photos[1].path, photos[4].path, photos[5].path
     broken.write_bytes(broken.read_bytes()[:300])
     empty.write_bytes(b"")
+    flipped.write_bytes(flip_bit(encode(photo(24, 16), "PNG")))
     for loaded in (load_pixels(photos, SPEC, cache), load_pixels(photos, SPEC, cache)):
-        assert sorted(loaded.skipped) == [str(broken), str(empty)]
+        assert sorted(loaded.skipped) == [str(broken), str(empty), str(flipped)]
         assert "Received: nothing" in loaded.skipped[str(empty)]
-        assert loaded.labels.tolist() == [0, 0, 1, 1] and len(loaded.images) == 4
+        assert loaded.labels.tolist() == [0, 0, 1] and len(loaded.images) == 3
         np.testing.assert_array_equal(loaded.images[1], decode(loaded.paths[1].read_bytes(), SPEC).pixels)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from tests.programs.photos import encode, photo
+from tests.programs.photos import encode, flip_bit, photo
 from training.__main__ import main
 from training.errors import DataError
 from training.explore import duplicates, labels, listing
@@ -154,13 +154,15 @@ def test_corrupt_dark_blurred_small_and_misnamed_photos_are_found(fill: Fill) ->
     for path in folder.rglob("*.jpg"):  # texture, so that a photo without any stands out
         path.write_bytes(encode(Image.blend(Image.open(path), noise, 0.3)))
     (folder / "cat" / "half.jpg").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (folder / "dog" / "flipped.png").write_bytes(flip_bit(encode(Image.open(good), "PNG")))
     (folder / "dog" / "dark.png").write_bytes(encode(ImageEnhance.Brightness(Image.open(good)).enhance(0.02), "PNG"))
     (folder / "dog" / "blurred.jpg").write_bytes(encode(photo(320, 240, 999)))
     (folder / "cat" / "really.jpg").write_bytes(encode(Image.blend(photo(320, 240, 998), noise, 0.3), "PNG"))
     (folder / "cat" / "small.jpg").write_bytes(encode(Image.open(folder / "dog" / "00.jpg").crop((0, 0, 90, 90))))
     (folder / "cat" / "long.webp").write_bytes(encode(photo(700, 300, 997), "WEBP"))
     found = find(folder)
-    assert names(found["corrupt"]) == [["half.jpg"]] and "do not decode" in notes(found["corrupt"])[0]
+    assert names(found["corrupt"]) == [["half.jpg"], ["flipped.png"]]
+    assert "do not decode" in notes(found["corrupt"])[0]
     assert names(found["dark"]) == [["dark.png"]]
     assert ["blurred.jpg"] in names(found["blurred"])
     assert names(found["misnamed"]) == [["really.jpg"]]

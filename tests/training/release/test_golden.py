@@ -8,7 +8,8 @@ from PIL import Image
 
 from contract.document import ImageSpec
 from contract.image import decode
-from tests.programs.photos import encode, photo
+from tests.programs.photos import encode, flip_bit, photo
+from training.errors import ExportError
 from training.release.golden import MAX_PHOTO_BYTES, answer, golden_images
 
 SPEC = ImageSpec(48, 32, aspect="crop")
@@ -48,6 +49,12 @@ def test_photos_are_included_as_they_are():
     """The bytes of held-out photos are examples themselves."""
     photos = [encode(photo(seed=seed)) for seed in range(4)]
     assert [each.image for each in golden_images(SPEC, photos) if each.name.startswith("photo-")] == photos
+
+
+def test_a_corrupt_photo_is_refused():
+    """A run's folder may contain a PNG that was trained on with black pixels, before they were refused."""
+    with pytest.raises(ExportError, match="Photo 1 for golden examples does not decode"):
+        golden_images(SPEC, [encode(photo()), flip_bit(encode(photo(), "PNG"))])
 
 
 def test_large_photos_stay_out():
