@@ -152,11 +152,11 @@ def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]
         _check_alive(children)
         try:
             with ask(f"http://{address}/readyz", timeout=2) as response:
-                ready = json.load(response)["model"]
-                _say(f"Ready: {ready['name']}, version {ready['versions'][0]}")
+                ready = json.load(response).get("model")  # shown to clients with a key only, if keys are needed
+                _say(f"Ready: {ready['name']}, version {ready['versions'][0]}" if ready else "Ready")
                 return
         except urllib.error.HTTPError as exc:
-            reason = json.load(exc)["model"]
+            reason = json.load(exc)
         except OSError:
             pass
         time.sleep(0.1)

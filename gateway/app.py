@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -15,7 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from contract.answers import most_probable
 from contract.image import DecodedImage
 from gateway import errors, openapi
-from gateway.errors import GatewayError, InternalError, VersionGone
+from gateway.errors import GatewayError, InternalError, Unauthorized, VersionGone
 from gateway.inputs import read_query
 from gateway.keys import Keys
 from gateway.memory import Held, Room
@@ -115,18 +116,20 @@ class Views:
         return jsonify({"status": "alive"})
 
     def is_ready(self) -> tuple[Response, int]:
-        """Answer whether a usable version is loaded, which versions were refused, and why."""
+        """Answer whether a usable version is loaded, and, to who may ask, which versions were refused, and why."""
         health, draining = self._model.health, request.environ.get(DRAINING, False)
         ready = health.ready and not draining
-        model = {
-            "name": self._model.model,
-            "versions": health.versions,
-            "identities": {str(each.number): each.identity for each in reversed(health.accepted) if each.identity},
-            "refused": {str(each.number): health.reason(each.number) for each in health.refused},
-            "error": health.error,
-        }
-        status = "draining" if draining else "ready" if ready else "unavailable"
-        return jsonify({"status": status, "model": model}), 200 if ready else 503
+        body: dict[str, Any] = {"status": "draining" if draining else "ready" if ready else "unavailable"}
+        with suppress(Unauthorized):  # a probe has no key, and needs no more than the status
+            self._check_key()
+            body["model"] = {
+                "name": self._model.model,
+                "versions": health.versions,
+                "identities": {str(each.number): each.identity for each in reversed(health.accepted) if each.identity},
+                "refused": {str(each.number): health.reason(each.number) for each in health.refused},
+                "error": health.error,
+            }
+        return jsonify(body), 200 if ready else 503
 
     def show_api(self) -> Response:
         """Answer the description of these paths."""
@@ -140,8 +143,8 @@ class Views:
         """Prepare a request, and check its API key where the path asks for one."""
         g.started, g.held = time.perf_counter(), Held(self._room)
         logs.current.set(logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent")))
-        if request.endpoint in ("predict", "show_model"):
-            self._keys.check(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
+        if request.endpoint in ("predict", "show_model", "show_metrics"):
+            self._check_key()
 
     def end(self, response: Response) -> Response:
         """Count and log an answer."""
@@ -155,6 +158,9 @@ class Views:
             by = {"version": g.export.number, "identity": g.export.identity} if "export" in g else {}
             _log.info("answered", extra={"fields": {**fields, "ms": milliseconds, **by}})
         return response
+
+    def _check_key(self) -> None:
+        self._keys.check(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
 
     def _named(self, version: Version) -> dict[str, Any]:
         """Return which model, version and export answers; exports from before there were identities have none."""

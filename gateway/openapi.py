@@ -28,6 +28,7 @@ def document(settings: Settings) -> dict[str, Any]:
     failures: dict[str, list[Kind]] = {
         "/predict": [kind for kind in kinds if kind.status not in (404, 405)],
         "/model": [errors.Unauthorized, errors.ModelUnavailable, *_ANYWHERE],
+        "/metrics": [errors.Unauthorized, *_ANYWHERE],
     }
     for path, operations in api["paths"].items():
         for operation in operations.values():

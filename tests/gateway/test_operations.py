@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from flask.testing import FlaskClient
 
-from gateway.app import HEALTH_PATHS, create_app
+from gateway.app import create_app
 from gateway.model.versions import Versions
 from gateway.settings import Settings
 from gateway.telemetry.logs import JsonFormatter, Trace, current
@@ -49,13 +49,24 @@ def test_each_key_opens_the_gateway(locked: FlaskClient, headers: dict[str, str]
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": "Bearer third"}, {"Authorization": "Basic first"}, {"X-API-Key": ""}]
 )
-def test_without_a_known_key_nothing_is_answered_but_health(locked: FlaskClient, headers: dict[str, str]) -> None:
-    """Predictions and the contract are closed; probes and metrics are for the cluster."""
+def test_without_a_known_key_only_the_status_is_answered(locked: FlaskClient, headers: dict[str, str]) -> None:
+    """Predictions, the contract, metrics and the versions are closed; a probe needs no more than a status."""
     assert_problem(locked.post("/predict", data=IMAGE, content_type="image/jpeg", headers=headers), 401, "unauthorized")
-    assert_problem(locked.get("/model", headers=headers), 401, "unauthorized")
-    for path in (*HEALTH_PATHS, "/", "/openapi.json"):
+    for path in ("/model", "/metrics"):
+        assert_problem(locked.get(path, headers=headers), 401, "unauthorized")
+    assert locked.get("/readyz", headers=headers).json == {"status": "unavailable"}  # it has not looked yet
+    for path in ("/livez", "/", "/openapi.json"):
         with locked.get(path, headers=headers) as answer:
-            assert answer.status_code != 401
+            assert answer.status_code == 200
+
+
+def test_a_key_opens_metrics_and_the_details_of_readiness(locked: FlaskClient) -> None:
+    """To Prometheus, and to an operator who asks why a version was refused."""
+    key = {"Authorization": "Bearer first"}
+    assert b"gateway_answers_total" in locked.get("/metrics", headers=key).data
+    assert locked.get("/model", headers=key).status_code == 200  # looks
+    ready = locked.get("/readyz", headers=key).json
+    assert ready and ready["model"]["versions"] == [1]
 
 
 def test_metrics_show_answers_stages_classes_and_versions(model_server: FakeModelServer) -> None:
