@@ -13,10 +13,11 @@ REQUESTS ?= 100000
 DOCKER ?= docker
 COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
 OVERLAY ?= local
+KUBE_LOAD ?= kind load docker-image
 # By uv, apart from .venv: it pins dozens of packages.
 CHECKOV := checkov@3.3.30
 
-.PHONY: help setup run images up down kube test test-docker check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead soak faults corpus pictures clean
+.PHONY: help setup run images up down kube test test-docker test-kube check check-kube format messages requirements benchmark benchmark-engines benchmark-overhead soak faults corpus pictures clean
 
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -52,11 +53,14 @@ up: model-image gateway-image  ## docker compose up, in the background; MODEL= a
 down:  ## docker compose down; the model-store stays
 	@$(COMPOSE) --profile monitoring down
 
-test: setup  ## the whole test suite, but for what needs Docker
-	@$(BIN)/python -m pytest -m "not docker"
+test: setup  ## the whole test suite, but for what needs Docker or a cluster
+	@$(BIN)/python -m pytest -m "not docker and not kube"
 
 test-docker: setup  ## build the images and test them, and the stack; DOCKER= is the client
 	@DOCKER=$(DOCKER) $(BIN)/python -m pytest -m docker
+
+test-kube: setup  ## deploy to the cluster that kubectl points at, under names of the tests' own; KUBE_LOAD= loads images there
+	@DOCKER=$(DOCKER) KUBE_LOAD="$(KUBE_LOAD)" $(BIN)/python -m pytest -m kube
 
 check: setup  ## formatting, lint and types
 	@$(BIN)/ruff format --check .
@@ -97,11 +101,9 @@ corpus: setup  ## send Pillow's own test images through the running stack, in ev
 pictures: setup  ## take the pictures of docs/tutorial.md, after its commands; it needs chromium
 	@$(BIN)/python -m tests.programs.pictures
 
-kube:  ## deploy to the cluster that kubectl points at, and wait until it is ready; OVERLAY=production chooses
+kube:  ## deploy to the cluster that kubectl points at, or roll new images out there; OVERLAY=production chooses
 	@echo "==> Applying kube/overlays/$(OVERLAY) to $$(kubectl config current-context)"
-	@kubectl apply -k kube/overlays/$(OVERLAY)
-	@kubectl -n image-classifier rollout status deployment/model --timeout 10m
-	@kubectl -n image-classifier rollout status deployment/gateway --timeout 5m
+	@kube/apply.sh $(OVERLAY)
 
 check-kube: setup  ## checkov on what the overlays render; it downloads checkov once, and needs kubectl
 	@mkdir -p .cache/kube

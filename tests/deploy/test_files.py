@@ -22,7 +22,7 @@ from serving.settings import _WITHOUT_EFFECT, _flags
 from tests.conftest import ROOT
 
 GATEWAY_PORT, GRPC_PORT, REST_PORT = 9696, 8500, 8501
-OTHER_PORTS = {80, 53, 9090}  # of the cluster's Service, of the DNS, and of Prometheus
+OTHER_PORTS = {80, 53, 443, 9090}  # of the cluster's Service, of the DNS, of image hosts, and of Prometheus
 OTHER_VARIABLES = {"GATEWAY_KEY"}  # of the batch command
 
 DOCKERFILES = sorted(ROOT.glob("image-*.dockerfile"))
@@ -31,7 +31,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 COMPOSE = ROOT / "docker-compose.yaml"
 KUBE = sorted(path for path in (ROOT / "kube").rglob("*.yaml") if path.name != "checkov.yaml")
 LINTED = [("hadolint", path) for path in DOCKERFILES]
-LINTED += [("shellcheck", path) for path in CONTAINER if path.suffix == ".sh"]
+LINTED += [("shellcheck", path) for path in (*CONTAINER, ROOT / "kube" / "apply.sh") if path.suffix == ".sh"]
 
 
 @pytest.fixture(
@@ -55,9 +55,9 @@ def test_linters_find_nothing(linter: str, path: Path) -> None:
 
 
 def test_scripts_of_the_model_image_may_be_run() -> None:
-    """Git keeps the right to execute them."""
-    scripts = [path for path in CONTAINER if path.suffix == ".sh"]
-    assert scripts and all(path.stat().st_mode & 0o111 for path in scripts)
+    """Git keeps the right to execute them, and that of the cluster's."""
+    scripts = [path for linter, path in LINTED if linter == "shellcheck"]
+    assert len(scripts) >= 3 and all(path.stat().st_mode & 0o111 for path in scripts)
 
 
 def test_the_entrypoint_starts_the_server_with_its_flags(tmp_path: Path) -> None:

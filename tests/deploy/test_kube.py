@@ -42,22 +42,27 @@ def render(folder: Path) -> list[Object]:
     return list(yaml.safe_load_all(output))
 
 
-def render_with_volume(folder: Path) -> list[Object]:
-    """Return production with the model-store on a volume, changed as docs/deploy.md says."""
+def render_with(folder: Path, *components: str, overlay: str = "production") -> list[Object]:
+    """Return an overlay with components. Production names them behind a `#`, as docs/deploy.md says."""
     shutil.copytree(KUBE, folder / "kube")
-    overlay = folder / "kube" / "overlays" / "production"
-    file = overlay / "kustomization.yaml"
-    assert "# components:" in file.read_text()
-    file.write_text(file.read_text().replace("# components:", "components:"))
-    return render(overlay)
+    file = folder / "kube" / "overlays" / overlay / "kustomization.yaml"
+    text = file.read_text()
+    if components == ("model-volume",) and overlay == "production":
+        file.write_text(text.replace("# components: [", "components: ["))
+    else:
+        file.write_text(f"{text}\ncomponents: [{', '.join(f'../../{each}' for each in components)}]\n")
+    return render(file.parent)
 
 
 SOURCES: dict[str, Callable[[Path], list[Object]]] = {
     "base": lambda _: read_base(),
     "local": lambda _: render(KUBE / "overlays" / "local"),
     "production": lambda _: render(KUBE / "overlays" / "production"),
-    "volume": render_with_volume,
+    "volume": lambda folder: render_with(folder, "model-volume"),
 }
+
+
+COMPONENTS = sorted(path.parent.name for path in KUBE.glob("*/kustomization.yaml") if path.parent.name != "base")
 
 
 @pytest.fixture(params=SOURCES)
@@ -98,10 +103,21 @@ def settings() -> Settings:
 def test_every_object_is_valid_in_the_three_newest_versions(objects: list[Object]) -> None:
     """No field is misspelt, of a wrong type, or of another version of the API."""
     versions = kubernetes_validate.utils.all_versions()[-3:]
-    assert len(objects) >= 14
+    assert len(objects) >= 12
     for each in objects:
         for version in versions:
             kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("overlay", ["local", "production"])
+@pytest.mark.parametrize("components", [(), *((each,) for each in COMPONENTS), tuple(COMPONENTS)], ids="+".join)
+def test_every_object_is_in_the_namespace(tmp_path: Path, overlay: str, components: tuple[str, ...]) -> None:
+    """Also what a component adds, which does not get the namespace of the base."""
+    assert COMPONENTS == ["image-host", "model-volume"]
+    objects = render_with(tmp_path, *components, overlay=overlay)
+    outside = [each for each in objects if each["metadata"].get("namespace") != "image-classifier"]
+    assert [each["kind"] for each in outside] == ["Namespace"]
+    assert sum(each["kind"] == "ConfigMap" for each in objects) == 2  # a component changes one, and adds none
 
 
 def test_pods_meet_the_restricted_standard(objects: list[Object]) -> None:
@@ -178,7 +194,7 @@ def test_ports_and_probes_are_the_programs(objects: list[Object], connect: Calla
         (service,) = find(objects, "Service", tier)["spec"]["ports"]
         assert service["targetPort"] == named["name"]
         (ingress,) = find(objects, "NetworkPolicy", tier)["spec"]["ingress"]
-        assert ingress["ports"] == [{"port": port}]
+        assert ingress["ports"] == [{"port": port, "protocol": "TCP"}]
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             if tier == "gateway":
                 assert spec[kind]["httpGet"] == {"path": spec[kind]["httpGet"]["path"], "port": named["name"]}
@@ -193,11 +209,11 @@ def test_the_local_overlay_takes_the_images_that_are_built_here(tmp_path: Path) 
     local = SOURCES["local"](tmp_path)
     for tier in ("gateway", "model"):
         assert container(local, tier)["image"] == f"image-classifier-{tier}:latest"
-        assert container(local, tier)["imagePullPolicy"] == "IfNotPresent"
+        assert container(local, tier)["imagePullPolicy"] == "Never"
 
 
 def test_selectors_find_their_pods(objects: list[Object]) -> None:
-    """Services, budgets, policies, spreads and autoscalers mean the tier that they are named after."""
+    """Services, budgets, policies and spreads mean the tier that they are named after."""
     for tier in ("gateway", "model"):
         deployment = find(objects, "Deployment", tier)["spec"]
         labels = deployment["template"]["metadata"]["labels"]
@@ -205,7 +221,7 @@ def test_selectors_find_their_pods(objects: list[Object]) -> None:
         selectors = [
             deployment["selector"]["matchLabels"],
             find(objects, "Service", tier)["spec"]["selector"],
-            find(objects, "PodDisruptionBudget", tier)["spec"]["selector"]["matchLabels"],
+            find(read_base(), "PodDisruptionBudget", tier)["spec"]["selector"]["matchLabels"],
             find(objects, "NetworkPolicy", tier)["spec"]["podSelector"]["matchLabels"],
             *(
                 each["labelSelector"]["matchLabels"]
@@ -214,10 +230,28 @@ def test_selectors_find_their_pods(objects: list[Object]) -> None:
         ]
         assert len(selectors) == 6
         assert all(selector.items() <= labels.items() for selector in selectors)
-        target = find(objects, "HorizontalPodAutoscaler", tier)["spec"]["scaleTargetRef"]
-        assert (target["kind"], target["name"]) == ("Deployment", tier)
         assert "replicas" not in deployment  # it would undo the autoscaler's work
         assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_autoscalers_mean_their_tier_and_the_local_overlay_has_none(tmp_path: Path) -> None:
+    """On a machine's few cores, more Pods only take turns; and one Pod needs no budget."""
+    for tier in ("gateway", "model"):
+        target = find(read_base(), "HorizontalPodAutoscaler", tier)["spec"]["scaleTargetRef"]
+        assert (target["kind"], target["name"]) == ("Deployment", tier)
+    kinds = {each["kind"] for each in SOURCES["local"](tmp_path)}
+    assert not kinds & {"HorizontalPodAutoscaler", "PodDisruptionBudget"}
+
+
+def test_a_private_image_host_is_opened_in_both_places(tmp_path: Path) -> None:
+    """In the gateway's settings and in its network, and nothing else changes."""
+    objects, plain = render_with(tmp_path, "image-host"), SOURCES["production"](tmp_path)
+    config = next(each["data"] for each in objects if each["metadata"]["name"].startswith("gateway-"))
+    assert Settings.from_env(config).fetch_allow == "images.internal:443"
+    assert {**config, "GATEWAY_FETCH_ALLOW": ""} == {**variables()["gateway"], "GATEWAY_FETCH_ALLOW": ""}
+    *before, added = find(objects, "NetworkPolicy", "gateway")["spec"]["egress"]
+    assert before == find(plain, "NetworkPolicy", "gateway")["spec"]["egress"]
+    assert added == {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "ports": [{"port": 443, "protocol": "TCP"}]}
 
 
 def test_the_gateway_reaches_dns_the_model_and_public_addresses_only(objects: list[Object]) -> None:
@@ -256,11 +290,11 @@ def test_memory_suffices_for_the_largest_images() -> None:
     assert int(limit.removesuffix("Mi")) * MIB > tuned.workers * worker
 
 
-def test_the_model_server_has_a_thread_for_every_call(objects: list[Object]) -> None:
+def test_the_model_server_has_a_thread_for_every_call() -> None:
     """TensorFlow Serving refuses what is beyond its threads; all gateways may ask the only replica left."""
     entrypoint = (ROOT / "serving" / "container" / "entrypoint.sh").read_text()
     threads = int(entrypoint.split("--grpc_max_threads=")[1].split()[0])
-    gateways = find(objects, "HorizontalPodAutoscaler", "gateway")["spec"]["maxReplicas"]
+    gateways = find(read_base(), "HorizontalPodAutoscaler", "gateway")["spec"]["maxReplicas"]
     probes = 2
     assert threads > gateways * settings().workers * settings().threads + probes
 
@@ -280,7 +314,7 @@ def test_the_gateways_have_time_to_leave_a_model_server() -> None:
     (argument,) = spec["args"]
     ((name, age_ms),) = ServingSettings.from_argv(["--model_base_path=/m", argument]).grpc_channel_arguments
     assert name == "grpc.max_connection_age_ms"
-    heard_s, kept_s, oldest_s, between_look_ups_s = 2, 5, int(age_ms) / 1000 * 1.1, 2
+    heard_s, kept_s, oldest_s, between_look_ups_s = 2, 30, int(age_ms) / 1000 * 1.1, 2
     assert pre_stop_s >= heard_s + kept_s + oldest_s + between_look_ups_s + settings().model_timeout_s
     assert pod(read_base(), "model")["terminationGracePeriodSeconds"] > pre_stop_s
 
