@@ -37,7 +37,7 @@ def main() -> int:
         return 2
     model = os.environ.get("MODEL", "imagenet")
     try:
-        Settings.from_env(os.environ)
+        settings = Settings.from_env(os.environ)
     except SettingsError as exc:  # said before a model server has started for nothing
         print(exc, file=sys.stderr)
         return 2
@@ -60,7 +60,7 @@ def main() -> int:
                 _say_how_to_ask(address)
                 _watch(children)
             finally:
-                _stop(children)
+                _stop(children, settings.stop_timeout_s + 5)
     except KeyboardInterrupt:
         _say("Stopped.")
         return 0
@@ -71,7 +71,13 @@ def main() -> int:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    _ignore_signals()  # the next one would interrupt `_stop`, and all programs would end at once
     raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _say(line: str) -> None:
@@ -185,16 +191,15 @@ def _check_alive(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
             raise RuntimeError(f"The {name} ended with exit status {child.returncode}; its message is above.")
 
 
-def _stop(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
+def _stop(children: list[tuple[str, subprocess.Popen[bytes]]], limit_s: float) -> None:
     """End the gateway first, so that its last requests still find a model server; signals do not interrupt this."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    _ignore_signals()
     for name, child in reversed(children):
         if child.poll() is None:
             _say(f"Stopping the {name}")
             child.terminate()
             try:
-                child.wait(30)
+                child.wait(limit_s)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()

@@ -73,6 +73,11 @@ class Settings:
     )
     top_k: int = _setting(5, "predictions per image, for requests without top_k", 1)
 
+    @property
+    def stop_timeout_s(self) -> float:
+        """Limit for the end of the process after SIGTERM: the delay, and a request that begins to arrive last."""
+        return self.shutdown_delay_s + self.body_timeout_s + self.request_timeout_s + 5
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
         """Read settings from environment variables.

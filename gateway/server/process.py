@@ -38,7 +38,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             # Also the limit for each wait for a part of a body.
             "timeout": max(30, int(self.settings.body_timeout_s) + 5),
             "keepalive": 75,  # longer than load balancers, which keep 60 s as a rule: the server must not close first
-            "graceful_timeout": int(self.settings.shutdown_delay_s + self.settings.request_timeout_s) + 5,
+            "graceful_timeout": int(self.settings.stop_timeout_s),
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
             "when_ready": self.prepare,

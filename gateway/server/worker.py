@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import select
 import signal
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -14,6 +19,11 @@ from gunicorn.workers import gasgi
 
 # Clients that are busy when a drain begins close their connections themselves after their next answer.
 IDLE_GRACE_S = 2.0
+HANDSHAKE_S = 0.5  # for the last packet of connections that have begun, which comes a round trip after the first
+# Linux' number for the option, and a program that drops packets whose TCP flags (byte 13) have SYN and not ACK. It
+# loads the byte, masks it, and skips one instruction unless it is equal; 0 drops. Source: linux/filter.h.
+SO_ATTACH_FILTER = 26
+IGNORE_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 
 class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
@@ -46,10 +56,37 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         handle: asyncio.TimerHandle = self.worker.loop.call_later(self.worker.asgi.settings.body_timeout_s, end)
         return handle
 
-    def close_if_idle(self) -> None:
-        """Close the connection, unless a request is complete or being answered."""
-        if self._awaiting_request and not self._finishing_calls:
-            self._keepalive_timeout()
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request's head is complete, or some of one has come and is not read yet."""
+        if self._closed:
+            return False
+        waits = self._awaiting_request and not self._finishing_calls
+        return not waits or _is_readable(self.transport.get_extra_info("socket"))
+
+    def close_now(self) -> None:
+        """Close the connection, on which nothing is to be sent."""
+        self._keepalive_timeout()
+        self.transport.close()
+
+
+def ignore_connections(listener: socket.socket) -> None:
+    """Make Linux ignore clients that begin to connect from now on; those that have begun can still be accepted.
+
+    A listener that closes resets the connections that it has not accepted. An event loop accepts one at a turn, and on
+    a busy machine there is always one more. A client that is ignored tries again after a second, and is then refused.
+    """
+    program = b"".join(struct.pack("HBBI", *each) for each in IGNORE_SYN)
+    kept = ctypes.create_string_buffer(program)
+    with contextlib.suppress(OSError):  # a kernel without filters, as gVisor: then some may be reset
+        option = struct.pack("HP", len(IGNORE_SYN), ctypes.addressof(kept))
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, option)
+
+
+def _is_readable(sock: Any) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def listen_for_each_worker(arbiter: Any) -> None:
@@ -95,6 +132,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _serve(self) -> None:
         super().init_signals()
+        self._serving = asyncio.current_task()
         await super()._serve()
 
     def _let_signals_end_it(self) -> None:
@@ -105,13 +143,47 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_exit_signal(self) -> None:
         self.asgi.drain()
-        self.loop.call_later(self.asgi.settings.shutdown_delay_s, super().handle_exit_signal)
+        self.loop.call_later(self.asgi.settings.shutdown_delay_s, self._end_serving)
+
+    def _end_serving(self) -> None:
+        """Make gunicorn call `_shutdown`, once.
+
+        gunicorn's own way is `alive`. It also closes each connection after its answer, even if the answer did not say
+        so because it began before.
+        """
+        if self._serving:
+            self._serving.cancel()
+            self._serving = None
 
     async def _shutdown(self) -> None:
-        self.loop.call_later(IDLE_GRACE_S, self._close_idle)
-        await asyncio.sleep(0)  # accept what waits at the listener: closing it would reset those connections
+        self._serving = None
+        self.asgi.drain()
+        if not self._quick_shutdown:
+            await self._stop_listening()
+            await self._wait_for_clients()
         await super()._shutdown()
 
-    def _close_idle(self) -> None:
-        for connection in list(self.connections):
-            connection.close_if_idle()
+    async def _stop_listening(self) -> None:
+        """Close the listener, after all who connected are accepted."""
+        for listener in self.sockets:
+            ignore_connections(listener)
+        await asyncio.sleep(HANDSHAKE_S)
+        for _ in range(self.cfg.backlog):
+            if not any(map(_is_readable, self.sockets)):
+                break
+            await asyncio.sleep(0)  # accepts one
+        for server in self.servers:
+            server.close()
+
+    async def _wait_for_clients(self) -> None:
+        """Wait until clients have closed their connections; close those that are left once all have been idle."""
+        quiet_since = self.loop.time()
+        await asyncio.sleep(0.05)  # what was accepted last counts as a connection only now
+        while self.nr_conns and not self._quick_shutdown:
+            connections = list(self.connections)
+            if any(connection.is_busy for connection in connections):
+                quiet_since = self.loop.time()
+            elif self.loop.time() - quiet_since > IDLE_GRACE_S:
+                for connection in connections:
+                    connection.close_now()
+            await asyncio.sleep(0.05)
