@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,31 +97,46 @@ class ModelClient:
             timeout_s: Limit for one call.
         """
         self._address, self._model, self._timeout_s = address, model, timeout_s
-        self._channels: list[grpc.Channel] = []
         self.breaks = 0  # calls that found no server: after one, another server may answer
-        self._open()
+        self._swapping = threading.Lock()
+        self._spare: grpc.Channel | None = None
+        self._use(self._open())
 
-    def _open(self) -> None:
-        self._channels.append(grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS))
+    def _open(self) -> grpc.Channel:
+        return grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
+
+    def _use(self, channel: grpc.Channel) -> None:
+        self._channel = channel
         prediction, status = "/tensorflow.serving.PredictionService/", "/tensorflow.serving.ModelService/"
         self._predict = self._method(prediction + "Predict", messages.PredictResponse)
         self._get_metadata = self._method(prediction + "GetModelMetadata", messages.GetModelMetadataResponse)
         self._get_status = self._method(status + "GetModelStatus", messages.GetModelStatusResponse)
 
     def renew(self) -> None:
-        """Open another channel, which looks up the address at once.
+        """Open another channel, which looks up the address at once, and use it as soon as it finds a server.
 
         A channel that finds no address waits before it looks again, longer each time, up to two minutes. A gateway
-        that started long before the model server would notice it late.
+        that started long before the model server would notice it late. Until then the old one is used: it still knows
+        the addresses of servers that restart, while the DNS may deny them for 30 s.
         """
-        self._open()
-        while len(self._channels) > 2:  # the second last may have calls under way
-            self._channels.pop(0).close()
+        channel = self._open()
+        with self._swapping:
+            replaced, self._spare = self._spare, channel
+        if replaced:
+            replaced.close()
+        grpc.channel_ready_future(channel).add_done_callback(lambda _: self._swap(channel))
+
+    def _swap(self, channel: grpc.Channel) -> None:
+        with self._swapping:
+            if self._spare is channel:
+                self._spare = self._channel  # left open until the next time, since calls may be under way
+                self._use(channel)
 
     def close(self) -> None:
         """Close what is open."""
-        for channel in self._channels:
-            channel.close()
+        for channel in (self._channel, self._spare):
+            if channel:
+                channel.close()
 
     def statuses(self) -> Sequence[messages.ModelVersionStatus]:
         """Return the state of each version, from the replica that is next.
@@ -218,7 +234,7 @@ class ModelClient:
             raise from_grpc(code) from exc
 
     def _method(self, path: str, answer: Any) -> Any:
-        return self._channels[-1].unary_unary(
+        return self._channel.unary_unary(
             path,
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,

@@ -161,3 +161,25 @@ def test_a_name_that_has_no_address_yet_is_asked_for_again_and_again(
         assert ask(client)[0] == 1
     finally:
         server.stop()
+
+
+def test_a_server_that_restarts_is_found_while_the_dns_denies_its_name(
+    golden: list[bytes], connect: Callable[[str], Versions], name_server: NameServer
+) -> None:
+    """A cache may deny for 30 s a name that had no address for a moment; the gateway still knows the address."""
+    port, version = free_port(), FakeVersion.of(golden)
+    address = f"{HOSTS[0]}:{port}"
+    name_server.addresses = [HOSTS[0]]
+    server, client = FakeModelServer({1: version}, address), connect(name_server.target(port))
+    try:
+        client.start()
+        wait_until(lambda: client.health.ready)
+        name_server.addresses = []
+        server.stop()
+        asked = name_server.asked
+        wait_until(lambda: name_server.asked >= asked + 3, timeout_s=20)  # its address was looked up again
+        server = FakeModelServer({1: version}, address)
+        wait_until(lambda: client.health.ready, timeout_s=2)
+        assert ask(client)[0] == 1
+    finally:
+        server.stop()
