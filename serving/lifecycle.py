@@ -303,7 +303,8 @@ def _text(error: messages.StatusProto) -> str:
 
 
 def _status(version: _Version) -> messages.ModelVersionStatus:
-    # The error of a version that will be tried again is not the client's concern yet.
-    error = version.error if version.state == END and version.error else messages.StatusProto()
+    # The error of a version that will be tried again is not the client's concern yet. That of a version whose directory
+    # is gone is none any more; TensorFlow Serving shows it until it restarts.
+    error = version.error if version.state == END and version.wanted and version.error else messages.StatusProto()
     engine = version.engine.choice or None if version.engine else None
     return messages.ModelVersionStatus(version=version.number, state=version.state, status=error, engine=engine)

@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -48,7 +48,11 @@ DESCRIPTIONS = 5  # how often replicas are asked until one describes the export 
 FILES_ASKED = 12  # how often replicas are asked for another file of a refused export: twice for each of six
 RECENT_LOOKS = 4  # replicas take turns, so what one of the last looks met counts as loaded
 MEETINGS = 4  # how often a look asks for a number under which several exports were met: one may be on each replica
-AVAILABLE = messages.ModelVersionStatus.AVAILABLE
+START, LOADING = messages.ModelVersionStatus.START, messages.ModelVersionStatus.LOADING
+AVAILABLE, END = messages.ModelVersionStatus.AVAILABLE, messages.ModelVersionStatus.END
+LOADING_S = 20.0  # a version that loads for longer is named; TensorFlow Serving took 1.6 to 2.6 s
+STILL_LOADING = f"The model server has not loaded it after {LOADING_S:g} s. It may try again; its log says more"
+FAILURE_NAMED_S = 600.0  # how long a version that failed to load is named beside one that answers
 ATTEMPTS_UNTIL_REFUSED = 3  # how often an export may fail in the model server before it is refused
 
 Answer = TypeVar("Answer")
@@ -91,6 +95,20 @@ class _Known:
         return self.version is not None or self.refusal is not None
 
 
+@dataclass
+class _Unloaded:
+    """What the model server said of a version that is not loaded.
+
+    Attributes:
+        since_s: When a look first met it so, and `seen_s`, when one last did.
+        older: How many older versions were available at first.
+    """
+
+    since_s: float
+    seen_s: float
+    older: int
+
+
 class Versions:
     """One process's client of the model server. Safe for threads; make it after a fork, since it opens a channel."""
 
@@ -118,6 +136,7 @@ class Versions:
         self._poll_s, self._max_batch, self._on_health = poll_s, max_batch, on_health
         self._replicas = ModelClient(address, model, timeout_s)
         self._known: dict[tuple[int, str, str], _Known] = {}
+        self._unloaded: dict[tuple[int, str], _Unloaded] = {}
         self._usable: list[Version] = []
         self._loaded: list[Version] = []
         self._available = False
@@ -264,19 +283,45 @@ class Versions:
         recent = self._looks - RECENT_LOOKS
         self._loaded = [version for each, version in usable if each.number in available and each.look > recent]
         self._available, self._described_after = bool(available), breaks
-        broken = {
-            Export(each.version): f"The model server could not load it: {each.status.error_message}"
-            for each in statuses
-            if each.state == messages.ModelVersionStatus.END and each.status.error_code
-        }
         hidden = {each.export: AMONG_OTHERS for each in known if not self._is_told_apart(each)}
-        refused = broken | unasked | hidden | {each.export: each.refusal for each in known if each.refusal}
+        refused = (
+            self._name_unloaded(statuses, available)
+            | unasked
+            | hidden
+            | {each.export: each.refusal for each in known if each.refusal}
+        )
         for export in refused.keys() - self.health.refused.keys():
             _log.warning("version %s of %s is refused: %s", export, self.model, refused[export])
         nothing = f"No usable version of {self.model!r} is loaded at the model server"
         error = None if self._loaded else next(iter(refused.values()), nothing)
         engines = {each.version: each.engine for each in statuses if each.engine}
         self._set_health(Health([version.export for version in self._loaded], refused, error, engines))
+
+    def _name_unloaded(
+        self, statuses: Sequence[messages.ModelVersionStatus], available: Sequence[int]
+    ) -> dict[Export, str]:
+        """Return why versions are not loaded, if an operator should know.
+
+        TensorFlow Serving shows LOADING, without an error, for the minutes in which it tries a version again. Then it
+        gives up, and shows the error until it restarts, also when the directory is gone by then. So an error is news,
+        not a state. It is old when a newer version answers, or one more of the older ones, as happens when the
+        directory goes. If neither does, it is old after a while; without a version that answers, it never is.
+        """
+        now, reasons = time.monotonic(), {}
+        for each in statuses:
+            failure = each.status.error_message if each.state == END and each.status.error_code else ""
+            if not failure and each.state not in (START, LOADING):
+                continue
+            older = sum(number < each.version for number in available)
+            met = self._unloaded.setdefault((each.version, failure), _Unloaded(now, now, older))
+            met.seen_s, met.older, age_s = now, met.older or older, now - met.since_s
+            is_old = available and (available[0] > each.version or older > met.older or age_s > FAILURE_NAMED_S)
+            if failure and not is_old:
+                reasons[Export(each.version)] = f"The model server could not load it: {failure}"
+            elif not failure and age_s > LOADING_S:
+                reasons[Export(each.version)] = STILL_LOADING
+        self._unloaded = {key: each for key, each in self._unloaded.items() if now - each.seen_s < FORGET_AFTER_S}
+        return reasons
 
     def _meet_all(self, number: int, is_thorough: bool) -> str | None:
         """Find out which exports are under a number; return as `_meet` does."""

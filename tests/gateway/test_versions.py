@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contract import messages_pb2 as messages
 from contract.document import ImageSpec
 from contract.image import decode
 from gateway.errors import ModelUnavailable, VersionGone
 from gateway.model.protocol import Export, Version
-from gateway.model.versions import Versions
+from gateway.model.versions import END, LOADING, Versions
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
 from tests.programs.stack import free_port, wait_until
@@ -541,3 +542,51 @@ def test_a_refused_export_beside_a_good_one_does_not_end_readiness(
     assert ask(client) == (1, "blue")
     assert all(is_ready() for _ in range(100))
     assert list(client.health.refused) == [Export(1, bad.versions[1].identity)]
+
+
+def status(number: int, state: messages.ModelVersionStatus.State, error: str = "") -> messages.ModelVersionStatus:
+    """Return what TensorFlow Serving says of a version that is not loaded."""
+    failure = messages.StatusProto(error_code=5 if error else 0, error_message=error)
+    return messages.ModelVersionStatus(version=number, state=state, status=failure)
+
+
+def test_a_version_that_is_tried_again_is_named_meanwhile(
+    model_server: FakeModelServer, client: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorFlow Serving says LOADING for the five minutes in which it tries; its error comes only after the last."""
+    monkeypatch.setattr("gateway.model.versions.LOADING_S", 0.1)
+    for state, wait_s, reason in ((LOADING, 0.0, None), (LOADING, 0.2, "not loaded it after"), (END, 0.0, "no file")):
+        model_server.unloaded = [status(2, state, "no file" if state == END else "")]
+        time.sleep(wait_s)
+        client._look_again()
+        assert client.health.ready
+        assert reason in str(client.health.reason(2)) if reason else not client.health.refused
+    model_server.unloaded = [status(2, END)]
+    client._look_again()
+    assert not client.health.refused
+
+
+@pytest.mark.parametrize("old_because", ["a newer one", "one more older one", "time"])
+def test_a_version_that_failed_is_named_until_that_is_old_news(
+    model_server: FakeModelServer,
+    client: Versions,
+    golden: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    old_because: str,
+) -> None:
+    """TensorFlow Serving lists it until it restarts, whether its directory is still there or not."""
+    version = model_server.versions.pop(1)
+    model_server.versions[2] = version
+    model_server.unloaded = [status(3, END, "no file"), status(1, END)]
+    for _ in range(2):
+        client._look_again()
+        assert "no file" in str(client.health.reason(3)) and client.health.versions == [2]
+    if old_because == "time":
+        monkeypatch.setattr("gateway.model.versions.FAILURE_NAMED_S", 0.0)
+    else:
+        model_server.versions[{"a newer one": 4, "one more older one": 1}[old_because]] = version
+    client._look_again()
+    assert not client.health.refused
+    model_server.versions = {}  # the reason why nothing answers is never old
+    client._look_again()
+    assert "no file" in str(client.health.error)

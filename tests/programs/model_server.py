@@ -81,6 +81,7 @@ class FakeModelServer:
         options: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.versions = versions
+        self.unloaded: list[messages.ModelVersionStatus] = []
         self.failure: grpc.StatusCode | None = None
         self.answers_as = ""
         self.metadata_failure: grpc.StatusCode | None = None
@@ -152,7 +153,7 @@ class FakeModelServer:
         return response
 
     def _status(self, request: Any, context: grpc.ServicerContext) -> Any:
-        if not self.versions:
+        if not self.versions and not self.unloaded:
             context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model tiny")
         return messages.GetModelStatusResponse(
             model_version_status=[
@@ -161,4 +162,5 @@ class FakeModelServer:
                 )
                 for number in sorted(self.versions, reverse=True)
             ]
+            + self.unloaded
         )

@@ -167,6 +167,7 @@ def test_a_failed_version_is_tried_again_after_it_was_away(store, start):
     assert states(lifecycle)[0] == (2, END)
     (store.path / "2").rename(store.path / "mending")
     lifecycle.poll()
+    assert not lifecycle.status("m", 2)[0].status.error_code
     (store.path / "mending").rename(store.path / "2")
     wait_until(lambda: states(lifecycle) == [(2, AVAILABLE), (1, END)])
 

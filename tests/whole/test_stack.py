@@ -90,7 +90,7 @@ def test_a_version_that_decodes_otherwise_is_refused_while_the_old_one_answers(
 def test_a_version_that_does_not_load_leaves_the_old_one_and_is_named(
     stack: Gateway, store: Path, urls: dict[str, bytes], exports: list[Path], kind: str
 ) -> None:
-    """Garbage, an empty directory and half a file, forced in by hand (F4)."""
+    """Garbage, an empty directory and half a file, forced in by hand (F4); it is named until it is removed."""
     draft = store / "tiny" / "draft"
     draft.mkdir()
     if kind == "garbage":
@@ -101,6 +101,8 @@ def test_a_version_that_does_not_load_leaves_the_old_one_and_is_named(
     draft.rename(store / "tiny" / "2")
     assert "could not load it" in stack.refusal(2)
     assert {stack.predict(url)[:1] for url in urls} == {(200,)}
+    shutil.rmtree(store / "tiny" / "2")
+    stack.wait(lambda: stack.get("/readyz")[1]["model"]["refused"] == {})
 
 
 def test_names_that_are_no_numbers_are_no_versions(
