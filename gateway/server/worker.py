@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import select
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -117,6 +120,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connections: WeakSet[Connection] = WeakSet()
+        self._must_end = False
 
     def init_process(self) -> None:
         self._let_signals_end_it()
@@ -133,13 +137,25 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     async def _serve(self) -> None:
         super().init_signals()
         self._serving = asyncio.current_task()
+        if self._must_end:
+            self.loop.call_soon(self.handle_exit_signal)
         await super()._serve()
 
     def _let_signals_end_it(self) -> None:
-        """End at once on a signal, as nothing is accepted yet, instead of what gunicorn's master does on one."""
+        """End on a signal, instead of what gunicorn's master does on one; at once, unless it is SIGTERM."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means that logs should be opened again
+        signal.signal(signal.SIGTERM, self._end_if_nobody_waits)
+
+    def _end_if_nobody_waits(self, number: int, frame: FrameType | None) -> None:
+        """End; but if clients have connected already, as on a slow machine, start first, and answer them."""
+        for listener in self.sockets:
+            ignore_connections(listener)
+        time.sleep(HANDSHAKE_S)
+        if not any(map(_is_readable, self.sockets)):
+            os._exit(0)
+        self._must_end = True
 
     def handle_exit_signal(self) -> None:
         self.asgi.drain()

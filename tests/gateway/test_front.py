@@ -268,6 +268,19 @@ def test_sigterm_ends_workers_that_still_start() -> None:
             assert process.wait(4) == 0
 
 
+def test_sigterm_ends_a_worker_that_still_starts_after_it_answered_who_waits() -> None:
+    """The system has taken their connections, although no worker has."""
+    with Origin(lambda _: time.sleep(9)) as silent:
+        environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": silent.authority, "GATEWAY_PORT": str(free_port())}
+        with running("-m", "gateway", **environ) as process:
+            wait_until(lambda: silent.connections, 20)
+            (call,) = in_threads(1, status_of, int(environ["GATEWAY_PORT"]))
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            assert call.result() == 503
+            assert process.wait(20) == 0
+
+
 def test_sigterm_turns_readiness_off_before_anything_closes(server: FakeModelServer) -> None:
     """During the delay requests and new connections are answered as before, each with `Connection: close`."""
     with start(server, GATEWAY_SHUTDOWN_DELAY_S="3") as (gateway, process):
