@@ -8,16 +8,20 @@ GatewayError
 ├── MethodNotAllowed     405 method_not_allowed  the path answers other methods
 ├── RequestTimeout       408 request_timeout     the request itself did not come in time
 ├── TooLarge             413 too_large           the body, or the image's bytes, pixels or parts exceed a limit
+├── UriTooLong           414 uri_too_long        the request's first line is too long
 ├── UnsupportedMedia     415 unsupported_media   not an image of an accepted format
 ├── BadImage             422 bad_image           an image that does not decode
+├── HeadersTooLarge      431 headers_too_large   the request has too many header fields, or too long ones
 ├── InternalError        500 internal_error      a defect of ours; the log has the traceback
+├── UnsupportedCoding    501 unsupported_coding  a Transfer-Encoding other than chunked
 ├── FetchFailed          502 fetch_failed        the image's host did not deliver it
 ├── ModelFailed          502 model_failed        the model server refused, or answered nonsense
 ├── ModelUnavailable     503 model_unavailable   no model server, or no usable version; come back
 │   └── VersionGone                              that version is not loaded there; another may be
 ├── Overloaded           503 overloaded          the gateway or the model server is busy; come back
 ├── FetchTimeout         504 fetch_timeout       the image did not come in time
-└── ModelTimeout         504 model_timeout       the prediction did not come in time
+├── ModelTimeout         504 model_timeout       the prediction did not come in time
+└── UnsupportedVersion   505 unsupported_version a version of HTTP other than 1.0 and 1.1
 """
 
 from __future__ import annotations
@@ -77,6 +81,10 @@ class TooLarge(GatewayError):
     status, code = 413, "too_large"
 
 
+class UriTooLong(GatewayError):
+    status, code = 414, "uri_too_long"
+
+
 class UnsupportedMedia(GatewayError):
     status, code = 415, "unsupported_media"
 
@@ -85,11 +93,19 @@ class BadImage(GatewayError):
     status, code = 422, "bad_image"
 
 
+class HeadersTooLarge(GatewayError):
+    status, code = 431, "headers_too_large"
+
+
 class InternalError(GatewayError):
     status, code = 500, "internal_error"
 
     def __init__(self, detail: str = "Internal error; see the gateway's log.") -> None:
         super().__init__(detail)
+
+
+class UnsupportedCoding(GatewayError):
+    status, code = 501, "unsupported_coding"
 
 
 class FetchFailed(GatewayError):
@@ -120,6 +136,10 @@ class FetchTimeout(GatewayError):
 
 class ModelTimeout(GatewayError):
     status, code = 504, "model_timeout"
+
+
+class UnsupportedVersion(GatewayError):
+    status, code = 505, "unsupported_version"
 
 
 def from_image_error(error: ImageError) -> GatewayError:

@@ -17,8 +17,18 @@ from gateway.settings import Settings
 
 Kind = type[errors.GatewayError]
 
-# What the front answers on any path, before a route is asked.
-_ANYWHERE: list[Kind] = [errors.RequestTimeout, errors.TooLarge, errors.Overloaded, errors.InternalError]
+# What the server answers on any path, before a route is asked.
+_ANYWHERE: list[Kind] = [
+    errors.BadRequest,
+    errors.RequestTimeout,
+    errors.TooLarge,
+    errors.UriTooLong,
+    errors.HeadersTooLarge,
+    errors.InternalError,
+    errors.UnsupportedCoding,
+    errors.Overloaded,
+    errors.UnsupportedVersion,
+]
 
 
 def document(settings: Settings) -> dict[str, Any]:

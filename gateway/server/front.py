@@ -1,4 +1,4 @@
-"""The event loop in front of Flask: reads a whole request, admits or refuses it at once, and answers from a thread.
+"""Between the event loop and Flask: admits or refuses a complete request at once, and answers it from a thread.
 
 Only a request that is complete and admitted takes a thread, so a client that sends a byte a second takes a buffer, but
 no thread. Requests beyond the threads wait in line. Beyond the line, the loop itself answers 503.
@@ -13,23 +13,21 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
 from werkzeug.test import run_wsgi_app
 
 from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED
-from gateway.errors import GatewayError, InternalError, Overloaded, RequestTimeout, TooLarge
+from gateway.errors import GatewayError, InternalError, Overloaded, TooLarge
 from gateway.memory import Held, Room
 from gateway.settings import Settings
 from gateway.telemetry.logs import Trace
 from gateway.telemetry.metrics import Metrics
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 WsgiApp = Callable[..., Iterable[bytes]]
 
 SMALL_BODY_BYTES = 64 * 1024  # for all paths that need no body
@@ -43,89 +41,76 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 _log = logging.getLogger(__name__)
 
 
-class ClientGone(Exception):
-    """The client closed the connection before its request was complete."""
+@dataclass
+class Request:
+    """A request as the application gets it.
+
+    Attributes:
+        path: Without percent signs; each byte is a character of Latin-1, as WSGI wants it.
+        client: The address.
+        server: Address and port.
+        held: What keeps the body's bytes in the process's room.
+    """
+
+    method: str
+    path: str
+    held: Held
+    query: str = ""
+    version: str = "1.1"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytes = b""
+    client: str = ""
+    server: tuple[str, int] = ("localhost", 80)
+    may_keep_alive: bool = True
+    awaits_continue: bool = False
 
 
 class Front:
-    """An ASGI application around a WSGI one."""
+    """Threads around a WSGI application."""
 
     def __init__(self, app: WsgiApp, settings: Settings, metrics: Metrics, room: Room) -> None:
         self.settings = settings
+        self.room = room
+        self.draining = False
         self._app = app
         self._metrics = metrics
-        self._room = room
         limit_s = settings.request_timeout_s + STUCK_AFTER_S
         self._work = Line("request", settings.threads, settings.threads + settings.max_waiting, limit_s)
         # A probe of a busy gateway must not wait behind its work, nor behind a scrape.
         self._health = Line("health", 1, settings.threads + settings.max_waiting, limit_s)
         self._scrapes = Line("metrics", 1, MAX_SCRAPES, limit_s)
-        self._draining = False
 
     def drain(self) -> None:
         """From now on, be not ready and ask each client to close its connection, but go on answering."""
-        self._draining = True
+        self.draining = True
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        held = Held(self._room)
-        try:
-            arguments = [scope, await self._read(scope, receive, held), time.monotonic()]
-            status, headers, content = await self._line(scope["path"]).run(self._run, arguments, held)
-        except ClientGone:
-            return
-        except GatewayError as error:
-            status, headers, content = self._refuse(scope, error)
-        except Exception as defect:  # Flask answers for what happens inside of it
-            _log.error("request failed", exc_info=defect)
-            status, headers, content = self._refuse(scope, InternalError())
-        if self._draining:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
-
-    async def _read(self, scope: Scope, receive: Receive, held: Held) -> bytes:
-        """Return the whole body.
+    def check_length(self, request: Request, size: int) -> None:
+        """Check the length of a request's body, or of what has come of it.
 
         Raises:
-            TooLarge: It is longer than allowed; if it has a Content-Length, before it is read.
-            RequestTimeout: It did not arrive in time.
-            Overloaded: The bytes that the process keeps at this moment leave no room for it.
+            TooLarge: It is longer than allowed.
         """
-        limit = self.settings.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-            raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {declared[:20].decode()}")
-        body = bytearray()  # a list of parts would take forty times a body that comes in chunks of a byte
+        limit = self.settings.max_body_bytes if request.path == "/predict" else SMALL_BODY_BYTES
+        if size > limit:
+            received = f"{size:,}" if size < 10**18 else "far more"
+            raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {received}")
+
+    async def answer(self, request: Request) -> Answer:
+        """Answer a request that is complete."""
         try:
-            async with asyncio.timeout(self.settings.body_timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    body += message.get("body", b"")
-                    held.add(len(body) - held.size)
-                    if held.size > limit:
-                        raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: more")
-                    if not message.get("more_body"):
-                        return bytes(body)
-        except BaseException as exc:
-            size = held.size
-            held.release()
-            if isinstance(exc, TimeoutError):
-                limit_s = self.settings.body_timeout_s
-                raise RequestTimeout(
-                    f"The request did not arrive within {limit_s:g} s; {size:,} bytes of it did."
-                ) from exc
-            raise
+            return await self._line(request.path).run(self._run, [request, time.monotonic()], request.held)
+        except GatewayError as error:
+            return self.refuse(request, error)
+        except Exception as defect:  # Flask answers for what happens inside of it
+            _log.error("request failed", exc_info=defect)
+            return self.refuse(request, InternalError())
 
     def _line(self, path: str) -> Line:
         if path == "/metrics":
             return self._scrapes
         return self._health if path in HEALTH_PATHS else self._work
 
-    def _run(self, scope: Scope, body: bytes, received: float) -> Answer:
+    def _run(self, request: Request, received: float) -> Answer:
         """Answer in a thread.
 
         Raises:
@@ -133,19 +118,19 @@ class Front:
         """
         if time.monotonic() - received > self.settings.request_timeout_s / 2:
             raise Overloaded("The gateway is busy: the request waited for half of its time. Try again shortly.")
-        environ = _environ(scope, body)
-        environ |= {RECEIVED: received, DRAINING: self._draining}
+        environ = _environ(request) | {RECEIVED: received, DRAINING: self.draining}
         chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)
         fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         return int(status.split(" ", 1)[0]), fields, b"".join(chunks)
 
-    def _refuse(self, scope: Scope, error: GatewayError) -> Answer:
+    def refuse(self, request: Request, error: GatewayError) -> Answer:
         """Answer without a thread; count and log it as the application does with its own answers."""
-        headers = dict(scope["headers"])
+        headers = dict(request.headers)
         asked_id = headers.get(b"x-request-id", b"").decode("latin-1")
         trace = Trace.of(asked_id, headers.get(b"traceparent", b"").decode("latin-1"))
         self._metrics.answers.labels("front", error.status, error.code).inc()
-        fields = {"method": scope["method"], "path": scope["path"], "status": error.status, "code": error.code}
+        path = request.path.encode("latin-1").decode("utf-8", "replace")
+        fields = {"method": request.method, "path": path, "status": error.status, "code": error.code}
         _log.info("refused", extra={"fields": {**fields, "request_id": trace.request_id, "trace_id": trace.trace_id}})
         content = json.dumps(error.problem()).encode()
         answer = [
@@ -213,31 +198,30 @@ def _end_process() -> None:
     os._exit(1)
 
 
-def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
+def _environ(request: Request) -> dict[str, Any]:
     """Return the WSGI environment of a request. Source: PEP 3333."""
-    host, port = scope.get("server") or ("localhost", 80)
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": scope["method"],
+        "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": scope["path"].encode("utf-8").decode("latin-1"),
-        "QUERY_STRING": scope["query_string"].decode("latin-1"),
-        "SERVER_NAME": host,
-        "SERVER_PORT": str(port),
-        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
-        "REMOTE_ADDR": (scope.get("client") or ("",))[0],
+        "PATH_INFO": request.path,
+        "QUERY_STRING": request.query,
+        "SERVER_NAME": request.server[0],
+        "SERVER_PORT": str(request.server[1]),
+        "SERVER_PROTOCOL": f"HTTP/{request.version}",
+        "REMOTE_ADDR": request.client,
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scope.get("scheme", "http"),
-        "wsgi.input": BytesIO(body),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": BytesIO(request.body),
         "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
     }
-    for name, value in scope["headers"]:
+    for name, value in request.headers:
         key = name.decode("latin-1").upper().replace("-", "_")
         key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
         text = value.decode("latin-1")
         environ[key] = f"{environ[key]},{text}" if key in environ else text
-    environ["CONTENT_LENGTH"] = str(len(body))  # of a chunked body too
+    environ["CONTENT_LENGTH"] = str(len(request.body))  # of a chunked body too
     return environ

@@ -35,9 +35,6 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "asgi_loop": "uvloop",
             "asgi_lifespan": "off",
             "logger_class": Quiet,
-            # Also the limit for each wait for a part of a body.
-            "timeout": max(30, int(self.settings.body_timeout_s) + 5),
-            "keepalive": 75,  # longer than load balancers, which keep 60 s as a rule: the server must not close first
             "graceful_timeout": int(self.settings.stop_timeout_s),
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",

@@ -1,4 +1,4 @@
-"""gunicorn's event-loop worker, with a shutdown that loses nothing and a time limit for silent connections."""
+"""gunicorn's event-loop worker, with connections of our own and a shutdown that loses nothing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import socket
 import struct
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
-from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.sock import close_sockets, create_sockets
 from gunicorn.workers import gasgi
+
+from gateway.server.connection import READ_BYTES, Connection, Turns, is_readable
 
 # Clients that are busy when a drain begins close their connections themselves after their next answer.
 IDLE_GRACE_S = 2.0
@@ -27,50 +26,6 @@ HANDSHAKE_S = 0.5  # for the last packet of connections that have begun, which c
 # loads the byte, masks it, and skips one instruction unless it is equal; 0 drops. Source: linux/filter.h.
 SO_ATTACH_FILTER = 26
 IGNORE_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
-
-
-class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
-    """An HTTP connection with time limits for the begin of its first request, and for the client to take answers.
-
-    gunicorn limits only the waits for later requests. It would keep for ever what a client does not read.
-    """
-
-    _unread: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self.worker.connections.add(self)
-        self._keepalive_handle = self._in_time(self._keepalive_timeout)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._unread = self._in_time(self.transport.abort)
-
-    def resume_writing(self) -> None:
-        if self._unread:
-            self._unread.cancel()
-        super().resume_writing()
-
-    def _keepalive_timeout(self) -> None:
-        super()._keepalive_timeout()
-        self._in_time(self.transport.abort)  # closing waits until all is sent
-
-    def _in_time(self, end: Callable[[], None]) -> asyncio.TimerHandle:
-        handle: asyncio.TimerHandle = self.worker.loop.call_later(self.worker.asgi.settings.body_timeout_s, end)
-        return handle
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request's head is complete, or some of one has come and is not read yet."""
-        if self._closed:
-            return False
-        waits = self._awaiting_request and not self._finishing_calls
-        return not waits or _is_readable(self.transport.get_extra_info("socket"))
-
-    def close_now(self) -> None:
-        """Close the connection, on which nothing is to be sent."""
-        self._keepalive_timeout()
-        self.transport.close()
 
 
 def ignore_connections(listener: socket.socket) -> None:
@@ -84,12 +39,6 @@ def ignore_connections(listener: socket.socket) -> None:
     with contextlib.suppress(OSError):  # a kernel without filters, as gVisor: then some may be reset
         option = struct.pack("HP", len(IGNORE_SYN), ctypes.addressof(kept))
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, option)
-
-
-def _is_readable(sock: Any) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def listen_for_each_worker(arbiter: Any) -> None:
@@ -121,6 +70,8 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **kwargs)
         self.connections: WeakSet[Connection] = WeakSet()
         self._must_end = False
+        self.turns = Turns()
+        self.buffer = bytearray(READ_BYTES)
 
     def init_process(self) -> None:
         self._let_signals_end_it()
@@ -153,7 +104,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         for listener in self.sockets:
             ignore_connections(listener)
         time.sleep(HANDSHAKE_S)
-        if not any(map(_is_readable, self.sockets)):
+        if not any(map(is_readable, self.sockets)):
             os._exit(0)
         self._must_end = True
 
@@ -185,7 +136,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             ignore_connections(listener)
         await asyncio.sleep(HANDSHAKE_S)
         for _ in range(self.cfg.backlog):
-            if not any(map(_is_readable, self.sockets)):
+            if not any(map(is_readable, self.sockets)):
                 break
             await asyncio.sleep(0)  # accepts one
         for server in self.servers:
