@@ -244,8 +244,8 @@ def test_requests_on_one_connection_are_answered_in_order(client: Gateway) -> No
     assert (status, body) == (200, None) and int(headers["Content-Length"]) > 0
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(client: Gateway) -> None:
-    """Before its body, and only if the body will be read."""
+def test_a_client_that_waits_for_100_continue_gets_it(client: Gateway) -> None:
+    """Before it sends its body."""
     with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
         connection.sendall(head("Content-Type: image/jpeg", f"Content-Length: {len(IMAGE)}", "Expect: 100-Continue"))
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -254,7 +254,7 @@ def test_a_client_that_asks_first_is_told_to_go_on(client: Gateway) -> None:
 
 
 def test_clients_that_never_stop_asking_take_no_memory(client: Gateway, server: FakeModelServer) -> None:
-    """Ten connections send requests without reading a pause; a connection reads on once it has answered what it has."""
+    """Ten connections send requests without pause; each is read on once it has answered what has come."""
     server.gate.clear()  # some wait behind a prediction
     kinds = [
         LIVE,
