@@ -149,7 +149,7 @@ def test_compose_publishes_the_gateway_and_gives_it_time_to_finish() -> None:
     """The grace period is longer than a request may take, and than gunicorn waits for it."""
     service = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]
     assert service["ports"] == [f"${{PORT:-{Settings().port}}}:{Settings().port}"]
-    assert int(service["stop_grace_period"].removesuffix("s")) > Settings().request_timeout_s + 5
+    assert int(service["stop_grace_period"].removesuffix("s")) > Settings().stop_timeout_s
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
