@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
+from training.data.splits import class_folders, find_splits, split_of
 from training.errors import DataError
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training", "seg_train"),
-    "validation": ("validation", "val", "valid"),
-    "test": ("test", "testing", "seg_test"),
-}
 HELD_OUT_PART = 0.1  # of each class, for each of validation and test, where the folder has no such split
 
 
@@ -28,10 +26,21 @@ class Photo:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Classes in the order of their names, and the photos of the splits `train`, `validation` and perhaps `test`."""
+    """Classes in the order of their names, and the photos of the splits `train`, `validation` and perhaps `test`.
+
+    `remarks` say what was left out, and what looks wrong.
+    """
 
     classes: tuple[str, ...]
     splits: dict[str, list[Photo]]
+    remarks: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Return lines for a person: how many photos each class has to train on, each split's size, and remarks."""
+        counts = Counter(photo.label for photo in self.splits["train"])
+        by_class = ", ".join(f"{name} {counts[label]}" for label, name in enumerate(self.classes))
+        held_out = ", ".join(f"{len(photos)} for {split}" for split, photos in self.splits.items() if split != "train")
+        return [f"Photos to train on, by class: {by_class}", f"Held-out photos: {held_out}", *self.remarks]
 
 
 def read_folder(folder: Path, seed: int = 0) -> Dataset:
@@ -43,51 +52,84 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
     Raises:
         DataError: No photos, fewer than two classes, an empty class, or a class that train does not have.
     """
-    folders = split_folders(folder)
-    if folders and "train" not in folders:
-        received = [str(path) for path in folders.values()]
+    found = find_splits(folder)
+    if found.folders and "train" not in found.folders:
+        received = [str(path) for path in found.folders.values()]
         raise DataError(
-            f"Expected a folder {folder / 'train'}, with a folder for each class. Received only: {received}"
+            f"Expected a folder {found.root / 'train'}, with a folder for each class. Received only: {received}"
         )
-    train_folder = folders.get("train", folder)
-    classes = tuple(path.name for path in class_folders(train_folder))
-    if len(classes) < 2:
-        raise DataError(
-            f"Expected a folder for each class in {train_folder}, two or more, each with photos"
-            f" ({', '.join(SUFFIXES)}). Received: {', '.join(classes) or 'no folder'}"
-        )
+    train_folder = found.folders.get("train", found.root)
+    class_paths = class_folders(train_folder)
+    classes = tuple(path.name for path in class_paths)
+    _check_classes(classes, train_folder)
     splits = {"train": read_split(train_folder, classes, complete=True)}
     for split in ("validation", "test"):
-        if split in folders:
-            splits[split] = read_split(folders[split], classes, complete=False)
+        if split in found.folders:
+            splits[split] = read_split(found.folders[split], classes, complete=False)
+    remarks = [*found.remarks, *_suspicions(class_paths), *_left_out(class_paths)]
     if "validation" not in splits:
         missing = ["validation"] if "test" in splits else ["validation", "test"]
         splits |= _hold_out(splits, missing, seed)
-    return Dataset(classes, splits)
+    return Dataset(classes, splits, tuple(remarks))
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folder of each split that there is, by its name in any case.
+def _check_classes(classes: Sequence[str], folder: Path) -> None:
+    """Refuse what cannot be classes."""
+    if len(classes) < 2:
+        raise DataError(
+            f"Expected a folder for each class in {folder}, two or more, each with photos"
+            f" ({', '.join(SUFFIXES)}). Received: {', '.join(classes) or 'no folder'}"
+        )
+    if all(map(split_of, classes)):
+        raise DataError(
+            f"Expected a folder for each class in {folder}. Received folders that read like splits, without class"
+            f" folders inside: {', '.join(classes)}"
+        )
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"Expected class folders with names in UTF-8. Received in {folder}: {os.fsencode(name)!r}. Rename it;"
+                " ZIP files of Windows often have names in another encoding."
+            ) from None
 
-    A folder with such a name, but without folders inside, is a class instead.
 
-    Raises:
-        DataError: There is no such folder.
-    """
-    if not folder.is_dir():
-        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
-    found: dict[str, Path] = {}
-    for split, names in SPLIT_FOLDERS.items():
-        for path in class_folders(folder):
-            if split not in found and path.name.lower() in names and (inside := class_folders(path)):
-                # Some archives contain seg_train/seg_train/CLASS.
-                found[split] = inside[0] if [each.name for each in inside] == [path.name] else path
-    return found
+def _suspicions(class_paths: Sequence[Path]) -> list[str]:
+    """Return a warning for each class folder that looks like a copy of the whole, and for variants of one set."""
+    names = {path.name for path in class_paths}
+    inside = {path: tuple(each.name for each in class_folders(path)) for path in class_paths}
+    # Folders inside, and no file beside them.
+    only_folders = [path for path in class_paths if inside[path] and not any(map(_is_visible_file, path.iterdir()))]
+    warnings = [
+        f"Warning: {path.name}/ contains folders with names of other classes. Is it a copy of all of them?"
+        for path in only_folders
+        if len(names & set(inside[path]) - {path.name}) > 1
+    ]
+    same = Counter(inside[path] for path in only_folders)
+    for content, count in same.items():
+        if count > 1 and len(content) > 1:
+            variants = [path for path in only_folders if inside[path] == content]
+            warnings.append(
+                f"Warning: {', '.join(f'{path.name}/' for path in variants)} contain only folders, the same in each"
+                f" ({', '.join(content[:3])} …). If those are the classes, train on one folder, such as {variants[0]}"
+            )
+    return warnings
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """Return the folders inside a folder, in the order of their names."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
+def _left_out(class_paths: Sequence[Path]) -> list[str]:
+    """Return a line with how many files in class folders are no photos, by suffix."""
+    files = (path for folder in class_paths for path in folder.rglob("*") if _is_visible_file(path))
+    suffixes = Counter(path.suffix.lower() or "without a suffix" for path in files)
+    others = sorted((-count, suffix) for suffix, count in suffixes.items() if suffix not in SUFFIXES)
+    if not others:
+        return []
+    listed = ", ".join(f"{-count} {suffix}" for count, suffix in others)
+    return [f"Left out {-sum(count for count, _ in others)} files that are no photos ({', '.join(SUFFIXES)}): {listed}"]
+
+
+def _is_visible_file(path: Path) -> bool:
+    return path.is_file() and not is_hidden(path)
 
 
 def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Photo]:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -84,11 +85,22 @@ class Photos:
         return load_pixels(photos, spec, self.cache)
 
     def read(self, split: str, photos: Sequence[Photo], spec: ImageSpec) -> Pixels:
-        """Return the pixels of a split, and log what was read and skipped."""
+        """Return the pixels of a split, and log what was read and skipped.
+
+        Raises:
+            DataError: No photo of a class decodes, in a split to train on; in others that is a warning.
+        """
         started = time.monotonic()
         pixels = self.pixels(photos, spec)
         for path, reason in pixels.skipped.items():
             _log.info(f"Skipped {path}: {reason}")
+        given, kept = Counter(photo.label for photo in photos), Counter(pixels.labels.tolist())
+        for label in (label for label in given if 2 * kept[label] < given[label]):
+            folder = os.path.commonpath([photo.path.parent for photo in photos if photo.label == label])
+            lost = f"{given[label] - kept[label]} of {given[label]} photos for {split} in {folder} do not decode"
+            if split == "train" and not kept[label]:
+                raise DataError(f"Expected photos of each class. {lost}; the lines above say why")
+            _log.info(f"Warning: {lost}")
         _log.info(f"Read {len(pixels.labels)} photos for {split} in {time.monotonic() - started:.1f} s")
         return pixels
 

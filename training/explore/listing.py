@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
-from training.data.folder import SPLIT_FOLDERS, class_folders, split_folders
+from training.data.splits import class_folders, find_splits, split_of
 from training.errors import DataError
 
 WHOLE = "all"  # the split of photos that are not split
@@ -86,7 +86,8 @@ def read(source: Path) -> Listing:
 
 def _read_folder(folder: Path) -> Listing:
     listing = Listing(folder)
-    for split, path in (split_folders(folder) or {WHOLE: folder}).items():
+    found = find_splits(folder)
+    for split, path in (found.folders or {WHOLE: found.root}).items():
         classes = class_folders(path)
         listing.classes[split] = tuple(each.name for each in classes)
         listing.photos += [Listed(photo, split, each.name) for each in classes for photo in photos_in(each)]
@@ -120,8 +121,7 @@ def _read_csv(path: Path) -> Listing:
         elif not label.strip():
             listing.unlabelled.append(photo)
         else:
-            known = (each for each, spellings in SPLIT_FOLDERS.items() if split in spellings)
-            listing.photos.append(Listed(photo, next(known, split), label))
+            listing.photos.append(Listed(photo, split_of(split) or split, label))
     for split in dict.fromkeys(photo.split for photo in listing.photos):
         listing.classes[split] = tuple(sorted({each.label for each in listing.photos if each.split == split}))
     return listing

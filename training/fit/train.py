@@ -51,6 +51,8 @@ def train(
     keras.utils.set_random_seed(recipe.seed)
     architecture = find_architecture(preset.architecture, preset.size)
     dataset, spec = photos.splits(recipe.seed), architecture.photo_spec
+    for line in dataset.describe():
+        _log.info(line)
     splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
     if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
         _log.info(f"Note: {few} validation photos are few to choose the best epoch by, and to decide on int8")

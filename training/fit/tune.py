@@ -73,6 +73,8 @@ def tune(photos: Photos, preset_name: str, minutes: float, *, out: Path, runs: P
     start, space = preset.recipe, _space(preset)
     architecture = find_architecture(preset.architecture, preset.size)
     dataset = photos.splits(start.seed)
+    for line in dataset.describe():
+        _log.info(line)
     _log.info(f"Taking {minutes:g} minutes: one trial first, then up to half of the rest is reserved for a comparison")
     pixels = photos.read("train", dataset.splits["train"], architecture.photo_spec)
     made_of = [asdict(architecture), preset.weights, asdict(start), pixels.digest, keras.__version__, decoder()]

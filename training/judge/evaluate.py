@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from contract.document import Contract
-from training.data.folder import Photo, read_split, split_folders
+from training.data.folder import Photo, read_split
 from training.data.pixels import Photos
+from training.data.splits import find_splits
 from training.errors import DataError
 from training.judge import metrics, report
 from training.judge.predictors import Predictor, check_alike
@@ -66,7 +67,10 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
         DataError: No such folder, split or class.
     """
     folder = photos.folder
-    folders = split_folders(folder)
+    found = find_splits(folder)
+    folders = found.folders
+    for remark in found.remarks:
+        _log.info(remark)
     for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
         if name in folders:
             chosen = read_split(folders[name], contract.classes, complete=False)
@@ -81,7 +85,7 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
             f"Expected a {split} split in {folder}, or the folder that the model was trained on."
             f" Received: {', '.join(folders) or 'class folders'}"
         )
-    places = folders.values() or [folder]
+    places = folders.values() or [found.root]
     chosen = [photo for path in places for photo in read_split(path, contract.classes, complete=False)]
     description = f"all {len(chosen)} photos of {folder}"
     return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=True)

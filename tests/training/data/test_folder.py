@@ -1,6 +1,9 @@
 """training/data/folder.py: folders of photos in every shape that people have, and the cache of decoded pixels."""
 
+import os
+import re
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ from contract.document import ImageSpec
 from contract.image import decode
 from tests.programs.photos import encode, flip_bit, photo
 from training.data import pixels
-from training.data.folder import SPLIT_FOLDERS, Photo, read_folder
-from training.data.pixels import load_pixels
+from training.data.folder import Photo, read_folder
+from training.data.pixels import Photos, load_pixels
+from training.data.splits import SPLIT_NAMES, split_of
 from training.errors import DataError
 
 SPEC = ImageSpec(8, 8)
@@ -82,10 +86,10 @@ def test_classes_are_the_folders_in_order_of_their_names(fill):
     [
         *(
             ({train: {"cat": 4, "dog": 3}, validation: {"cat": 2, "dog": 1}, test: {"cat": 1, "dog": 1}}, (7, 3, 2))
-            for train, validation, test in [*zip(*SPLIT_FOLDERS.values(), strict=True), ("Train", "Val", "TEST")]
+            for train, validation, test in [("train", "valid", "test"), ("TRAIN_DIR/training", "Val", "Testing")]
         ),
         ({"seg_train/seg_train": {"cat": 10, "dog": 10}, "seg_test/seg_test": {"cat": 2, "dog": 2}}, (18, 2, 4)),
-        ({"train": {"cat": 5, "dog": 5}, "val": {"cat": 2, "dog": 2}}, (10, 4)),
+        ({"archive/training_set/training_set": {"cat": 5, "dog": 5}, "archive/dev": {"cat": 2, "dog": 2}}, (10, 4)),
         ({"train": {"cat": 10, "dog": 10}, "test": {"cat": 3, "dog": 3}}, (18, 2, 6)),
     ],
 )
@@ -94,15 +98,77 @@ def test_split_folders_are_used_as_they_are(fill, folders, sizes):
     for below, counts in folders.items():
         folder = fill(counts, below)
     dataset = read_folder(folder)
-    found = {split: len(dataset.splits[split]) for split in SPLIT_FOLDERS if split in dataset.splits}
-    assert found == dict(zip(SPLIT_FOLDERS, sizes, strict=False))
+    found = {split: len(dataset.splits[split]) for split in SPLIT_NAMES if split in dataset.splits}
+    assert found == dict(zip(SPLIT_NAMES, sizes, strict=False))
     assert dataset.classes == ("cat", "dog")
     assert sorted(paths(dataset, *found)) == sorted(folder.rglob("*.jpg"))
 
 
-def test_a_class_may_be_named_like_a_split(fill):
-    """A folder `train` with photos of trains, and no folders, is a class."""
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *((name, split) for split, names in SPLIT_NAMES.items() for name in names),
+        *(("training_set", "train"), ("Train Images", "train"), ("seg_train", "train"), ("train2017", "train")),
+        *(("val-data", "validation"), ("ValidationSet", "validation"), ("eval_images", "validation")),
+        *(("test1", "test"), ("test_set", "test"), ("images_test", "test"), ("TestPhotos", "test")),
+        *((name, None) for name in ("trains", "steam train", "trainer", "valley", "protest", "deval", "set", "images")),
+    ],
+)
+def test_names_that_read_like_splits(name, split):
+    """Words such as set, data and images may stand around them; other words may not."""
+    assert split_of(name) == split
+
+
+def test_classes_may_be_named_like_splits(fill):
+    """A folder `train` beside class folders with photos is a class, also where it has folders of its own."""
     assert read_folder(fill({"bus": 3, "train": 3})).classes == ("bus", "train")
+    fill({"steam": 3, "diesel": 3}, "train")
+    dataset = read_folder(fill({"car": 3}))
+    assert dataset.classes == ("bus", "car", "train")
+    assert dataset.remarks == ("train/ is taken for a class: folders beside it have photos",)
+
+
+@pytest.mark.parametrize(
+    ("folders", "remarks"),
+    [
+        ({"train": 1, "training_set": 1, "val": 1}, ["Left out training_set/: train/ is taken for train"]),
+        ({"train": 1, "extra": 1, "val": 1}, ["Left out extra/: it does not read like a split"]),
+        (
+            {"color": 1, "gray": 1, "masks": 1},
+            ["Warning: color/, gray/, masks/ contain only folders, the same in each (cat, cow, dog …). If those are"],
+        ),
+        ({"": 1, "pets": 1}, ["Warning: pets/ contains folders with names of other classes. Is it a copy of all"]),
+    ],
+)
+def test_what_is_left_out_or_looks_wrong_is_said(fill, folders, remarks):
+    """Two folders for one split, a folder beside the splits, variants of one set, and a class that contains all."""
+    for below in folders:
+        folder = fill({"cat": 4, "cow": 4, "dog": 4}, below)
+    found = read_folder(folder).remarks
+    assert [each[: len(start)] for each, start in zip(found, remarks, strict=True)] == remarks
+
+
+def test_a_split_without_class_folders_is_left_out_with_a_word(fill, jpegs):
+    """A test folder of photos without labels, as in competitions, is no class."""
+    folder = fill({"cat": 10, "dog": 10}, "train")
+    (folder / "test1").mkdir()
+    (folder / "test1" / "1.jpg").write_bytes(jpegs[0])
+    dataset = read_folder(folder)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.remarks == ("Left out test1/: it has no class folders",)
+
+
+def test_its_description_counts_each_class_and_what_is_left_out(fill):
+    """By the suffixes, the most frequent first."""
+    folder = fill({"cat": 10, "dog": 20})
+    for name in ("a.heic", "b.HEIC", "notes.txt", "README", ".hidden"):
+        (folder / "cat" / name).write_bytes(b"")
+    classes, held_out, left_out = read_folder(folder).describe()
+    assert classes == "Photos to train on, by class: cat 8, dog 16"
+    assert held_out == "Held-out photos: 3 for validation, 3 for test"
+    assert left_out.startswith("Left out 4 files that are no photos") and left_out.endswith(
+        ": 2 .heic, 1 .txt, 1 without a suffix"
+    )
 
 
 def test_folder_without_splits_is_split_stratified(fill):
@@ -175,10 +241,12 @@ def test_missing_folder_is_named(tmp_path):
         ({"train": {"cat": 3, "dog": 3}, "val": {"cat": 1, "cow": 1}}, "known classes: cat, dog. Received also: cow"),
         ({"train": {"cat": 3, "dog": 3}, "val": {"cat": 0}}, "folder without any"),
         ({"": {"cat": 3, "dog": 3}, "test": {"cat": 1, "dog": 1}}, r"a folder .*train.* Received only: .*test"),
+        ({"": {"training_set": 3, "test_set": 3}}, "read like splits, without class folders inside: test_set, train"),
+        ({"": {"cat": 3, os.fsdecode(b"caf\xe9"): 3}}, r"UTF-8. Received in .*: b'caf\\xe9'"),
     ],
 )
 def test_folders_that_cannot_be_trained_on_are_refused(fill, tmp_path, folders, message):
-    """Missing, empty, too few and unknown classes, a split without photos, and a test folder beside class folders."""
+    """Missing, empty, too few, unknown and misnamed classes, splits without photos, without train or for classes."""
     (tmp_path / "photos").mkdir()
     for below, counts in folders.items():
         folder = fill(counts, below)
@@ -209,6 +277,17 @@ def test_corrupt_files_are_named_and_skipped(photos, cache):
         assert "Received: nothing" in loaded.skipped[str(empty)]
         assert loaded.labels.tolist() == [0, 0, 1] and len(loaded.images) == 3
         np.testing.assert_array_equal(loaded.images[1], decode(loaded.paths[1].read_bytes(), SPEC).pixels)
+
+
+@pytest.mark.parametrize(("split", "refused"), [("train", True), ("validation", False)])
+def test_a_class_without_a_photo_that_decodes_is_refused(photos, cache, caplog, split, refused):
+    """Training would never see it; in a split that only measures, it is a warning."""
+    for each in photos[:3]:
+        each.path.write_text("<html>")
+    lost = rf"3 of 3 photos for {split} in .*cat do not decode"
+    with caplog.at_level("INFO"), pytest.raises(DataError, match=lost) if refused else nullcontext():
+        Photos(cache, cache).read(split, photos, SPEC)
+    assert refused or re.search("Warning: " + lost, caplog.text)
 
 
 def test_no_photo_that_decodes_is_an_error(photos, cache):
