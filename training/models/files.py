@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import h5py
 import keras
 import numpy as np
 from keras import layers
@@ -14,46 +19,125 @@ from keras import layers
 from training.errors import WeightsError
 from training.models.catalogue import Architecture, with_preprocessing
 
+_log = logging.getLogger(__name__)
+
 _KERAS_2_ADVICE = (
     "If Keras 2 (tf.keras before TensorFlow 2.16) wrote it: install tf-keras, load the file with it, save its weights"
     " as NAME.weights.h5, and export those with --architecture."
 )
 
 
+class _OfKeras2:
+    """Reads what Keras 2 wrote of a layer, and Keras 3 no longer takes: one group, and one axis in a list."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        if config.get("groups") == 1:
+            config = {name: value for name, value in config.items() if name != "groups"}
+        if isinstance(axis := config.get("axis"), list) and len(axis) == 1:
+            config = config | {"axis": axis[0]}
+        return super().from_config(config)  # type: ignore[misc]
+
+
+# Grouped convolutions keep `groups`. Source: the arguments of Keras 3's layers beside those that Keras 2.15 wrote.
+_KERAS_2_LAYERS = {
+    layer.__name__: type(layer.__name__, (_OfKeras2, layer), {})
+    for layer in (
+        *(layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.SeparableConv1D, layers.SeparableConv2D),
+        *(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose, layers.BatchNormalization),
+    )
+}
+
+
 def load_file(
-    path: Path, architecture: Architecture | None, classes: int, preprocessing: str, size_px: int | None = None
+    path: Path,
+    architecture: Architecture | None,
+    classes: int,
+    preprocessing: str,
+    *,
+    size_px: int | None = None,
+    output: str | None = None,
 ) -> keras.Model:
-    """Load a Keras model, or the weights of an architecture, as a model for pixels 0-255.
+    """Load a Keras model, or the weights of an architecture, as a model for pixels 0-255, in float32.
 
     Args:
-        path: `.keras` or `.h5` with a whole model, or `.weights.h5`, which needs the architecture.
-        architecture: What `.weights.h5` belongs to.
+        path: `.keras` or `.h5` with a whole model, or weights alone, which need the architecture.
+        architecture: What the weights belong to.
         classes: Number of class outputs expected.
         preprocessing: One of `PREPROCESSING`.
         size_px: Height and width, for a model that leaves them open.
+        output: Which output to take, of a model that has several.
 
     Raises:
         WeightsError: The file does not load, or its outputs do not fit the classes.
     """
-    if not path.is_file():
-        raise WeightsError(f"Expected a file of weights. Received a path where there is none: {path}")
-    if path.name.endswith(".weights.h5"):
+    if _contains_only_weights(path):
         if architecture is None:
-            raise WeightsError("Expected --architecture with a .weights.h5 file, which contains no model")
+            raise WeightsError(f"Expected --architecture with {path.name}, which contains weights and no model")
         model = architecture.backbone("none", include_top=True, classes=classes)
         advice = f"Expected are all weights of {architecture.name}, with {classes} classes on top."
         _loading(path, lambda: model.load_weights(path), advice)
     else:
-        model = _loading(path, lambda: keras.models.load_model(path, compile=False, safe_mode=True), _KERAS_2_ADVICE)
+        model = _loading(path, lambda: keras.models.load_model(path, _KERAS_2_LAYERS, compile=False), _KERAS_2_ADVICE)
     shapes = [tuple(each.shape) for each in getattr(model, "inputs", None) or ()]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] != 3:
         raise WeightsError(f"Expected a model of one input (n, height, width, 3). Received: {shapes or 'none defined'}")
+    model = _of_one_output(_in_float32(model), output)
     if None in model.input_shape[1:3]:
         if size_px is None:
             raise WeightsError("Expected --size, since the model's input leaves height and width open")
         inputs = keras.Input((size_px, size_px, 3))
         model = keras.Model(inputs, model(inputs), name=model.name)
     return with_preprocessing(model, preprocessing)
+
+
+def _contains_only_weights(path: Path) -> bool:
+    """Look into a file, whatever its name; refuse what is no model, and what Keras would not load under that name."""
+    if path.is_dir() and (path / "saved_model.pb").is_file():
+        raise WeightsError(
+            f"Expected a Keras file. Received a SavedModel: {path}. Keras {keras.__version__} does not load it. Load it"
+            " where it was made, and save it as NAME.keras or, in Keras 2, its weights as NAME.weights.h5."
+        )
+    if not path.is_file():
+        raise WeightsError(f"Expected a file of weights. Received a path where there is none: {path}")
+    is_hdf5, is_zip = h5py.is_hdf5(path), zipfile.is_zipfile(path)
+    if (is_zip and path.suffix != ".keras") or (is_hdf5 and path.suffix not in (".h5", ".hdf5")):
+        suffix = ".keras" if is_zip else ".h5"
+        raise WeightsError(f"Expected a name that ends in {suffix}, as the content does. Received: {path}. Rename it.")
+    if not is_hdf5:
+        return False
+    with h5py.File(path) as file:
+        is_model, is_old = "model_config" in file.attrs, "layer_names" in file.attrs
+    if not (is_model or is_old or path.name.endswith(".weights.h5")):
+        raise WeightsError(f"Expected a name that ends in .weights.h5, as only weights are inside. Received: {path}")
+    return not is_model
+
+
+def _in_float32(model: keras.Model) -> keras.Model:
+    """Return a model of mixed or half precision in float32, as its variables are; others as they are."""
+    policies = {layer.dtype_policy.name for layer in model._flatten_layers()}
+    if not any("float16" in name for name in policies):
+        return model
+    _log.info(f"Released in float32, as its variables are. It computed in: {', '.join(sorted(policies))}")
+    config = json.dumps(keras.saving.serialize_keras_object(model))
+    config = re.sub(r'"(mixed_)?b?float16"', '"float32"', config)
+    widened = keras.saving.deserialize_keras_object(json.loads(config), _KERAS_2_LAYERS)
+    widened.set_weights(model.get_weights())
+    return cast(keras.Model, widened)
+
+
+def _of_one_output(model: keras.Model, name: str | None) -> keras.Model:
+    """Return a model with the output of a name, or with the only one."""
+    outputs = getattr(model, "output", None)  # a Sequential that was not called has none, but has `outputs`
+    if not isinstance(outputs, dict):
+        names = getattr(model, "output_names", [model.layers[-1].name])
+        outputs = dict(zip(names, model.outputs, strict=True))
+    if name is None and len(outputs) > 1:
+        shapes = ", ".join(f"{each} {tuple(tensor.shape)}" for each, tensor in outputs.items())
+        raise WeightsError(f"Expected a model of one output, or --output with the name of one. Received: {shapes}")
+    if name is not None and name not in outputs:
+        raise WeightsError(f"Expected --output of: {', '.join(outputs)}. Received: {name}")
+    return keras.Model(model.inputs[0], outputs[name or next(iter(outputs))], name=model.name)
 
 
 def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
@@ -70,6 +154,9 @@ def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
             advice = (
                 "A Lambda layer is code inside the file. Put one of Keras' own layers in its place, and save again."
             )
+        elif custom := re.search(r"Could not locate class '([^']+)'|Unknown layer: '([^']+)'", reason):
+            reason = f"the layer {custom[1] or custom[2]}, which Keras does not have"
+            advice = "The file contains its name, not its code. Put Keras' own layers in its place, and save again."
         if len(reason) > 800:  # Keras lists whole configurations and variables between the start and the cause
             reason = f"{reason[:400]} … {reason[-400:]}"
         raise WeightsError(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from training.release.criteria import Criteria
 
 LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
-_OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop")  # what only a file of weights leaves open
+_OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop", "output")  # what only a file of weights leaves open
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help="photos that the model was trained on; needed for int8 and --refuse-if-worse",
     )
     add("--architecture", help="architecture; needed unless a file contains a whole model")
-    add("--classes", metavar="FILE", type=Path, help="file of class names in output order, one a line")
+    add(
+        "--classes",
+        metavar="FILE",
+        type=Path,
+        help="class names in output order: a text file with one a line, a JSON list or map, or a CSV with a header",
+    )
     add(
         "--preprocessing",
         help="input that the file's model expects: none, 0-1, ±1 (or +-1), caffe, torch, efficientnet-lite",
@@ -42,6 +47,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     add("--filter", choices=get_args(Filter), help="resampling filter, for a file (default: bicubic)")
     add("--aspect", choices=get_args(Aspect), help="how to fit a photo into the input, for a file (default: stretch)")
     add("--crop", metavar="PART", type=float, help="part of the shorter side that --aspect crop keeps (default: 1.0)")
+    add("--output", metavar="NAME", help="output to take, for a file with several")
     add_release_options(parser)
 
 
@@ -67,6 +73,7 @@ def run_export(options: argparse.Namespace) -> None:
             filter=options.filter or "bicubic",
             aspect=options.aspect or "stretch",
             crop=1.0 if options.crop is None else options.crop,
+            output=options.output,
         )
     sources.release(source, options.store, read_chosen_criteria(options, source.contract))
 
@@ -84,7 +91,7 @@ def _check_export(options: argparse.Namespace) -> None:
         if options.weights == "imagenet":
             _refuse(options, "with ImageNet weights, whose classes are known", "classes")
     else:
-        if not Path(options.weights).is_file():
+        if not Path(options.weights).exists():
             raise TrainingError(f"Expected --weights imagenet, none, or a file. Received: {options.weights}")
         _require(options, "classes", "preprocessing", "name")
         if options.aspect != "crop":

@@ -11,9 +11,10 @@ import keras
 import tensorflow as tf
 
 from contract.document import Aspect, Contract, Filter, ImageSpec, new_identity
-from training.errors import ExportError, TrainingError, WeightsError
+from training.errors import ExportError, WeightsError
 from training.models.catalogue import find_architecture, imagenet_classes
 from training.models.files import as_probabilities, load_file
+from training.release.class_names import read_classes
 from training.release.criteria import Criteria
 from training.release.export import export
 from training.release.store import staged_version
@@ -73,19 +74,21 @@ def of_file(
     filter: Filter = "bicubic",
     aspect: Aspect = "stretch",
     crop: float = 1.0,
+    output: str | None = None,
 ) -> Source:
     """Load a Keras model, or the weights of an architecture.
 
     Args:
-        path: `.keras`, `.h5` or `.weights.h5`.
+        path: A whole model as `.keras` or `.h5`, or weights as `.h5`.
         name: The model's name.
         classes: A file of class names.
         preprocessing: What the model expects, one of `PREPROCESSING`.
-        architecture: The network of a `.weights.h5` file.
+        architecture: The network, for weights.
         size_px: Height and width, for a model that leaves them open.
         filter: Resampling filter.
         aspect: How a photo is fitted into the input.
         crop: Part that `aspect="crop"` keeps.
+        output: Which output to take, of a model that has several.
 
     Raises:
         TrainingError: There is no such file, or it is not what the arguments say.
@@ -93,7 +96,7 @@ def of_file(
     names = read_classes(classes)
     found = find_architecture(architecture, size_px) if architecture else None
     _log.info(f"Loading {path}")
-    model = load_file(path, found, len(names), preprocessing, size_px)
+    model = load_file(path, found, len(names), preprocessing, size_px=size_px, output=output)
     height, width = model.input_shape[1:3]
     if size_px and (height, width) != (size_px, size_px):
         raise WeightsError(f"Expected --size as the model has it, {height} by {width}. Received: {size_px}")
@@ -104,17 +107,6 @@ def of_file(
         weights_sha256=sha256(path),
     )
     return Source(model, Contract(name, names, ImageSpec(height, width, filter, aspect, crop), origin))
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Read class names, one a line."""
-    if not path.is_file():
-        raise TrainingError(f"Expected a file of class names, one a line. Received a path where there is none: {path}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a byte order mark first
-    except UnicodeDecodeError as exc:
-        raise TrainingError(f"Expected class names in UTF-8. Received {path}: {exc}") from exc
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def release(source: Source, store: Path, criteria: Criteria | None = None) -> Release:

@@ -50,6 +50,23 @@ def flat(*inputs):
     return keras.Sequential([*inputs, layers.Flatten(), layers.Dense(3)])
 
 
+def own_layer():
+    """Return a layer that a file names, and does not contain."""
+
+    class Own(layers.Layer):
+        def call(self, x):
+            return x
+
+    return Own()
+
+
+def rename(model, path, suffix):
+    """Save a model, or its weights, under a suffix, and give the file another name."""
+    saved = path.with_name("saved" + suffix)
+    (model.save_weights if suffix == ".weights.h5" else model.save)(saved)
+    saved.rename(path)
+
+
 def run(model, pixels):
     return np.asarray(model(pixels, training=False))
 
@@ -199,7 +216,7 @@ def test_weights_with_other_classes_are_refused(tmp_path, dense):
 
 def test_weights_without_architecture_are_refused(weights_file):
     """A .weights.h5 file contains no model."""
-    with pytest.raises(WeightsError, match=r"Expected --architecture with a \.weights\.h5 file"):
+    with pytest.raises(WeightsError, match=r"Expected --architecture with mine\.weights\.h5, which contains weights"):
         load_file(weights_file[0], None, 3, "none")
 
 
@@ -225,6 +242,12 @@ def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkey
         (lambda path: path.write_bytes(b"junk"), "a.keras", "Expected .*a.keras to load in Keras"),
         (lambda path: path.write_bytes(b"junk"), "a.h5", "Expected .*a.h5 to load in Keras"),
         (lambda path: path.write_bytes(b"junk"), "a.tflite", "Expected .*a.tflite to load in Keras"),
+        (lambda path: rename(small(), path, ".keras"), "a.h5", r"ends in \.keras, as the content does.*a\.h5\. Rename"),
+        (lambda path: rename(small(), path, ".h5"), "a.keras", r"ends in \.h5, as the content does.*a\.keras\. Rename"),
+        (lambda path: rename(small(layers.Dense(3)), path, ".weights.h5"), "a.h5", r"ends in \.weights\.h5"),
+        (lambda path: small(layers.Dense(3)).export(path, verbose=False), "a", "Received a SavedModel: .*a. Keras"),
+        (lambda path: small(own_layer()).save(path), "a.keras", "the layer Own, which Keras does not have. The file"),
+        (lambda path: small(own_layer()).save(path), "a.h5", "the layer Own, which Keras does not have. The file"),
         (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.keras", "A Lambda layer is code"),
         (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.h5", "A Lambda layer is code"),
         (lambda path: flat(keras.Input((16, 16, 1))).save(path), "a.keras", r"Received: \[\(None, 16, 16, 1\)\]"),
@@ -232,25 +255,84 @@ def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkey
     ],
 )
 def test_files_that_are_no_model_of_photos_are_refused(tmp_path, write, name, message):
-    """No file, no Keras model, code (safe mode stays on), a greyscale model, and one without inputs."""
+    """No file, no Keras model, another name, weights alone, code, an unknown layer, greyscale, and no inputs."""
     write(tmp_path / name)
     with pytest.raises(WeightsError, match=message):
         load_file(tmp_path / name, None, 3, "none")
 
 
-def test_keras_2_file_that_does_not_load_says_what_to_do(tmp_path, inputs):
-    """A layer option that Keras 3 does not know, the usual break, is shown together with the way out."""
+@pytest.mark.parametrize(
+    ("layer", "written"),
+    [
+        (lambda: layers.DepthwiseConv2D(3), {"groups": 1}),
+        (lambda: layers.SeparableConv2D(4, 3), {"groups": 1}),
+        (lambda: layers.Conv2DTranspose(4, 3), {"groups": 1}),
+        (lambda: layers.BatchNormalization(), {"axis": [3]}),
+        (lambda: layers.Conv2D(3, 3, groups=3), {}),
+    ],
+)
+def test_layers_of_keras_2_load(tmp_path, inputs, pixels, layer, written):
+    """What Keras 2 wrote of them and Keras 3 does not take changes nothing; real groups stay."""
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(layer()(inputs)))
+    save_as_keras_2(model, tmp_path / "old.h5", written)
+    loaded = load_file(tmp_path / "old.h5", None, model.output_shape[-1], "none")
+    np.testing.assert_allclose(run(loaded, pixels), run(model, pixels), atol=1e-6)
+
+
+def save_as_keras_2(model, path, written):
+    """Save a model, and add to the configuration of its first layer."""
     import h5py
 
-    x = layers.GlobalAveragePooling2D()(layers.DepthwiseConv2D(3)(inputs))
-    keras.Model(inputs, layers.Dense(3)(x)).save(tmp_path / "old.h5")
-    with h5py.File(tmp_path / "old.h5", "r+") as file:
+    model.save(path)
+    with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["model_config"])
-        depthwise = next(each for each in config["config"]["layers"] if each["class_name"] == "DepthwiseConv2D")
-        depthwise["config"]["groups"] = 1
+        config["config"]["layers"][1]["config"] |= written
         file.attrs["model_config"] = json.dumps(config)
-    with pytest.raises(WeightsError, match=r"'groups': 1.*If Keras 2 .* install tf-keras.*--architecture\."):
+
+
+def test_keras_2_file_that_does_not_load_says_what_to_do(tmp_path, inputs):
+    """A layer option that Keras 3 does not know is shown together with the way out."""
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.DepthwiseConv2D(3)(inputs)))
+    save_as_keras_2(model, tmp_path / "old.h5", {"groups": 2})
+    with pytest.raises(WeightsError, match=r"'groups': 2.*If Keras 2 .* install tf-keras.*--architecture\."):
         load_file(tmp_path / "old.h5", None, 3, "none")
+
+
+@pytest.mark.parametrize(
+    ("policy", "suffix"),
+    [("mixed_float16", ".keras"), ("mixed_float16", ".h5"), ("mixed_bfloat16", ".h5"), ("bfloat16", ".keras")],
+)
+def test_lower_precision_is_released_in_float32(tmp_path, pixels, policy, suffix):
+    """The variables keep their values, and every layer computes in float32, nested models included."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input((16, 16, 3))
+        nested = keras.Sequential([layers.Conv2D(4, 3), layers.BatchNormalization()])
+        x = layers.GlobalAveragePooling2D()(nested(inputs))
+        model = keras.Model(inputs, layers.Dense(3, activation="softmax", dtype="float32")(x))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.save(tmp_path / f"mixed{suffix}")
+    loaded = load_file(tmp_path / f"mixed{suffix}", None, 3, "0-1")
+    assert {layer.dtype_policy.name for layer in loaded._flatten_layers()} == {"float32"}
+    np.testing.assert_allclose(run(loaded, pixels), np.float32(run(model, pixels / 255)), atol=0.01)
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_one_of_several_outputs_is_chosen_by_its_name(tmp_path, inputs, pixels, as_dict):
+    """Without --output they are named, in a list by their layers, and in a dict by its keys."""
+    flat = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    colour, shape = (layers.Dense(3, activation="softmax", name=f"of_{name}")(flat) for name in ("colour", "shape"))
+    names = ("colour", "shape") if as_dict else ("of_colour", "of_shape")
+    model = keras.Model(inputs, {"colour": colour, "shape": shape} if as_dict else [colour, shape])
+    model.save(tmp_path / "two.keras")
+    with pytest.raises(WeightsError, match=rf"--output with .* Received: {names[0]} \(None, 3\), {names[1]} \(N"):
+        load_file(tmp_path / "two.keras", None, 3, "none")
+    with pytest.raises(WeightsError, match=f"--output of: {', '.join(names)}. Received: size"):
+        load_file(tmp_path / "two.keras", None, 3, "none", output="size")
+    loaded = load_file(tmp_path / "two.keras", None, 3, "none", output=names[1])
+    expected = keras.Model(inputs, shape)
+    np.testing.assert_allclose(run(as_probabilities(loaded, 3), pixels), run(expected, pixels), atol=1e-6)
 
 
 def test_open_input_size_must_be_given(tmp_path):
@@ -258,7 +340,7 @@ def test_open_input_size_must_be_given(tmp_path):
     open_input = keras.Input((None, None, 3))
     x = layers.GlobalAveragePooling2D()(open_input)
     keras.Model(open_input, layers.Dense(3)(x)).save(tmp_path / "open.keras")
-    assert load_file(tmp_path / "open.keras", None, 3, "none", 20).input_shape == (None, 20, 20, 3)
+    assert load_file(tmp_path / "open.keras", None, 3, "none", size_px=20).input_shape == (None, 20, 20, 3)
     with pytest.raises(WeightsError, match="Expected --size"):
         load_file(tmp_path / "open.keras", None, 3, "none")
 

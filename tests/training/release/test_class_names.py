@@ -1,0 +1,72 @@
+"""training/release/class_names.py: class names in each form that people keep them in."""
+
+import pytest
+
+from training.errors import TrainingError
+from training.release.class_names import read_classes
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.txt", "cat\ndog\nelk\n"),
+        ("windows.txt", "\ufeffcat\r\n\r\n dog\r\nelk"),
+        ("labels.txt", "0 cat\n1 dog\n2 elk\n"),
+        ("labels.txt", "0: cat\n1: dog\n2: elk"),
+        ("labels.txt", "2,elk\n0,cat\n1,dog"),
+        ("labels.txt", "1 cat\n2 dog\n3 elk"),
+        ("labels.txt", "cat,0\ndog,1\nelk,2"),
+        ("classes.json", '["cat", "dog", "elk"]'),
+        ("class_indices.json", '{"elk": 2, "cat": 0, "dog": 1}'),
+        ("labels.json", '{"0": "cat", "1": "dog", "2": "elk"}'),
+        ("classes.txt", '["cat", "dog", "elk"]'),
+        ("classes.csv", "class\ncat\ndog\nelk\n"),
+        ("classes.csv", "index,name\n1,dog\n0,cat\n2,elk\n"),
+        ("classes.csv", "Label,Class,Photos\n0,cat,9\n1,dog,8\n2,elk,7\n"),
+        ("classes.csv", "class,label\n0,cat\n1,dog\n2,elk\n"),
+        ("classes.csv", "0,cat\n1,dog\n2,elk\n"),
+        ("classes.txt", "class,index\nelk,2\ncat,0\ndog,1"),
+    ],
+)
+def test_each_form_is_read(tmp_path, name, text):
+    """The order is that of the numbers, or else of the lines."""
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert read_classes(tmp_path / name) == ("cat", "dog", "elk")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("1 euro", "2 euro"),
+        ("type 0", "type 1"),
+        ("1", "7"),
+        ("0", "1"),
+        ("tench, Tinca tinca", "goldfish, Carassius auratus"),
+        ("5 cent", "10 cent"),
+        ("class", "label"),
+    ],
+)
+def test_names_with_numbers_and_commas_stay_as_they_are(tmp_path, lines):
+    """A number is one of the order only if all lines have one, from 0 or 1 without a gap, beside names that differ."""
+    (tmp_path / "classes.txt").write_text("\n".join(lines))
+    assert read_classes(tmp_path / "classes.txt") == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '{"cat": 0, "dog": 2}', r"from 0 without a gap: \[0, 2\]"),
+        ("a.json", '{"0": ["n01440764", "tench"]}', "Received .*a.json: "),
+        ("a.json", '[{"name": "cat"}]', "another JSON document"),
+        ("a.txt", "{'cat': 0, 'dog': 1}", "Received .*a.txt: Expecting property name"),
+        ("a.csv", "photo,size\na.jpg,3", "a CSV that begins with 'photo,size'"),
+        ("a.csv", "class,index\ncat\ndog,1", "another length than the header"),
+        ("a.csv", "class,index\ncat,0\ndog,0", "from 0 without a gap"),
+        ("a.csv", "", "a CSV that is empty"),
+    ],
+)
+def test_other_forms_are_refused(tmp_path, name, text, message):
+    """With the forms that are read, and what is wrong."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TrainingError, match=f"(?s)one name a line.*{message}"):
+        read_classes(tmp_path / name)

@@ -1,0 +1,102 @@
+"""Class names from a file, in the order of the model's outputs, in each form that people keep them in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.errors import TrainingError
+
+_FORMS = (
+    "one name a line, or one with its number; a JSON list, or a JSON map of name and number; a CSV with a column"
+    " class, label or name, and perhaps index or id"
+)
+_COLUMNS = (  # of a CSV, the most telling first
+    *("class_name", "classname", "name", "class", "label"),
+    *("index", "class_id", "label_id", "id", "number"),
+)
+# `0 cat`, as Teachable Machine writes it, `0: cat`, `0,cat`; and `cat,0`, where no space alone separates: `type 0`.
+_NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*[\s:,;=]\s*(?P<name>\S.*)")
+_NUMBER_LAST = re.compile(r"(?P<name>.*\S)\s*[:,;=\t]\s*(?P<number>\d+)")
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read class names.
+
+    Raises:
+        TrainingError: There is no such file, or it has none of the forms.
+    """
+    if not path.is_file():
+        raise TrainingError(f"Expected a file of class names. Received a path where there is none: {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows puts a byte order mark first
+    except UnicodeDecodeError as exc:
+        raise TrainingError(f"Expected class names in UTF-8. Received {path}: {exc}") from exc
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        if text.lstrip()[:1] in ("[", "{"):
+            return _of_json(json.loads(text))
+        if path.suffix.lower() == ".csv" or (lines and set(_cells(lines[0])) <= set(_COLUMNS) and "," in lines[0]):
+            return _of_csv(lines)
+    except ValueError as exc:
+        raise TrainingError(f"Expected class names as {_FORMS}. Received {path}: {exc}") from exc
+    return _of_numbered(lines) or tuple(lines)
+
+
+def _of_json(document: Any) -> tuple[str, ...]:
+    if isinstance(document, list) and all(isinstance(name, str) for name in document):
+        return tuple(document)
+    if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
+        document = {name: number for number, name in document.items()}
+    if isinstance(document, dict):
+        return _in_order([(name, str(number)) for name, number in document.items()])
+    raise ValueError("another JSON document")
+
+
+def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
+    header = _cells(lines[0]) if lines else []
+    known = sorted((_COLUMNS.index(cell), position) for position, cell in enumerate(header) if cell in _COLUMNS)
+    if not known:
+        if numbered := _of_numbered(lines):
+            return numbered
+        raise ValueError("a CSV that " + (f"begins with {lines[0]!r}" if lines else "is empty"))
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines[1:])]
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError("a row that has another length than the header")
+    columns = [[row[position] for row in rows] for _, position in known]
+    numbers = [column for column in columns if all(cell.isdecimal() for cell in column)]
+    names = [column for column in columns if column not in numbers] or numbers
+    if not numbers or names is numbers:
+        return tuple(names[0])
+    return _in_order(list(zip(names[0], numbers[0], strict=True)))
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip().lower() for cell in next(csv.reader([line]))]
+
+
+def _of_numbered(lines: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the names of lines that number them from 0 or 1; None if the numbers belong to the names: `1 euro`."""
+    for pattern in (_NUMBER_FIRST, _NUMBER_LAST):
+        matches = [match for line in lines if (match := pattern.fullmatch(line))]
+        if lines and len(matches) == len(lines):
+            try:
+                names = _in_order([(match["name"], match["number"]) for match in matches])
+            except ValueError:
+                continue
+            if 2 * len(set(names)) > len(names):
+                return names
+    return None
+
+
+def _in_order(numbered: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Return names in the order of their numbers, which go from 0 or 1 without a gap."""
+    by_number = {int(number): name for name, number in numbered}
+    first = min(by_number, default=0)
+    if first not in (0, 1) or sorted(by_number) != list(range(first, first + len(numbered))):
+        raise ValueError(f"numbers that do not go from 0 without a gap: {sorted(by_number)[:5]} …")
+    return tuple(by_number[number] for number in sorted(by_number))
