@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _log_to_terminal() -> None:
-    """Print the steps of every command, a bare line each."""
+    """Print the steps of every command, a bare line each; names of files may be any bytes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _log.handlers, _log.propagate = [handler], False  # TensorFlow gives the root logger a handler of its own

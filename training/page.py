@@ -24,7 +24,8 @@ def write(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    path.write_text(templates.get_template(template).render(**values), encoding="utf-8")
+    html = templates.get_template(template).render(**values)
+    path.write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> str:

@@ -157,10 +157,44 @@ def test_the_request_id_is_the_callers_or_lambdas(handle: Handler, event: Callab
     assert ask(handle, event("GET", "/livez", b"", {"X-Request-ID": "abc"}))[1]["x-request-id"] == "abc"
 
 
+@pytest.mark.parametrize(
+    ("path", "stage", "members", "status"),
+    [
+        ("/prod/livez", "prod", {}, 200),
+        ("/prod", "prod", {}, 200),
+        ("/prod/", "prod", {}, 200),
+        ("/production/livez", "prod", {}, 404),
+        ("/livez", "livez", {"domainName": "photos.example.com"}, 200),
+        ("/livez", "$default", {}, 200),
+    ],
+)
+def test_the_stage_of_an_http_api_is_no_part_of_the_path(
+    handle: Handler, path: str, stage: str, members: dict[str, str], status: int
+) -> None:
+    """A named stage is in front of it, except behind a domain of your own."""
+    event = http_event("GET", path, b"", {})
+    event["requestContext"] |= {"domainName": "id.execute-api.eu-west-1.amazonaws.com", "stage": stage} | members
+    assert ask(handle, event)[0] == status
+
+
+def test_the_path_of_a_rest_api_keeps_what_reads_like_its_stage(handle: Handler) -> None:
+    """AWS has already taken the stage away."""
+    event = rest_event("GET", "/livez", b"", {})
+    event["requestContext"]["stage"] = "livez"
+    assert ask(handle, event)[0] == 200
+
+
+def test_a_plain_event_is_answered_plainly(handle: Handler, origin: Origin) -> None:
+    """What `aws lambda invoke` sends gets the JSON of an answer, or of an error."""
+    answer = handle({"url": origin.add("red.png", RED), "top_k": 1}, Context())
+    assert [each["class"] for each in answer["predictions"]] == ["red"]
+    assert handle({"url": "http://127.0.0.1/"}, Context())["code"] == "url_not_allowed"
+
+
 def test_another_kind_of_event_is_refused(handle: Handler) -> None:
-    """Whoever invokes the function by hand learns what it wants."""
-    with pytest.raises(ValueError, match=r"Expected an event of API Gateway .* Received one with the members url"):
-        handle({"url": "https://example.com/"}, Context())
+    """Whoever connects the function to something else learns what it wants."""
+    with pytest.raises(ValueError, match=r"Expected an event of API Gateway .* Received one with the members Records"):
+        handle({"Records": []}, Context())
 
 
 @pytest.mark.tensorflow

@@ -47,7 +47,7 @@ def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out
     summary, name = _summary(findings, inspection, source), inspection.listing.name
     document = {**summary, "findings": list(map(asdict, findings)), "photos": list(map(vars, inspection.photos))}
     text = json.dumps(document, indent=1, ensure_ascii=False, default=name)  # paths as people see them
-    (out / "explore.json").write_text(text, encoding="utf-8")
+    (out / "explore.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     position = {photo.path: i for i, photo in enumerate(inspection.photos)}
 
     def show(path: Path) -> Picture:

@@ -125,7 +125,8 @@ def draw(
         ],
         "worst_mistakes": mistakes,
     }
-    (out / "evaluation.json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    (out / "evaluation.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     plots.confusion_matrix(out / "confusion.png", first.figures)
     plots.reliability(out / "reliability.png", first.figures)
     plots.classes(out / "classes.png", first.figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -201,6 +202,17 @@ def cluster(centre: int, count: int, seed: int) -> np.ndarray:
     """Return features (n, 32) of length 1 around an axis."""
     noisy = np.eye(32)[centre] + 0.05 * np.random.default_rng(seed).standard_normal((count, 32))
     return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_names_of_any_bytes_are_shown(fill: Fill, tmp_path: Path) -> None:
+    """ZIP files of Windows leave names that are not UTF-8, in photos that decode and in others."""
+    folder = fill(cat=4, dog=4)
+    (folder / "cat" / "00.jpg").rename(folder / "cat" / os.fsdecode(b"caf\xe9.jpg"))
+    (folder / "dog" / os.fsdecode(b"na\xefve.jpg")).write_bytes(b"")
+    assert main(["explore", str(folder), "--out", str(tmp_path), "--cache", str(tmp_path)]) == 0
+    text, page = ((tmp_path / name).read_text(encoding="utf-8") for name in ("explore.json", "explore.html"))
+    assert os.fsdecode(b"caf\xe9.jpg") in {Path(photo["path"]).name for photo in json.loads(text)["photos"]}
+    assert r"na\udcefve.jpg" in page
 
 
 def test_single_wrong_labels_are_found() -> None:
