@@ -54,10 +54,12 @@ _OTHER_KINDS = (
     (rb"%PDF", "a PDF document"),
     (rb"%!PS", "a PostScript document"),
     (rb"\{", "a JSON document"),
-    (rb"II\*\0|MM\0\*", "a TIFF image"),
+    (rb"II[*+]\0|MM\0[*+]", "a TIFF image, or a camera's raw one. Convert it to JPEG or PNG"),
     (rb"8BPS", "a Photoshop document"),
     (rb"\0\0\x01\0", "an icon"),
-    (rb"(?s)....ftyp(hei|mif1)", "a HEIC image"),
+    (rb"(?s)....ftyp(hei|hev|mif1|msf1)", "a HEIC image, as iPhones take them. Convert it to JPEG"),
+    (rb"\xff\x0a|\0\0\0\x0c(JXL |jP  )", "a JPEG XL or JPEG 2000 image. Convert it to JPEG or PNG"),
+    (rb"(?s)....ftyp", "a video"),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 SUFFIXES_BY_FORMAT = {
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),  # Chrome on Windows saves .jfif
     "PNG": (".png",),
     "WEBP": (".webp",),
     "GIF": (".gif",),

@@ -186,6 +186,23 @@ def test_other_content_is_unsupported(data: bytes) -> None:
         decode(data, SPEC)
 
 
+@pytest.mark.parametrize(
+    ("start", "received"),
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC image, as iPhones take them. Convert it to JPEG"),
+        (b"\0\0\0\x18ftypmif1", "a HEIC image"),
+        (b"MM\0*", "a TIFF image, or a camera's raw one. Convert it to JPEG or PNG"),
+        (b"II+\0", "a TIFF image"),
+        (b"\xff\x0a", "a JPEG XL or JPEG 2000 image. Convert it to JPEG or PNG"),
+        (b"\0\0\0\x20ftypisom", "a video"),
+    ],
+)
+def test_other_kinds_are_named_with_what_to_do(start: bytes, received: str) -> None:
+    """By how they begin."""
+    with pytest.raises(UnsupportedImageError, match=f"Received: {received}"):
+        decode(start + bytes(100), SPEC)
+
+
 @pytest.mark.parametrize("format", ["TIFF", "PDF", "EPS", "ICNS", "ICO", "PPM", "TGA", "SGI", "PCX", "JPEG2000"])
 def test_real_files_of_other_formats_are_unsupported(format: str) -> None:
     """What Pillow could open, some of it by other programs, is closed, whatever it calls itself (S16)."""

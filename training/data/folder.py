@@ -13,6 +13,7 @@ from contract.photos import SUFFIXES, is_hidden, photos_in
 from training.data.splits import class_folders, find_splits, split_of
 from training.errors import DataError
 
+_CONVERTIBLE = (".heic", ".heif", ".tif", ".tiff", ".jp2", ".jxl", ".cr2", ".nef", ".arw", ".dng", ".psd", ".svg")
 HELD_OUT_PART = 0.1  # of each class, for each of validation and test, where the folder has no such split
 
 
@@ -125,7 +126,12 @@ def _left_out(class_paths: Sequence[Path]) -> list[str]:
     if not others:
         return []
     listed = ", ".join(f"{-count} {suffix}" for count, suffix in others)
-    return [f"Left out {-sum(count for count, _ in others)} files that are no photos ({', '.join(SUFFIXES)}): {listed}"]
+    images = [suffix for _, suffix in others if suffix in _CONVERTIBLE]
+    advice = f". Convert {' and '.join(images)} to JPEG to train on them, too" if images else ""
+    total = -sum(count for count, _ in others)
+    return [
+        f"Left out {total} file{'s' * (total != 1)} that cannot be read ({', '.join(SUFFIXES)} can): {listed}{advice}"
+    ]
 
 
 def _is_visible_file(path: Path) -> bool:

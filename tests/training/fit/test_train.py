@@ -232,7 +232,7 @@ def test_missing_and_bad_options_are_told(capsys, arguments, message):
         (["train", "{tmp}/photos", "--name", "m"], "DataError: Expected a folder of photos"),
         (
             ["export", "--weights", __file__, "--name", "m", "--classes", "{tmp}/c", "--preprocessing", "none"],
-            "Expected a file of class names, one a line. Received a path where there is none: {tmp}/c",
+            "Expected a file of class names. Received a path where there is none: {tmp}/c",
         ),
     ],
 )
