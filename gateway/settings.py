@@ -61,7 +61,11 @@ class Settings:
     )
     fetch_timeout_s: float = _setting(10.0, "limit for fetching an image, redirects included", 0.01)
     fetch_max_redirects: int = _setting(3, "redirects to follow", 0)
-    fetch_user_agent: str = _setting("image-classifier-gateway/0.1", "User-Agent that image hosts see", _check_header)
+    fetch_user_agent: str = _setting(
+        "image-classifier-gateway/0.1",
+        "User-Agent that image hosts see; some, such as Wikimedia, want a contact in it: add your address",
+        _check_header,
+    )
     fetch_allow: str = _setting(
         "",
         "what may be fetched although its address or port is not public: comma-separated host:port or networks",

@@ -65,6 +65,16 @@ REFUSED = tuple(
         ("ff00::/8", "multicast", "RFC 4291"),
     )
 )
+# Where clouds hand out credentials, and the rest of link-local: nobody is asked to open these. Sources: the clouds'
+# pages on metadata, of AWS (fd00:ec2::), Google (fd20:ce::254), Oracle (192.0.0.192, fd00:c1::a9fe:a9fe), Alibaba
+# (100.100.100.200) and Azure (168.63.129.16).
+_METADATA = tuple(
+    ip_network(network)
+    for network in (
+        *("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"),
+        *("fe80::/10", "fd00:ec2::/32", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128"),
+    )
+)
 # Source: IANA Internet Protocol Version 6 Address Space; all the rest is reserved or special.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
@@ -87,6 +97,11 @@ def refusal(address: Address) -> str | None:
         if reason := refusal(inner):
             return f"a carrier of {inner}, {reason}"
     return None
+
+
+def is_metadata(address: Address) -> bool:
+    """Tell whether an address is link-local, or one of those where clouds hand out credentials."""
+    return any(address in network for network in _METADATA)
 
 
 def embedded_ipv4(address: Address) -> list[IPv4Address]:

@@ -26,7 +26,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from gateway.errors import BadRequest, FetchFailed, FetchTimeout, Overloaded, TooLarge, UrlNotAllowed
-from gateway.fetch.addresses import AllowList, embedded_ipv4
+from gateway.fetch.addresses import AllowList, embedded_ipv4, is_metadata
 from gateway.fetch.sockets import Budget, Hold, PlainSocket, TlsSocket, connect
 from gateway.fetch.urls import DEFAULT_PORTS, Address, Url, checked_characters, parse_url
 from gateway.settings import Settings
@@ -38,6 +38,11 @@ MAX_HEADER_BYTES = 32 * 1024
 MAX_ADDRESSES = 8
 MAX_LOOK_UPS = 16
 LOOK_UP_WAIT_S = 1.0
+# A host that answers with one of these may want to know who asks.
+UNWELCOME = (403, 429)
+# The codings of which the bytes are not the image's. Other words change nothing: stores of objects write base64, UTF-8
+# or aws-chunked beside plain images, and browsers show those. Source: IANA HTTP Content Coding Registry.
+CODINGS = {"br", "compress", "dcb", "dcz", "deflate", "exi", "gzip", "pack200-gzip", "x-compress", "x-gzip", "zstd"}
 REDIRECTS = (301, 302, 303, 307, 308)
 _HIDDEN_HOST = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?/?\\")  # browsers read \\host as //host; urljoin does not
 
@@ -129,15 +134,17 @@ class Fetcher:
             raise _denied(url)
         if allow.has_host(url.host, url.port):
             return addresses
-        hint = f"To allow it, add {url.authority!r} to GATEWAY_FETCH_ALLOW."
+        hint = f" To allow it, add {url.authority!r} to GATEWAY_FETCH_ALLOW."
+        if any(is_metadata(part) for part in meant):
+            hint = ""
         for address in addresses:
             if reason := allow.refusal(address):
                 _log.info("Refused %s: %s is %s", url.authority, address, reason)
                 raise UrlNotAllowed(
-                    f"Expected a public address. Received a URL whose host is not public: {str(url.host)!r}. {hint}"
+                    f"Expected a public address. Received a URL whose host is not public: {str(url.host)!r}.{hint}"
                 )
             if not allow.has_address(address) and url.port not in DEFAULT_PORTS.values():
-                raise UrlNotAllowed(f"Expected port 80 or 443. Received: {url.port}. {hint}")
+                raise UrlNotAllowed(f"Expected port 80 or 443. Received: {url.port}.{hint}")
         return addresses
 
     def _addresses(self, url: Url, budget: Budget) -> list[Address]:
@@ -208,9 +215,11 @@ class Fetcher:
         if response.status in REDIRECTS and (location := response.headers.get("Location")):
             return location
         if response.status != 200:
-            raise FetchFailed(f"The image's host answered with status {response.status}.")
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise FetchFailed("The image's host sent a body with a Content-Encoding.")
+            hint = " It may want a contact in GATEWAY_FETCH_USER_AGENT." if response.status in UNWELCOME else ""
+            raise FetchFailed(f"The image's host answered with status {response.status}.{hint}")
+        codings = response.headers.get("Content-Encoding", "").lower().split(",")
+        if not CODINGS.isdisjoint(map(str.strip, codings)):
+            raise FetchFailed("The image's host sent a compressed body, although it was asked for a plain one.")
         if response.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
             raise FetchFailed("The image's host sent a body with an unknown Transfer-Encoding.")
         max_bytes = self._settings.max_image_bytes

@@ -45,6 +45,23 @@ def test_refusal_names_the_setting(url: str, message: str) -> None:
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("169.254.169.254", "169.254.0.0", "169.254.255.255", "fe80::a9fe:a9fe", "fd00:ec2::254", "fd00:ec2::23"),
+        *("fd20:ce::254", "fd00:c1::a9fe:a9fe", "100.100.100.200", "192.0.0.192", "168.63.129.16"),
+        *("::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"),
+    ],
+)
+@pytest.mark.parametrize("is_name", [True, False])
+def test_nobody_is_asked_to_open_metadata(address: str, is_name: bool) -> None:
+    """A stranger who forwards our words to the operator must not get a cloud's credentials."""
+    host = "meta.test" if is_name else f"[{address}]" if ":" in address else address
+    with pytest.raises(UrlNotAllowed) as refused:
+        make_fetcher(Names(meta=[["10.0.0.1", address]])).fetch(f"http://{host}:8080/")
+    assert str(refused.value).startswith("Expected a public address.") and "ALLOW" not in str(refused.value)
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "127.0.0.1", "[::1]", "[0:0::1]"])
 def test_allowed_host_is_opened(listen: Listen, host: str) -> None:
     """Open the host and port of an entry, however it is written."""
