@@ -43,6 +43,11 @@ LOOKS_UNTIL_RENEWED = 10  # after every so many such looks, its address is looke
 AMONG_OTHERS = (
     "It has no identity, and another export was under its number a moment ago. Export it again to give it one"
 )
+NO_CONTRACT = (
+    "It has no contract, without which the gateway does not know its classes and pixels. Release the model's .keras or"
+    " .h5 file with `python -m training export --weights FILE`. A SavedModel alone cannot be released, as Keras 3 does"
+    " not load it: save the model as .keras where it was trained"
+)
 NOT_TRIED = "The golden gate could not try it"
 DESCRIPTIONS = 5  # how often replicas are asked until one describes the export that another was asked about
 FILES_ASKED = 12  # how often replicas are asked for another file of a refused export: twice for each of six
@@ -375,7 +380,7 @@ class Versions:
         identity = find_identity(signatures)
         if DESCRIBE_SIGNATURE not in signatures:
             known = self._see(number, identity, "")
-            known.refusal = "It has no contract. Release it with `python -m training export`, which writes one"
+            known.refusal = NO_CONTRACT
             return known, b""
         if identity and (number, identity, "") in self._known and self._known[number, identity, ""].is_decided:
             return self._see(number, identity, ""), b""

@@ -353,7 +353,7 @@ def test_replicas_that_run_different_files_of_an_export_are_accepted(golden: lis
         (lambda _: FakeVersion(b"not json"), "Expected a contract in JSON"),
         (lambda _: FakeVersion(b"[" * 100_000), "Expected a contract in JSON"),
         (lambda _: FakeVersion(b'{"contract_version": 99}'), "Expected contract_version 1. Received: 99"),
-        (lambda _: FakeVersion(b"", describes=False), "python -m training export"),
+        (lambda _: FakeVersion(b"", describes=False), "save the model as .keras where it was trained"),
     ],
     ids=["weights", "pixels", "no examples", "no JSON", "deep JSON", "another contract", "no contract"],
 )
