@@ -152,6 +152,40 @@ def test_compose_publishes_the_gateway_and_gives_it_time_to_finish() -> None:
     assert int(service["stop_grace_period"].removesuffix("s")) > Settings().stop_timeout_s
 
 
+def test_compose_passes_every_setting_to_the_gateway() -> None:
+    """All but those that are the container's own; a new setting needs its line there."""
+    environment = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]["environment"]
+    own = {"GATEWAY_MODEL_NAME=${MODEL_NAME:-imagenet}", "GATEWAY_MODEL_ADDRESS=model:8500"}
+    settings = {PREFIX + each.name.upper() for each in fields(Settings)}
+    of_the_container = {f"{PREFIX}{name}" for name in ("HOST", "PORT", "MODEL_NAME", "MODEL_ADDRESS")}
+    assert set(environment) == own | (settings - of_the_container)
+
+
+def test_compose_reads_settings_from_its_file(tmp_path: Path) -> None:
+    """As docker-compose 1.29 or newer shows it: what .env says arrives, and what nobody says does not."""
+    command = next(
+        (each for each in (["docker", "compose"], ["docker-compose"]) if shutil.which(each[0]) and works(each)), None
+    )
+    if not command:
+        pytest.skip("needs Compose")
+    shutil.copy(COMPOSE, tmp_path)
+    (tmp_path / ".env").write_text("GATEWAY_WORKERS=3\nGATEWAY_FETCH_USER_AGENT=shop/1.0 (+https://shop.test)\n")
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GATEWAY_TOP_K": "4"}
+    shown = subprocess.run([*command, "config"], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    environment = yaml.safe_load(shown.stdout)["services"]["gateway"]["environment"]
+    assert {name: value for name, value in environment.items() if value is not None} == {
+        "GATEWAY_MODEL_NAME": "imagenet",
+        "GATEWAY_MODEL_ADDRESS": "model:8500",
+        "GATEWAY_WORKERS": "3",
+        "GATEWAY_FETCH_USER_AGENT": "shop/1.0 (+https://shop.test)",
+        "GATEWAY_TOP_K": "4",
+    }
+
+
+def works(command: list[str]) -> bool:
+    return subprocess.run([*command, "version"], capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_pin_actions_and_may_do_little(path: Path) -> None:
     """Actions by commit, read-only by default, and write access named at the job that needs it."""
