@@ -89,7 +89,8 @@ def load_version(directory: Path, settings: Settings) -> Engine:
 
 
 def _addresses(settings: Settings) -> list[str]:
-    addresses = [f"{settings.host}:{settings.port}"] if settings.port else []
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    addresses = [f"{host}:{settings.port}"] if settings.port else []
     if settings.grpc_socket_path:
         addresses.append(f"unix:{settings.grpc_socket_path}")
     return addresses

@@ -9,6 +9,7 @@ import base64
 import json
 import logging
 import re
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,12 +53,13 @@ class RestServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, lifecycle: Lifecycle, host: str, port: int) -> None:
-        """Listen on a TCP port of an IPv4 address.
+        """Listen on a TCP port of an IPv4 or IPv6 address.
 
         Raises:
             UnavailableError: The port cannot be listened on.
         """
         self.lifecycle = lifecycle
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
         except OSError as exc:

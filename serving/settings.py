@@ -48,7 +48,7 @@ class Settings:
     `models` alone is no flag: it is what --model_base_path or --model_config_file says.
     """
 
-    host: str = _flag("0.0.0.0", "IPv4 address to listen on")  # noqa: S104  # as the original
+    host: str = _flag("0.0.0.0", "address to listen on, IPv4 or IPv6")  # noqa: S104  # as the original
     port: int = _flag(8500, "TCP port for gRPC; 0 for none", highest=65535)
     rest_api_port: int = _flag(0, "TCP port for REST; 0 for none", highest=65535)
     grpc_socket_path: str = _flag("", "UNIX socket for gRPC, beside the port or in its place")
@@ -99,6 +99,7 @@ class Settings:
         if problems:
             raise InvalidArgumentError("\n".join(problems))
         settings = cls(**values)
+        settings = replace(settings, host=settings.host.strip("[]"))
         if settings.port == 0 and not settings.grpc_socket_path:
             raise InvalidArgumentError("Expected --port above 0, or --grpc_socket_path. Received: --port=0 alone")
         if not settings.enable_grpc_healthcheck_service:

@@ -146,6 +146,22 @@ def test_it_serves_without_tensorflow(serve, tiny_store):
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_it_listens_on_ipv6(serve, tiny_store, host):
+    """Both ports take a bare address, or one in brackets."""
+    rest = free_port()
+    process = serve(
+        f"--host={host}", "--model_name=tiny", f"--model_base_path={tiny_store}/tiny", f"--rest_api_port={rest}"
+    )
+    process.wait_for("Exporting HTTP/REST API")
+    process.wait_for(f"Running gRPC ModelServer at [::1]:{process.port} ...")
+    with grpc.insecure_channel(f"[::1]:{process.port}") as channel:
+        assert to_array(predict(channel)(images(1), timeout=5).outputs["probabilities"]).shape == (1, 3)
+    with urllib.request.urlopen(f"http://[::1]:{rest}/v1/models/tiny") as response:
+        assert response.status == 200
+
+
+@pytest.mark.tensorflow
 def test_the_status_says_what_runs_a_version_and_a_restart_knows_it(serve, tiny_store, tmp_path, monkeypatch):
     """Of two TFLite files the first start measures which is faster."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
