@@ -15,7 +15,6 @@ from gateway.errors import FetchFailed, GatewayError
 from tests.gateway.fetch.conftest import CHUNKED, PHOTO, Listen, Names, fetch, make_fetcher, takes
 from tests.programs.origins import Origin, http_answer
 
-
 CODINGS = ("gzip", "X-GZIP", "br", "deflate", "zstd", "compress", "gzip, identity", "aws-chunked,gzip", "utf-8 , br")
 LABELS = ("identity", "base64", "aws-chunked", "UTF-8", "none", "binary", "x-unknown", "aws-chunked, utf-8", "", ",")
 
