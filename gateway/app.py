@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from flask import Flask, Request, Response, g, jsonify, request
+from flask import Flask, Request, Response, g, jsonify, redirect, request, url_for
 from numpy.typing import NDArray
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
@@ -18,7 +18,7 @@ from contract.image import DecodedImage
 from gateway import errors, openapi
 from gateway.errors import GatewayError, InternalError, Unauthorized, VersionGone
 from gateway.inputs import read_query
-from gateway.keys import Keys
+from gateway.keys import Keys, Origins
 from gateway.memory import Held, Room
 from gateway.model.protocol import Model, Version
 from gateway.page import page
@@ -43,14 +43,18 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
     app = Flask(__name__, static_folder=None)
     app.request_class = InMemoryRequest
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
-    app.register_blueprint(page)
+    prefix = settings.path_prefix
+    app.register_blueprint(page, url_prefix=prefix or None)
+    if prefix:  # by a relative redirect: whether the client speaks http or https, only the proxy knows
+        app.add_url_rule(prefix, "show_prefix", lambda: redirect(f"{prefix}/", 308))
     views = Views(settings, model, metrics, room or Room(settings.max_held_bytes))
-    app.add_url_rule("/predict", view_func=views.predict, methods=["POST"])
-    app.add_url_rule("/model", view_func=views.show_model)
-    app.add_url_rule("/livez", view_func=views.is_alive)
-    app.add_url_rule("/readyz", view_func=views.is_ready)
-    app.add_url_rule("/openapi.json", view_func=views.show_api)
-    app.add_url_rule("/metrics", view_func=views.show_metrics)
+    app.add_url_rule(f"{prefix}/predict", view_func=views.predict, methods=["POST"])
+    app.add_url_rule(f"{prefix}/model", view_func=views.show_model)
+    app.add_url_rule(f"{prefix}/openapi.json", view_func=views.show_api)
+    for start in {prefix, ""}:  # probes and scrapes come to the gateway itself, beside the proxy
+        app.add_url_rule(f"{start}/livez", view_func=views.is_alive)
+        app.add_url_rule(f"{start}/readyz", view_func=views.is_ready)
+        app.add_url_rule(f"{start}/metrics", view_func=views.show_metrics)
     app.before_request(views.begin)
     app.after_request(views.end)
     app.teardown_request(lambda _: g.held.release())
@@ -64,6 +68,7 @@ class Views:
     def __init__(self, settings: Settings, model: Model, metrics: Metrics, room: Room) -> None:
         self._settings, self._model, self._metrics, self._room = settings, model, metrics, room
         self._stages, self._keys = Stages(settings), Keys(settings.api_keys)
+        self._origins = Origins(settings.allowed_origins)
         self._api = openapi.document(settings)
 
     def predict(self) -> Response:
@@ -143,16 +148,19 @@ class Views:
         """Prepare a request, and check its API key where the path asks for one."""
         g.started, g.held = time.perf_counter(), Held(self._room)
         logs.current.set(logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent")))
-        if request.endpoint in ("predict", "show_model", "show_metrics"):
+        # Before a page of another origin asks, its browser does, by OPTIONS and without the key.
+        if request.endpoint in ("predict", "show_model", "show_metrics") and request.method != "OPTIONS":
             self._check_key()
 
     def end(self, response: Response) -> Response:
         """Count and log an answer."""
         trace = logs.current.get()
         response.headers["X-Request-ID"] = trace.request_id if trace else ""
+        origin, is_preflight = request.headers.get("Origin"), request.method == "OPTIONS"
+        response.headers.update(self._origins.headers(origin, is_preflight=is_preflight))
         code = g.get("code", "")
         self._metrics.answers.labels(request.endpoint or "none", response.status_code, code).inc()
-        if request.path not in HEALTH_PATHS:  # asked for every few seconds
+        if request.path.removeprefix(self._settings.path_prefix) not in HEALTH_PATHS:  # asked for every few seconds
             milliseconds = round((time.perf_counter() - g.started) * 1000, 1)
             fields = {"method": request.method, "path": request.path, "status": response.status_code, "code": code}
             by = {"version": g.export.number, "identity": g.export.identity} if "export" in g else {}
@@ -213,7 +221,7 @@ def as_gateway_error(error: Exception) -> GatewayError:
         methods = sorted({*(error.valid_methods or ())} - {"HEAD", "OPTIONS"})
         return errors.MethodNotAllowed(f"Expected {' or '.join(methods)}. Received: {request.method}")
     if isinstance(error, NotFound):
-        return errors.NotFound(f"Expected a path of /openapi.json. Received: {request.path[:100]!r}")
+        return errors.NotFound(f"Expected a path of {url_for('show_api')}. Received: {request.path[:100]!r}")
     if isinstance(error, HTTPException):
         status, detail = error.code or 500, error.description or error.name
         if status >= 500:

@@ -1,4 +1,4 @@
-"""Optional API keys; the gateway knows only their SHA-256."""
+"""Who may ask: optional API keys, of which the gateway knows only the SHA-256, and pages of other origins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import hmac
 import re
 
 from gateway.errors import Unauthorized
+from gateway.fetch.urls import DEFAULT_PORTS, parse_authority
 
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -41,3 +43,53 @@ class Keys:
             raise Unauthorized(
                 "Expected an API key, as Authorization: Bearer KEY. Received: none that the gateway knows."
             )
+
+
+class Origins:
+    """Origins whose pages may read answers in a browser; without any, only the gateway's own page may."""
+
+    def __init__(self, text: str) -> None:
+        """Read origins as browsers send them, separated by commas, such as `https://shop.example`.
+
+        Raises:
+            ValueError: Some are not origins; the message lists them all.
+        """
+        self._origins, bad = set[str](), list[str]()
+        for entry in filter(None, map(str.strip, text.split(","))):
+            try:
+                self._origins.add(_read_origin(entry))
+            except ValueError:
+                bad.append(repr(entry))
+        if bad:
+            raise ValueError(
+                "Expected origins such as https://shop.example or http://localhost:3000, without a path or *, separated"
+                f" by commas. Received: {', '.join(bad)}"
+            )
+
+    def headers(self, origin: str | None, *, is_preflight: bool = False) -> dict[str, str]:
+        """Return the headers of an answer to a page of this origin. Source: the Fetch standard, CORS protocol."""
+        if not self._origins:
+            return {}
+        headers = {"Vary": "Origin"}  # or a cache could give one origin the answer for another
+        if origin not in self._origins:
+            return headers
+        headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": "X-Request-ID, Retry-After"}
+        if is_preflight:
+            headers["Access-Control-Allow-Methods"] = "GET, POST"
+            headers["Access-Control-Allow-Headers"] = (
+                "Authorization, Content-Type, X-API-Key, X-Request-ID, traceparent"
+            )
+            headers["Access-Control-Max-Age"] = "600"
+        return headers
+
+
+def _read_origin(text: str) -> str:
+    """Return an origin in the one form that browsers send: an ASCII host in lower case, without the default port."""
+    match = _ORIGIN.fullmatch(text.lower())
+    if match is None:
+        raise ValueError("Expected scheme://host")
+    scheme, authority = match.groups()
+    host, port = parse_authority(authority, DEFAULT_PORTS.get(scheme, 80))
+    name = f"[{host}]" if ":" in str(host) else str(host)
+    has_port = ":" in authority.rpartition("]")[2] and port != DEFAULT_PORTS.get(scheme)
+    return f"{scheme}://{name}:{port}" if has_port else f"{scheme}://{name}"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gateway.fetch.addresses import AllowList
-from gateway.keys import Keys
+from gateway.fetch.proxy import Proxy
+from gateway.keys import Keys, Origins
 
 PREFIX = "GATEWAY_"
+_PATH_PREFIX = re.compile(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)+")
 KEY_OF_CLIENTS = "GATEWAY_KEY"  # for clients (gateway.batch); the gateway ignores it
 
 
@@ -22,6 +25,19 @@ class SettingsError(ValueError):
 def _check_header(text: str) -> None:
     if not (text.isascii() and text.isprintable()):
         raise ValueError(f"Expected a user agent of printable ASCII. Received: {text!r}")
+
+
+def _check_prefix(text: str) -> None:
+    if text and not _PATH_PREFIX.fullmatch(text):
+        raise ValueError(
+            "Expected a path such as /classifier, of letters, digits and -._~, without a slash at its end."
+            f" Received: {text!r}"
+        )
+
+
+def _check_proxy(text: str) -> None:
+    if text:
+        Proxy(text)
 
 
 def _setting(default: Any, help: str, check: float | Callable[[str], object] | None = None) -> Any:
@@ -39,6 +55,12 @@ class Settings:
     threads: int = _setting(16, "requests that a process works on at once", 1)
     max_waiting: int = _setting(64, "requests per process that may wait for a thread; further ones are answered 503", 0)
     api_keys: str = _setting("", "comma-separated SHA-256 digests of the API keys; if empty, no key is needed", Keys)
+    allowed_origins: str = _setting(
+        "", "comma-separated origins whose pages may ask from a browser (CORS), such as https://shop.example", Origins
+    )
+    path_prefix: str = _setting(
+        "", "path under which the gateway is reached if a proxy does not strip it, such as /classifier", _check_prefix
+    )
     model_name: str = _setting("imagenet", "name of the model at the model server")
     model_address: str = _setting("localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…")
     model_poll_s: float = _setting(0.5, "seconds between two looks for new versions", 0.01)
@@ -65,6 +87,11 @@ class Settings:
         "image-classifier-gateway/0.1",
         "User-Agent that image hosts see; some, such as Wikimedia, want a contact in it: add your address",
         _check_header,
+    )
+    fetch_proxy: str = _setting(
+        "",
+        "HTTP proxy on the way to public image hosts, such as http://proxy:3128; it must allow CONNECT",
+        _check_proxy,
     )
     fetch_allow: str = _setting(
         "",

@@ -26,15 +26,15 @@ from urllib3 import BaseHTTPResponse
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from gateway.errors import BadRequest, FetchFailed, FetchTimeout, Overloaded, TooLarge, UrlNotAllowed
-from gateway.fetch.addresses import AllowList, embedded_ipv4, is_metadata
-from gateway.fetch.sockets import Budget, Hold, PlainSocket, TlsSocket, connect
+from gateway.fetch.addresses import AllowList, embedded_ipv4, is_metadata, refusal
+from gateway.fetch.proxy import Proxy, ProxyError
+from gateway.fetch.sockets import MAX_HEADER_BYTES, Budget, Hold, PlainSocket, TlsSocket, connect
 from gateway.fetch.urls import DEFAULT_PORTS, Address, Url, checked_characters, parse_url
 from gateway.settings import Settings
 
 Resolve = Callable[[str, int], list[str]]
 """Host name and port to addresses; raises OSError if there are none."""
 
-MAX_HEADER_BYTES = 32 * 1024
 MAX_ADDRESSES = 8
 MAX_LOOK_UPS = 16
 LOOK_UP_WAIT_S = 1.0
@@ -62,6 +62,7 @@ class Fetcher:
     def __init__(self, settings: Settings, resolve: Resolve = look_up) -> None:
         self._settings, self._resolve = settings, resolve
         self._allow, self._deny = AllowList.parse(settings.fetch_allow), AllowList.parse(settings.fetch_deny)
+        self._proxy = Proxy(settings.fetch_proxy) if settings.fetch_proxy else None
         self._look_ups = BoundedSemaphore(MAX_LOOK_UPS)
         self._tls = ssl.create_default_context()
         self._tls.set_alpn_protocols(["http/1.1"])
@@ -89,6 +90,9 @@ class Fetcher:
             return self._follow(url, Budget(limit_s, hold))
         except (TimeoutError, urllib3.exceptions.TimeoutError) as exc:
             raise FetchTimeout(f"The image did not arrive within {limit_s:.3g} s.") from exc
+        except ProxyError as exc:
+            _log.warning("GATEWAY_FETCH_PROXY: %s", exc)
+            raise FetchFailed("The gateway's proxy did not connect to the image's host.") from exc
         except socket.gaierror as exc:
             raise FetchFailed("The image's host name does not resolve.") from exc
         except ssl.SSLError as exc:
@@ -192,17 +196,28 @@ class Fetcher:
                 return self._read(response, budget)
 
     def _open(self, url: Url, addresses: list[Address], budget: Budget) -> socket.socket:
-        """Connect to the first address that answers; each gets an equal part of the time left."""
-        candidates = addresses[:MAX_ADDRESSES]
-        failure = OSError("No address")
-        for position, address in enumerate(candidates):
-            try:
-                plain = connect(address, url.port, budget, budget.seconds_left() / (len(candidates) - position))
-            except OSError as exc:
-                failure = exc
-            else:
-                return self._secure(plain, url) if url.scheme == "https" else plain
-        raise failure
+        plain = _first(addresses, budget, lambda address, limit_s: self._connect(address, url.port, budget, limit_s))
+        return self._secure(plain, url) if url.scheme == "https" else plain
+
+    def _connect(self, address: Address, port: int, budget: Budget, timeout_s: float) -> PlainSocket:
+        """Connect to an address, through the proxy if it is public; others, which a list opened, are on this side."""
+        proxy = self._proxy
+        if proxy is None or refusal(address):
+            return connect(address, port, budget, timeout_s)
+        part = budget.part(timeout_s)
+        try:
+            hops = self._addresses(proxy.url, part)
+            sock = _first(hops, part, lambda hop, limit_s: connect(hop, proxy.url.port, part, limit_s))
+        except OSError as exc:
+            raise ProxyError(f"The proxy cannot be reached: {exc}") from exc
+        try:
+            proxy.open_tunnel(sock, address, port)
+            sock.budget = budget
+            sock.settimeout(budget.seconds_left())
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _secure(self, plain: PlainSocket, url: Url) -> socket.socket:
         # SNI and the certificate are for the host's name. urllib3's own connect() is not used, because it sets ALPN and
@@ -234,6 +249,18 @@ class Fetcher:
         if response.length_remaining or not body:
             raise FetchFailed("The image's host sent an empty body, or not all of it.")
         return body
+
+
+def _first(addresses: list[Address], budget: Budget, open_one: Callable[[Address, float], PlainSocket]) -> PlainSocket:
+    """Connect to the first address that answers; each gets an equal part of the time left, in seconds."""
+    candidates = addresses[:MAX_ADDRESSES]
+    failure = OSError("No address")
+    for position, address in enumerate(candidates):
+        try:
+            return open_one(address, budget.seconds_left() / (len(candidates) - position))
+        except OSError as exc:
+            failure = exc
+    raise failure
 
 
 def _readable(location: str) -> str:

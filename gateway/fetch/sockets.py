@@ -12,6 +12,7 @@ from typing import Any
 from gateway.errors import GatewayError
 from gateway.fetch.urls import Address
 
+MAX_HEADER_BYTES = 32 * 1024
 Hold = Callable[[int], None]
 """Called with each number of bytes that came; what it raises ends the fetch."""
 
@@ -31,6 +32,10 @@ class Budget:
         if left <= 0:
             raise TimeoutError("The deadline is over")
         return left
+
+    def part(self, timeout_s: float) -> Budget:
+        """Return a budget for a part of the fetch, with a shorter time."""
+        return Budget(timeout_s, self._hold)
 
     def allow(self, max_bytes: int, excess: GatewayError) -> None:
         """Allow so many bytes for the next part of an answer; a read beyond them raises `excess`."""

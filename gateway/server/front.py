@@ -23,6 +23,7 @@ from werkzeug.test import run_wsgi_app
 
 from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED
 from gateway.errors import GatewayError, InternalError, Overloaded, TooLarge
+from gateway.keys import Origins
 from gateway.memory import Held, Room
 from gateway.settings import Settings
 from gateway.telemetry.logs import Trace
@@ -73,6 +74,7 @@ class Front:
         self.room = room
         self.draining = False
         self._app = app
+        self._origins = Origins(settings.allowed_origins)
         self._metrics = metrics
         limit_s = settings.request_timeout_s + STUCK_AFTER_S
         self._work = Line("request", settings.threads, settings.threads + settings.max_waiting, limit_s)
@@ -90,7 +92,8 @@ class Front:
         Raises:
             TooLarge: It is longer than allowed.
         """
-        limit = self.settings.max_body_bytes if request.path == "/predict" else SMALL_BODY_BYTES
+        is_prediction = request.path.removeprefix(self.settings.path_prefix) == "/predict"
+        limit = self.settings.max_body_bytes if is_prediction else SMALL_BODY_BYTES
         if size > limit:
             received = f"{size:,}" if size < 10**18 else "far more"
             raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {received}")
@@ -106,6 +109,7 @@ class Front:
             return self.refuse(request, InternalError())
 
     def _line(self, path: str) -> Line:
+        path = path.removeprefix(self.settings.path_prefix)
         if path == "/metrics":
             return self._scrapes
         return self._health if path in HEALTH_PATHS else self._work
@@ -140,6 +144,8 @@ class Front:
         ]
         if error.retry_after_s is not None:
             answer.append((b"retry-after", str(error.retry_after_s).encode()))
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        answer += [(name.lower().encode(), value.encode()) for name, value in self._origins.headers(origin).items()]
         return error.status, answer, content
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from contract.document import ImageSpec
-from gateway.app import create_app
+from gateway.app import HEALTH_PATHS, create_app
 from gateway.errors import ModelUnavailable
 from gateway.model.versions import Versions
 from gateway.settings import Settings
@@ -249,3 +250,71 @@ def assert_problem(answer: Any, status: int, code: str) -> None:
     body = json.loads(answer.get_data())
     assert (body["status"], body["code"]) == (status, code)
     assert set(body) == {"title", "status", "code", "detail"}
+
+
+SHOP = "https://shop.test"
+KEY = {"api_keys": hashlib.sha256(b"key").hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (SHOP, True),
+        ("http://localhost:3000", True),
+        ("https://xn--bcher-kva.test", True),
+        ("https://shop.test:444", False),
+        ("http://shop.test", False),
+        ("https://a.shop.test", False),
+        ("https://shop.test.evil.test", False),
+        ("https://shop.test/", False),
+        ("null", False),
+        ("*", False),
+        (None, False),
+    ],
+)
+def test_only_origins_of_the_setting_may_read(
+    gateway_with: Callable[..., FlaskClient], origin: str | None, allowed: bool
+) -> None:
+    """By the exact origin, also for failures; caches must keep answers for several origins apart."""
+    client = gateway_with(allowed_origins=f"{SHOP}:443, http://localhost:3000,https://Bücher.test", **KEY)
+    headers = {"Origin": origin} if origin else {}
+    for path, status in (("/predict", 405), ("/model", 401), ("/openapi.json", 200), ("/none", 404)):
+        answer = client.get(path, headers=headers)
+        assert (answer.status_code, answer.headers["Vary"]) == (status, "Origin")
+        assert answer.headers.get("Access-Control-Allow-Origin") == (origin if allowed else None)
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+def test_a_preflight_needs_no_key(gateway_with: Callable[..., FlaskClient]) -> None:
+    """Browsers ask without it whether a page may send one."""
+    client = gateway_with(allowed_origins=SHOP, **KEY)
+    answer = client.options("/predict", headers={"Origin": SHOP, "Access-Control-Request-Method": "POST"})
+    assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, SHOP)
+    assert "POST" in answer.headers["Access-Control-Allow-Methods"]
+    assert {"Authorization", "Content-Type", "X-API-Key"} <= set(
+        answer.headers["Access-Control-Allow-Headers"].split(", ")
+    )
+    assert (
+        "Access-Control-Allow-Methods" not in client.options("/predict", headers={"Origin": "https://a.test"}).headers
+    )
+
+
+def test_without_the_setting_no_origin_may_read(gateway: FlaskClient) -> None:
+    """And no header says that there could be one."""
+    for answer in (gateway.get("/model", headers={"Origin": SHOP}), gateway.options("/predict")):
+        assert "Vary" not in answer.headers and "Access-Control" not in str(answer.headers)
+
+
+def test_every_path_moves_under_a_prefix(gateway_with: Callable[..., FlaskClient]) -> None:
+    """For a proxy that does not strip it; only probes and scrapes, which come beside the proxy, need none."""
+    client = gateway_with(path_prefix="/my/classifier")
+    assert client.post("/my/classifier/predict", data=RED, content_type="image/png").status_code == 200
+    for path in ("/", "/page/page.js", "/model", "/openapi.json", "/livez", "/readyz", "/metrics"):
+        with client.get(f"/my/classifier{path}") as answer:
+            assert answer.status_code == 200
+        with client.get(path) as answer:
+            assert answer.status_code == (200 if path in HEALTH_PATHS else 404)
+    assert "Expected a path of /my/classifier/openapi.json." in client.get("/predict").get_json()["detail"]
+    assert client.get("/my/classifier/openapi.json").get_json()["servers"] == [{"url": "/my/classifier"}]
+    redirect = client.get("/my/classifier", headers={"Host": "public.test"})
+    assert (redirect.status_code, redirect.headers["Location"]) == (308, "/my/classifier/")

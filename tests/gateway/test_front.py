@@ -105,6 +105,19 @@ def test_a_body_in_chunks_is_a_body(client: Gateway) -> None:
     assert in_chunks["predictions"] == post(client.port)[1]["predictions"]
 
 
+def test_what_the_server_refuses_has_the_origin_and_the_prefix(server: FakeModelServer) -> None:
+    """A page of another origin sees why, and images under a prefix may be as large as without."""
+    settings = {"GATEWAY_ALLOWED_ORIGINS": "https://shop.test", "GATEWAY_PATH_PREFIX": "/classifier"}
+    with start(server, **settings) as (gateway, _):
+        for target, length, status in (("/classifier/predict", 90_000, 415), ("/classifier/predict", 200_000, 413),
+                                       ("/classifier/model", 90_000, 413)):  # fmt: skip
+            lines = ("Origin: https://shop.test", "Content-Type: image/jpeg", f"Content-Length: {length}")
+            request = head(*lines, "Connection: close", target=target) + b"a" * length
+            ((answered, headers, _),) = exchange(gateway.port, request)
+            assert (answered, headers["Access-Control-Allow-Origin"]) == (status, "https://shop.test")
+            assert headers["Vary"] == "Origin"
+
+
 def head(*lines: str, method: str = "POST", target: str = "/predict") -> bytes:
     """Return the head of a request."""
     return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: a", *lines, "", ""]).encode()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask, Response, jsonify, request
+from flask.testing import FlaskClient
 from werkzeug.serving import make_server
 
 from gateway import errors
@@ -170,6 +172,51 @@ def parse_in_shell(command: str) -> list[str]:
     script = "curl() { printf '%s\\0' \"$@\"; }; " + command
     done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, env={"API_KEY": "from-environment"})
     return done.stdout.decode().split("\0")[:-1]
+
+
+# ---- where it is
+
+
+@pytest.fixture
+def address(gateway_with: Callable[..., FlaskClient], gateway: Gateway) -> Iterator[str]:
+    """Serve a gateway under a prefix, with a key, which answers pages of the other gateway's origin."""
+    digest = hashlib.sha256(b"key").hexdigest()
+    client = gateway_with(path_prefix="/my/app", allowed_origins=gateway.address, api_keys=digest)
+    server = make_server("127.0.0.1", 0, client.application, threaded=True)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/my/app"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_page_works_under_a_prefix(tabs: Tabs, address: str) -> None:
+    """Its files, the model and the answer come from under it, whether or not its address ends in a slash."""
+    page, said = tabs.open(DESK)
+    page.goto(address)
+    assert page.url == f"{address}/"
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": PNG})
+    page.wait_for_selector("#access:not([hidden])")
+    page.fill("#key", "key")
+    page.click("#access button")
+    assert len(wait_for_result(page)) == 3
+    assert f"curl -s '{address}/predict?top_k=5'" in page.locator("#curl").inner_text()
+    assert [text for text in said if not text.startswith("Failed to load resource")] == []
+
+
+@pytest.mark.parametrize(("host", "answer"), [("127.0.0.1", "200 401"), ("localhost", "TypeError TypeError")])
+def test_a_page_of_an_allowed_origin_may_ask(
+    tabs: Tabs, gateway: Gateway, address: str, host: str, answer: str
+) -> None:
+    """With a key, after the browser's own question, it reads answers and refusals; another origin reads nothing."""
+    page, _ = tabs.open(DESK)
+    page.goto(f"{gateway.address.replace('127.0.0.1', host)}/model")
+    script = """async ([url, bytes]) => {
+      const body = new Uint8Array(bytes), ask = async (key) => (await fetch(url, {method: "POST", body,
+        headers: {"Content-Type": "image/png", "Authorization": `Bearer ${key}`}})).status;
+      const shown = (key) => ask(key).catch((error) => error.name);
+      return `${await shown("key")} ${await shown("wrong")}`;
+    }"""
+    assert page.evaluate(script, [f"{address}/predict", list(PNG)]) == answer
 
 
 # ---- what is sent

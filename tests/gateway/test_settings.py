@@ -43,6 +43,32 @@ def test_all_bad_values_are_named_at_once() -> None:
     assert "SHA-256" in lines[3] and "secret" not in lines[3]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("PATH_PREFIX", each)
+            for each in ("classifier", "/", "/a/", "//a", "/a//b", "/a b", "/a?b", "/..", "/a/./b")
+        ),
+        *(
+            ("ALLOWED_ORIGINS", each)
+            for each in ("*", "null", "shop.test", "https://shop.test/", "https://*.shop.test")
+        ),
+        *(("ALLOWED_ORIGINS", each) for each in ("https://me@shop.test", "https://shop.test:0", "https://")),
+    ],
+)
+def test_what_no_request_would_match_is_refused(name: str, value: str) -> None:
+    """A prefix or an origin in another form than browsers send it."""
+    with pytest.raises(SettingsError, match=f"GATEWAY_{name}: Expected .* Received: "):
+        Settings.from_env({f"GATEWAY_{name}": value})
+
+
+@pytest.mark.parametrize("prefix", ["", "/classifier", "/a/b-c_d.e~f/..g"])
+def test_a_prefix_is_a_path(prefix: str) -> None:
+    """Of one part or several; empty means none, as Compose passes it."""
+    assert Settings.from_env({"GATEWAY_PATH_PREFIX": prefix}).path_prefix == prefix
+
+
 def test_limits_that_no_request_could_meet_are_refused() -> None:
     """A body that is allowed, and for which there would never be room."""
     with pytest.raises(SettingsError, match="GATEWAY_MAX_HELD_BYTES: Expected at least 33554432"):
