@@ -1,8 +1,10 @@
-"""The page at `/`, where a person tries the classifier: three static files and an icon, and their headers."""
+"""The page at `/`, where a person tries the classifier, the API in a browser at `/docs`, and their headers."""
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from importlib.resources import files
+
+from flask import Blueprint, Response, request, send_from_directory
 
 # Everything comes from the gateway; nothing is inline. Images are only blob: URLs, which are the files a visitor chose.
 # An image given by URL has no thumbnail, but a link. To show one, the browser would ask a stranger's server, which
@@ -27,8 +29,22 @@ def show_page() -> Response:
     return page.send_static_file("index.html")
 
 
+@page.get("/docs")
+def show_docs() -> Response:
+    """Return the page that shows openapi.json, by Swagger UI."""
+    return page.send_static_file("docs.html")
+
+
+@page.get("/docs/<path:name>")
+def show_swagger_ui(name: str) -> Response:
+    """Return a file of Swagger UI. Its package comes with a page too, which needs inline scripts."""
+    return send_from_directory(str(files("flask_swagger_ui") / "dist"), name)
+
+
 @page.after_request
 def add_headers(response: Response) -> Response:
     """Allow the browser only what the page needs."""
     response.headers.update(_HEADERS)
+    if request.endpoint == "page.show_docs":  # Swagger UI's style sheet contains its icons
+        response.headers["Content-Security-Policy"] = _HEADERS["Content-Security-Policy"].replace("blob:", "data:")
     return response

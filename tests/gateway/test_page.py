@@ -203,6 +203,22 @@ def test_the_page_works_under_a_prefix(tabs: Tabs, address: str) -> None:
     assert [text for text in said if not text.startswith("Failed to load resource")] == []
 
 
+def test_the_api_is_shown_and_can_be_tried(tabs: Tabs, address: str) -> None:
+    """Without another host, an inline script or a complaint of the browser, also under a prefix."""
+    page, said = tabs.open(DESK)
+    page.goto(f"{address}/docs")
+    page.click("button.authorize")
+    page.fill("#auth-bearer-value", "key")
+    page.locator("button.authorize[type=submit]").first.click()
+    page.click("button.btn-done")
+    page.click("#operations-default-showModel .opblock-summary-control")
+    page.click("button.try-out__btn")
+    page.click("button.execute")
+    assert page.locator(".live-responses-table .response .response-col_status").first.inner_text().startswith("200")
+    assert page.locator(".request-url pre").inner_text() == f"{address}/model"
+    assert said == []
+
+
 @pytest.mark.parametrize(("host", "answer"), [("127.0.0.1", "200 401"), ("localhost", "TypeError TypeError")])
 def test_a_page_of_an_allowed_origin_may_ask(
     tabs: Tabs, gateway: Gateway, address: str, host: str, answer: str
