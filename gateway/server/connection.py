@@ -87,7 +87,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, worker: Any) -> None:
         self._worker, self._front = worker, worker.asgi
         self._loop: asyncio.AbstractEventLoop = worker.loop
-        self._parser = PythonProtocol(on_headers_complete=self._begin_body, on_body=self._add_to_body)
+        self._parser = PythonProtocol(on_headers_complete=self._take_head, on_body=self._take_part)
         self._unread = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._answering: asyncio.Task[None] | None = None
@@ -144,17 +144,19 @@ class Connection(asyncio.BufferedProtocol):
             return False
         return self._phase not in ("idle", "head") or is_readable(self._transport.get_extra_info("socket"))
 
-    def close_now(self) -> None:
-        """Close the connection, on which nothing is to be sent."""
-        self._close()
+    def close(self) -> None:
+        """Close the connection, once what was sent has left."""
+        self._is_ending = True
+        self._unread.clear()
+        self._transport.close()
+        self._watch()
 
     def take_turn(self) -> bool:
         """Parse a piece of what waits; return whether there is more."""
         if self._may_parse():
             self._parse()
         self._is_waiting = self._may_parse()
-        if not self._is_waiting:
-            self._settle()
+        self._settle()
         return self._is_waiting
 
     def _advance(self) -> None:
@@ -170,11 +172,12 @@ class Connection(asyncio.BufferedProtocol):
         self._settle()
 
     def _may_parse(self) -> bool:
-        return bool(self._unread) and not (self._answering or self._is_slow or self._is_ending)
+        is_closing = self._is_ending or self._transport.is_closing()
+        return bool(self._unread) and not (is_closing or self._answering or self._is_slow)
 
     def _settle(self) -> None:
         if self._has_client_ended and not (self._unread or self._answering or self._is_slow):
-            self._close()  # nothing can become complete
+            self.close()  # nothing can become complete
         self._watch()
 
     def _watch(self) -> None:
@@ -187,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = phase
         if self._timer:
             self._timer.cancel()
-        limit_s, end = self._front.settings.body_timeout_s, self._close
+        limit_s, end = self._front.settings.body_timeout_s, self.close
         if phase == "answering":
             return
         if phase == "idle":
@@ -247,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
                 request.awaits_continue = False
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _begin_body(self) -> bool:
+    def _take_head(self) -> bool:
         """Take over the head of a request; the parser calls this."""
         self._request = request = self._request_so_far()
         path, query = _split(self._parser.path)
@@ -261,13 +264,13 @@ class Connection(asyncio.BufferedProtocol):
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in request.headers):
             raise UnsupportedCoding("Expected no Transfer-Encoding but chunked. Received another one before it.")
         request.may_keep_alive = self._parser.should_keep_alive and request.method != "CONNECT"
-        request.awaits_continue = any(
+        request.awaits_continue = self._parser.http_version > (1, 0) and any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers
         )
         self._front.check_length(request, self._parser.content_length or 0)
         return False
 
-    def _add_to_body(self, part: bytes) -> None:
+    def _take_part(self, part: bytes) -> None:
         """Take over a part of a body; the parser calls this."""
         self._body += part
 
@@ -315,19 +318,13 @@ class Connection(asyncio.BufferedProtocol):
             self._request.held.release()
             self._request = None
 
-    def _close(self) -> None:
-        self._is_ending = True
-        self._unread.clear()
-        self._transport.close()
-        self._watch()
-
     def _request_so_far(self) -> Request:
         """Return what is known of the request that is being read."""
         client, server = (self._transport.get_extra_info(name) for name in ("peername", "sockname"))
         major, minor = self._parser.http_version or (1, 1)
         return Request(
             method=(self._parser.method or b"").decode("latin-1"),
-            path=(self._parser.path or b"").decode("latin-1"),
+            path=(self._parser.path or b"").partition(b"?")[0].decode("latin-1"),  # it will be in the log
             version=f"{major}.{minor}",
             client=client[0] if client else "",
             server=server[:2] if isinstance(server, tuple) else ("localhost", 80),

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
-from gunicorn.glogging import Logger
 
 from gateway.server.worker import Worker, give_listener, listen_for_each_worker
 from gateway.settings import Settings
 from gateway.telemetry import logs, metrics
-
-
-class Quiet(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's logger without access lines: the application's own say more."""
-
-    access_log_enabled = False
 
 
 class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -24,6 +18,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup wants it
         super().__init__()
 
     def load_config(self) -> None:
@@ -34,7 +29,6 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "worker_class": Worker,
             "asgi_loop": "uvloop",
             "asgi_lifespan": "off",
-            "logger_class": Quiet,
             "graceful_timeout": int(self.settings.stop_timeout_s),
             "control_socket_disable": True,  # it would write to the home directory, which may be read-only
             "proc_name": "gateway",
@@ -51,6 +45,12 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Prepare what workers need; gunicorn calls this once it has its address, before the first worker."""
         metrics.share()
         listen_for_each_worker(arbiter)
+        # Ctrl-C, and a terminal that closes, lose as little as SIGTERM. On a second Ctrl-C, gunicorn ends at once.
+        arbiter.handle_int = arbiter.handle_hup = arbiter.handle_term
+        # gunicorn would start workers that have no listener of their own, and leave listeners without a worker.
+        arbiter.handle_ttin = arbiter.handle_ttou = arbiter.handle_usr2 = lambda: None
+        if self._outlives_terminal:
+            arbiter.handle_hup = lambda: None
 
     def load(self) -> Any:
         """Make the application; gunicorn calls this in each worker, so the gRPC channel is made after the fork."""

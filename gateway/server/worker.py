@@ -22,9 +22,9 @@ from gateway.server.connection import READ_BYTES, Connection, Turns, is_readable
 # Clients that are busy when a drain begins close their connections themselves after their next answer.
 IDLE_GRACE_S = 2.0
 HANDSHAKE_S = 0.5  # for the last packet of connections that have begun, which comes a round trip after the first
-# Linux' number for the option, and a program that drops packets whose TCP flags (byte 13) have SYN and not ACK. It
+# Linux' numbers for the options, and a program that drops packets whose TCP flags (byte 13) have SYN and not ACK. It
 # loads the byte, masks it, and skips one instruction unless it is equal; 0 drops. Source: linux/filter.h.
-SO_ATTACH_FILTER = 26
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 IGNORE_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 
@@ -59,6 +59,9 @@ def give_listener(arbiter: Any, worker: Worker) -> None:
     free = [listener for listener in arbiter.LISTENERS if listener not in taken]
     worker.sockets = (free or arbiter.LISTENERS)[:1]
     worker.foreign_listeners = [listener for listener in arbiter.LISTENERS if listener not in worker.sockets]
+    for listener in worker.sockets:
+        with contextlib.suppress(OSError):  # there is no filter, unless the worker before was asked to end
+            listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -87,6 +90,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _serve(self) -> None:
         super().init_signals()
+        self._leave_to_master()
         self._serving = asyncio.current_task()
         if self._must_end:
             self.loop.call_soon(self.handle_exit_signal)
@@ -96,8 +100,14 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         """End on a signal, instead of what gunicorn's master does on one; at once, unless it is SIGTERM."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        self._leave_to_master()
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means that logs should be opened again
         signal.signal(signal.SIGTERM, self._end_if_nobody_waits)
+
+    def _leave_to_master(self) -> None:
+        """Ignore what a terminal sends to all processes: gunicorn's master gets it too, and asks workers to end."""
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
     def _end_if_nobody_waits(self, number: int, frame: FrameType | None) -> None:
         """End; but if clients have connected already, as on a slow machine, start first, and answer them."""
@@ -152,5 +162,5 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
                 quiet_since = self.loop.time()
             elif self.loop.time() - quiet_since > IDLE_GRACE_S:
                 for connection in connections:
-                    connection.close_now()
+                    connection.close()
             await asyncio.sleep(0.05)

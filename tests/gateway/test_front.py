@@ -18,12 +18,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gateway.errors import UriTooLong
 from gateway.memory import Held, Room
+from gateway.server.connection import READ_BYTES, Connection, Turns
 from gateway.server.front import Front, Request
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
@@ -195,15 +196,30 @@ def test_what_is_not_http_is_refused_by_name(client: Gateway, data: bytes, code:
 
 
 def test_refusals_are_counted_and_logged(client: Gateway, caplog: pytest.LogCaptureFixture) -> None:
-    """With what is known of the request."""
+    """With what is known of the request, but without its query."""
     before = metrics(client).count(b'code="unsupported_version"')
     exchange(client.port, b"GET /livez HTTP/3.0\r\nHost: a\r\n\r\n")
     assert b'gateway_answers_total{code="unsupported_version",path="front",status="505"}' in metrics(client) or before
     front = Front(working(lambda: None), Settings(), Metrics(), Room(1))
     with caplog.at_level("INFO", "gateway.server.front"):
-        front.refuse(Request("GET", "/a", Held(front.room)), UriTooLong("long"))
+        asyncio.run(send_bytes_to(front, head("no colon", target="/a?key=secret")))
     (record,) = caplog.records
-    assert (record.fields["path"], record.fields["code"]) == ("/a", "uri_too_long")  # type: ignore[attr-defined]
+    assert (record.fields["path"], record.fields["code"]) == ("/a", "bad_request")  # type: ignore[attr-defined]
+
+
+async def send_bytes_to(front: Front, data: bytes) -> bytes:
+    """Send bytes to a connection of this process; return all that it answers."""
+    loop = asyncio.get_running_loop()
+    worker = SimpleNamespace(
+        asgi=front, loop=loop, connections=set(), nr_conns=0, turns=Turns(), buffer=bytearray(READ_BYTES), alive=True
+    )
+    async with await loop.create_server(lambda: Connection(worker), "127.0.0.1", 0) as listener:
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        writer.write(data)
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer
 
 
 @pytest.mark.parametrize(
@@ -264,6 +280,8 @@ def test_a_client_that_waits_for_100_continue_gets_it(client: Gateway) -> None:
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(IMAGE)
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    before_1_1 = head("Content-Length: 1", "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert [status for status, _, _ in exchange(client.port, before_1_1)] == [408]
 
 
 def test_clients_that_never_stop_asking_take_no_memory(client: Gateway, server: FakeModelServer) -> None:
@@ -484,17 +502,50 @@ def test_a_request_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, 
     assert ended == ends
 
 
-def test_sigterm_lets_accepted_requests_finish_and_exits_with_0(server: FakeModelServer) -> None:
-    """What was accepted is answered (F11)."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_lets_accepted_requests_finish_and_exits_with_0(
+    server: FakeModelServer, number: signal.Signals
+) -> None:
+    """What was accepted is answered (F11), also if the workers get the signal too, as from a terminal and systemd."""
     with start(server) as (gateway, process):
         server.gate.clear()
         calls = in_threads(3, status_of, gateway.port)
         time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
+        for pid in (process.pid, *gateway.worker_pids()):
+            os.kill(pid, number)
         time.sleep(0.5)
         server.gate.set()
         assert [call.result() for call in calls] == [200] * 3
         assert process.wait(20) == 0
+
+
+def test_a_second_ctrl_c_ends_at_once(server: FakeModelServer) -> None:
+    """Without waiting for requests."""
+    with start(server) as (gateway, process):
+        server.gate.clear()
+        calls = in_threads(2, post, gateway.port)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 0
+        server.gate.set()
+        assert all(isinstance(call.exception(), http.client.RemoteDisconnected) for call in calls)
+
+
+def test_signals_for_other_kinds_of_gunicorn_change_nothing(server: FakeModelServer) -> None:
+    """More or fewer workers than listeners would lose connections; under nohup, so would the end of a terminal."""
+    program = "import signal; signal.signal(1, signal.SIG_IGN); from gateway.__main__ import main; main()"
+    environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": server.address, "GATEWAY_PORT": str(free_port())}
+    with running("-c", program, **environ) as process:
+        gateway = Gateway(int(environ["GATEWAY_PORT"]), process.pid)
+        gateway.wait(lambda: gateway.get("/livez")[0] == 200)
+        before = gateway.worker_pids()
+        for number in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGHUP):
+            process.send_signal(number)
+            time.sleep(0.3)
+        assert gateway.worker_pids() == before
+        assert gateway.get("/livez")[0] == 200
 
 
 def test_sigterm_ends_workers_that_still_start() -> None:
@@ -579,9 +630,10 @@ def test_a_killed_worker_is_replaced(server: FakeModelServer) -> None:
         assert b"gateway_ready 1.0" in metrics(gateway)
 
 
-def test_connections_wait_for_a_worker_that_is_replaced(client: Gateway) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_connections_wait_for_a_worker_that_is_replaced(client: Gateway, number: signal.Signals) -> None:
     """Also where there is only one, as in the cluster: none is refused."""
-    os.kill(client.worker_pids()[0], signal.SIGKILL)
+    os.kill(client.worker_pids()[0], number)
     time.sleep(0.05)
     for _ in range(5):
         assert post(client.port)[0] == 200
