@@ -12,6 +12,7 @@ import re
 import select
 import time
 from collections import deque
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
@@ -310,7 +311,8 @@ class Connection(asyncio.BufferedProtocol):
         self._is_ending = True
         self._unread.clear()
         self._drop_request()
-        self._transport.write_eof()
+        with suppress(OSError):  # from asyncio's own loop, without uvloop, if the client has gone
+            self._transport.write_eof()
         self._watch()
 
     def _drop_request(self) -> None:
