@@ -254,9 +254,9 @@ class Connection(asyncio.BufferedProtocol):
     def _take_head(self) -> bool:
         """Take over the head of a request; the parser calls this."""
         self._request = request = self._request_so_far()
+        request.headers = [field for field in self._parser.headers if b"_" not in field[0]]
         path, query = _split(self._parser.path)
         request.path, request.query = unquote_to_bytes(path).decode("latin-1"), query.decode("latin-1")
-        request.headers = [field for field in self._parser.headers if b"_" not in field[0]]
         hosts = [value for name, value in request.headers if name == b"host"]
         if not hosts and self._parser.http_version > (1, 0):
             raise BadRequest("Expected a Host header, as HTTP/1.1 asks for. Received none.")

@@ -56,8 +56,7 @@ def listen_for_each_worker(arbiter: Any) -> None:
 def give_listener(arbiter: Any, worker: Worker) -> None:
     """Give a worker, before the fork, a listener of its own; connections wait there while a worker is replaced."""
     taken = [listener for other in arbiter.WORKERS.values() for listener in other.sockets]
-    free = [listener for listener in arbiter.LISTENERS if listener not in taken]
-    worker.sockets = (free or arbiter.LISTENERS)[:1]
+    worker.sockets = [listener for listener in arbiter.LISTENERS if listener not in taken][:1]
     worker.foreign_listeners = [listener for listener in arbiter.LISTENERS if listener not in worker.sockets]
     for listener in worker.sockets:
         with contextlib.suppress(OSError):  # there is no filter, unless the worker before was asked to end

@@ -196,9 +196,11 @@ def test_what_is_not_http_is_refused_by_name(client: Gateway, data: bytes, code:
 
 
 def test_refusals_are_counted_and_logged(client: Gateway, caplog: pytest.LogCaptureFixture) -> None:
-    """With what is known of the request, but without its query."""
+    """With what is known of the request, as its id, but without its query."""
     before = metrics(client).count(b'code="unsupported_version"')
     exchange(client.port, b"GET /livez HTTP/3.0\r\nHost: a\r\n\r\n")
+    [(_, headers, _)] = exchange(client.port, head("X-Request-ID: mine", target="ftp://a/"))
+    assert headers["X-Request-ID"] == "mine"
     assert b'gateway_answers_total{code="unsupported_version",path="front",status="505"}' in metrics(client) or before
     front = Front(working(lambda: None), Settings(), Metrics(), Room(1))
     with caplog.at_level("INFO", "gateway.server.front"):
