@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 MODEL ?= $(or $(MODEL_NAME),imagenet)
 PORT ?= 9696
 ENGINE ?= auto
+LOGS ?= logs
 TAG ?= latest
 REQUESTS ?= 100000
 DOCKER ?= docker
@@ -31,8 +32,8 @@ $(VENV)/installed: requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
-run: setup  ## model server and gateway in the foreground; MODEL=, PORT= and ENGINE= choose
-	@MODEL=$(MODEL) PORT=$(PORT) ENGINE=$(ENGINE) $(BIN)/python run.py
+run: setup  ## model server and gateway in the foreground; MODEL=, PORT= and ENGINE= choose, LOGS=- shows their logs
+	@MODEL=$(MODEL) PORT=$(PORT) ENGINE=$(ENGINE) LOGS=$(LOGS) $(BIN)/python run.py
 
 images: model-image gateway-image single-image lambda-image  ## build the four images; MODEL=, PYTHON_IMAGE= and SERVING_IMAGE= choose what is in them
 

@@ -32,7 +32,7 @@ COPY serving/*.py serving/
 COPY run.py .
 COPY --from=slim /carried /models
 ARG MODEL_NAME=imagenet
-ENV MODEL=${MODEL_NAME} MODEL_STORE=/models PORT=9696
+ENV MODEL=${MODEL_NAME} MODEL_STORE=/models PORT=9696 LOGS=-
 # What keeps the memory below 512 MB: one worker, which decodes one image of at most 16 megapixels at a time.
 ENV GATEWAY_WORKERS=1 GATEWAY_THREADS=8 GATEWAY_FETCH_LIMIT=6 GATEWAY_DECODE_LIMIT=1 \
     GATEWAY_MAX_PIXELS=16000000 GATEWAY_MAX_BODY_BYTES=16777216 GATEWAY_MAX_HELD_BYTES=33554432

@@ -2,6 +2,7 @@
 
 Exports the ImageNet model if the store has none, then runs a model server and a gateway until Ctrl-C or SIGTERM.
 `MODEL`, `PORT` and `ENGINE` choose the model, the port and what runs it; the gateway gets its `GATEWAY_…` settings.
+`LOGS` is the folder for what the programs log, each request too; `LOGS=-` shows it here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,15 +21,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from contract.store import versions_of
 from gateway.settings import Settings, SettingsError
 
 READY_TIMEOUT_S = 60.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LAST_LINES = 20  # of a program's log, shown when it fails
 STORE = Path(os.environ.get("MODEL_STORE", "model-store"))
-PHOTO = "https://upload.wikimedia.org/wikipedia/commons/3/3a/Cat03.jpg"
+LOGS = os.environ.get("LOGS", "logs")
+PHOTO = Path(__file__).resolve().parent / "docs" / "pictures" / "jeans.jpg"
 
 
 def main() -> int:
@@ -51,13 +55,13 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="image-classifier-") as folder:
             address = f"unix:{folder}/model.sock"
             try:
-                _say(f"Starting the model server for {model}, versions in {STORE / model}")
+                _say(f"Starting the model server and the gateway{'' if LOGS == '-' else f'; they log to {LOGS}/'}")
                 children.append(("model server", _start_serving(model, address)))
-                _say(f"Starting the gateway on port {port}")
                 children.append(("gateway", _start_gateway(model, port, address)))
                 address = _reach(host, port)
                 _wait_ready(address, children)
-                _say_how_to_ask(address)
+                if PHOTO.exists():  # not in a container, where nobody has a terminal either
+                    _say_how_to_ask(address, with_key=bool(settings.api_keys))
                 _watch(children)
             finally:
                 _stop(children, settings.stop_timeout_s + 5)
@@ -108,14 +112,17 @@ def _ensure_version(model: str) -> None:
         )
     _say("The store has no ImageNet model yet: exporting EfficientNet-Lite0 (once, about half a minute)")
     export = [sys.executable, "-m", "training", "export", "--architecture", "efficientnet-lite0"]
-    result = subprocess.run([*export, "--weights", "imagenet", "--name", model, "--store", str(STORE)])
-    if result.returncode != 0:
-        raise RuntimeError("The export failed; its message is above.")
+    export += ["--weights", "imagenet", "--name", model, "--store", str(STORE)]
+    with _open_log("export") as log:
+        status = subprocess.run(export, stdout=log, stderr=log).returncode
+    if status != 0:
+        raise RuntimeError(f"The export ended with exit status {status}.{_last_lines('export')}")
 
 
 def _start_serving(model: str, address: str) -> subprocess.Popen[bytes]:
     # A UNIX socket has no port to clash with, and carries 1,680 calls a second where TCP carries 1,060.
     return _start(
+        "model server",
         "serving",
         f"--model_name={model}",
         f"--model_base_path={(STORE / model).resolve()}",
@@ -127,14 +134,43 @@ def _start_serving(model: str, address: str) -> subprocess.Popen[bytes]:
 
 
 def _start_gateway(model: str, port: int, address: str) -> subprocess.Popen[bytes]:
-    return _start("gateway", GATEWAY_MODEL_NAME=model, GATEWAY_MODEL_ADDRESS=address, GATEWAY_PORT=str(port))
+    return _start("gateway", "gateway", GATEWAY_MODEL_NAME=model, GATEWAY_MODEL_ADDRESS=address, GATEWAY_PORT=str(port))
 
 
-def _start(program: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
+def _start(name: str, module: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
     """Start a program in another session, so that Ctrl-C reaches it through us, in order."""
-    command = [sys.executable, "-m", program, *flags]
+    command = [sys.executable, "-m", module, *flags]
     environ = {**os.environ, **environ}
-    return subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=_end_with_parent)
+    with _open_log(name) as log:
+        return subprocess.Popen(
+            command, env=environ, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent
+        )
+
+
+def _log_file(name: str) -> Path:
+    return Path(LOGS, f"{name.replace(' ', '-')}.log")
+
+
+def _open_log(name: str) -> BinaryIO:
+    """Empty a program's log and open it for the program to write to; it may be the terminal."""
+    if LOGS == "-":
+        return os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    file = _log_file(name)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+        return file.open("ab")  # so that the lines of its processes stay whole
+    except OSError as exc:
+        raise RuntimeError(f"Cannot write {file}: {exc.strerror}. Choose another folder: make run LOGS=FOLDER") from exc
+
+
+def _last_lines(*names: str) -> str:
+    """Return what the logs of some programs end with, as they are named in a message."""
+    if LOGS == "-":
+        return " What it logged is above."
+    logged = {file: file.read_text(errors="replace").splitlines() for file in map(_log_file, names) if file.exists()}
+    ends = ("\n".join(["", f"{file} ends with:", *lines[-LAST_LINES:]]) for file, lines in logged.items() if lines)
+    return "\n".join(ends) or f" It logged nothing to {LOGS}/."
 
 
 def _end_with_parent() -> None:
@@ -166,14 +202,16 @@ def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]
         except OSError:
             pass
         time.sleep(0.1)
-    raise RuntimeError(f"The stack was not ready within {READY_TIMEOUT_S:g} s: {reason}")
+    logged = _last_lines(*(name for name, _ in children))
+    raise RuntimeError(f"The stack was not ready within {READY_TIMEOUT_S:g} s: {reason}.{logged}")
 
 
-def _say_how_to_ask(address: str) -> None:
-    _say(f"Open http://{address}/ in a browser, or ask it from another terminal:")
+def _say_how_to_ask(address: str, with_key: bool) -> None:
+    _say(f"Open http://{address}/ in a browser, or send it a photo from another terminal:")
+    key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     print(
-        f"\n    curl -s http://{address}/predict -H 'Content-Type: application/json' \\\n"
-        f'      -d \'{{"url": "{PHOTO}"}}\'\n',
+        f"\n    curl -s http://{address}/predict{key} -H 'Content-Type: image/jpeg' \\\n"
+        f"      --data-binary {shlex.quote(f'@{PHOTO}')}\n",
         flush=True,
     )
     _say("Ctrl-C stops it")
@@ -188,7 +226,7 @@ def _watch(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
 def _check_alive(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
     for name, child in children:
         if child.poll() is not None:
-            raise RuntimeError(f"The {name} ended with exit status {child.returncode}; its message is above.")
+            raise RuntimeError(f"The {name} ended with exit status {child.returncode}.{_last_lines(name)}")
 
 
 def _stop(children: list[tuple[str, subprocess.Popen[bytes]]], limit_s: float) -> None:

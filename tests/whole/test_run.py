@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,13 @@ from tests.conftest import ROOT
 from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
 from tests.programs.stack import Gateway, Load, free_port, wait_until
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for what the programs log."""
+    monkeypatch.setenv("LOGS", str(tmp_path / "logs"))
+    return tmp_path / "logs"
 
 
 def start(**environ: str) -> subprocess.Popen[str]:
@@ -58,6 +66,52 @@ def stack(tiny_store: Path, origin: Origin) -> Iterator[tuple[subprocess.Popen[s
         process.communicate()
 
 
+def paste(printed: str) -> str:
+    """Run the curl command that was printed, in another folder, and return its answer."""
+    command = re.search(r"curl .*\n.*\n", printed)
+    assert command
+    done = subprocess.run(["bash", "-c", command[0]], cwd="/", capture_output=True, text=True, timeout=30)
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+@pytest.mark.skipif(not shutil.which("curl"), reason="pastes a curl command")
+def test_a_new_store_answers_rightly_and_quietly_without_a_network(tmp_path: Path, logs: Path) -> None:
+    """Seven lines until it is ready, as make prints one about installing; a request is logged to a file."""
+    process = start(MODEL="imagenet", MODEL_STORE=str(tmp_path / "store"), PORT=str(free_port()))
+    try:
+        printed = read_until(process, "Ctrl-C stops it")
+        assert len(printed.partition("Ready")[0].splitlines()) <= 7
+        assert json.loads(paste(printed))["predictions"][0]["class"] == "jean"
+    finally:
+        process.terminate()
+        out, _ = process.communicate(timeout=40)
+    assert all(line.startswith("==> Stop") for line in out.splitlines())
+    assert '"/predict"' in (logs / "gateway.log").read_text()
+    assert "Released" in (logs / "export.log").read_text()
+
+
+@pytest.mark.parametrize("where", ["a file", "the terminal"])
+def test_a_program_that_ends_shows_why(tiny_store: Path, logs: Path, where: str) -> None:
+    """Its last lines, though its log is a file, or above where that is the terminal."""
+    environ = {"MODEL": "tiny", "MODEL_STORE": str(tiny_store), "PORT": str(free_port()), "ENGINE": "steam"}
+    process = start(**environ, LOGS=str(logs) if where == "a file" else "-")
+    out, _ = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert "The model server ended with exit status" in out and "Received: 'steam'" in out
+    assert logs.exists() == (where == "a file")
+
+
+def test_logs_that_cannot_be_written_are_refused(tiny_store: Path, logs: Path) -> None:
+    """In one line, with the way out."""
+    logs.write_text("a file in the folder's place")
+    process = start(MODEL="tiny", MODEL_STORE=str(tiny_store), PORT=str(free_port()))
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "make run LOGS=" in out and "Traceback" not in out
+
+
 @pytest.mark.tensorflow
 @pytest.mark.skipif(not shutil.which("curl"), reason="pastes a curl command")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -70,11 +124,8 @@ def test_the_printed_command_works_and_a_signal_ends_everything_but_loses_nothin
     """
     process, printed = stack
     url = origin.add("photo.jpg", encode(photo()))
-    command = re.search(r"curl .*\n.*'\n", printed)
-    assert command
-    pasted = re.sub(r'"url": "[^"]+"', f'"url": "{url}"', command[0])
-    answer = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, timeout=30)
-    assert '"class":"' in answer.stdout, answer
+    assert len(printed.partition("Ready")[0].splitlines()) == 2
+    assert '"class":"' in paste(printed)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
     gateway = Gateway(int(re.search(r"http://localhost:(\d+)/", printed)[1]), int(children[1]))
@@ -87,7 +138,9 @@ def test_the_printed_command_works_and_a_signal_ends_everything_but_loses_nothin
     assert [each for each in load.lost if not isinstance(each, ConnectionRefusedError)] == []
     assert {status for _, status, _ in load.answers} <= {200, 503}  # a slow machine may be too busy for so many
     assert process.returncode == 0, out
-    assert "Stopped." in out
+    assert out.splitlines() == [
+        f"==> {step}" for step in ("Stopping the gateway", "Stopping the model server", "Stopped.")
+    ]
     time.sleep(0.1)
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 

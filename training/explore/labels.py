@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from training.data.pixels import decoder
 from training.disk import written_whole
 from training.explore.inspection import Inspection
-from training.models.quiet import import_tensorflow
+from training.models.quiet import import_tensorflow, quiet
 
 _log = logging.getLogger(__name__)
 
@@ -115,8 +115,9 @@ def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     backbone = architecture.backbone("imagenet", include_top=False)
     frozen = freeze(with_preprocessing(backbone, architecture.preprocessing), *pixels.shape[1:3])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())  # without the second, it warns
-    interpreter = Interpreter(model_content=converter.convert(), num_threads=os.cpu_count())
-    interpreter.allocate_tensors()
+    with quiet():
+        interpreter = Interpreter(model_content=converter.convert(), num_threads=os.cpu_count())
+        interpreter.allocate_tensors()
     given, wanted = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     found = []
     for photo in pixels:

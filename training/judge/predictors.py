@@ -21,6 +21,7 @@ from serving.engines import open_engine
 from serving.errors import ServingError
 from training.data.pixels import Pixels
 from training.errors import TrainingError
+from training.models.quiet import quiet
 from training.runs.folder import Run, read_run
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ class StoredVersion:
             raise TrainingError(f"Expected {wanted} of {model!r} in {store}. Received: {received}")
         self.title = f"{model} {self.number}, {engine}"
         try:
-            self._engine = open_engine(found[self.number], ENGINES[engine], os.cpu_count() or 1)
+            with quiet():
+                self._engine = open_engine(found[self.number], ENGINES[engine], os.cpu_count() or 1)
             if DESCRIBE_SIGNATURE not in self._engine.signatures:
                 raise TrainingError(
                     f"Expected a version that describes itself, as `training export` writes it. Received {self.title},"

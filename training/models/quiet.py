@@ -1,30 +1,42 @@
-"""TensorFlow without its lines on drivers that a machine without a GPU does not have."""
+"""TensorFlow and TFLite without their lines on drivers, conversions and tracing, unless something fails."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def import_tensorflow() -> None:
-    """Import it while standard error goes to a file, which is shown only if the import fails.
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Send standard error to a file, which is shown only if what runs meanwhile fails.
 
-    Its C++ code writes four lines to file descriptor 2 before any setting counts. Two are warnings, which look to a
-    newcomer as if something were broken.
+    The libraries' C++ code writes to file descriptor 2 whatever Python is set to. These lines look to a newcomer as if
+    something were broken.
     """
-    if "tensorflow" in sys.modules:
-        return
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
-        except BaseException:
+            yield
+        except Exception:
+            sys.stderr.flush()
             kept.seek(0)
             os.write(terminal, kept.read())
             raise
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def import_tensorflow() -> None:
+    """Import it; from then on it logs errors, but no advice on tracing or on its own file formats."""
+    if "tensorflow" not in sys.modules:
+        with quiet():
+            import tensorflow  # noqa: F401
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -35,6 +35,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from contract.document import DESCRIBE_SIGNATURE, IMAGES
 from serving.errors import ServingError
 from training.judge.predictors import Predict
+from training.models.quiet import quiet
 from training.release import tflite
 
 _log = logging.getLogger(__name__)
@@ -152,9 +153,9 @@ def quantize(content: bytes, calibration: Calibration, float_part: float) -> byt
         if model.is_small_convolution(operation):
             model.set_weights(operation, calibration.weights[model.name(operation.outputs[0])])
     ends = (*model.operations[:first], *model.operations[last:])
-    quantized: bytes = mlir_quantize(
-        model.to_bytes(), denylisted_nodes=[model.name(index) for operation in ends for index in operation.outputs]
-    )
+    in_fp32 = [model.name(index) for operation in ends for index in operation.outputs]
+    with quiet():
+        quantized: bytes = mlir_quantize(model.to_bytes(), denylisted_nodes=in_fp32)
     return quantized
 
 

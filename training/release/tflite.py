@@ -19,6 +19,7 @@ from contract.document import DESCRIBE_SIGNATURE, IDENTITY, IMAGES, PREDICT_SIGN
 from serving.engines import TFLITE_FILES, open_engine
 from training.errors import ExportError
 from training.judge.predictors import Predict
+from training.models.quiet import quiet
 
 _FILE_IDENTIFIER = b"TFL3"  # Source: file_identifier of TensorFlow Lite's schema
 
@@ -31,7 +32,8 @@ def convert(saved_model: Path, signatures: Sequence[str]) -> bytes:
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=list(signatures))
     try:
-        content: bytes = converter.convert()
+        with quiet():
+            content: bytes = converter.convert()
     except ConverterError as exc:
         unsupported = [line for line in str(exc).splitlines() if " ops: " in line] or [str(exc)]
         raise ExportError(f"Expected a model that converts to TFLite. Received: {unsupported[0]}") from exc
@@ -46,7 +48,8 @@ def predictor(content: bytes) -> Predict:
     """
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / TFLITE_FILES["tflite"]).write_bytes(content)
-        engine = open_engine(Path(scratch), "tflite", os.cpu_count() or 1)
+        with quiet():
+            engine = open_engine(Path(scratch), "tflite", os.cpu_count() or 1)
     signature = next(name for name in engine.signatures if name != DESCRIBE_SIGNATURE)
     return lambda pixels: engine.run(signature, {IMAGES: pixels})[PROBABILITIES]
 
