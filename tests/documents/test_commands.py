@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +35,7 @@ RUN_BY = {
     "curl -s http://localhost:8501/v1/models/imagenet:predict": "deploy/test_docker.py",
     "kubectl kustomize kube/overlays/local": "deploy/test_kube.py",
     ". .venv/bin/activate": "documents/test_tutorial.py",
+    "python -c 'from types import SimpleNamespace; from serverless.handler": "documents/test_commands.py",
     'python -m pytest -m "not tensorflow and not processes"': "documents/test_commands.py",  # and by all of this suite
 }
 
@@ -62,6 +67,16 @@ def test_batch_takes_the_arguments(command: str) -> None:
     from gateway.batch import _parser
 
     _parser().parse_args(shlex.split(command)[3:])
+
+
+@pytest.mark.processes
+def test_the_lambda_function_answers_here(tiny_store: Path) -> None:
+    """The command of docs/deploy.md prints the answer last."""
+    (command,) = (line for line in COMMANDS["docs/deploy.md"] if line.startswith("python -c 'from types"))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = {**os.environ, "PATH": path, "MODEL_STORE": str(tiny_store), "GATEWAY_MODEL_NAME": "tiny"}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environ, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.strip().splitlines()[-1])["model"]["name"] == "tiny"
 
 
 def test_every_command_has_a_test() -> None:

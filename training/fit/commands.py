@@ -50,6 +50,7 @@ def run_train(options: argparse.Namespace) -> int:
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
     from training.fit.train import train
+    from training.release.classes import refuse_other_classes
     from training.release.sources import of_run, release
     from training.runs.track import find_tracker, log_run
 
@@ -57,6 +58,8 @@ def run_train(options: argparse.Namespace) -> int:
     chosen = ("architecture", "weights", "size", *(field.name for field in fields(Recipe)))
     preset = find_preset(options.preset).changed({name: getattr(options, name) for name in chosen})
     photos = Photos(options.folder, options.cache)
+    if not options.replace_classes:
+        refuse_other_classes(options.store, options.name, photos.splits(preset.recipe.seed).classes)
     run = train(
         photos, preset, name=options.name, runs=options.runs, fresh=options.fresh, distribute=options.distribute
     )
@@ -77,7 +80,8 @@ def run_train(options: argparse.Namespace) -> int:
         for name in ("store", "cache", "int8_drop", "margin"):
             value = getattr(options, name)
             command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-        command += ["--refuse-if-worse"] if options.refuse_if_worse else []
+        for name in ("refuse_if_worse", "replace_classes"):
+            command += [f"--{name.replace('_', '-')}"] if getattr(options, name) else []
         print(
             f"Stopped; the run is kept. To release it: python -m training export {shlex.join(command)}", file=sys.stderr
         )

@@ -22,6 +22,7 @@ from serving.errors import ServingError
 from training.data.pixels import Pixels
 from training.errors import TrainingError
 from training.models.quiet import quiet
+from training.progress import estimated
 from training.runs.folder import Run, read_run
 
 _log = logging.getLogger(__name__)
@@ -82,16 +83,17 @@ class StoredVersion:
             raise TrainingError(f"Expected {wanted} of {model!r} in {store}. Received: {received}")
         self.title = f"{model} {self.number}, {engine}"
         try:
-            with quiet():
+            with quiet():  # XNNPACK announces itself at the first run
                 self._engine = open_engine(found[self.number], ENGINES[engine], os.cpu_count() or 1)
-            if DESCRIBE_SIGNATURE not in self._engine.signatures:
-                raise TrainingError(
-                    f"Expected a version that describes itself, as `training export` writes it. Received {self.title},"
-                    f" without the signature {DESCRIBE_SIGNATURE}"
-                )
-            self.contract = Contract.from_json(describe(self._engine.run))
+                described = DESCRIBE_SIGNATURE in self._engine.signatures and describe(self._engine.run)
         except ServingError as exc:
             raise TrainingError(f"{self.title} does not load: {exc}") from exc
+        if not described:
+            raise TrainingError(
+                f"Expected a version that describes itself, as `training export` writes it. Received {self.title},"
+                f" without the signature {DESCRIBE_SIGNATURE}"
+            )
+        self.contract = Contract.from_json(described)
 
     def predict(self, photos: Pixels) -> NDArray[np.float32]:
         return predict_in_batches(self.predict_pixels, photos.images)
@@ -103,8 +105,8 @@ class StoredVersion:
 
 def predict_in_batches(predict: Predict, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return probabilities (n, k) of pixels (n, h, w, 3) on disk, of which only a batch is in memory at once."""
-    batches = (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH))
-    return np.concatenate([predict(np.ascontiguousarray(batch)) for batch in batches])
+    starts = estimated(range(0, len(pixels), _BATCH), f"Predicting {len(pixels)} photos")
+    return np.concatenate([predict(np.ascontiguousarray(pixels[start : start + _BATCH])) for start in starts])
 
 
 class Gateway:

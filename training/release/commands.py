@@ -57,6 +57,7 @@ def run_export(options: argparse.Namespace) -> None:
     import_tensorflow()
 
     from training.release import sources
+    from training.release.classes import refuse_other_classes
 
     if options.run:
         source = sources.of_run(options.run, options.name)
@@ -75,6 +76,8 @@ def run_export(options: argparse.Namespace) -> None:
             crop=1.0 if options.crop is None else options.crop,
             output=options.output,
         )
+    if not options.replace_classes:
+        refuse_other_classes(options.store, source.contract.model, source.contract.classes)
     sources.release(source, options.store, read_chosen_criteria(options, source.contract))
 
 
@@ -112,6 +115,11 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not release a model that is less accurate than the newest version, in fp32",
     )
+    add(
+        "--replace-classes",
+        action="store_true",
+        help="release it though the newest version of that name has other classes",
+    )
     add("--margin", metavar="ACCURACY", type=float, help="loss that --refuse-if-worse accepts (default: 0)")
     add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")
     add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
@@ -123,6 +131,8 @@ def check_release_options(options: argparse.Namespace) -> None:
         check_name(options.name)
     if not options.refuse_if_worse:
         _refuse(options, "without --refuse-if-worse", "margin")
+    else:
+        _refuse(options, "with --refuse-if-worse, which compares versions of the same classes", "replace_classes")
 
 
 def read_chosen_criteria(options: argparse.Namespace, contract: Contract) -> Criteria | None:

@@ -33,7 +33,6 @@ from serving.errors import ServingError
 from training.errors import ExportError
 from training.judge.predictors import Predict
 from training.models.frozen import freeze
-from training.models.quiet import quiet
 from training.release import quantization, tflite
 from training.release.golden import GoldenImage, answer, check_probabilities, golden_images, largest_difference
 
@@ -123,8 +122,7 @@ class _Files:
 
     def _check(self, name: str, described: Contract) -> None:
         try:
-            with quiet():
-                engine = open_engine(self.path, name, os.cpu_count() or 1)
+            engine = open_engine(self.path, name, os.cpu_count() or 1)
         except ServingError as exc:
             raise ExportError(f"The {name} file does not load: {exc}") from exc
         if Contract.from_json(answers.describe(engine.run)) != described:

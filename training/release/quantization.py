@@ -36,6 +36,7 @@ from contract.document import DESCRIBE_SIGNATURE, IMAGES
 from serving.errors import ServingError
 from training.judge.predictors import Predict
 from training.models.quiet import quiet
+from training.progress import estimated
 from training.release import tflite
 
 _log = logging.getLogger(__name__)
@@ -125,8 +126,8 @@ def calibrate(content: bytes, pixels: NDArray[np.uint8]) -> Calibration:
     random = np.random.default_rng(0)
     drawn: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.computed}
     moments: dict[str, NDArray[np.float64]] = {}  # of what a convolution takes: mean of x xᵀ (g, n, n)
-    for each in pixels:
-        predict(**{IMAGES: each[np.newaxis]})
+    for position in estimated(range(len(pixels)), "Calibrating"):
+        predict(**{IMAGES: pixels[position : position + 1]})
         for name, index in model.computed.items():
             values = interpreter.get_tensor(index, model.index).ravel()
             drawn[name] += [random.choice(values, _VALUES), values[[values.argmin(), values.argmax()]]]

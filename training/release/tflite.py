@@ -15,6 +15,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from tensorflow.lite.python.convert_phase import ConverterError
 
+from contract import answers
 from contract.document import DESCRIBE_SIGNATURE, IDENTITY, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
 from serving.engines import TFLITE_FILES, open_engine
 from training.errors import ExportError
@@ -50,6 +51,7 @@ def predictor(content: bytes) -> Predict:
         (Path(scratch) / TFLITE_FILES["tflite"]).write_bytes(content)
         with quiet():
             engine = open_engine(Path(scratch), "tflite", os.cpu_count() or 1)
+            answers.describe(engine.run)  # XNNPACK announces itself at the first run
     signature = next(name for name in engine.signatures if name != DESCRIBE_SIGNATURE)
     return lambda pixels: engine.run(signature, {IMAGES: pixels})[PROBABILITIES]
 

@@ -185,6 +185,7 @@ def test_weights_of_another_size_are_released_at_it(weights_file, tmp_path, monk
         ("--run runs/a --architecture VGG16", "no --architecture with a run"),
         ("--run runs/a --int8-drop 0.1", "no --int8-drop without --photos"),
         ("--run runs/a --photos p --margin 0.1", "no --margin without --refuse-if-worse"),
+        ("--run runs/a --photos p --refuse-if-worse --replace-classes", "no --replace-classes with --refuse-if-worse"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(options, message, capsys):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from contract.document import Contract, ImageSpec, Origin
 from training.__main__ import main
+from training.data.folder import Dataset
 from training.errors import TrainingError
 from training.runs import track
 from training.runs.folder import Run
@@ -126,6 +127,7 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tracker that fails shows in a message and the exit status; stopping the release prints how to get it."""
+    monkeypatch.setattr("training.data.pixels.read_folder", lambda *_: Dataset((), {}))
     monkeypatch.setattr("training.fit.train.train", lambda *_, **__: run)
     monkeypatch.setattr("training.runs.track.find_tracker", lambda _: broken)
     released: list[Path] = []
