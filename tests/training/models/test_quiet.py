@@ -22,7 +22,7 @@ BROKEN = (
     "            raise ImportError('broken')\n"
     "sys.meta_path.insert(0, Finder())\n"
 )
-# Two commands of a process, with a training of a few seconds: import, fit, save, convert, int8, and a version that runs.
+# Two commands of a process, with a short training: import, fit, save, convert, int8, and a version that runs.
 COMMANDS = """
 from pathlib import Path
 import os
