@@ -50,7 +50,7 @@ def run_train(options: argparse.Namespace) -> int:
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
     from training.fit.train import train
-    from training.release.classes import refuse_other_classes
+    from training.release.replacement import refuse_other_classes
     from training.release.sources import of_run, release
     from training.runs.track import find_tracker, log_run
 

@@ -57,7 +57,7 @@ def run_export(options: argparse.Namespace) -> None:
     import_tensorflow()
 
     from training.release import sources
-    from training.release.classes import refuse_other_classes
+    from training.release.replacement import refuse_other_classes
 
     if options.run:
         source = sources.of_run(options.run, options.name)

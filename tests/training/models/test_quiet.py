@@ -40,7 +40,7 @@ status += main(["evaluate", "photos", "--model", "small", "--run", str(next(Path
 sys.exit(status)
 """
 OURS = re.compile(
-    r"Read |Note: |Computed |Trained |Divided |Accuracy |Saved |Running |Writing |Checked |Converting |Calibrating |"
+    r"Photos to train on|Held-out |Read |Note: |Computed |Trained |Divided |Accuracy |Saved |Running |Writing |Checked |Converting |Calibrating |"
     r"Trying |int8|No int8 file|Released |Evaluating |Asking |Epoch "
 )
 

@@ -1,4 +1,4 @@
-"""training/release/classes.py: a name keeps its classes, unless somebody says otherwise."""
+"""training/release/replacement.py: a name keeps its classes, unless somebody says otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.programs.small_training import draw
 from training.__main__ import main
 from training.errors import ExportError
-from training.release.classes import refuse_other_classes
+from training.release.replacement import refuse_other_classes
 
 pytestmark = pytest.mark.tensorflow
 
