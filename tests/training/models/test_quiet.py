@@ -40,8 +40,8 @@ status += main(["evaluate", "photos", "--model", "small", "--run", str(next(Path
 sys.exit(status)
 """
 OURS = re.compile(
-    r"Photos to train on|Held-out |Read |Note: |Computed |Trained |Divided |Accuracy |Saved |Running |Writing |Checked |Converting |Calibrating |"
-    r"Trying |int8|No int8 file|Released |Evaluating |Asking |Epoch "
+    r"Photos to train on|Held-out |Read |Note: |Computed |Trained |Divided |Accuracy |Saved |Running |Writing |"
+    r"Checked |Converting |Calibrating|Predicting |int8|No int8 file|Released |Evaluating |Asking |Epoch "
 )
 
 
