@@ -61,7 +61,7 @@ def main() -> int:
                 address = _reach(host, port)
                 _wait_ready(address, children)
                 if PHOTO.exists():  # not in a container, where nobody has a terminal either
-                    _say_how_to_ask(address, with_key=bool(settings.api_keys))
+                    _say_how_to_ask(address + settings.path_prefix, with_key=bool(settings.api_keys))
                 _watch(children)
             finally:
                 _stop(children, settings.stop_timeout_s + 5)
