@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from tests.programs.photos import encode, flip_bit, photo
 from training.__main__ import main
@@ -193,6 +193,50 @@ def test_duplicates_conflicts_and_leaks_are_distinguished(fill: Fill) -> None:
         "conflict": ([["01.jpg", "other.jpg"]], ["look the same, labelled cat and dog"]),
         "leak": ([["02.jpg", "leak.jpg"]], ["look the same"]),
     }
+
+
+def shirt(seed: int) -> Image.Image:
+    """Return a shirt of some colour and print, in the middle of a bed, with the grain of another photo."""
+    random = np.random.default_rng(seed)
+    grain = random.normal(0, 6, (320, 320, 1))
+    bed = np.clip(200 + grain + np.linspace(0, 20, 320)[:, None, None], 0, 255).repeat(3, axis=2)
+    img = Image.fromarray(bed.astype(np.uint8))
+    draw = ImageDraw.Draw(img)
+    outline = [(60, 70), (120, 40), (200, 40), (260, 70), (280, 130), (240, 140), (240, 290), (80, 290), (80, 140)]
+    draw.polygon([*outline, (40, 130)], fill=tuple(int(value) for value in random.integers(20, 90, 3)))
+    for x, y, size in random.integers((110, 90, 4), (190, 200, 24), (12, 3)).tolist():
+        draw.rectangle((x, y, x + size, y + size), fill=(x, y, 200))
+    return img
+
+
+def as_it_is(img: Image.Image) -> Image.Image:
+    """Leave a photo to be encoded again."""
+    return img
+
+
+@pytest.mark.parametrize(
+    ("change", "quality"),
+    [
+        (as_it_is, 40),
+        (lambda img: img.resize((160, 160)), 80),
+        (lambda img: ImageEnhance.Brightness(img).enhance(0.6), 80),
+        (lambda img: ImageEnhance.Brightness(img).enhance(1.3), 80),
+        (lambda img: img.convert("L"), 80),
+        (lambda img: img.crop((4, 10, 308, 314)), 80),
+        (ImageOps.mirror, 80),
+        (lambda img: ImageOps.mirror(img).crop((10, 4, 314, 308)), 80),
+    ],
+    ids=["re-encoded", "smaller", "darker", "brighter", "grey", "cropped", "mirrored", "mirrored and cropped"],
+)
+def test_a_copy_is_found_among_photos_that_look_like_it(
+    fill: Fill, change: Callable[[Image.Image], Image.Image], quality: int
+) -> None:
+    """Different shirts on one bed are no copies of each other; a changed photo of one of them is."""
+    folder = fill(shirt=0)
+    for seed in range(6):
+        (folder / "shirt" / f"{seed}.jpg").write_bytes(encode(shirt(seed)))
+    (folder / "shirt" / "copy.jpg").write_bytes(encode(change(shirt(3)), quality=quality))
+    assert names(find(folder)["duplicate"]) == [["3.jpg", "copy.jpg"]]
 
 
 # Labels
