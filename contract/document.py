@@ -124,7 +124,7 @@ class Contract:
         classes: Class names in output order.
         image: How an encoded image becomes pixels.
         origin: How the model was made.
-        metrics: Figures on held-out data, by name.
+        metrics: Figures on held-out data, by name, and how many photos trained it.
         golden: Examples that a gateway replays before it trusts the version.
         tolerance: Largest absolute difference in a probability that a replay may show.
         identity: 64 random bits in hex that each export makes once. Empty in exports before November 2026.

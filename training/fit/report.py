@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -16,6 +14,7 @@ from training import page
 from training.data.pixels import Pixels
 from training.judge import plots, report
 from training.judge.report import Result
+from training.runs.folder import flat
 
 
 def write_report(
@@ -46,14 +45,17 @@ def write_report(
     page.write(
         run / "report.html",
         "run.html",
-        **report.draw([result], photos, contract.classes, f"{len(photos.labels)} photos of {split}", run),
+        **report.draw(
+            [result],
+            photos,
+            contract.classes,
+            f"{len(photos.labels)} photos of {split}",
+            run,
+            trained_on=contract.metrics.get("train_photos"),
+        ),
         curves=page.picture(run / "curves.png"),
         augmented=[page.thumbnail(each) for each in augmented],
-        facts=_facts(contract.origin.to_dict()),
+        facts=flat(contract.origin.to_dict()),
         summary=summary,
     )
     return run / "report.html"
-
-
-def _facts(origin: Mapping[str, Any]) -> dict[str, str]:
-    return {name: json.dumps(value) if isinstance(value, Mapping) else str(value) for name, value in origin.items()}

@@ -89,7 +89,7 @@ def _keep(
     """Measure a model on what was held out, and write its run folder with a report."""
     held_out = {split: splits[split] for split in ("validation", "test") if split in splits}
     results = {split: _measure(split, model, pixels, contract) for split, pixels in held_out.items()}
-    contract = replace(contract, metrics=_metrics(results))
+    contract = replace(contract, metrics={"train_photos": len(splits["train"].labels), **_metrics(results)})
     split, result = list(results.items())[-1]
     run = write_run(runs, model, contract, history, _telling_photos(held_out[split], result))
     augmented = _samples(splits["train"], recipe)

@@ -51,7 +51,8 @@ def evaluate(
         _log.info(f"Skipped {path}: {reason}")
     _log.info("")
     report.show(results, console)
-    page = report.write(results, pixels, contract.classes, description, out)
+    trained_on = contract.metrics.get("train_photos")
+    page = report.write(results, pixels, contract.classes, description, out, trained_on=trained_on)
     _log.info(f"\nWrote {page}, evaluation.json and plots beside it")
     return results
 

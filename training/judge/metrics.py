@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 BINS = 15  # of confidence. Source: C. Guo et al., On Calibration of Modern Neural Networks (2017)
+THRESHOLDS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # of confidence
 RESAMPLES = 1000
 LEVEL = 0.95
 
@@ -45,6 +46,15 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """What is left of the photos if predictions below a probability are not used."""
+
+    probability: float
+    photos: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class Figures:
     """All figures of one predictor on one set of photos.
 
@@ -57,6 +67,7 @@ class Figures:
         classes: Each class that has photos or was predicted, in output order.
         confusion: The confusion matrix: photos by class (row) and predicted class (column), of `classes`.
         reliability: The bins that have photos, by confidence.
+        thresholds: What is left above some probabilities.
     """
 
     photos: int
@@ -68,6 +79,7 @@ class Figures:
     classes: list[ClassFigures]
     confusion: list[list[int]]
     reliability: list[Bin]
+    thresholds: list[Threshold]
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,8 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
     )
     macro_f1 = _macro_f1(np.searchsorted(present, labels), np.searchsorted(present, predicted), len(present))
     of_label = probabilities[np.arange(len(labels)), labels]
-    reliability = _reliability(probabilities.max(axis=1), predicted == labels)
+    confidence, right = probabilities.max(axis=1), predicted == labels
+    reliability = _reliability(confidence, right)
     return Figures(
         photos=len(labels),
         accuracy=_accuracy(int((predicted == labels).sum()), len(labels)),
@@ -101,6 +114,7 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
         ],
         confusion=confusion_matrix(labels, predicted, labels=present).tolist(),
         reliability=reliability,
+        thresholds=[_above(probability, confidence, right) for probability in THRESHOLDS],
     )
 
 
@@ -144,6 +158,11 @@ def _f1(confusion: NDArray[np.int64]) -> float:
     right, of_class, taken = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     f1 = 2 * right / np.maximum(of_class + taken, 1)
     return float(f1[of_class > 0].mean())
+
+
+def _above(probability: float, confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> Threshold:
+    kept = right[confidence >= probability]
+    return Threshold(probability, len(kept), float(kept.mean()) if len(kept) else None)
 
 
 def _reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> list[Bin]:

@@ -11,6 +11,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 from training.judge.metrics import Figures
 
@@ -36,10 +39,8 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def confusion_matrix(path: Path, figures: Figures) -> None:
-    """Draw the confusion matrix, coloured by part of the class; of many classes, those with the most mistakes."""
-    counts = np.array(figures.confusion)
-    mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
-    chosen = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES])
+    """Draw the confusion matrix of the classes of `by_confusion`, coloured by part of the class."""
+    counts, chosen = np.array(figures.confusion), by_confusion(figures)
     names = [figures.classes[i].name for i in chosen]
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shown = parts[np.ix_(chosen, chosen)]
@@ -60,20 +61,31 @@ def confusion_matrix(path: Path, figures: Figures) -> None:
         axes.spines[:].set_visible(False)
 
 
+def by_confusion(figures: Figures) -> NDArray[np.int64]:
+    """Return the classes with the most mistakes, so that those that are taken for each other are neighbours."""
+    counts = np.array(figures.confusion)
+    mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
+    chosen = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES])
+    if len(chosen) < 3:
+        return chosen
+    counts = counts[np.ix_(chosen, chosen)]
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    distance = 1 - (parts + parts.T) / 2
+    np.fill_diagonal(distance, 0)
+    order = hierarchy.linkage(squareform(distance), "average", optimal_ordering=True)
+    return chosen[hierarchy.leaves_list(order)]
+
+
 def reliability(path: Path, figures: Figures) -> None:
     """Draw how often the most probable class is right, by its probability."""
     confidence = [each.confidence for each in figures.reliability]
     with _figure(path, 5, 5) as figure:
         axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         axes.plot((0, 1), (0, 1), color=QUIET, linestyle="--", linewidth=1, label="calibrated")
-        axes.plot(
-            confidence,
-            [each.accuracy for each in figures.reliability],
-            "o-",
-            color=ACCENT,
-            label="this model",
-            clip_on=False,
-        )
+        sizes = 12 + 400 * np.array([each.photos for each in figures.reliability]) / figures.photos
+        accuracy = [each.accuracy for each in figures.reliability]
+        axes.plot(confidence, accuracy, color=ACCENT, linewidth=1, label="this model; the area is the photos")
+        axes.scatter(confidence, accuracy, sizes, color=ACCENT, alpha=0.8, clip_on=False)
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         axes.set_title(f"Expected calibration error {figures.calibration_error:.3f}")
         axes.legend(loc="upper left", frameon=False)

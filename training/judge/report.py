@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from training.judge import plots
 from training.judge.metrics import Agreement, Figures, worst_mistakes
 
 WORST_MISTAKES, FREQUENT_MISTAKES = 24, 8
+PAIR_PHOTOS, PAGE_PHOTOS = 12, 600  # of one class taken for another, and of all; at 4 kB each, a page stays below 3 MB
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,34 @@ def show(results: Sequence[Result], console: Console) -> None:
         console.print(f"{count} of {name} taken for {predicted}", highlight=False)
 
 
-def write(results: Sequence[Result], photos: Pixels, classes: Sequence[str], description: str, out: Path) -> Path:
+def write(
+    results: Sequence[Result],
+    photos: Pixels,
+    classes: Sequence[str],
+    description: str,
+    out: Path,
+    *,
+    trained_on: float | None,
+) -> Path:
     """Write evaluation.html into a folder, with the files of `draw`, and return the page."""
     out.mkdir(parents=True, exist_ok=True)
-    page.write(out / "evaluation.html", "evaluation.html", **draw(results, photos, classes, description, out))
+    shown = draw(results, photos, classes, description, out, trained_on=trained_on)
+    page.write(out / "evaluation.html", "evaluation.html", **shown)
     return out / "evaluation.html"
 
 
 def draw(
-    results: Sequence[Result], photos: Pixels, classes: Sequence[str], description: str, out: Path
+    results: Sequence[Result],
+    photos: Pixels,
+    classes: Sequence[str],
+    description: str,
+    out: Path,
+    *,
+    trained_on: float | None,
 ) -> dict[str, Any]:
     """Write evaluation.json and the plots into a folder, and return what a page shows of them.
 
-    Plots and mistakes are those of the first result.
+    Figures in sight, plots and mistakes are those of the first result.
 
     Args:
         results: One for each predictor.
@@ -105,6 +121,7 @@ def draw(
         classes: Names in output order.
         description: Which photos these are.
         out: The folder.
+        trained_on: How many photos trained the first; None if it is not known.
     """
     first = results[0]
     positions = worst_mistakes(first.probabilities, photos.labels, WORST_MISTAKES)
@@ -132,17 +149,65 @@ def draw(
     plots.classes(out / "classes.png", first.figures)
     return {
         "description": description,
+        "trained_on": trained_on,
         "time": time,
         "titles": [each.title for each in results],
         "rows": rows(results),
         "figures": first.figures,
-        "frequent_mistakes": frequent_mistakes(first.figures),
-        "plots": {name: page.picture(out / f"{name}.png") for name in ("confusion", "reliability", "classes")},
-        "mistakes": [
-            {**each, "name": Path(each["path"]).name, "url": page.thumbnail(photos.images[position])}
-            for each, position in zip(mistakes, positions, strict=True)
-        ],
+        "pairs": (pairs := _pairs(first, photos, classes)),
+        "matrix": _matrix(first.figures, {(each["class"], each["predicted"]): each["id"] for each in pairs}),
+        "plots": {name: page.picture(out / f"{name}.png") for name in ("reliability", "classes")},
+        "mistakes": [_picture(first, photos, classes, position) for position in positions],
     }
+
+
+def _matrix(figures: Figures, pairs: Mapping[tuple[str, str], str]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the rows of the confusion matrix: a class, and its cells with the id of the photos that they stand for."""
+    counts, chosen = np.array(figures.confusion), plots.by_confusion(figures)
+    names = [each.name for each in figures.classes]
+    return [
+        (
+            names[row],
+            [
+                {
+                    "count": int(counts[row, column]),
+                    "part": round(float(counts[row, column] / max(counts[row].sum(), 1)) ** 0.5, 2),
+                    "right": row == column,
+                    "id": pairs.get((names[row], names[column])),
+                }
+                for column in chosen
+            ],
+        )
+        for row in chosen
+    ]
+
+
+def _pairs(result: Result, photos: Pixels, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return which class was taken for which other, the most frequent first, with photos, the surest first."""
+    order = worst_mistakes(result.probabilities, photos.labels, len(photos.labels))
+    by_pair: dict[tuple[int, int], list[int]] = {}
+    for position, predicted in zip(order, result.probabilities[order].argmax(axis=1), strict=True):
+        by_pair.setdefault((int(photos.labels[position]), int(predicted)), []).append(position)
+    pairs, left = list[dict[str, Any]](), PAGE_PHOTOS
+    for (label, predicted), positions in sorted(by_pair.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        shown = positions[: min(PAIR_PHOTOS, left)]
+        left -= len(shown)
+        pairs.append(
+            {
+                "id": f"pair-{label}-{predicted}",
+                "count": len(positions),
+                "photos_of_class": int((photos.labels == label).sum()),
+                "class": classes[label],
+                "predicted": classes[predicted],
+                "photos": [_picture(result, photos, classes, position) for position in shown],
+            }
+        )
+    return pairs
+
+
+def _picture(result: Result, photos: Pixels, classes: Sequence[str], position: int) -> dict[str, Any]:
+    mistake = _mistake(result, photos, classes, position)
+    return {**mistake, "name": photos.paths[position].name, "url": page.thumbnail(photos.images[position])}
 
 
 def _mistake(result: Result, photos: Pixels, classes: Sequence[str], position: int) -> dict[str, Any]:

@@ -157,9 +157,10 @@ def test_the_report_has_pictures_plots_and_page(
     for name in ("confusion", "reliability", "classes"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report" / "evaluation.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    sources, links = re.findall(r'src="([^"]*)"', page), re.findall(r'href="([^"]*)"', page)
     mistakes = document["worst_mistakes"]
-    assert len(sources) == 3 + len(mistakes) and all(source.startswith("data:image/") for source in sources)
+    assert len(sources) == 2 + 2 * len(mistakes) and all(source.startswith("data:image/") for source in sources)
+    assert links and all(f'id="{link[1:]}"' in page for link in links)
     assert mistakes and all(each["class"] != each["predicted"] for each in mistakes)
     assert "tiny 1, savedmodel" in output and "taken for" in output
 
