@@ -19,8 +19,10 @@ from training.explore.inspection import Inspection
 
 _log = logging.getLogger(__name__)
 
-TERMINAL_ITEMS, PAGE_ITEMS, ITEM_PHOTOS = 3, 24, 6
-SHEET_PHOTOS, PAGE_PHOTOS = 24, 1200  # of a class, and of all; at 4 kB each, the page stays near 5 MB
+TERMINAL_ITEMS, PAGE_ITEMS = 3, 24  # at first sight
+# With a picture: of all findings, of a class's sheet, and of all sheets. At 4 kB each, the page stays near 5 MB.
+FOUND_PHOTOS, SHEET_PHOTOS, SHEETS_PHOTOS = 700, 24, 500
+BARS = 24  # of a histogram
 
 Picture = dict[str, str]  # the name and the data: URL of a photo
 
@@ -49,37 +51,53 @@ def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out
     text = json.dumps(document, indent=1, ensure_ascii=False, default=name)  # paths as people see them
     (out / "explore.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     position = {photo.path: i for i, photo in enumerate(inspection.photos)}
+    left = iter(range(FOUND_PHOTOS))
 
     def show(path: Path) -> Picture:
-        url = page.thumbnail(inspection.pixels[position[path]]) if path in position else ""
-        return {"name": name(path), "url": url}
+        return {"name": name(path), "url": page.thumbnail(inspection.pixels[position[path]])}
+
+    def show_found(path: Path) -> Picture:
+        pictured = path in position and next(left, None) is not None
+        return show(path) if pictured else {"name": name(path), "url": ""}
 
     page.write(
         out / "explore.html",
         "explore.html",
         summary=summary,
-        findings=[_shown(finding, show) for finding in findings],
+        findings=[_shown(finding, show_found) for finding in findings],
+        histograms={
+            "short side in pixels": _histogram([min(photo.width, photo.height) for photo in inspection.photos]),
+            "brightness, 0 to 255": _histogram([photo.brightness for photo in inspection.photos]),
+        },
         sheets=_sheets(inspection, show),
     )
     return out / "explore.html"
 
 
 def _shown(finding: Finding, show: Callable[[Path], Picture]) -> dict[str, Any]:
-    shown: list[dict[str, Any]] = [
-        {
-            "note": item.note + (f" ({ITEM_PHOTOS} of {len(item.paths)})" if len(item.paths) > ITEM_PHOTOS else ""),
-            "photos": [show(path) for path in item.paths[:ITEM_PHOTOS]],
-        }
-        for item in finding.items[:PAGE_ITEMS]
+    items: list[dict[str, Any]] = [
+        {"note": item.note, "photos": [show(path) for path in item.paths]} for item in finding.items
     ]
-    compact = all(len(item["photos"]) == 1 and item["photos"][0]["url"] for item in shown)
-    return {**vars(finding), "shown": shown, "compact": compact, "more": len(finding.items) - len(shown)}
+    compact = all(len(item["photos"]) == 1 for item in items) and bool(items[0]["photos"][0]["url"])
+    return {
+        **vars(finding),
+        "shown": items[:PAGE_ITEMS],
+        "more": items[PAGE_ITEMS:],
+        "compact": compact,
+    }
+
+
+def _histogram(values: Sequence[float]) -> dict[str, Any]:
+    """Return the count of each bar, and the values at the ends; the largest hundredth is in the last bar."""
+    low, high = min(values), max(float(np.percentile(values, 99)), min(values) + 1)
+    counts, _ = np.histogram(np.minimum(values, high), BARS, (low, high))
+    return {"counts": counts.tolist(), "most": int(counts.max()), "low": round(low), "high": round(high)}
 
 
 def _sheets(inspection: Inspection, show: Callable[[Path], Picture]) -> dict[str, list[Picture]]:
     """Return for each class photos evenly spread over its files."""
     names = inspection.listing.all_classes
-    most = max(4, min(SHEET_PHOTOS, PAGE_PHOTOS // len(names)))
+    most = max(4, min(SHEET_PHOTOS, SHEETS_PHOTOS // len(names)))
     sheets = {}
     for name in names:
         paths = [photo.path for photo in inspection.photos if photo.label == name]
@@ -104,6 +122,12 @@ def _summary(findings: Sequence[Finding], inspection: Inspection, source: Path) 
         "counts": counts,
         "totals": totals,
         "largest": max(totals.values()),
+        "affected": {
+            severity: len(
+                {path for each in findings if each.severity == severity for i in each.items for path in i.paths}
+            )
+            for severity in (PROBLEM, SUSPICION, NOTE)
+        },
         "severities": {severity: severities[severity] for severity in (PROBLEM, SUSPICION, NOTE)},
         "kinds": {
             "formats": dict(Counter(photo.format for photo in photos).most_common()),

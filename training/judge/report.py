@@ -127,21 +127,7 @@ def draw(
     positions = worst_mistakes(first.probabilities, photos.labels, WORST_MISTAKES)
     mistakes = [_mistake(first, photos, classes, position) for position in positions]
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    document = {
-        "photos": description,
-        "time": time,
-        "data_digest": photos.digest,
-        "skipped": photos.skipped,
-        "results": [
-            {
-                "title": each.title,
-                "figures": asdict(each.figures),
-                "agreement": each.agreement and asdict(each.agreement),
-            }
-            for each in results
-        ],
-        "worst_mistakes": mistakes,
-    }
+    document = {"photos": description, "time": time, **_document(results, photos), "worst_mistakes": mistakes}
     text = json.dumps(document, indent=1, ensure_ascii=False)
     (out / "evaluation.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     plots.confusion_matrix(out / "confusion.png", first.figures)
@@ -158,6 +144,21 @@ def draw(
         "matrix": _matrix(first.figures, {(each["class"], each["predicted"]): each["id"] for each in pairs}),
         "plots": {name: page.picture(out / f"{name}.png") for name in ("reliability", "classes")},
         "mistakes": [_picture(first, photos, classes, position) for position in positions],
+    }
+
+
+def _document(results: Sequence[Result], photos: Pixels) -> dict[str, Any]:
+    return {
+        "data_digest": photos.digest,
+        "skipped": photos.skipped,
+        "results": [
+            {
+                "title": each.title,
+                "figures": asdict(each.figures),
+                "agreement": each.agreement and asdict(each.agreement),
+            }
+            for each in results
+        ],
     }
 
 

@@ -62,6 +62,8 @@ def test_calibration_error_is_the_distance_from_confidence() -> None:
     figures = metrics.measure(sure, labels, ["a", "b"])
     assert figures.calibration_error == pytest.approx(0.2, abs=1e-6)
     assert [(each.photos, each.accuracy) for each in figures.reliability] == [(10, 0.7)]
+    left = {each.probability: (each.photos, each.accuracy) for each in figures.thresholds}
+    assert left[0] == left[0.8] == (10, 0.7) and left[0.95] == (0, None)
     perfect = metrics.measure(np.eye(2, dtype=np.float32)[labels], labels, ["a", "b"])
     assert perfect.calibration_error == 0 and perfect.accuracy.value == 1
 
