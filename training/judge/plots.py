@@ -88,7 +88,7 @@ def reliability(path: Path, figures: Figures) -> None:
         axes.scatter(confidence, accuracy, sizes, color=ACCENT, alpha=0.8, clip_on=False)
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         axes.set_title(f"Expected calibration error {figures.calibration_error:.3f}")
-        axes.legend(loc="upper left", frameon=False)
+        axes.legend(loc="lower right", frameon=False)
         below.bar(confidence, [each.photos for each in figures.reliability], width=0.04, color=ACCENT)
         below.set(xlabel="probability of the most probable class", ylabel="photos")
 
