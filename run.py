@@ -19,6 +19,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
@@ -224,9 +226,21 @@ def _watch(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
 
 
 def _check_alive(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
-    for name, child in children:
-        if child.poll() is not None:
-            raise RuntimeError(f"The {name} ended with exit status {child.returncode}.{_last_lines(name)}")
+    with _signals_wait():
+        statuses = [(name, child.poll()) for name, child in children]
+    for name, status in statuses:
+        if status is not None:
+            raise RuntimeError(f"The {name} ended with exit status {status}.{_last_lines(name)}")
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let signals wait: in the middle of `Popen.poll`, one left its lock taken, and `_stop` waited without end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _stop(children: list[tuple[str, subprocess.Popen[bytes]]], limit_s: float) -> None:

@@ -10,12 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+import run
 from tests.conftest import ROOT
 from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
@@ -163,6 +166,24 @@ def alive(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_signal_waits_for_the_end_of_a_look_at_the_programs() -> None:
+    """Popen keeps a lock meanwhile, which an exception could leave taken."""
+    looks: list[str] = []
+
+    def poll() -> None:
+        looks.append("begun")
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # to this thread: pytest may have others
+        looks.append("ended")
+
+    before = signal.signal(signal.SIGTERM, run._interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run._check_alive([("gateway", Mock(poll=poll))])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert looks == ["begun", "ended"]
 
 
 @pytest.mark.parametrize("port", ["http", "0", "70000"])
