@@ -19,10 +19,10 @@ import PIL
 from numpy.typing import NDArray
 
 import contract.image
+from contract.disk import written_whole
 from contract.document import ImageSpec
 from contract.image import ImageError, decode
 from training.data.folder import Dataset, Photo, read_folder
-from training.disk import written_whole
 from training.errors import DataError
 
 _log = logging.getLogger(__name__)

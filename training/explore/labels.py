@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.disk import written_whole
 from training.data.pixels import decoder
-from training.disk import written_whole
 from training.explore.inspection import Inspection
 from training.models.quiet import import_tensorflow, quiet
 

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from training.disk import locked, written_whole
+from contract.disk import locked, written_whole
 from training.errors import TrainingError
 
 _LOCK, _STATE = ".lock", "state.json"

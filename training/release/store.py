@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract.disk import locked, written_whole
 from contract.store import versions_of
-from training.disk import locked, written_whole
 from training.errors import ExportError
 
 _LOCK, _STAGING = ".lock", ".staging"

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.errors import TrainingError
-
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -23,7 +21,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, refusal: TrainingError) -> Iterator[None]:
+def locked(path: Path, refusal: Exception) -> Iterator[None]:
     """Lock a file; raise the refusal if another process has locked it."""
     with path.open("w") as lock:
         try:
