@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
 
+from contract.release import FILE_NAME
 from contract.store import versions_of
 from gateway.settings import Settings, SettingsError
 
@@ -136,7 +137,8 @@ def _start_serving(model: str, address: str) -> subprocess.Popen[bytes]:
 
 
 def _start_gateway(model: str, port: int, address: str) -> subprocess.Popen[bytes]:
-    return _start("gateway", "gateway", GATEWAY_MODEL_NAME=model, GATEWAY_MODEL_ADDRESS=address, GATEWAY_PORT=str(port))
+    settings = {"GATEWAY_MODEL_NAME": model, "GATEWAY_MODEL_ADDRESS": address, "GATEWAY_PORT": str(port)}
+    return _start("gateway", "gateway", GATEWAY_RELEASE_FILE=str(STORE / model / FILE_NAME), **settings)
 
 
 def _start(name: str, module: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:

@@ -109,12 +109,15 @@ class Views:
         return jsonify(body | {"timing_ms": clock.milliseconds()})
 
     def show_model(self) -> Response:
-        """Answer the contract in use, and what runs it."""
-        version = self._model.newest()
-        contract = version.contract.to_dict()
-        del contract["golden"]  # its images may be somebody's photos
-        engine = self._model.health.engines.get(version.number)
-        return jsonify({**self._named(version), "engine": engine, "contract": contract})
+        """Answer the contract in use and what runs it, and the same of the version that is tried."""
+        version, active = self._model.newest(), self._model.trial()
+        body = self._named(version) | self._described(version) | {"trial": None}
+        if active:
+            mode, share = active.trial.mode, active.trial.share
+            body["trial"] = (
+                self._named(active.version) | {"mode": mode, "share": share} | self._described(active.version)
+            )
+        return jsonify(body)
 
     def is_alive(self) -> Response:
         """Answer that the process lives."""
@@ -134,6 +137,8 @@ class Views:
                 "refused": {str(each.number): health.reason(each.number) for each in health.refused},
                 "error": health.error,
             }
+            body["release"] = health.release.to_dict() if health.release else None
+            body["release_error"] = health.release_error
         return jsonify(body), 200 if ready else 503
 
     def show_api(self) -> Response:
@@ -173,6 +178,11 @@ class Views:
     def _named(self, version: Version) -> dict[str, Any]:
         """Return which model, version and export answers; exports from before there were identities have none."""
         return {"name": self._model.model, "version": version.number, "identity": version.contract.identity or None}
+
+    def _described(self, version: Version) -> dict[str, Any]:
+        contract = version.contract.to_dict()
+        del contract["golden"]  # its images may be somebody's photos
+        return {"engine": self._model.health.engines.get(version.number), "contract": contract}
 
 
 def answer_problem(error: Exception) -> Response:

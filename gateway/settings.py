@@ -63,6 +63,10 @@ class Settings:
     )
     model_name: str = _setting("imagenet", "name of the model at the model server")
     model_address: str = _setting("localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…")
+    release_file: str = _setting(
+        "",
+        "release document to follow, such as model-store/clothing/release.json; without it the newest version answers",
+    )
     model_poll_s: float = _setting(0.5, "seconds between two looks for new versions", 0.01)
     model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)
     request_timeout_s: float = _setting(

@@ -16,7 +16,7 @@ from contract.document import IMAGES, PROBABILITIES, Contract
 from contract.store import versions_of
 from gateway.errors import ModelFailed, ModelTimeout
 from gateway.model.gate import open_gate
-from gateway.model.protocol import Health, Version
+from gateway.model.protocol import ActiveTrial, Health, Version
 from serving.engines import open_engine
 from serving.errors import DeadlineExceededError, NotFoundError, ServingError
 
@@ -47,6 +47,9 @@ class OwnModel:
 
     def newest(self) -> Version:
         return self._version
+
+    def trial(self) -> ActiveTrial | None:
+        return None
 
     def candidates(self, deadline: float) -> Iterator[Version]:
         yield self._version

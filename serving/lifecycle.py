@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract import messages_pb2 as messages
+from contract.release import FILE_NAME, Release, ReleaseError, read_release
 from contract.store import find_versions
 from serving.engines import Engine
 from serving.errors import Code, NotFoundError, ServingError
@@ -80,6 +81,8 @@ class Lifecycle:
         self._max_retries = max_retries
         self._retry_interval_s = retry_interval_s
         self._versions: dict[str, dict[int, _Version]] = {model.name: {} for model in models}
+        self._releases: dict[str, Release | None] = {}
+        self._release_problems: dict[str, str] = {}
         self._changed = threading.Condition()  # guards everything in _versions, and _ended
         self._ended = False  # whether a version has ended since garbage was last collected
         self._stopped = threading.Event()
@@ -167,12 +170,33 @@ class Lifecycle:
                 log.error("Could not find base path %s for servable %s (%s)", model.base_path, model.name, exc.strerror)
                 return
             _warn_of_missing(model, found[model.name])
+            self._follow_release(model, found[model.name])
         with self._changed:
             for model in self._models:
                 on_disk = found[model.name]
-                wanted = choose_versions(on_disk, model)
+                release = self._releases.get(model.name)
+                wanted = release.versions & set(on_disk) if release else choose_versions(on_disk, model)
                 _want(self._versions[model.name], {number: on_disk[number] for number in wanted})
             self._changed.notify_all()
+
+    def _follow_release(self, model: messages.ModelConfig, on_disk: Mapping[int, Path]) -> None:
+        """Read the release document beside the versions; a bad one, or one without its stable version, changes nothing.
+
+        TensorFlow Serving has no such file: it follows the `specific` policy of a configuration file.
+        """
+        try:
+            release = read_release(Path(model.base_path, FILE_NAME))
+            if release and release.stable not in on_disk:
+                raise ReleaseError(f"Version {release.stable}, which it names as stable, is not there")
+        except ReleaseError as exc:
+            if str(exc) != self._release_problems.get(model.name):
+                log.error("The release document of servable %s is not followed: %s", model.name, exc)
+            self._release_problems[model.name] = str(exc)
+            return
+        self._release_problems.pop(model.name, None)
+        if release != self._releases.get(model.name):
+            log.info("Servable %s follows its release document: %s", model.name, release or "there is none any more")
+        self._releases[model.name] = release
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
@@ -186,7 +210,7 @@ class Lifecycle:
         while not self._stopped.is_set():
             with self._changed:
                 unloaded = self._unload_unwanted(name)
-                version = _next_to_load(versions)
+                version = _next_to_load(versions, self._releases.get(name))
                 if version is None and not unloaded and not self._ended:
                     self._changed.wait(_until_retry_s(versions))
                     continue
@@ -275,10 +299,12 @@ def _want(versions: dict[int, _Version], directories: Mapping[int, Path]) -> Non
         # Otherwise it is being unloaded; a later look finds it ended, and starts a new life.
 
 
-def _next_to_load(versions: Mapping[int, _Version]) -> _Version | None:
+def _next_to_load(versions: Mapping[int, _Version], release: Release | None) -> _Version | None:
+    """Return the version that loads next: the stable one, or else the newest."""
     now = time.monotonic()
     due = [v for v in versions.values() if v.wanted and v.state in (START, LOADING) and v.retry_at <= now]
-    return max(due, key=lambda version: version.number, default=None)
+    stable = release.stable if release else None
+    return max(due, key=lambda version: (version.number == stable, version.number), default=None)
 
 
 def _until_retry_s(versions: Mapping[int, _Version]) -> float | None:

@@ -1,4 +1,4 @@
-"""Which of the versions on disk should be loaded. A pure function."""
+"""Which of the versions on disk should be loaded."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.document import Contract
+from contract.release import Release, Trial
 
 
 class Export(NamedTuple):
@@ -34,25 +35,36 @@ class Version:
         return Export(self.number, self.contract.identity)
 
 
+class ActiveTrial(NamedTuple):
+    """A version that is tried, once it is loaded and passed the gate."""
+
+    version: Version
+    trial: Trial
+
+
 @dataclass(frozen=True)
 class Health:
     """What the last look found.
 
     Attributes:
-        accepted: Exports that passed the gate and are loaded, newest first.
+        accepted: Exports that passed the gate and are loaded; the one that answers first is first.
         refused: Exports that the gate refused or could not try yet, or that the model server could not load; and why.
         error: Why no version is usable, or None.
         engines: What runs each number at the model server that was asked last, and why; empty if it does not say.
+        release: The release document in force; without one, the newest version answers.
+        release_error: What is wrong with the document as it is now, or None.
     """
 
     accepted: Sequence[Export] = ()
     refused: Mapping[Export, str] = field(default_factory=dict)
     error: str | None = "Not looked yet"
     engines: Mapping[int, str] = field(default_factory=dict)
+    release: Release | None = None
+    release_error: str | None = None
 
     @property
     def versions(self) -> list[int]:
-        """The accepted numbers, newest first."""
+        """The accepted numbers; the one that answers first is first."""
         return list(dict.fromkeys(each.number for each in self.accepted))
 
     def reason(self, number: int) -> str | None:
@@ -82,8 +94,11 @@ class Model(Protocol):
             ModelUnavailable: There is none.
         """
 
+    def trial(self) -> ActiveTrial | None:
+        """Return the version that is tried beside the others, if one is."""
+
     def candidates(self, deadline: float) -> Iterator[Version]:
-        """Yield versions to try until one is loaded, newest first.
+        """Yield versions to try until one is loaded; the one that answers first comes first.
 
         Raises:
             ModelUnavailable: There was none before the deadline.

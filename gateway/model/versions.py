@@ -7,8 +7,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import TypeVar
@@ -29,11 +29,12 @@ from gateway.errors import (
     VersionGone,
 )
 from gateway.model.client import ModelClient
+from gateway.model.following import Following
 from gateway.model.gate import Refusal, open_gate
-from gateway.model.protocol import Export, Health, Version
+from gateway.model.protocol import ActiveTrial, Export, Health, Version
+from gateway.model.unloaded import FORGET_AFTER_S, LOADING, START, Unloaded
 
 # Replicas behind one address take turns in answering, so one look finds the versions of one replica.
-FORGET_AFTER_S = 10.0  # an export that no look has met for so long counts as gone
 SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that has an export
 SEARCH_PAUSE_S = 0.005
 # Every so many looks, exports are asked for their identity. At each look, that cost 2 % of the gateway.
@@ -53,11 +54,7 @@ DESCRIPTIONS = 5  # how often replicas are asked until one describes the export 
 FILES_ASKED = 12  # how often replicas are asked for another file of a refused export: twice for each of six
 RECENT_LOOKS = 4  # replicas take turns, so what one of the last looks met counts as loaded
 MEETINGS = 4  # how often a look asks for a number under which several exports were met: one may be on each replica
-START, LOADING = messages.ModelVersionStatus.START, messages.ModelVersionStatus.LOADING
-AVAILABLE, END = messages.ModelVersionStatus.AVAILABLE, messages.ModelVersionStatus.END
-LOADING_S = 20.0  # a version that loads for longer is named; TensorFlow Serving took 1.6 to 2.6 s
-STILL_LOADING = f"The model server has not loaded it after {LOADING_S:g} s. It may try again; its log says more"
-FAILURE_NAMED_S = 600.0  # how long a version that failed to load is named beside one that answers
+AVAILABLE = messages.ModelVersionStatus.AVAILABLE
 ATTEMPTS_UNTIL_REFUSED = 3  # how often an export may fail in the model server before it is refused
 
 Answer = TypeVar("Answer")
@@ -100,20 +97,6 @@ class _Known:
         return self.version is not None or self.refusal is not None
 
 
-@dataclass
-class _Unloaded:
-    """What the model server said of a version that is not loaded.
-
-    Attributes:
-        since_s: When a look first met it so, and `seen_s`, when one last did.
-        older: How many older versions were available at first.
-    """
-
-    since_s: float
-    seen_s: float
-    older: int
-
-
 class Versions:
     """One process's client of the model server. Safe for threads; make it after a fork, since it opens a channel."""
 
@@ -125,6 +108,7 @@ class Versions:
         poll_s: float = 0.5,
         timeout_s: float = 5.0,
         max_batch: int = 16,
+        release_file: str = "",
         on_health: Callable[[Health], None] = lambda health: None,
     ) -> None:
         """Open a channel.
@@ -135,13 +119,15 @@ class Versions:
             poll_s: Seconds between two looks for versions, once started.
             timeout_s: Limit for one call.
             max_batch: Most images in one call.
+            release_file: The release document to follow; empty for none.
             on_health: Called with what each look found.
         """
         self.model = model
         self._poll_s, self._max_batch, self._on_health = poll_s, max_batch, on_health
         self._replicas = ModelClient(address, model, timeout_s)
         self._known: dict[tuple[int, str, str], _Known] = {}
-        self._unloaded: dict[tuple[int, str], _Unloaded] = {}
+        self._unloaded = Unloaded()
+        self._following = Following(release_file)
         self._usable: list[Version] = []
         self._loaded: list[Version] = []
         self._available = False
@@ -174,8 +160,17 @@ class Versions:
         loaded = self._current(self._loaded)
         return loaded[0] if loaded else next(self.candidates(time.monotonic() + SEARCH_S))
 
+    def trial(self) -> ActiveTrial | None:
+        """Return the version that the release document tries, while it is loaded and accepted."""
+        release = self.health.release
+        if not (release and release.trial):
+            return None
+        number = release.trial.version
+        version = next((each for each in self._current(self._loaded) if each.number == number), None)
+        return ActiveTrial(version, release.trial) if version else None
+
     def candidates(self, deadline: float) -> Iterator[Version]:
-        """Yield versions to try until one is loaded where the call arrives: newest first, then looking again.
+        """Yield versions to try until one is loaded where the call arrives: in their order, then looking again.
 
         Replicas need not have the same exports, so each call may reach one that lacks the export. After the first
         round, the order is random, and so is whether another round comes before the next look. Replicas take turns:
@@ -276,7 +271,7 @@ class Versions:
             self._failed_looks += 1
             if isinstance(exc, ModelUnavailable) and self._failed_looks % LOOKS_UNTIL_RENEWED == 0:
                 self._replicas.renew()
-            self._set_health(Health(refused=self.health.refused, error=exc.detail))
+            self._set_health(replace(self.health, accepted=(), error=exc.detail, engines={}))
             return
         self._failed_looks = 0
         available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
@@ -284,13 +279,15 @@ class Versions:
         self._known = {key: known for key, known in self._known.items() if started_s - known.seen_s < FORGET_AFTER_S}
         known = sorted(self._known.values(), key=lambda each: (each.number, each.seen_s), reverse=True)
         usable = [(each, each.version) for each in known if each.version and self._is_told_apart(each)]
-        self._usable = [version for _, version in usable]
         recent = self._looks - RECENT_LOOKS
-        self._loaded = [version for each, version in usable if each.number in available and each.look > recent]
+        loaded = [version for each, version in usable if each.number in available and each.look > recent]
+        loading = [each.version for each in statuses if each.state in (START, LOADING)]
+        self._following.look([version.number for version in loaded], loading)
+        self._usable, self._loaded = self._in_order([version for _, version in usable]), self._in_order(loaded)
         self._available, self._described_after = bool(available), breaks
         hidden = {each.export: AMONG_OTHERS for each in known if not self._is_told_apart(each)}
         refused = (
-            self._name_unloaded(statuses, available)
+            self._unloaded.name(statuses, available)
             | unasked
             | hidden
             | {each.export: each.refusal for each in known if each.refusal}
@@ -298,35 +295,18 @@ class Versions:
         for export in refused.keys() - self.health.refused.keys():
             _log.warning("version %s of %s is refused: %s", export, self.model, refused[export])
         nothing = f"No usable version of {self.model!r} is loaded at the model server"
-        error = None if self._loaded else next(iter(refused.values()), nothing)
+        reasons = filter(None, (self._following.error, *refused.values(), nothing))
+        error = None if self._loaded else next(reasons)
         engines = {each.version: each.engine for each in statuses if each.engine}
-        self._set_health(Health([version.export for version in self._loaded], refused, error, engines))
+        accepted = [version.export for version in self._loaded]
+        followed = self._following
+        self._set_health(Health(accepted, refused, error, engines, followed.release, followed.error))
 
-    def _name_unloaded(
-        self, statuses: Sequence[messages.ModelVersionStatus], available: Sequence[int]
-    ) -> dict[Export, str]:
-        """Return why versions are not loaded, if an operator should know.
-
-        TensorFlow Serving shows LOADING, without an error, for the minutes in which it tries a version again. Then it
-        gives up, and shows the error until it restarts, also when the directory is gone by then. So an error is news,
-        not a state. It is old when a newer version answers, or one more of the older ones, as happens when the
-        directory goes. If neither does, it is old after a while; without a version that answers, it never is.
-        """
-        now, reasons = time.monotonic(), {}
-        for each in statuses:
-            failure = each.status.error_message if each.state == END and each.status.error_code else ""
-            if not failure and each.state not in (START, LOADING):
-                continue
-            older = sum(number < each.version for number in available)
-            met = self._unloaded.setdefault((each.version, failure), _Unloaded(now, now, older))
-            met.seen_s, met.older, age_s = now, met.older or older, now - met.since_s
-            is_old = available and (available[0] > each.version or older > met.older or age_s > FAILURE_NAMED_S)
-            if failure and not is_old:
-                reasons[Export(each.version)] = f"The model server could not load it: {failure}"
-            elif not failure and age_s > LOADING_S:
-                reasons[Export(each.version)] = STILL_LOADING
-        self._unloaded = {key: each for key, each in self._unloaded.items() if now - each.seen_s < FORGET_AFTER_S}
-        return reasons
+    def _in_order(self, versions: list[Version]) -> list[Version]:
+        """Return the versions that may answer; what answers first comes first."""
+        if self._following.is_pending:
+            return []
+        return sorted(versions, key=lambda version: self._following.rank(version.number))
 
     def _meet_all(self, number: int, is_thorough: bool) -> str | None:
         """Find out which exports are under a number; return as `_meet` does."""

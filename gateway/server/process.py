@@ -67,6 +67,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             poll_s=settings.model_poll_s,
             timeout_s=settings.model_timeout_s,
             max_batch=settings.max_batch,
+            release_file=settings.release_file,
             on_health=measured.show,
         )
         model.start(wait_s=5.0)  # so that the first request finds versions

@@ -61,6 +61,10 @@ class Metrics:
                               ["version", "identity"], multiprocess_mode="livemin", **options)  # fmt: skip
         self.refused = Gauge("gateway_version_refused", "1 for each version refused, not tried, or not loaded.",
                              ["version", "identity"], multiprocess_mode="livemax", **options)  # fmt: skip
+        self.serial = Gauge("gateway_release_serial", "Serial of the release document in force, in every worker.",
+                            multiprocess_mode="livemin", **options)  # fmt: skip
+        self.release_refused = Gauge("gateway_release_refused", "1 while the release document is not followed.",
+                                     multiprocess_mode="livemax", **options)  # fmt: skip
         self.ready = Gauge("gateway_ready", "1 while a usable version is loaded, in every worker.",
                            multiprocess_mode="livemin", **options)  # fmt: skip
 
@@ -77,6 +81,8 @@ class Metrics:
     def show(self, health: Health) -> None:
         """Show which versions a worker found."""
         self.ready.set(health.ready)
+        self.serial.set(health.release.serial if health.release else 0)
+        self.release_refused.set(health.release_error is not None)
         self._shown |= {*health.accepted, *health.refused}
         for export in self._shown:  # also 0, which shows that one worker disagrees
             self.accepted.labels(*export).set(export in health.accepted)

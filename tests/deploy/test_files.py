@@ -155,9 +155,13 @@ def test_compose_publishes_the_gateway_and_gives_it_time_to_finish() -> None:
 def test_compose_passes_every_setting_to_the_gateway() -> None:
     """All but those that are the container's own; a new setting needs its line there."""
     environment = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]["environment"]
-    own = {"GATEWAY_MODEL_NAME=${MODEL_NAME:-imagenet}", "GATEWAY_MODEL_ADDRESS=model:8500"}
+    own = {
+        "GATEWAY_MODEL_NAME=${MODEL_NAME:-imagenet}",
+        "GATEWAY_MODEL_ADDRESS=model:8500",
+        "GATEWAY_RELEASE_FILE=/models/${MODEL_NAME:-imagenet}/release.json",
+    }
     settings = {PREFIX + each.name.upper() for each in fields(Settings)}
-    of_the_container = {f"{PREFIX}{name}" for name in ("HOST", "PORT", "MODEL_NAME", "MODEL_ADDRESS")}
+    of_the_container = {f"{PREFIX}{name}" for name in ("HOST", "PORT", "MODEL_NAME", "MODEL_ADDRESS", "RELEASE_FILE")}
     assert set(environment) == own | (settings - of_the_container)
 
 
@@ -176,6 +180,7 @@ def test_compose_reads_settings_from_its_file(tmp_path: Path) -> None:
     assert {name: value for name, value in environment.items() if value is not None} == {
         "GATEWAY_MODEL_NAME": "imagenet",
         "GATEWAY_MODEL_ADDRESS": "model:8500",
+        "GATEWAY_RELEASE_FILE": "/models/imagenet/release.json",
         "GATEWAY_WORKERS": "3",
         "GATEWAY_FETCH_USER_AGENT": "shop/1.0 (+https://shop.test)",
         "GATEWAY_TOP_K": "4",

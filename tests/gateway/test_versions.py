@@ -21,7 +21,8 @@ from contract.document import ImageSpec
 from contract.image import decode
 from gateway.errors import ModelUnavailable, VersionGone
 from gateway.model.protocol import Export, Version
-from gateway.model.versions import END, LOADING, Versions
+from gateway.model.unloaded import END, LOADING
+from gateway.model.versions import Versions
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
 from tests.programs.stack import free_port, wait_until
@@ -554,7 +555,7 @@ def test_a_version_that_is_tried_again_is_named_meanwhile(
     model_server: FakeModelServer, client: Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorFlow Serving says LOADING for the five minutes in which it tries; its error comes only after the last."""
-    monkeypatch.setattr("gateway.model.versions.LOADING_S", 0.1)
+    monkeypatch.setattr("gateway.model.unloaded.LOADING_S", 0.1)
     for state, wait_s, reason in ((LOADING, 0.0, None), (LOADING, 0.2, "not loaded it after"), (END, 0.0, "no file")):
         model_server.unloaded = [status(2, state, "no file" if state == END else "")]
         time.sleep(wait_s)
@@ -582,7 +583,7 @@ def test_a_version_that_failed_is_named_until_that_is_old_news(
         client._look_again()
         assert "no file" in str(client.health.reason(3)) and client.health.versions == [2]
     if old_because == "time":
-        monkeypatch.setattr("gateway.model.versions.FAILURE_NAMED_S", 0.0)
+        monkeypatch.setattr("gateway.model.unloaded.FAILURE_NAMED_S", 0.0)
     else:
         model_server.versions[{"a newer one": 4, "one more older one": 1}[old_because]] = version
     client._look_again()

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf import text_format
 
 from contract import messages_pb2 as messages
+from contract.release import Release, Trial
 from serving.errors import NotFoundError
 from serving.lifecycle import AVAILABLE, END, LOADING, UNLOADING, Lifecycle
 from tests.programs.stack import wait_until
@@ -216,3 +217,28 @@ def test_waiting_ends_when_every_model_has_a_version(store, start):
     store(1, model="late")
     thread.join(5)
     assert result == [True]
+
+
+def test_release_document_decides_what_stays_loaded(store, start, caplog):
+    """Stable, trial and previous, whatever the policy says; a bad document changes nothing; without one, the policy."""
+    for number in (1, 2, 3, 4, 5):
+        store(number)
+    file = store.path / "release.json"
+    file.write_text(Release(2, trial=Trial(4, "shadow"), previous=1).to_json())
+    loader = Loader()
+    lifecycle = start(loader)
+
+    def available():
+        return {number for number, state in states(lifecycle) if state == AVAILABLE}
+
+    wait_until(lambda: available() == {1, 2, 4})
+    assert loader.attempts[0] == "2"  # so that it answers first
+    for text in ("{", '{"stable": 9}'):
+        file.write_text(text)
+        wait_until(lambda: "is not followed" in caplog.text)
+        assert available() == {1, 2, 4}
+        caplog.clear()
+    file.write_text(Release(3, previous=2).to_json())
+    wait_until(lambda: available() == {2, 3})
+    file.unlink()
+    wait_until(lambda: available() == {5})

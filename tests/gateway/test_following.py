@@ -1,0 +1,135 @@
+"""gateway/model/following.py: which version answers first, by the release document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contract import messages_pb2 as messages
+from contract.release import Release, Trial
+from gateway.app import create_app
+from gateway.model.versions import Versions
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
+from tests.programs.model_server import FakeModelServer, FakeVersion
+
+LOADING = messages.ModelVersionStatus(version=3, state=messages.ModelVersionStatus.LOADING)
+
+
+@pytest.fixture
+def server(golden: list[bytes]) -> Iterator[FakeModelServer]:
+    """A model server with versions 1 to 4."""
+    server = FakeModelServer({number: FakeVersion.of(golden) for number in (1, 2, 3, 4)})
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "release.json"
+
+
+@pytest.fixture
+def client(server: FakeModelServer, file: Path) -> Iterator[Versions]:
+    """A client that looks only when asked."""
+    client = Versions(server.address, "tiny", timeout_s=2.0, release_file=str(file))
+    yield client
+    client.close()
+
+
+def order(client: Versions) -> list[int]:
+    """Look, and return the accepted numbers in the order in which they are asked."""
+    client._look_again()
+    return client.health.versions
+
+
+def test_stable_version_answers_first(client: Versions, file: Path) -> None:
+    """Then comes the one before it, then the older ones; what was never released comes last. No document: newest."""
+    assert order(client) == [4, 3, 2, 1]
+    file.write_text(Release(3, previous=1).to_json())
+    assert order(client) == [3, 1, 2, 4]
+    deadline = time.monotonic() + 5
+    assert client.newest().number == next(client.candidates(deadline)).number == 3
+    file.unlink()
+    assert order(client) == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("text", ["{", "", '{"stable": 9}', '{"stable": 4, "trail": 1}'])
+def test_bad_document_changes_nothing_and_is_named(client: Versions, file: Path, text: str) -> None:
+    """One that does not parse, and one whose stable version is not there."""
+    file.write_text(Release(3).to_json())
+    order(client)
+    file.write_text(text)
+    assert order(client)[0] == 3
+    assert client.health.release == Release(3)
+    assert str(file) in (client.health.release_error or "")
+    assert client.health.ready
+    file.write_text(Release(2).to_json())
+    assert order(client)[0] == 2
+    assert client.health.release_error is None
+
+
+def test_stable_version_that_the_gate_refused_is_not_followed(
+    client: Versions, server: FakeModelServer, golden: list[bytes], file: Path
+) -> None:
+    """The gate has the last word."""
+    server.versions[5] = FakeVersion.of(golden, predict=lambda pixels: 1 / (3 + 0 * pixels[:, 0, 0]))
+    server.versions[5].predict = server.versions[4].predict
+    file.write_text(Release(5).to_json())
+    assert order(client) == [4, 3, 2, 1]
+    assert "version 5 as stable" in (client.health.release_error or "")
+
+
+def test_trial_begins_once_its_version_is_accepted(
+    client: Versions, server: FakeModelServer, golden: list[bytes], file: Path
+) -> None:
+    """Until then the document is followed, and the missing version is named."""
+    file.write_text(Release(4, trial=Trial(5, "shadow")).to_json())
+    assert order(client)[0] == 4
+    assert client.trial() is None
+    assert "tries version 5" in (client.health.release_error or "")
+    server.versions[5] = FakeVersion.of(golden)
+    assert order(client)[0] == 4
+    active = client.trial()
+    assert active
+    assert (active.version.number, active.trial.mode) == (5, "shadow")
+    assert client.health.release_error is None
+
+
+def test_at_a_start_nothing_answers_before_the_stable_version(
+    client: Versions, server: FakeModelServer, file: Path, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a version that is only tried would answer all requests. It is not waited for without end."""
+    del server.versions[3]
+    server.unloaded = [LOADING]
+    file.write_text(Release(3, trial=Trial(4, "shadow")).to_json())
+    assert order(client) == []
+    assert "version 3 as stable" in (client.health.error or "")
+    monkeypatch.setattr("gateway.model.following.LOADING_S", 0.0)
+    client._following._pending_until = None
+    assert order(client) == [4, 2, 1]
+    server.versions[3] = FakeVersion.of(golden)
+    server.unloaded = []
+    assert order(client)[0] == 3
+
+
+def test_gateway_shows_stable_and_trial(client: Versions, file: Path) -> None:
+    """In `/model`, `/readyz` and the metrics; the answer names the version as before."""
+    file.write_text(Release(3, serial=7, trial=Trial(4, "share", 0.25)).to_json())
+    metrics = Metrics()
+    client._on_health = metrics.show
+    order(client)
+    app = create_app(Settings(model_name="tiny"), client, metrics).test_client()
+    model, ready = app.get("/model").get_json(), app.get("/readyz").get_json()
+    assert (model["version"], model["trial"]["version"], model["trial"]["share"]) == (3, 4, 0.25)
+    assert "golden" not in model["trial"]["contract"]
+    assert ready["release"]["serial"] == 7
+    assert ready["release_error"] is None
+    assert b"gateway_release_serial 7.0" in metrics.render()
+    file.write_text("{")
+    order(client)
+    assert b"gateway_release_refused 1.0" in metrics.render()
+    assert str(file) in app.get("/readyz").get_json()["release_error"]
