@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import suppress
 from io import BytesIO
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ from gateway.errors import GatewayError, InternalError, Unauthorized, VersionGon
 from gateway.inputs import read_query
 from gateway.keys import Keys, Origins
 from gateway.memory import Held, Room
-from gateway.model.protocol import Model, Version
+from gateway.model.protocol import ActiveTrial, Model, Version
 from gateway.page import page
 from gateway.settings import Settings
 from gateway.stages import Clock, Stages
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
+from gateway.trial.comparison import Comparisons
+from gateway.trial.trials import Trials
 
 HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
 # What the server around the application puts into the WSGI environment: when the request was complete, which is when
@@ -68,6 +71,8 @@ class Views:
     def __init__(self, settings: Settings, model: Model, metrics: Metrics, room: Room) -> None:
         self._settings, self._model, self._metrics, self._room = settings, model, metrics, room
         self._stages, self._keys = Stages(settings), Keys(settings.api_keys)
+        self._trials = Trials(model, metrics)
+        self._comparisons = Comparisons(model, self._trials, self._stages, metrics, room, settings)
         self._origins = Origins(settings.allowed_origins)
         self._api = openapi.document(settings)
 
@@ -78,18 +83,11 @@ class Views:
         self._model.newest()  # without a usable version nothing is fetched
         with clock.time("fetch"):
             images = self._stages.fetch(query.images, deadline, g.held)
-        spec = None
-        for version in self._model.candidates(deadline):
-            if spec != version.contract.image:
-                spec = version.contract.image
-                with clock.time("decode"):
-                    decoded = self._stages.decode(images, spec, deadline)
-            try:
-                with clock.time("predict"):
-                    probabilities = self._model.predict(version, stack_pixels(decoded, version), deadline)
-                break
-            except VersionGone:  # a replica without that version; the next one may mean other pixels
-                continue
+        active = self._trials.choose(self._release_key())
+        tried = active if active and active.trial.mode == "share" else None
+        version, decoded, probabilities = self._ask(images, tried, clock, deadline)
+        if active and (tried is None or version is tried.version):
+            self._comparisons.offer(active, images)
         rows = iter(probabilities)
         results = [
             answer(version, each, next(rows), query.top_k) if isinstance(each, DecodedImage) else each
@@ -107,6 +105,37 @@ class Views:
         else:
             body |= results[0]
         return jsonify(body | {"timing_ms": clock.milliseconds()})
+
+    def _ask(
+        self, images: list[bytes | GatewayError], tried: ActiveTrial | None, clock: Clock, deadline: float
+    ) -> tuple[Version, list[DecodedImage | GatewayError], NDArray[np.float32]]:
+        """Return the version that answered, its pixels, and probabilities (n, k) of the images that were decoded.
+
+        A tried version gets half of the time that is left. If it fails, the request goes on as if it was not tried.
+        """
+        spec, failed = None, False
+        stable = ((version, None) for version in self._model.candidates(deadline))
+        for version, active in chain([(tried.version, tried)] if tried else [], stable):
+            if spec != version.contract.image:
+                spec = version.contract.image
+                with clock.time("decode"):
+                    decoded = self._stages.decode(images, spec, deadline)
+            try:
+                with clock.time("predict"):
+                    limit = (time.monotonic() + deadline) / 2 if active else deadline
+                    probabilities = self._model.predict(version, stack_pixels(decoded, version), limit)
+            except VersionGone:  # a replica without that version; the next one may mean other pixels
+                continue
+            except GatewayError:
+                if not active:
+                    raise
+                failed = True
+                continue
+            if tried and (active or failed):
+                self._metrics.trial_requests.labels(*tried.version.export, "failed" if failed else "answered").inc()
+                self._trials.record(tried, failed=failed)
+            return version, decoded, probabilities
+        raise InternalError  # candidates without an end
 
     def show_model(self) -> Response:
         """Answer the contract in use and what runs it, and the same of the version that is tried."""
@@ -155,7 +184,7 @@ class Views:
         logs.current.set(logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent")))
         # Before a page of another origin asks, its browser does, by OPTIONS and without the key.
         if request.endpoint in ("predict", "show_model", "show_metrics") and request.method != "OPTIONS":
-            self._check_key()
+            g.key = self._check_key()
 
     def end(self, response: Response) -> Response:
         """Count and log an answer."""
@@ -172,8 +201,13 @@ class Views:
             _log.info("answered", extra={"fields": {**fields, "ms": milliseconds, **by}})
         return response
 
-    def _check_key(self) -> None:
-        self._keys.check(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
+    def _check_key(self) -> str:
+        return self._keys.check(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
+
+    def _release_key(self) -> str:
+        """Return what decides whether a version is tried with a request: requests of one key are treated alike."""
+        trace = logs.current.get()
+        return request.headers.get("X-Release-Key") or g.key or (trace.request_id if trace else "")
 
     def _named(self, version: Version) -> dict[str, Any]:
         """Return which model, version and export answers; exports from before there were identities have none."""

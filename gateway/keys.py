@@ -26,14 +26,17 @@ class Keys:
         if any(not _DIGEST.fullmatch(digest) for digest in self._digests):
             raise ValueError("Expected SHA-256 digests of 64 hex digits, separated by commas. Received something else")
 
-    def check(self, authorization: str | None, api_key: str | None) -> None:
+    def check(self, authorization: str | None, api_key: str | None) -> str:
         """Accept a request with one of the keys in `Authorization: Bearer KEY` or `X-API-Key: KEY`.
+
+        Returns:
+            The digest of its key; empty if no key is needed.
 
         Raises:
             Unauthorized: It has none.
         """
         if not self._digests:
-            return
+            return ""
         scheme, _, token = (authorization or "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else api_key or ""
         # The bytes as they came: by PEP 3333 a header's text is Latin-1, whatever its sender meant.
@@ -43,6 +46,7 @@ class Keys:
             raise Unauthorized(
                 "Expected an API key, as Authorization: Bearer KEY. Received: none that the gateway knows."
             )
+        return received
 
 
 class Origins:
@@ -77,7 +81,7 @@ class Origins:
         if is_preflight:
             headers["Access-Control-Allow-Methods"] = "GET, POST"
             headers["Access-Control-Allow-Headers"] = (
-                "Authorization, Content-Type, X-API-Key, X-Request-ID, traceparent"
+                "Authorization, Content-Type, X-API-Key, X-Release-Key, X-Request-ID, traceparent"
             )
             headers["Access-Control-Max-Age"] = "600"
         return headers

@@ -67,6 +67,9 @@ class Settings:
         "",
         "release document to follow, such as model-store/clothing/release.json; without it the newest version answers",
     )
+    trial_folder: str = _setting(
+        "", "folder for at most 200 photos on which a tried version and the stable one differ; if empty, none is kept"
+    )
     model_poll_s: float = _setting(0.5, "seconds between two looks for new versions", 0.01)
     model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)
     request_timeout_s: float = _setting(

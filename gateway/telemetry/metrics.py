@@ -65,6 +65,17 @@ class Metrics:
                             multiprocess_mode="livemin", **options)  # fmt: skip
         self.release_refused = Gauge("gateway_release_refused", "1 while the release document is not followed.",
                                      multiprocess_mode="livemax", **options)  # fmt: skip
+        of_trial = ["version", "identity"]
+        self.trial_requests = Counter("gateway_trial_requests", "Requests that the tried version answered, or failed.",
+                                      [*of_trial, "outcome"], **options)  # fmt: skip
+        self.trial_stopped = Gauge("gateway_trial_stopped", "1 while a worker does not try the version, which failed.",
+                                   multiprocess_mode="livemax", **options)  # fmt: skip
+        self.comparisons = Counter("gateway_comparisons", "Photos on which the tried version was compared.",
+                                   of_trial, **options)  # fmt: skip
+        self.comparison_signs = Counter("gateway_comparison_signs", "Compared photos, by what the tried version did.",
+                                        [*of_trial, "sign"], **options)  # fmt: skip
+        self.comparison_classes = Counter("gateway_comparison_classes", "Photos that each class gained or lost by it.",
+                                          [*of_trial, "class", "change"], **options)  # fmt: skip
         self.ready = Gauge("gateway_ready", "1 while a usable version is loaded, in every worker.",
                            multiprocess_mode="livemin", **options)  # fmt: skip
 

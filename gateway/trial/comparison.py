@@ -1,0 +1,184 @@
+"""Compares the tried version with the stable one on users' photos, off their path; only counts leave this process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.answers import most_probable
+from gateway.errors import GatewayError, ModelFailed, ModelTimeout, Overloaded
+from gateway.memory import Held, Room
+from gateway.model.protocol import ActiveTrial, Model, Version
+from gateway.settings import Settings
+from gateway.stages import Stages
+from gateway.telemetry.metrics import Metrics
+from gateway.trial.trials import Trials
+
+# After a comparison, the thread rests so many times as long as it worked.
+REST = 19.0
+ANSWER_S = 0.02  # until the answer has left, before the thread begins
+SLOWER = 1.5  # times the stable version's time from which the tried one counts as slower
+SURER = 1.0  # difference in the logit of the best probability from which it counts as surer; odds of 2.7 to 1
+LEAST_PROBABILITY = 1e-4  # beyond it, and as near to 1, differences mean nothing
+MOST_KEPT = 200  # photos in the folder of those that differ
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Offer:
+    active: ActiveTrial
+    image: bytes
+    held: Held
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What a version says of one photo.
+
+    Attributes:
+        seconds: How long decode and prediction took.
+        probabilities: Of each class (k,).
+    """
+
+    version: Version
+    seconds: float
+    probabilities: NDArray[np.float32]
+
+    @property
+    def best(self) -> str:
+        return self.version.contract.classes[int(self.probabilities.argmax())]
+
+    @property
+    def logit(self) -> float:
+        probability = min(max(float(self.probabilities.max()), LEAST_PROBABILITY), 1 - LEAST_PROBABILITY)
+        return math.log(probability / (1 - probability))
+
+
+class Comparisons:
+    """One thread that asks both versions about one photo after another, and rests in between.
+
+    It takes a photo only when it is about to look at one, so at most one is kept; all others are let go.
+    """
+
+    def __init__(
+        self, model: Model, trials: Trials, stages: Stages, metrics: Metrics, room: Room, settings: Settings
+    ) -> None:
+        self._model, self._trials, self._stages, self._metrics, self._room = model, trials, stages, metrics, room
+        self._timeout_s = settings.model_timeout_s
+        self._folder = Path(settings.trial_folder) if settings.trial_folder else None
+        self._offers: SimpleQueue[_Offer] = SimpleQueue()
+        self._wants = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def offer(self, active: ActiveTrial, images: Sequence[bytes | GatewayError]) -> None:
+        """Offer a request's images, one of which may be compared."""
+        photos = [image for image in images if isinstance(image, bytes)]
+        with self._starting:
+            if not self._thread:
+                self._wants.set()
+                self._thread = threading.Thread(target=self._run, name="comparison", daemon=True)
+                self._thread.start()
+            if not photos or not self._wants.is_set():
+                return
+            image, held = random.choice(photos), Held(self._room)  # noqa: S311  # no secret
+            with suppress(Overloaded):  # a process without room has no time either
+                held.add(len(image))
+                self._wants.clear()
+                self._offers.put(_Offer(active, image, held))
+
+    def _run(self) -> None:
+        while True:
+            offer = self._offers.get()
+            time.sleep(ANSWER_S)
+            started = time.monotonic()
+            try:
+                self._compare(offer)
+            except GatewayError as exc:  # the stable version cannot say either, or the server is busy
+                _log.debug("a photo was not compared: %s", exc.detail)
+            except Exception:
+                _log.exception("a photo could not be compared")
+            finally:
+                offer.held.release()
+            del offer
+            time.sleep(REST * (time.monotonic() - started))
+            self._wants.set()
+
+    def _compare(self, offer: _Offer) -> None:
+        """Ask both versions, the one or the other first, and count how their answers differ.
+
+        Raises:
+            GatewayError: The photo or the moment is to blame, and not the tried version.
+        """
+        stable, tried = self._model.newest(), offer.active.version
+        if stable is tried:  # it was promoted a moment ago
+            return
+        versions = [stable, tried]
+        random.shuffle(versions)
+        replies: dict[Version, _Reply] = {}
+        failed = False
+        for version in versions:
+            try:
+                replies[version] = self._ask(version, offer.image)
+            except (ModelFailed, ModelTimeout):
+                if version is not tried:
+                    raise
+                failed = True
+        self._trials.record(offer.active, failed=failed)
+        self._metrics.comparisons.labels(*tried.export).inc()
+        if failed:
+            self._metrics.comparison_signs.labels(*tried.export, "failed").inc()
+            return
+        self._count(replies[stable], replies[tried])
+        if self._folder and replies[stable].best != replies[tried].best:
+            _keep(self._folder, offer.image, replies[stable], replies[tried])
+
+    def _ask(self, version: Version, image: bytes) -> _Reply:
+        started, deadline = time.perf_counter(), time.monotonic() + self._timeout_s
+        (decoded,) = self._stages.decode([image], version.contract.image, deadline)
+        if isinstance(decoded, GatewayError):
+            raise decoded
+        probabilities = self._model.predict(version, decoded.pixels[np.newaxis], deadline)[0]
+        return _Reply(version, time.perf_counter() - started, probabilities)
+
+    def _count(self, stable: _Reply, tried: _Reply) -> None:
+        export, metrics = tried.version.export, self._metrics
+        signs = {
+            "disagrees": tried.best != stable.best,
+            "slower": tried.seconds > SLOWER * stable.seconds,
+            "surer": tried.logit > stable.logit + SURER,
+            "less_sure": tried.logit < stable.logit - SURER,
+        }
+        for sign in (sign for sign, is_so in signs.items() if is_so):
+            metrics.comparison_signs.labels(*export, sign).inc()
+        if signs["disagrees"]:
+            metrics.comparison_classes.labels(*export, tried.best, "gained").inc()
+            metrics.comparison_classes.labels(*export, stable.best, "lost").inc()
+
+
+def _keep(folder: Path, image: bytes, *replies: _Reply) -> None:
+    """Keep a photo on which the versions differ, and what each says, while the folder has room."""
+    name = sha256(image).hexdigest()[:16]
+    answers = {
+        reply.version.number: most_probable(reply.version.contract.classes, reply.probabilities, 3) for reply in replies
+    }
+    try:
+        if len(list(folder.glob("*.json"))) < MOST_KEPT:
+            (folder / name).write_bytes(image)
+            (folder / f"{name}.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
+    except OSError as exc:
+        _log.warning("a photo on which versions differ could not be kept in %s: %s", folder, exc.strerror)

@@ -1,0 +1,139 @@
+"""Both versions are asked about users' photos off their path; counts of how they differ are all that is left."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from contract.document import ImageSpec
+from contract.release import Trial
+from tests.gateway.trial.conftest import IMAGE, Tried
+from tests.programs.model_server import mean_colour
+from tests.programs.stack import wait_until
+
+SHADOW = Trial(2, "shadow")
+
+
+@pytest.fixture(autouse=True)
+def without_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare all photos that come one after another."""
+    monkeypatch.setattr("gateway.trial.comparison.REST", 0.0)
+    monkeypatch.setattr("gateway.trial.comparison.ANSWER_S", 0.0)
+
+
+def compare(tried: Tried, count: int = 4) -> None:
+    """Ask so often that so many photos are compared; version 1 answers."""
+    for done in range(count):
+        assert tried.ask()["model"]["version"] == 1
+        wait_until(lambda: tried.count("gateway_comparisons_total") > done)  # noqa: B023
+
+
+def signs(tried: Tried) -> dict[str, float]:
+    kinds = ("failed", "disagrees", "slower", "surer", "less_sure")
+    counts = {kind: tried.count(f'gateway_comparison_signs_total{{sign="{kind}"') for kind in kinds}
+    return {kind: count for kind, count in counts.items() if count and kind != "slower"}
+
+
+def powers(power: float) -> Callable[[np.ndarray], np.ndarray]:
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        probabilities = mean_colour(pixels) ** power
+        return (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    return predict
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, {}),
+        ({"classes": ("blue", "red", "green")}, {"disagrees": 4}),
+        ({"predict": powers(9)}, {"surer": 4}),
+        ({"spec": ImageSpec(4, 4)}, {}),
+    ],
+)
+def test_signs_say_how_the_versions_differ(tried: Tried, facts: dict[str, object], expected: dict[str, int]) -> None:
+    """The same model differs in nothing, also at another size; other names disagree; a sharper one is surer."""
+    tried.start(SHADOW)
+    tried.replace(**facts)
+    compare(tried)
+    assert signs(tried) == expected
+
+
+def test_classes_that_gain_and_lose_are_counted(tried: Tried) -> None:
+    """By their names: the tried version says the one, the stable version the other."""
+    tried.start(SHADOW)
+    tried.replace(classes=("blue", "red", "green"))
+    compare(tried, 3)
+    changes = [line for line in tried.metrics.render().decode().splitlines() if "comparison_classes_total{" in line]
+    assert sorted(line.split('change="')[1].split('"')[0] for line in changes) == ["gained", "lost"]
+    assert all(line.endswith(" 3.0") for line in changes)
+
+
+def test_less_sure_than_the_stable_version(tried: Tried) -> None:
+    """In right order, with less confidence."""
+    tried.start(SHADOW)
+    tried.server.versions[1].predict = powers(9)
+    compare(tried)
+    assert signs(tried) == {"less_sure": 4}
+
+
+def test_slow_version_is_slower(tried: Tried) -> None:
+    """Whichever of the two is asked first."""
+    tried.start(SHADOW)
+    tried.server.versions[2].predict = lambda pixels: (time.sleep(0.2), mean_colour(pixels))[1]
+    compare(tried)
+    assert tried.count('gateway_comparison_signs_total{sign="slower"') == 4
+
+
+def test_failures_in_the_shadow_stop_the_trial(tried: Tried) -> None:
+    """They are counted as others are; failures of the stable version, or of the photo, are none of the tried one."""
+    tried.start(SHADOW)
+    tried.server.versions[2].fails = grpc.StatusCode.INTERNAL
+    compare(tried, 5)
+    assert signs(tried) == {"failed": 5}
+    assert tried.count("gateway_trial_stopped") == 1
+    tried.ask()
+    time.sleep(0.1)
+    assert tried.count("gateway_comparisons_total") == 5
+
+
+def test_answers_of_the_trial_are_compared_too(tried: Tried) -> None:
+    """With a share, what the tried version answered is also asked of the stable one."""
+    tried.start(Trial(2, "share"))
+    assert tried.ask()["model"]["version"] == 2
+    wait_until(lambda: tried.count("gateway_comparisons_total") == 1)
+
+
+def test_one_photo_is_kept_at_most(tried: Tried) -> None:
+    """While one is compared, others are let go, and nothing waits for it."""
+    tried.start(SHADOW)
+    predict = tried.server.versions[2].predict
+    tried.server.versions[2].predict = lambda pixels: (time.sleep(1.0), predict(pixels))[1]
+    started = time.monotonic()
+    for _ in range(10):
+        tried.ask()
+    assert time.monotonic() - started < 0.9
+    wait_until(lambda: tried.count("gateway_comparisons_total") == 1)
+    time.sleep(0.2)
+    assert tried.count("gateway_comparisons_total") == 1
+
+
+def test_photos_that_differ_are_kept_where_a_folder_is_named(tried: Tried, tmp_path: Path) -> None:
+    """With both answers, and no more than the limit."""
+    folder = tmp_path / "differ"
+    folder.mkdir()
+    tried.start(SHADOW, trial_folder=str(folder))
+    compare(tried, 1)
+    assert not list(folder.iterdir())
+    tried.replace(classes=("blue", "red", "green"))
+    tried.ask()
+    wait_until(lambda: len(list(folder.iterdir())) == 2)
+    (answers,) = folder.glob("*.json")
+    assert answers.with_suffix("").read_bytes() == IMAGE
+    assert set(json.loads(answers.read_text())) == {"1", "2"}

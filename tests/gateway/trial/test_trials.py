@@ -1,0 +1,101 @@
+"""A share of the requests is answered by the version that is tried; its failures cost nobody an answer."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from io import BytesIO
+
+import grpc
+
+from contract.release import Trial
+from tests.gateway.trial.conftest import IMAGE, Tried
+from tests.programs.model_server import mean_colour
+
+
+def share(share: float = 1.0, serial: int = 1) -> Trial:
+    return Trial(2, "share", share, serial=serial)
+
+
+def versions(tried: Tried, keys: range) -> dict[str, int]:
+    """Return which version answers each key."""
+    return {f"user {key}": tried.ask(**{"X-Release-Key": f"user {key}"})["model"]["version"] for key in keys}
+
+
+def test_share_of_the_keys_is_answered_by_the_tried_version(tried: Tried) -> None:
+    """Each key by one and the same; a larger share moves nobody back; the end of the trial moves all."""
+    tried.start(share(0.3))
+    before = versions(tried, range(60))
+    assert before == versions(tried, range(60))
+    assert 5 < list(before.values()).count(2) < 32
+    tried.follow(share(0.7))
+    after = versions(tried, range(60))
+    assert all(after[key] == 2 for key, version in before.items() if version == 2)
+    assert list(after.values()).count(2) > list(before.values()).count(2)
+    tried.follow(None)
+    assert set(versions(tried, range(20)).values()) == {1}
+
+
+def test_api_key_decides_where_no_release_key_comes(tried: Tried) -> None:
+    """Then the client's requests are all alike; without either, each request is on its own."""
+    digest = hashlib.sha256(b"secret").hexdigest()
+    tried.start(share(0.5), api_keys=digest)
+    seen = {tried.ask(Authorization="Bearer secret")["model"]["version"] for _ in range(20)}
+    assert seen == {2 if share(0.5).includes(digest) else 1}
+    tried.start(share(0.5))
+    assert {tried.ask()["model"]["version"] for _ in range(40)} == {1, 2}
+
+
+def test_request_of_many_images_uses_one_version(tried: Tried) -> None:
+    """The answer names it once."""
+    client = tried.start(share(0.5))
+    for _ in range(10):
+        before = len(tried.server.calls)
+        files = {f"file{index}": (BytesIO(IMAGE), "a.jpg") for index in range(3)}
+        answer = client.post("/predict", data=files, content_type="multipart/form-data").get_json()
+        assert len(answer["results"]) == 3
+        predictions = {call.rpartition(" ")[2] for call in tried.server.calls[before:] if "export_" in call}
+        assert str(answer["model"]["version"]) in predictions
+
+
+def test_failing_trial_costs_no_answer_and_stops(tried: Tried) -> None:
+    """The stable version answers; after five failures, this process does not try the version any more."""
+    tried.start(share())
+    tried.server.versions[2].fails = grpc.StatusCode.INTERNAL
+    assert {tried.ask()["model"]["version"] for _ in range(5)} == {1}
+    assert tried.count('gateway_trial_requests_total{outcome="failed"') == 5
+    assert tried.count("gateway_trial_stopped") == 1
+    tried.server.versions[2].fails = None
+    assert tried.ask()["model"]["version"] == 1
+    tried.follow(share(0.9999))  # the same trial with another share goes on as it was
+    assert tried.ask()["model"]["version"] == 1
+    tried.follow(share(serial=2))
+    assert tried.ask()["model"]["version"] == 2
+    assert tried.count("gateway_trial_stopped") == 0
+
+
+def test_rare_failures_do_not_stop_a_trial(tried: Tried) -> None:
+    """Fewer than one in twenty are for the watch to judge."""
+    tried.start(share())
+    for _ in range(5):
+        for _ in range(25):
+            assert tried.ask()["model"]["version"] == 2
+        tried.server.versions[2].fails = grpc.StatusCode.INTERNAL
+        assert tried.ask()["model"]["version"] == 1
+        tried.server.versions[2].fails = None
+    assert tried.count("gateway_trial_stopped") == 0
+
+
+def test_slow_trial_leaves_time_for_the_stable_version(tried: Tried) -> None:
+    """A tried version that does not answer takes half of the time."""
+    tried.start(share(), request_timeout_s=1.0)
+    tried.server.versions[2].predict = lambda pixels: (time.sleep(0.8), mean_colour(pixels))[1]
+    assert tried.ask()["model"]["version"] == 1
+
+
+def test_tried_version_that_is_gone_is_no_failure(tried: Tried) -> None:
+    """A replica may not have it yet."""
+    tried.start(share())
+    del tried.server.versions[2]
+    assert tried.ask()["model"]["version"] == 1
+    assert b'gateway_trial_requests_total{identity="' not in tried.metrics.render()
