@@ -29,5 +29,5 @@ def photos_in(folder: Path) -> list[Path]:
 
 
 def is_hidden(path: Path) -> bool:
-    """Tell whether a path is hidden, as what file managers, notebooks and macOS archives leave beside photos."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    """Tell whether a path is hidden, as what file managers, notebooks, macOS archives and NAS leave beside photos."""
+    return path.name.startswith(".") or path.name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")

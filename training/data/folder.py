@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
-from training.data.splits import class_folders, find_splits, split_of
+from training.data.splits import class_folders, class_name, find_splits, read_like_splits
 from training.errors import DataError
 
 _CONVERTIBLE = (".heic", ".heif", ".tif", ".tiff", ".jp2", ".jxl", ".cr2", ".nef", ".arw", ".dng", ".psd", ".svg")
+_FOLD = re.compile(r"(k?fold|part|batch|split|subset)[\W_]*\d+", re.IGNORECASE)
 HELD_OUT_PART = 0.1  # of each class, for each of validation and test, where the folder has no such split
 
 
@@ -61,13 +64,15 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
         )
     train_folder = found.folders.get("train", found.root)
     class_paths = class_folders(train_folder)
-    classes = tuple(path.name for path in class_paths)
+    classes = tuple(sorted({class_name(path.name) for path in class_paths}))
     _check_classes(classes, train_folder)
+    _check_order(class_paths)
     splits = {"train": read_split(train_folder, classes, complete=True)}
     for split in ("validation", "test"):
         if split in found.folders:
             splits[split] = read_split(found.folders[split], classes, complete=False)
-    remarks = [*found.remarks, *_suspicions(class_paths), *_left_out(class_paths)]
+    read = [train_folder, *(folder for folder in found.folders.values() if folder != train_folder)]
+    remarks = [*found.remarks, *_suspicions(class_paths), *_strays(read), *_left_out(read)]
     if "validation" not in splits:
         missing = ["validation"] if "test" in splits else ["validation", "test"]
         splits |= _hold_out(splits, missing, seed)
@@ -81,46 +86,87 @@ def _check_classes(classes: Sequence[str], folder: Path) -> None:
             f"Expected a folder for each class in {folder}, two or more, each with photos"
             f" ({', '.join(SUFFIXES)}). Received: {', '.join(classes) or 'no folder'}"
         )
-    if all(map(split_of, classes)):
+    if read_like_splits(classes):
         raise DataError(
             f"Expected a folder for each class in {folder}. Received folders that read like splits, without class"
             f" folders inside: {', '.join(classes)}"
         )
     for name in classes:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
+        if not name or any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in name):
             raise DataError(
-                f"Expected class folders with names in UTF-8. Received in {folder}: {os.fsencode(name)!r}. Rename it;"
-                " ZIP files of Windows often have names in another encoding."
-            ) from None
+                f"Expected class folders with names in UTF-8, without control characters. Received in {folder}:"
+                f" {os.fsencode(name)!r}. Rename it; ZIP files of Windows often have names in another encoding."
+            )
+
+
+def _check_order(class_paths: Sequence[Path]) -> None:
+    """Refuse `FOLDER/CLASS/SPLIT` and `FOLDER/FOLD/CLASS`: training would take photos together that are no class."""
+    inside = {path: [each.name for each in class_folders(path)] for path in class_paths}
+    if all(inside.values()) and all(_FOLD.fullmatch(path.name) for path in class_paths):
+        raise DataError(
+            f"Expected a folder for each class. Received parts of one set, with folders inside:"
+            f" {_some(str(path) for path in class_paths)}. Put the folders of all parts together."
+        )
+    if all(map(read_like_splits, inside.values())) and all(inside.values()):
+        path, names = next(iter(inside.items()))
+        raise DataError(
+            f"Expected class folders inside each split. Received splits inside each folder: {path / names[0]}."
+            f" If {path.name} is a class, move {names[0]} above it; if it is a set of photos, train on it alone."
+        )
 
 
 def _suspicions(class_paths: Sequence[Path]) -> list[str]:
-    """Return a warning for each class folder that looks like a copy of the whole, and for variants of one set."""
+    """Return a warning for class folders that look like a copy of the whole, like variants of one set, or the same."""
     names = {path.name for path in class_paths}
-    inside = {path: tuple(each.name for each in class_folders(path)) for path in class_paths}
-    # Folders inside, and no file beside them.
-    only_folders = [path for path in class_paths if inside[path] and not any(map(_is_visible_file, path.iterdir()))]
+    inside = {path: {each.name for each in class_folders(path)} for path in class_paths}
+    copies = [path for path in class_paths if names & inside[path] - {path.name}]
     warnings = [
         f"Warning: {path.name}/ contains folders with names of other classes. Is it a copy of all of them?"
-        for path in only_folders
-        if len(names & set(inside[path]) - {path.name}) > 1
+        for path in copies
     ]
-    same = Counter(inside[path] for path in only_folders)
-    for content, count in same.items():
-        if count > 1 and len(content) > 1:
-            variants = [path for path in only_folders if inside[path] == content]
-            warnings.append(
-                f"Warning: {', '.join(f'{path.name}/' for path in variants)} contain only folders, the same in each"
-                f" ({', '.join(content[:3])} …). If those are the classes, train on one folder, such as {variants[0]}"
-            )
-    return warnings
+    # Folders inside, and no file beside them.
+    others = [path for path in class_paths if inside[path] and path not in copies]
+    only_folders = [path for path in others if not any(map(_is_visible_file, path.iterdir()))]
+    seen = Counter(name for path in only_folders for name in inside[path])
+    variants = [path for path in only_folders if any(seen[name] > 1 for name in inside[path])]
+    if variants:
+        warnings.append(
+            f"Warning: {_some(f'{path.name}/' for path in variants)} contain only folders, by the same names"
+            f" ({_some(sorted(seen))}). If those are the classes, train on one folder, such as {variants[0]}"
+        )
+    warnings += [
+        f"Note: {path.name}/ contains only folders ({_some(sorted(inside[path]))}): their photos are all taken for it"
+        for path in only_folders
+        if path not in variants
+    ]
+    folded = Counter(name.casefold() for name in {class_name(path.name) for path in class_paths})
+    alike = sorted(name for name in names if folded[class_name(name).casefold()] > 1)
+    return [
+        *warnings,
+        *([f"Warning: classes that differ only in upper and lower case: {_some(alike)}"] if alike else []),
+    ]
 
 
-def _left_out(class_paths: Sequence[Path]) -> list[str]:
-    """Return a line with how many files in class folders are no photos, by suffix."""
-    files = (path for folder in class_paths for path in folder.rglob("*") if _is_visible_file(path))
+def _some(names: Iterable[str]) -> str:
+    """Join the first of some names."""
+    listed = list(names)
+    return ", ".join(listed[:5]) + (" …" if len(listed) > 5 else "")
+
+
+def _strays(folders: Sequence[Path]) -> list[str]:
+    """Return a line for each folder with photos beside its class folders."""
+    strays = {folder: [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES] for folder in folders}
+    photos = {folder: sorted(filter(_is_visible_file, paths)) for folder, paths in strays.items()}
+    return [
+        f"Left out {len(paths)} photo{'s' * (len(paths) != 1)} beside the class folders, such as {paths[0]}"
+        for paths in photos.values()
+        if paths
+    ]
+
+
+def _left_out(folders: Sequence[Path]) -> list[str]:
+    """Return a line with how many files in folders of folders are no photos, by suffix."""
+    files = (path for folder in folders for path in folder.glob("*/**/*") if _is_visible_file(path))
     suffixes = Counter(path.suffix.lower() or "without a suffix" for path in files)
     others = sorted((-count, suffix) for suffix, count in suffixes.items() if suffix not in SUFFIXES)
     if not others:
@@ -144,12 +190,17 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
     Raises:
         DataError: No photos, an unexpected class, or an empty one although `complete` is set.
     """
-    found = {path.name: photos_in(path) for path in class_folders(folder)}
+    found: dict[str, list[Path]] = {}
+    for path in class_folders(folder):
+        found.setdefault(class_name(path.name), []).extend(photos_in(path))
+    classes = [class_name(name) for name in classes]
     if strange := sorted(set(found) - set(classes)):
-        some = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
-        raise DataError(f"Expected in {folder} only known classes: {some}. Received also: {', '.join(strange)}")
+        raise DataError(f"Expected in {folder} only known classes: {_some(classes)}. Received also: {_some(strange)}")
     if complete and (empty := [name for name in classes if not found[name]]):
-        raise DataError(f"Expected photos in each class of {folder}. Received empty folders: {', '.join(empty)}")
+        other_files = "; ".join(["", *_left_out([folder])])
+        raise DataError(
+            f"Expected photos in each class of {folder}. Received empty folders: {', '.join(empty)}{other_files}"
+        )
     photos = [Photo(path, label) for label, name in enumerate(classes) for path in found.get(name, [])]
     if not photos:
         raise DataError(f"Expected class folders with photos in {folder}. Received a folder without any")

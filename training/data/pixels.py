@@ -172,6 +172,7 @@ def _decode_all(
                 digest.update(part)
                 kept.append(position)
         if not kept:
-            raise DataError(f"Expected photos that decode. Received {len(photos)} that do not: {skipped}")
+            some = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:3])
+            raise DataError(f"Expected photos that decode. Received {len(photos)} that do not: {some}")
     with written_whole(index) as draft:
         draft.write_text(json.dumps({"kept": kept, "skipped": skipped, "digest": digest.hexdigest()}))

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden
 from training.errors import DataError
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "validate", "valid", "val", "development", "dev", "evaluation", "eval"),
-    "test": ("test", "testing", "holdout"),
+SPLIT_NAMES = {  # in English, German, French, Spanish, Italian and Portuguese
+    "train": (
+        *("train", "training", "trainings", "entrainement", "apprentissage", "entrenamiento"),
+        *("addestramento", "treino", "treinamento"),
+    ),
+    "validation": (
+        *("validation", "validate", "valid", "val", "development", "dev", "evaluation", "eval"),
+        *("validierung", "validierungs", "validacion", "validazione", "validacao"),
+    ),
+    "test": ("test", "testing", "holdout", "essai", "prueba", "pruebas", "prova", "teste"),
 }
-# What stands around them in training_set, seg_train, test-images, val2017 and trainset.
-_AROUND = "(?:dataset|data|set|images?|imgs?|photos?|pictures|pics|samples|split|folder|dir|seg)*"
+# What stands around them in training_set, seg_train, test-images, val2017, trainset and Testdaten.
+_AROUND = (
+    "(?:dataset|data|set|images?|imgs?|photos?|pictures|pics|samples|split|folder|dir|seg|daten|bilder|donnees|datos)*"
+)
 _PATTERNS = {split: re.compile(f"{_AROUND}(?:{'|'.join(names)}){_AROUND}") for split, names in SPLIT_NAMES.items()}
 
 
@@ -37,8 +47,36 @@ class Splits:
 
 def split_of(name: str) -> str | None:
     """Return the split that a folder's name stands for, or None."""
-    letters = re.sub(r"[\W\d_]", "", name.lower())
+    return _split_of_words(_words(name))
+
+
+def _split_of_words(words: Iterable[str]) -> str | None:
+    letters = "".join(words)
     return next((split for split, pattern in _PATTERNS.items() if pattern.fullmatch(letters)), None)
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of `train_small`, `TestPhotos` or `Entraînement`, in lower case and without accents."""
+    letters = re.sub(r"(?<=[a-z])(?=[A-Z])|[\d_]", " ", unicodedata.normalize("NFKD", name))
+    plain = "".join(each for each in letters.lower() if not unicodedata.combining(each))
+    return re.findall(r"\w+", plain)
+
+
+def splits_of(names: Collection[str]) -> dict[str, str]:
+    """Return the splits that folders beside each other stand for, by name.
+
+    Words that all such names share do not count: `pets-train` and `pets-test` are splits.
+    """
+    words = {name: _words(name) for name in names if any(map(split_of, _words(name))) or split_of(name)}
+    shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
+    found = {name: split_of(name) or _split_of_words(set(words[name]) - shared) for name in words}
+    return {name: split for name, split in found.items() if split}
+
+
+def read_like_splits(names: Collection[str]) -> bool:
+    """Tell whether each name has the word of a split, and not all of the same: `train_cat`, `test_cat`."""
+    found = [{split_of(word) for word in (*_words(name), name)} - {None} for name in names]
+    return all(found) and len(set().union(*found)) > 1
 
 
 def find_splits(folder: Path) -> Splits:
@@ -47,7 +85,7 @@ def find_splits(folder: Path) -> Splits:
     A folder that only reads like a split is a class: `train` beside `bus` and `car`, if these have photos.
 
     Raises:
-        DataError: There is no such folder.
+        DataError: There is no such folder, or one that may be a split or a class.
     """
     if not folder.is_dir():
         raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
@@ -56,28 +94,52 @@ def find_splits(folder: Path) -> Splits:
             break
         folder = only[0]
     inside = class_folders(folder)
-    others = [path for path in inside if not split_of(path.name)]
-    named = {path: {each.name for each in class_folders(path)} for path in inside if split_of(path.name)}
+    split_names = splits_of([path.name for path in inside])
+    others = [path for path in inside if path.name not in split_names]
+    named = {path: {each.name for each in class_folders(path)} for path in inside if path.name in split_names}
     named_with_classes = {path: names for path, names in named.items() if names}
-    seen = Counter(name for names in named_with_classes.values() for name in names)
-    # A class stands in several splits, or beside the split; what is inside a class called train does not.
-    shared = {name for name, count in seen.items() if count > 1} | {path.name for path in others}
-    if any(map(_has_photos, others)) and not shared & set(seen):
+    if not named_with_classes:
+        flat = [f"{path.name}/ is taken for a class, not for a split: it has no class folders" for path in named]
+        return Splits(folder, {}, tuple(flat))
+    if _are_classes(named_with_classes, others):
         classes = [f"{path.name}/ is taken for a class: folders beside it have photos" for path in named_with_classes]
         return Splits(folder, {}, tuple(classes))
-    if not named_with_classes:
-        return Splits(folder, {}, ())
     folders: dict[str, Path] = {}
     remarks = [f"Left out {path.name}/: it does not read like a split" for path in others]
     for path in sorted(named, key=lambda path: (len(path.name), path.name)):
-        split = split_of(path.name) or ""
+        split = split_names[path.name]
         if path not in named_with_classes:
             remarks.append(f"Left out {path.name}/: it has no class folders")
         elif split in folders:
             remarks.append(f"Left out {path.name}/: {folders[split].name}/ is taken for {split}")
         else:
             folders[split] = path
-    return Splits(folder, {split: _unwrap(folders[split]) for split in SPLIT_NAMES if split in folders}, tuple(remarks))
+    known: set[str] = set()  # the classes of train, which is unwrapped first
+    for split in (split for split in SPLIT_NAMES if split in folders):
+        folders[split] = _unwrap(folders[split], known)
+        known |= {path.name for path in class_folders(folders[split])}
+    return Splits(folder, {split: folders[split] for split in SPLIT_NAMES if split in folders}, tuple(remarks))
+
+
+def _are_classes(named: dict[Path, set[str]], others: Collection[Path]) -> bool:
+    """Tell whether folders that read like splits are classes, as the `others` beside them.
+
+    Raises:
+        DataError: Only one folder beside them has photos: it may be a class, or photos without labels.
+    """
+    seen = Counter(name for names in named.values() for name in names)
+    # A class stands in several splits, or beside the split; what is inside a class called train does not.
+    if any(count > 1 for count in seen.values()) or {path.name for path in others} & set(seen):
+        return False
+    with_photos = [path for path in others if _has_photos(path)]
+    if len(with_photos) == 1 and len(seen) > 1:
+        name = next(iter(named)).name
+        raise DataError(
+            f"Expected splits, or class folders. Received both in {with_photos[0].parent}: {name}/ has folders with"
+            f" photos, and {with_photos[0].name}/ has photos. If {name} is a split, move {with_photos[0].name}/"
+            f" elsewhere; if it is a class, move its photos out of its folders."
+        )
+    return bool(with_photos) or (len(others) > 0 and len(seen) == 1)
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -85,11 +147,16 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
 
 
-def _unwrap(split: Path) -> Path:
-    """Return the folder with the classes: some archives contain seg_train/seg_train/CLASS."""
+def class_name(name: str) -> str:
+    """Return a folder's name as a class: the same for both Unicode forms of `é`, of which macOS writes the longer."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _unwrap(split: Path, known: Collection[str]) -> Path:
+    """Return the folder with the classes: some archives contain seg_train/seg_train/CLASS, or train/images/CLASS."""
     inside = class_folders(split)
-    is_wrapped = len(inside) == 1 and split_of(inside[0].name) == split_of(split.name) and class_folders(inside[0])
-    return inside[0] if is_wrapped else split
+    is_wrapped = len(inside) == 1 and inside[0].name not in known and class_folders(inside[0])
+    return inside[0] if is_wrapped and not _has_photos(split) else split
 
 
 def _has_photos(folder: Path) -> bool:

@@ -90,7 +90,13 @@ def test_classes_are_the_folders_in_order_of_their_names(fill):
         ),
         ({"seg_train/seg_train": {"cat": 10, "dog": 10}, "seg_test/seg_test": {"cat": 2, "dog": 2}}, (18, 2, 4)),
         ({"archive/training_set/training_set": {"cat": 5, "dog": 5}, "archive/dev": {"cat": 2, "dog": 2}}, (10, 4)),
-        ({"train": {"cat": 10, "dog": 10}, "test": {"cat": 3, "dog": 3}}, (18, 2, 6)),
+        *(
+            ({train: {"cat": 10, "dog": 10}, test: {"cat": 3, "dog": 3}}, (18, 2, 6))
+            for train, test in [
+                *(("train", "test"), ("pets-train", "pets-test"), ("train_small", "test_small"), ("x_train", "x_test")),
+                *(("train/images", "test/images"), ("Trainingsdaten", "Testdaten"), ("Entraînement", "essai")),
+            ]
+        ),
     ],
 )
 def test_split_folders_are_used_as_they_are(fill, folders, sizes):
@@ -119,13 +125,43 @@ def test_names_that_read_like_splits(name, split):
     assert split_of(name) == split
 
 
+def test_names_that_look_the_same_are_one_class(fill):
+    """Both Unicode forms of a letter, and a space at the end; only upper and lower case make two, with a warning."""
+    fill({"caf\u00e9": 3, "dog": 3, "Dog": 3}, "train")
+    dataset = read_folder(fill({"cafe\u0301": 1, "dog ": 2}, "val"))
+    assert dataset.classes == ("Dog", "caf\u00e9", "dog")
+    assert [each.label for each in dataset.splits["validation"]] == [1, 2, 2]
+    assert dataset.remarks == ("Warning: classes that differ only in upper and lower case: Dog, dog",)
+
+
+def test_a_class_of_photos_that_must_be_converted_is_refused_with_a_word(fill):
+    """An iPhone's photos are named, not only the empty class."""
+    folder = fill({"cat": 3, "dog": 3})
+    for path in (folder / "cat").iterdir():
+        path.rename(path.with_suffix(".HEIC"))
+    with pytest.raises(DataError, match=r"empty folders: cat; Left out 3 files .*: 3 .heic. Convert .heic to JPEG"):
+        read_folder(folder)
+
+
+def test_photos_beside_class_folders_and_files_of_other_splits_are_counted(fill):
+    """Nothing is left out without a word."""
+    folder = fill({"cat": 3, "dog": 3}, "train")
+    (fill({"cat": 1}, "val") / "val" / "cat" / "001.heic").write_bytes(b"")
+    (folder / "train" / "stray.jpg").write_bytes(b"")
+    stray, left_out = read_folder(folder).remarks
+    assert stray == f"Left out 1 photo beside the class folders, such as {folder / 'train' / 'stray.jpg'}"
+    assert "1 .heic" in left_out
+
+
 def test_classes_may_be_named_like_splits(fill):
     """A folder `train` beside class folders with photos is a class, also where it has folders of its own."""
-    assert read_folder(fill({"bus": 3, "train": 3})).classes == ("bus", "train")
+    dataset = read_folder(fill({"bus": 3, "train": 3}))
+    assert dataset.classes == ("bus", "train")
+    assert dataset.remarks == ("train/ is taken for a class, not for a split: it has no class folders",)
     fill({"steam": 3, "diesel": 3}, "train")
     dataset = read_folder(fill({"car": 3}))
     assert dataset.classes == ("bus", "car", "train")
-    assert dataset.remarks == ("train/ is taken for a class: folders beside it have photos",)
+    assert dataset.remarks[0] == "train/ is taken for a class: folders beside it have photos"
 
 
 @pytest.mark.parametrize(
@@ -135,8 +171,10 @@ def test_classes_may_be_named_like_splits(fill):
         ({"train": 1, "extra": 1, "val": 1}, ["Left out extra/: it does not read like a split"]),
         (
             {"color": 1, "gray": 1, "masks": 1},
-            ["Warning: color/, gray/, masks/ contain only folders, the same in each (cat, cow, dog …). If those are"],
+            ["Warning: color/, gray/, masks/ contain only folders, by the same names (cat, cow, dog). If those are"],
         ),
+        ({"": 1, "pets/all": 1}, ["Note: pets/ contains only folders (all): their photos are all taken for it"]),
+        ({"train": 1, "train/all": 1, "val": 1}, ["Warning: all/ contains folders with names of other classes."]),
         ({"": 1, "pets": 1}, ["Warning: pets/ contains folders with names of other classes. Is it a copy of all"]),
     ],
 )
@@ -250,7 +288,14 @@ def test_missing_folder_is_named(tmp_path):
         ({"train": {"cat": 3, "dog": 3}, "val": {"cat": 0}}, "folder without any"),
         ({"": {"cat": 3, "dog": 3}, "test": {"cat": 1, "dog": 1}}, r"a folder .*train.* Received only: .*test"),
         ({"": {"training_set": 3, "test_set": 3}}, "read like splits, without class folders inside: test_set, train"),
-        ({"": {"cat": 3, os.fsdecode(b"caf\xe9"): 3}}, r"UTF-8. Received in .*: b'caf\\xe9'"),
+        ({"": {"train_cat": 3, "test_cat": 3}}, "read like splits, without class folders inside: test_cat, train_cat"),
+        ({"cat": {"train": 3, "val": 3}, "dog": {"train": 3, "val": 3}}, "splits inside each folder: .*cat/train"),
+        ({"fold1": {"cat": 3, "dog": 3}, "fold2": {"cat": 3, "dog": 3}}, "parts of one set, .*fold1, .*fold2"),
+        ({"train": {"cat": 3, "dog": 3}, "": {"unlabeled": 3}}, "If train is a split, move unlabeled/ elsewhere"),
+        *(
+            ({"": {"cat": 3, name: 3}}, "UTF-8, without control")
+            for name in (os.fsdecode(b"caf\xe9"), "a\nb", "\x1b[31m", " ")
+        ),
     ],
 )
 def test_folders_that_cannot_be_trained_on_are_refused(fill, tmp_path, folders, message):
