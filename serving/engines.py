@@ -90,7 +90,8 @@ def open_engine(directory: Path, engine: str, threads: int, runs: int = 1) -> En
     if not (directory / SAVED_MODEL_FILE).is_file():
         raise NotFoundError(
             f"Specified file path does not appear to contain a SavedModel bundle "
-            f"(should have a file called `{SAVED_MODEL_FILE}`)\nSpecified file path: {directory}"
+            f"(should have a file called `{SAVED_MODEL_FILE}`)\nSpecified file path: {directory}\n"
+            "To make a version of a .keras or .h5 file: python -m training export --weights FILE"
         )
     return TensorFlowEngine(directory, threads)
 

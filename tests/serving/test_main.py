@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(serve, tmp_path):
         "Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
         "{{{name: default version: 1} due to error: NOT_FOUND: Specified file path does not appear to contain a "
         "SavedModel bundle (should have a file called `saved_model.pb`)\n"
-        f"Specified file path: {tmp_path}/1}}, }}"
+        f"Specified file path: {tmp_path}/1\nTo make a version of a .keras or .h5 file: python -m training export"
     ) in output
 
 

@@ -47,6 +47,13 @@ _KERAS_2_LAYERS = {
         *(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose, layers.BatchNormalization),
     )
 }
+# Other classes of Keras 2 that predict as one of Keras 3 does, and its policies of precision, of which the name counts.
+_KERAS_2_LAYERS |= {
+    **dict.fromkeys(("SyncBatchNormalization", "BatchNormalizationV1"), _KERAS_2_LAYERS["BatchNormalization"]),
+    "Policy": keras.DTypePolicy,
+    "FixedDropout": layers.Dropout,  # of the package efficientnet; a dropout changes no prediction
+}
+_IN_WEIGHTS = {"layers", "vars", "_layer_checkpoint_dependencies"}  # one of them is in each .weights.h5 of Keras 3
 
 
 def load_file(
@@ -93,34 +100,63 @@ def load_file(
 
 def _contains_only_weights(path: Path) -> bool:
     """Look into a file, whatever its name; refuse what is no model, and what Keras would not load under that name."""
-    if path.is_dir() and (path / "saved_model.pb").is_file():
+    if "saved_model.pb" in (path.name, *(each.name for each in (path.iterdir() if path.is_dir() else ()))):
         raise WeightsError(
             f"Expected a Keras file. Received a SavedModel: {path}. Keras {keras.__version__} does not load it. Load it"
             " where it was made, and save it as NAME.keras or, in Keras 2, its weights as NAME.weights.h5."
         )
+    if path.is_dir():
+        raise WeightsError(f"Expected a Keras file: .keras, .h5 or .weights.h5. Received a folder: {path}")
     if not path.is_file():
         raise WeightsError(f"Expected a file of weights. Received a path where there is none: {path}")
-    is_hdf5, is_zip = h5py.is_hdf5(path), zipfile.is_zipfile(path)
-    if (is_zip and path.suffix != ".keras") or (is_hdf5 and path.suffix not in (".h5", ".hdf5")):
-        suffix = ".keras" if is_zip else ".h5"
-        raise WeightsError(f"Expected a name that ends in {suffix}, as the content does. Received: {path}. Rename it.")
-    if not is_hdf5:
-        return False
-    with h5py.File(path) as file:
-        is_model, is_old = "model_config" in file.attrs, "layer_names" in file.attrs
-    if not (is_model or is_old or path.name.endswith(".weights.h5")):
-        raise WeightsError(f"Expected a name that ends in .weights.h5, as only weights are inside. Received: {path}")
+    content = _read_kind(path)
+    if content is None:
+        raise WeightsError(
+            f"Expected a Keras file: .keras, .h5 or .weights.h5. Received {path}, which is none by its content"
+            f" ({path.stat().st_size:,} bytes). If it was downloaded, it may be cut off, or a web page: get it again. A"
+            " model of PyTorch, ONNX or TFLite, or a checkpoint, must become a Keras model first, by other tools."
+        )
+    is_model, suffixes = content
+    if not path.name.endswith(suffixes):
+        reason = "as the content does" if is_model else "as only weights are inside"
+        raise WeightsError(f"Expected a name that ends in {suffixes[0]}, {reason}. Received: {path}. Rename it.")
     return not is_model
 
 
+def _read_kind(path: Path) -> tuple[bool, tuple[str, ...]] | None:
+    """Return whether a file contains a model, and how its name may end; None if it is no whole Keras file."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return (True, (".keras",)) if "config.json" in archive.namelist() else None
+    try:
+        with h5py.File(path) as file:
+            if "model_config" in file.attrs:
+                return True, (".h5", ".hdf5")
+            if "layer_names" in file.attrs:  # weights of Keras 2
+                return False, (".weights.h5", ".h5", ".hdf5")
+            return (False, (".weights.h5",)) if _IN_WEIGHTS & set(file) else None
+    except OSError:  # it is no HDF5, or cut off
+        return None
+
+
 def _in_float32(model: keras.Model) -> keras.Model:
-    """Return a model of mixed or half precision in float32, as its variables are; others as they are."""
-    policies = {layer.dtype_policy.name for layer in model._flatten_layers()}
-    if not any("float16" in name for name in policies):
+    """Return a model of another or mixed precision in float32; others as they are.
+
+    Raises:
+        WeightsError: The model was quantized, so that its variables are integers.
+    """
+    policies = {layer.dtype_policy.name: layer.dtype_policy for layer in model._flatten_layers()}
+    names = ", ".join(sorted(policies))
+    if any(isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy) for policy in policies.values()):
+        raise WeightsError(
+            f"Expected a model that was not quantized. Received one that computes in: {names}. Save it before"
+            " `quantize`; with --photos, the release gets an int8 file."
+        )
+    if not any(re.search("float(16|64)", name) for name in policies):
         return model
-    _log.info(f"Released in float32, as its variables are. It computed in: {', '.join(sorted(policies))}")
+    _log.info(f"Released in float32. It computed in: {names}")
     config = json.dumps(keras.saving.serialize_keras_object(model))
-    config = re.sub(r'"(mixed_)?b?float16"', '"float32"', config)
+    config = re.sub(r'"(mixed_)?b?float(16|64)"', '"float32"', config)
     widened = keras.saving.deserialize_keras_object(json.loads(config), _KERAS_2_LAYERS)
     widened.set_weights(model.get_weights())
     return cast(keras.Model, widened)
@@ -129,9 +165,11 @@ def _in_float32(model: keras.Model) -> keras.Model:
 def _of_one_output(model: keras.Model, name: str | None) -> keras.Model:
     """Return a model with the output of a name, or with the only one."""
     outputs = getattr(model, "output", None)  # a Sequential that was not called has none, but has `outputs`
-    if not isinstance(outputs, dict):
-        names = getattr(model, "output_names", [model.layers[-1].name])
-        outputs = dict(zip(names, model.outputs, strict=True))
+    if not isinstance(outputs, dict) or not all(isinstance(each, keras.KerasTensor) for each in outputs.values()):
+        outputs = {}
+        for each, tensor in zip(getattr(model, "output_names", [model.layers[-1].name]), model.outputs, strict=True):
+            # A layer that is used twice gives two outputs of one name.
+            outputs[each if each not in outputs else f"{each}:{len(outputs)}"] = tensor
     if name is None and len(outputs) > 1:
         shapes = ", ".join(f"{each} {tuple(tensor.shape)}" for each, tensor in outputs.items())
         raise WeightsError(f"Expected a model of one output, or --output with the name of one. Received: {shapes}")

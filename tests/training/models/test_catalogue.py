@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -240,9 +241,23 @@ def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkey
     ("write", "name", "message"),
     [
         (lambda path: None, "a.keras", r"none: .*a\.keras"),
-        (lambda path: path.write_bytes(b"junk"), "a.keras", "Expected .*a.keras to load in Keras"),
-        (lambda path: path.write_bytes(b"junk"), "a.h5", "Expected .*a.h5 to load in Keras"),
-        (lambda path: path.write_bytes(b"junk"), "a.tflite", "Expected .*a.tflite to load in Keras"),
+        *(
+            (lambda path: path.write_bytes(b"junk"), name, "none by its content")
+            for name in ("a.keras", "a.h5", "a.onnx")
+        ),
+        (lambda path: zipfile.ZipFile(path, "w").close(), "a.pt", r"a\.pt, which is none by its content \(22 bytes\)"),
+        (lambda path: cut_off(small(), path), "a.h5", "none by its content .* cut off"),
+        (lambda path: path.mkdir(), "a", "Received a folder: .*a"),
+        (
+            lambda path: rename(small(layers.Dense(3)), path, ".weights.h5"),
+            "a.keras",
+            r"ends in \.weights\.h5, as only",
+        ),
+        (
+            lambda path: quantized(small(layers.Dense(3))).save(path),
+            "a.keras",
+            "not quantized.* int8_from_float32. Save it before",
+        ),
         (lambda path: rename(small(), path, ".keras"), "a.h5", r"ends in \.keras, as the content does.*a\.h5\. Rename"),
         (lambda path: rename(small(), path, ".h5"), "a.keras", r"ends in \.h5, as the content does.*a\.keras\. Rename"),
         (lambda path: rename(small(layers.Dense(3)), path, ".weights.h5"), "a.h5", r"ends in \.weights\.h5"),
@@ -256,10 +271,22 @@ def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkey
     ],
 )
 def test_files_that_are_no_model_of_photos_are_refused(tmp_path, write, name, message):
-    """No file, no Keras model, another name, weights alone, code, an unknown layer, greyscale, and no inputs."""
+    """No file, no Keras model, another name, weights, code, unknown layers, integers, greyscale, and no inputs."""
     write(tmp_path / name)
     with pytest.raises(WeightsError, match=message):
         load_file(tmp_path / name, None, 3, "none")
+
+
+def cut_off(model, path):
+    """Save half of a model's file."""
+    model.save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def quantized(model):
+    """Return a model whose dense layer has integers for weights."""
+    model.layers[-1].quantize("int8")
+    return model
 
 
 @pytest.mark.parametrize(
@@ -270,6 +297,7 @@ def test_files_that_are_no_model_of_photos_are_refused(tmp_path, write, name, me
         (lambda: layers.Conv2DTranspose(4, 3), {"groups": 1}),
         (lambda: layers.BatchNormalization(), {"axis": [3]}),
         (lambda: layers.Conv2D(3, 3, groups=3), {}),
+        (lambda: layers.Conv2D(4, 3), {"dtype": {"class_name": "Policy", "config": {"name": "float32"}}}),
     ],
 )
 def test_layers_of_keras_2_load(tmp_path, inputs, pixels, layer, written):
@@ -301,9 +329,12 @@ def test_keras_2_file_that_does_not_load_says_what_to_do(tmp_path, inputs):
 
 @pytest.mark.parametrize(
     ("policy", "suffix"),
-    [("mixed_float16", ".keras"), ("mixed_float16", ".h5"), ("mixed_bfloat16", ".h5"), ("bfloat16", ".keras")],
+    [
+        *(("mixed_float16", ".keras"), ("mixed_float16", ".h5"), ("mixed_bfloat16", ".h5"), ("bfloat16", ".keras")),
+        ("float64", ".keras"),
+    ],
 )
-def test_lower_precision_is_released_in_float32(tmp_path, pixels, policy, suffix):
+def test_other_precision_is_released_in_float32(tmp_path, pixels, policy, suffix):
     """The variables keep their values, and every layer computes in float32, nested models included."""
     keras.config.set_dtype_policy(policy)
     try:
@@ -334,6 +365,22 @@ def test_one_of_several_outputs_is_chosen_by_its_name(tmp_path, inputs, pixels, 
     loaded = load_file(tmp_path / "two.keras", None, 3, "none", output=names[1])
     expected = keras.Model(inputs, shape)
     np.testing.assert_allclose(run(as_probabilities(loaded, 3), pixels), run(expected, pixels), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "named"),
+    [
+        (lambda a, b: {"first": [a], "second": {"x": b}}, r"head \(None, 3\), head:1 \(None, 3\)"),
+        (lambda a, b: [a, b], r"head \(None, 3\), head:1 \(None, 3\)"),
+    ],
+)
+def test_outputs_of_one_name_are_several(tmp_path, inputs, outputs, named):
+    """A layer that is used twice, in a list or nested: neither is released as if it were the only one."""
+    head = layers.Dense(3, activation="softmax", name="head")
+    model = keras.Model(inputs, outputs(*(head(layers.Flatten()(inputs * factor)) for factor in (1, 2))))
+    model.save(tmp_path / "twice.keras")
+    with pytest.raises(WeightsError, match=f"model of one output, .* Received: {named}"):
+        load_file(tmp_path / "twice.keras", None, 3, "none")
 
 
 def test_open_input_size_must_be_given(tmp_path):
