@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,20 @@ from typing import Any
 from training.errors import TrainingError
 
 _FORMS = (
-    "one name a line, or one with its number; a JSON list, or a JSON map of name and number; a CSV with a column"
+    "one name a line, or one with its number; a JSON list, or a JSON map of name and number; a CSV or TSV with a column"
     " class, label or name, and perhaps index or id"
 )
+_MEMBERS = ("names", "classes", "class_names", "labels", "id2label")  # of a JSON document with more in it
 _COLUMNS = (  # of a CSV, the most telling first
     *("class_name", "classname", "name", "class", "label"),
     *("index", "class_id", "label_id", "id", "number"),
 )
-# `0 cat`, as Teachable Machine writes it, `0: cat`, `0,cat`; and `cat,0`, where no space alone separates: `type 0`.
-_NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*[\s:,;=]\s*(?P<name>\S.*)")
-_NUMBER_LAST = re.compile(r"(?P<name>.*\S)\s*[:,;=\t]\s*(?P<number>\d+)")
+# `0 cat`, as Teachable Machine writes it, `0: cat`, `0,cat`, `0. cat`; and `cat,0`, where no space alone separates:
+# `type 0`.
+_NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*(?:[\s:,;=|]|[.)]\s|[-=]>)\s*(?P<name>\S.*)")
+_NUMBER_LAST = re.compile(r"(?P<name>.*\S)\s*(?:[:,;=|\t]|[-=]>)\s*(?P<number>\d+)")
+_SURELY_NUMBERED = re.compile(r"\d+\s*[,;|\t].*")  # where names would not begin so
+_DECORATION = re.compile(r"""(?:[-*]\s+)?(["']?)(.*?)\1,?""")  # of a YAML list, and of lines copied from code
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -36,18 +42,47 @@ def read_classes(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")  # Windows puts a byte order mark first
     except UnicodeDecodeError as exc:
         raise TrainingError(f"Expected class names in UTF-8. Received {path}: {exc}") from exc
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        if text.lstrip()[:1] in ("[", "{"):
-            return _of_json(json.loads(text))
-        if path.suffix.lower() == ".csv" or (lines and set(_cells(lines[0])) <= set(_COLUMNS) and "," in lines[0]):
-            return _of_csv(lines)
-    except ValueError as exc:
+        names = _read(text, path.suffix.lower())
+        if bad := [name for name in names if not name or any(unicodedata.category(each) == "Cc" for each in name)]:
+            raise ValueError(f"the name {bad[0]!r}")
+        if not names:
+            raise ValueError("no name")
+    except (ValueError, SyntaxError) as exc:
         raise TrainingError(f"Expected class names as {_FORMS}. Received {path}: {exc}") from exc
-    return _of_numbered(lines) or tuple(lines)
+    return names
+
+
+def _read(text: str, suffix: str) -> tuple[str, ...]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            return _of_json(json.loads(text))
+        except json.JSONDecodeError:
+            return _of_json(ast.literal_eval(text.strip()))  # what Python prints of a list or a dict
+    if lines and re.fullmatch(r"\w+:", lines[0]):  # of YAML
+        lines = lines[1:]
+    cells = _cells(lines[0]) if lines else []
+    if suffix in (".csv", ".tsv") or (len(cells) > 1 and set(cells) <= set(_COLUMNS)):
+        return _of_csv(lines)
+    if len(lines) == 1 and len(cells) > 1:
+        return tuple(next(csv.reader(lines, skipinitialspace=True)))
+    return _of_numbered(lines) or tuple(_plain(lines))
+
+
+def _plain(lines: Sequence[str]) -> list[str]:
+    """Return lines without the marks of a list or a string, if each has them: `- cat` and `"cat",`."""
+    matches = [match for line in lines if (match := _DECORATION.fullmatch(line))]
+    plain = [match[2] for match in matches]
+    if all(len(name) + 2 <= len(line) for name, line in zip(plain, lines, strict=True)):
+        return plain
+    return list(lines)
 
 
 def _of_json(document: Any) -> tuple[str, ...]:
+    if isinstance(document, dict):
+        inside = (document[name] for name in _MEMBERS if isinstance(document.get(name), (list, dict)))
+        document = next(inside, document)
     if isinstance(document, list) and all(isinstance(name, str) for name in document):
         return tuple(document)
     if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
@@ -64,7 +99,7 @@ def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
         if numbered := _of_numbered(lines):
             return numbered
         raise ValueError("a CSV that " + (f"begins with {lines[0]!r}" if lines else "is empty"))
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines[1:])]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines[1:], delimiter=_delimiter(lines[0]))]
     if any(len(row) != len(header) for row in rows):
         raise ValueError("a row that has another length than the header")
     columns = [[row[position] for row in rows] for _, position in known]
@@ -75,8 +110,13 @@ def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
     return _in_order(list(zip(names[0], numbers[0], strict=True)))
 
 
+def _delimiter(line: str) -> str:
+    return max(",\t;", key=line.count)
+
+
 def _cells(line: str) -> list[str]:
-    return [cell.strip().lower() for cell in next(csv.reader([line]))]
+    cells = next(csv.reader([line], delimiter=_delimiter(line)))
+    return [re.sub(r"[\s-]+", "_", cell.strip().lower()) for cell in cells]
 
 
 def _of_numbered(lines: Sequence[str]) -> tuple[str, ...] | None:
@@ -87,6 +127,8 @@ def _of_numbered(lines: Sequence[str]) -> tuple[str, ...] | None:
             try:
                 names = _in_order([(match["name"], match["number"]) for match in matches])
             except ValueError:
+                if all(map(_SURELY_NUMBERED.fullmatch, lines)):
+                    raise
                 continue
             if 2 * len(set(names)) > len(names):
                 return names
@@ -95,6 +137,8 @@ def _of_numbered(lines: Sequence[str]) -> tuple[str, ...] | None:
 
 def _in_order(numbered: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """Return names in the order of their numbers, which go from 0 or 1 without a gap."""
+    if other := [number for _, number in numbered if not re.fullmatch("-?[0-9]+", number)]:
+        raise ValueError(f"{other[0][:50]!r} in the place of a number")
     by_number = {int(number): name for name, number in numbered}
     first = min(by_number, default=0)
     if first not in (0, 1) or sorted(by_number) != list(range(first, first + len(numbered))):

@@ -26,6 +26,16 @@ from training.release.class_names import read_classes
         ("classes.csv", "class,label\n0,cat\n1,dog\n2,elk\n"),
         ("classes.csv", "0,cat\n1,dog\n2,elk\n"),
         ("classes.txt", "class,index\nelk,2\ncat,0\ndog,1"),
+        ("classes.tsv", "Class Name\tClass ID\nelk\t2\ncat\t0\ndog\t1\n"),
+        ("classes.csv", "id;name\n0;cat\n1;dog\n2;elk\n"),
+        ("classes.txt", "0. cat\n1. dog\n2. elk"),
+        ("classes.txt", "cat -> 0\ndog -> 1\nelk -> 2"),
+        ("classes.txt", '"cat",\n"dog",\n"elk",'),
+        ("classes.txt", "cat, dog, elk\n"),
+        ("classes.txt", "['cat', 'dog', 'elk']"),
+        ("classes.txt", "{0: 'cat', 1: 'dog', 2: 'elk'}"),
+        ("classes.yaml", "names:\n- cat\n- dog\n- elk\n"),
+        ("config.json", '{"id2label": {"0": "cat", "1": "dog", "2": "elk"}, "label2id": {}}'),
     ],
 )
 def test_each_form_is_read(tmp_path, name, text):
@@ -44,6 +54,9 @@ def test_each_form_is_read(tmp_path, name, text):
         ("tench, Tinca tinca", "goldfish, Carassius auratus"),
         ("5 cent", "10 cent"),
         ("class", "label"),
+        ("0.5 l", "1.5 l"),
+        ("scale 1:10", "scale 1:43"),
+        ("- cat", "dog"),
     ],
 )
 def test_names_with_numbers_and_commas_stay_as_they_are(tmp_path, lines):
@@ -58,7 +71,10 @@ def test_names_with_numbers_and_commas_stay_as_they_are(tmp_path, lines):
         ("a.json", '{"cat": 0, "dog": 2}', r"from 0 without a gap: \[0, 2\]"),
         ("a.json", '{"0": ["n01440764", "tench"]}', "Received .*a.json: "),
         ("a.json", '[{"name": "cat"}]', "another JSON document"),
-        ("a.txt", "{'cat': 0, 'dog': 1}", "Received .*a.txt: Expecting property name"),
+        ("a.txt", "[cat, dog]", "Received .*a.txt: "),
+        ("a.txt", "0,cat\n2,dog", "from 0 without a gap"),
+        ("a.txt", "cat\x1b[31m\ndog", r"the name 'cat\\x1b\[31m'"),
+        ("a.json", "[]", "no name"),
         ("a.csv", "photo,size\na.jpg,3", "a CSV that begins with 'photo,size'"),
         ("a.csv", "class,index\ncat\ndog,1", "another length than the header"),
         ("a.csv", "class,index\ncat,0\ndog,0", "from 0 without a gap"),
