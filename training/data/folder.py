@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
-from training.data.splits import class_folders, class_name, find_splits, read_like_splits
+from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits
+from training.data.table import Row, is_table, read_table
 from training.errors import DataError
 
 _CONVERTIBLE = (".heic", ".heif", ".tif", ".tiff", ".jp2", ".jxl", ".cr2", ".nef", ".arw", ".dng", ".psd", ".svg")
@@ -48,7 +49,7 @@ class Dataset:
 
 
 def read_folder(folder: Path, seed: int = 0) -> Dataset:
-    """Find classes and splits in a folder: `FOLDER/CLASS/photo` or `FOLDER/SPLIT/CLASS/photo`.
+    """Find classes and splits in a folder: `FOLDER/CLASS/photo` or `FOLDER/SPLIT/CLASS/photo`; or in a CSV.
 
     Missing splits are taken from train, a tenth of each class, the same for the same seed. A folder that has a
     validation split needs no test split.
@@ -56,6 +57,9 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
     Raises:
         DataError: No photos, fewer than two classes, an empty class, or a class that train does not have.
     """
+    if is_table(folder):
+        rows, named, left_out = read_rows(folder)
+        return Dataset(named, _complete(rows, seed), left_out)
     found = find_splits(folder)
     if found.folders and "train" not in found.folders:
         received = [str(path) for path in found.folders.values()]
@@ -73,10 +77,46 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
             splits[split] = read_split(found.folders[split], classes, complete=False)
     read = [train_folder, *(folder for folder in found.folders.values() if folder != train_folder)]
     remarks = [*found.remarks, *_suspicions(class_paths), *_strays(read), *_left_out(read)]
-    if "validation" not in splits:
-        missing = ["validation"] if "test" in splits else ["validation", "test"]
-        splits |= _hold_out(splits, missing, seed)
-    return Dataset(classes, splits, tuple(remarks))
+    return Dataset(classes, _complete(splits, seed), tuple(remarks))
+
+
+def read_rows(
+    table: Path, classes: Sequence[str] = ()
+) -> tuple[dict[str, list[Photo]], tuple[str, ...], tuple[str, ...]]:
+    """Return the photos of a CSV by split, the classes, and remarks; the classes are those of train, if none are given.
+
+    Raises:
+        DataError: A photo of two classes, an unknown class, or too few classes.
+    """
+    rows = read_table(table)
+    kept = {row: None for row in rows if row.label.strip() and row.path.is_file()}  # each once
+    left_out = [row.path for row in rows if row not in kept]
+    remarks = [f"Left out {len(left_out)} rows without a file or a label, such as {left_out[0]}"] if left_out else []
+    if twice := [path for path, count in Counter(row.path for row in kept).items() if count > 1]:
+        raise DataError(f"Expected one class and one split for each photo in {table}. Received more: {twice[0]}")
+    by_split: dict[str, list[Row]] = {}
+    for row in kept:
+        by_split.setdefault(row.split or "train", []).append(row)
+    if others := sorted(set(by_split) - set(SPLIT_NAMES)):
+        remarks.append(f"Left out rows of: {_some(others)}. That does not read like a split")
+    if not classes:
+        classes = sorted({class_name(row.label) for row in by_split.get("train", [])})
+        if len(classes) < 2:
+            raise DataError(f"Expected labels of two or more classes in {table}. Received: {_some(classes) or 'none'}")
+        _check_classes(classes, table)
+    labels = {class_name(name): label for label, name in enumerate(classes)}
+    read = {split: by_split[split] for split in SPLIT_NAMES if split in by_split}
+    if strange := sorted({class_name(row.label) for rows in read.values() for row in rows} - set(labels)):
+        raise DataError(f"Expected in {table} only known classes: {_some(classes)}. Received also: {_some(strange)}")
+    splits = {split: [Photo(row.path, labels[class_name(row.label)]) for row in rows] for split, rows in read.items()}
+    return splits, tuple(classes), tuple(remarks)
+
+
+def _complete(splits: dict[str, list[Photo]], seed: int) -> dict[str, list[Photo]]:
+    """Return the splits and those that are missing, taken from train."""
+    if "validation" in splits:
+        return splits
+    return splits | _hold_out(splits, ["validation"] if "test" in splits else ["validation", "test"], seed)
 
 
 def _check_classes(classes: Sequence[str], folder: Path) -> None:

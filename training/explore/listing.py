@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
-from training.data.splits import class_folders, find_splits, split_of
+from training.data.splits import class_folders, find_splits
+from training.data.table import is_table, read_table
 from training.errors import DataError
 
 WHOLE = "all"  # the split of photos that are not split
-COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def read(source: Path) -> Listing:
     """
     if source.is_dir():
         listing = _read_folder(source)
-    elif source.is_file() and source.suffix.lower() == ".csv":
+    elif is_table(source):
         listing = _read_csv(source)
     else:
         raise DataError(f"Expected a folder of photos, or a .csv of path and label. Received: {source}")
@@ -98,30 +97,14 @@ def _read_folder(folder: Path) -> Listing:
 
 
 def _read_csv(path: Path) -> Listing:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [
-                {str(name).strip().lower(): cell or "" for name, cell in row.items()} for row in csv.DictReader(file)
-            ]
-    except (UnicodeDecodeError, csv.Error) as exc:
-        raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
-    names = list(rows[0]) if rows else []
-    columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
-    if not (columns["path"] and columns["label"]):
-        raise DataError(
-            f"Expected columns path and label, and perhaps split, in {path}. Received: {', '.join(names) or 'no rows'}"
-        )
     listing = Listing(path.parent)
-    for row in rows:
-        photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
-        split = (row[columns["split"]] if columns["split"] else "").strip().lower() or WHOLE
-        label = row[columns["label"]]
-        if not photo.is_file():
-            listing.missing.append(photo)
-        elif not label.strip():
-            listing.unlabelled.append(photo)
+    for row in read_table(path):
+        if not row.path.is_file():
+            listing.missing.append(row.path)
+        elif not row.label.strip():
+            listing.unlabelled.append(row.path)
         else:
-            listing.photos.append(Listed(photo, split_of(split) or split, label))
+            listing.photos.append(Listed(row.path, row.split or WHOLE, row.label))
     for split in dict.fromkeys(photo.split for photo in listing.photos):
         listing.classes[split] = tuple(sorted({each.label for each in listing.photos if each.split == split}))
     return listing

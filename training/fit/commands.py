@@ -17,7 +17,10 @@ from training.release.commands import add_release_options, check_release_options
 
 _log = logging.getLogger(__name__)
 
-FOLDER = "folder of photos: a folder for each class, or train/, validation/ and test/ with class folders inside"
+FOLDER = (
+    "folder of photos: a folder for each class, or train/, validation/ and test/ with class folders inside;"
+    " or a .csv of path, label and perhaps split"
+)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_evaluate)
     add = parser.add_argument
-    add("folder", type=Path, help="folder of photos, with class folders or split folders inside")
+    add("folder", type=Path, help="folder of photos, with class folders or split folders inside, or a .csv")
     add("--run", type=Path, help="run folder, to measure its Keras model; may be combined with --model and --gateway")
     add("--model", help="name of a model in the store")
     add("--gateway", help="URL of a running gateway; its key comes from GATEWAY_KEY")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from contract.document import Contract
-from training.data.folder import Photo, read_split
+from training.data.folder import Photo, read_rows, read_split
 from training.data.pixels import Photos
 from training.data.splits import find_splits
+from training.data.table import is_table
 from training.errors import DataError
 from training.judge import metrics, report
 from training.judge.predictors import Predictor, check_alike
@@ -68,14 +70,12 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
         DataError: No such folder, split or class.
     """
     folder = photos.folder
-    found = find_splits(folder)
-    folders = found.folders
-    for remark in found.remarks:
-        _log.info(remark)
+    splits = _splits(folder, contract.classes)
     for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
-        if name in folders:
-            chosen = read_split(folders[name], contract.classes, complete=False)
-            description = f"{len(chosen)} photos of {folders[name]}"
+        if name in splits:
+            place, read = splits[name]
+            chosen = read()
+            description = f"{len(chosen)} photos of {place}"
         elif name != "train" and (chosen := _find_held_out(photos, contract, name)):
             description = f"{len(chosen)} photos of {folder}, which training held out for {name}"
         else:
@@ -84,12 +84,28 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
     if split not in ("auto", "all"):
         raise DataError(
             f"Expected a {split} split in {folder}, or the folder that the model was trained on."
-            f" Received: {', '.join(folders) or 'class folders'}"
+            f" Received: {', '.join(filter(None, splits)) or 'class folders'}"
         )
-    places = folders.values() or [found.root]
-    chosen = [photo for path in places for photo in read_split(path, contract.classes, complete=False)]
+    chosen = [photo for _, read in splits.values() for photo in read()]
     description = f"all {len(chosen)} photos of {folder}"
     return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=True)
+
+
+def _splits(folder: Path, classes: Sequence[str]) -> dict[str, tuple[str, Callable[[], list[Photo]]]]:
+    """Return where each split of a folder or a CSV is, and what reads it; photos that are not split have no name."""
+    splits: dict[str, tuple[str, Callable[[], list[Photo]]]]
+    if is_table(folder):
+        rows, _, remarks = read_rows(folder, classes)
+        splits = {split: (f"{split} in {folder}", partial(list[Photo], chosen)) for split, chosen in rows.items()}
+    else:
+        found = find_splits(folder)
+        remarks, places = found.remarks, found.folders or {"": found.root}
+        splits = {
+            split: (str(path), partial(read_split, path, classes, complete=False)) for split, path in places.items()
+        }
+    for remark in remarks:
+        _log.info(remark)
+    return splits
 
 
 def _find_held_out(photos: Photos, contract: Contract, split: str) -> list[Photo]:

@@ -1,0 +1,53 @@
+"""A CSV of photos: a column for the path, one for the label, and perhaps one for the split."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.data.splits import split_of
+from training.errors import DataError
+
+COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A photo that may lack a file or a label, which is empty then; the split is empty where the CSV names none."""
+
+    path: Path
+    label: str
+    split: str
+
+
+def is_table(path: Path) -> bool:
+    """Tell whether a path is a CSV."""
+    return path.is_file() and path.suffix.lower() == ".csv"
+
+
+def read_table(path: Path) -> list[Row]:
+    """Read the rows of a CSV; paths in it are relative to its folder.
+
+    Raises:
+        DataError: It is no CSV in UTF-8, or has no columns for path and label.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [
+                {str(name).strip().lower(): cell or "" for name, cell in row.items()} for row in csv.DictReader(file)
+            ]
+    except (UnicodeDecodeError, csv.Error) as exc:
+        raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
+    names = list(rows[0]) if rows else []
+    columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
+    if not (columns["path"] and columns["label"]):
+        raise DataError(
+            f"Expected columns path and label, and perhaps split, in {path}. Received: {', '.join(names) or 'no rows'}"
+        )
+    result = []
+    for row in rows:
+        split = (row[columns["split"]] if columns["split"] else "").strip().lower()
+        photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
+        result.append(Row(photo, row[columns["label"]], split_of(split) or split))
+    return result
