@@ -1,8 +1,9 @@
 """The whole stack on this machine, without Docker: `make run`, or `python run.py`.
 
 Exports the ImageNet model if the store has none, then runs a model server and a gateway until Ctrl-C or SIGTERM.
-`MODEL`, `PORT` and `ENGINE` choose the model, the port and what runs it; the gateway gets its `GATEWAY_…` settings.
-`LOGS` is the folder for what the programs log, each request too; `LOGS=-` shows it here.
+`MODEL`, `PORT` and `ENGINE` choose the model, the port and what runs it. The gateway gets its `GATEWAY_…` settings from
+the environment, or else from `.env`. `LOGS` is the folder for what the programs log, each request too;
+`LOGS=-` shows it here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -34,6 +36,10 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST_LINES = 20  # of a program's log, shown when it fails
 STORE = Path(os.environ.get("MODEL_STORE", "model-store"))
 LOGS = os.environ.get("LOGS", "logs")
+ENV_FILE = Path(".env")
+ENV_LINE = re.compile(
+    r"""(?:export\s+)?(?P<name>GATEWAY_\w+)\s*=\s*(?:(?P<quote>["'])(?P<text>.*)(?P=quote)|(?P<plain>.*?))(?:\s+#.*)?"""
+)
 PHOTO = Path(__file__).resolve().parent / "docs" / "pictures" / "jeans.jpg"
 
 
@@ -43,6 +49,7 @@ def main() -> int:
         print(f"{__doc__}\nExpected no arguments. Received: {' '.join(sys.argv[1:])}", file=sys.stderr)
         return 2
     model = os.environ.get("MODEL", "imagenet")
+    os.environ.update(read_settings(ENV_FILE) | os.environ)
     try:
         settings = Settings.from_env(os.environ)
     except SettingsError as exc:  # said before a model server has started for nothing
@@ -75,6 +82,13 @@ def main() -> int:
         print(exc, file=sys.stderr)
         return 1
     return 0
+
+
+def read_settings(file: Path) -> dict[str, str]:
+    """Return the gateway's variables in a file as Compose reads it: with quotes, comments and `export`, or without."""
+    lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    found = [match for line in lines if (match := ENV_LINE.fullmatch(line.strip()))]
+    return {match["name"]: match["text"] if match["text"] is not None else match["plain"] for match in found}
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

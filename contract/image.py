@@ -59,7 +59,11 @@ _OTHER_KINDS = (
     (rb"\0\0\x01\0", "an icon"),
     (rb"(?s)....ftyp(hei|hev|mif1|msf1)", "a HEIC image, as iPhones take them. Convert it to JPEG"),
     (rb"\xff\x0a|\0\0\0\x0c(JXL |jP  )", "a JPEG XL or JPEG 2000 image. Convert it to JPEG or PNG"),
-    (rb"(?s)....ftyp", "a video"),
+    (rb"(?s)....ftyp|\x1aE\xdf\xa3", "a video"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+    (rb"\x1f\x8b", "compressed data"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, in place of the image. Run git lfs pull"),
+    (rb"data:image/|/9j/|iVBORw0KGgo", "an image in base64"),
 )
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from gateway.fetch.addresses import AllowList
 from gateway.fetch.proxy import Proxy
+from gateway.fetch.urls import parse_authority
 from gateway.keys import Keys, Origins
 
 PREFIX = "GATEWAY_"
 _PATH_PREFIX = re.compile(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)+")
+_GRPC_TARGET = re.compile(r"(dns|unix|unix-abstract|vsock|ipv4|ipv6|xds|passthrough):.")
 KEY_OF_CLIENTS = "GATEWAY_KEY"  # for clients (gateway.batch); the gateway ignores it
 
 
@@ -25,6 +27,26 @@ class SettingsError(ValueError):
 def _check_header(text: str) -> None:
     if not (text.isascii() and text.isprintable()):
         raise ValueError(f"Expected a user agent of printable ASCII. Received: {text!r}")
+
+
+def _check_host(text: str) -> None:
+    try:
+        parse_authority(f"[{text.strip('[]')}]" if ":" in text else text, 1)
+    except ValueError as exc:
+        raise ValueError(
+            f"Expected an address or a host name without a port, such as 127.0.0.1 or ::1. Received: {text!r}"
+        ) from exc
+
+
+def _check_target(text: str) -> None:
+    try:
+        if not _GRPC_TARGET.match(text):
+            parse_authority(text)
+    except ValueError as exc:
+        raise ValueError(
+            "Expected host:port, [IPv6 address]:port, or a target of gRPC such as dns:///model:8500 or unix:/path."
+            f" Received: {text!r}"
+        ) from exc
 
 
 def _check_prefix(text: str) -> None:
@@ -40,8 +62,8 @@ def _check_proxy(text: str) -> None:
         Proxy(text)
 
 
-def _setting(default: Any, help: str, check: float | Callable[[str], object] | None = None) -> Any:
-    """Return a field; `check` is the least number, or a function that raises ValueError for a bad text."""
+def _setting(default: Any, help: str, check: float | range | Callable[[str], object] | None = None) -> Any:
+    """Return a field; `check` is the least number, a range, or a function that raises ValueError for a bad text."""
     return field(default=default, metadata={"help": help, "check": check})
 
 
@@ -49,8 +71,8 @@ def _setting(default: Any, help: str, check: float | Callable[[str], object] | N
 class Settings:
     """The gateway's settings. The `help` of each field is its line in docs/settings.md."""
 
-    host: str = _setting("0.0.0.0", "address to listen on")  # noqa: S104  # a server in a container listens everywhere
-    port: int = _setting(9696, "port to listen on", 1)
+    host: str = _setting("0.0.0.0", "address to listen on", _check_host)  # noqa: S104  # a server in a container listens everywhere
+    port: int = _setting(9696, "port to listen on", range(1, 65536))
     workers: int = _setting(2, "processes; each looks for versions itself", 1)
     threads: int = _setting(16, "requests that a process works on at once", 1)
     max_waiting: int = _setting(64, "requests per process that may wait for a thread; further ones are answered 503", 0)
@@ -62,7 +84,9 @@ class Settings:
         "", "path under which the gateway is reached if a proxy does not strip it, such as /classifier", _check_prefix
     )
     model_name: str = _setting("imagenet", "name of the model at the model server")
-    model_address: str = _setting("localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…")
+    model_address: str = _setting(
+        "localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…", _check_target
+    )
     release_file: str = _setting(
         "",
         "release document to follow, such as model-store/clothing/release.json; without it the newest version answers",
@@ -155,7 +179,9 @@ def _parse(text: str, kind: type, check: Any) -> Any:
         return text
     with suppress(ValueError):
         value = kind(text)
-        if check <= value < math.inf:
+        if value in check if isinstance(check, range) else check <= value < math.inf:
             return value
+    if isinstance(check, range):
+        raise ValueError(f"Expected an integer from {check.start} to {check.stop - 1}. Received: {text!r}")
     number = "an integer" if kind is int else "a number"
     raise ValueError(f"Expected {number} of at least {check:g}. Received: {text!r}")

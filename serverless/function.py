@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from apig_wsgi import make_lambda_handler
+from flask import Flask
 
 from gateway.app import create_app
 from gateway.model.protocol import Model
@@ -22,27 +24,39 @@ def create_handler(settings: Settings, model: Model) -> Handler:
     """Return the function that answers events; all paths, forms, answers and errors are the gateway's."""
     metrics = Metrics()
     metrics.show(model.health)
-    app = create_app(settings, model, metrics)
+    answer = _answers(create_app(settings, model, metrics))
+    # AWS checks who may invoke the function itself: a plain event needs no key, and has no place for one.
+    answer_plain = _answers(create_app(replace(settings, api_keys="", path_prefix=""), model, metrics))
+
+    def handle(event: Event, context: Any) -> dict[str, Any]:
+        if not isinstance(event, dict):
+            raise ValueError(
+                f'Expected a JSON object, such as {{"url": "https://…"}}. Received: {json.dumps(event)[:100]}'
+            )
+        request = event.get("requestContext")
+        if isinstance(request, dict) and ("httpMethod" in event or "http" in request):
+            return answer(_without_stage(event), context)
+        if not event.keys() & IMAGE_MEMBERS:
+            raise ValueError(
+                "Expected an event of API Gateway, of a load balancer or of a function URL, or the JSON of POST"
+                f" /predict. Received one with the members {', '.join(sorted(event)) or '(none)'}"
+            )
+        body: dict[str, Any] = json.loads(answer_plain(_as_request(event), context)["body"])
+        return body
+
+    return handle
+
+
+def _answers(app: Flask) -> Handler:
+    """Return what answers events of API Gateway by an application."""
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         # Lambda's own identifier, which is in its log lines, unless the caller sent one.
         environ.setdefault("HTTP_X_REQUEST_ID", environ["apig_wsgi.context"].aws_request_id)
         return app(environ, start_response)
 
-    answer = make_lambda_handler(call)
-
-    def handle(event: Event, context: Any) -> dict[str, Any]:
-        if "requestContext" in event:
-            return answer(_without_stage(event), context)
-        if not event.keys() & IMAGE_MEMBERS:
-            raise ValueError(
-                "Expected an event of API Gateway or of a function URL, or the JSON of POST /predict. Received one with"
-                f" the members {', '.join(sorted(event)) or '(none)'}"
-            )
-        body: dict[str, Any] = json.loads(answer(_as_request(event), context)["body"])
-        return body
-
-    return handle
+    handler: Handler = make_lambda_handler(call)
+    return handler
 
 
 def _without_stage(event: Event) -> Event:

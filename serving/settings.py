@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MOST_CORES_ALONE = 4  # with more cores, a run gets several, because each run keeps its own copy of the model
 MOST = sys.float_info.max
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\]")
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -99,6 +101,11 @@ class Settings:
         if problems:
             raise InvalidArgumentError("\n".join(problems))
         settings = cls(**values)
+        if not _HOST.fullmatch(settings.host):
+            raise InvalidArgumentError(
+                "Expected --host to be an address or a host name, without a port and a zone. Received:"
+                f" {settings.host!r}"
+            )
         settings = replace(settings, host=settings.host.strip("[]"))
         if settings.port == 0 and not settings.grpc_socket_path:
             raise InvalidArgumentError("Expected --port above 0, or --grpc_socket_path. Received: --port=0 alone")

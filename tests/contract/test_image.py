@@ -195,6 +195,10 @@ def test_other_content_is_unsupported(data: bytes) -> None:
         (b"II+\0", "a TIFF image"),
         (b"\xff\x0a", "a JPEG XL or JPEG 2000 image. Convert it to JPEG or PNG"),
         (b"\0\0\0\x20ftypisom", "a video"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, in place of the image. Run git lfs"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"\x1f\x8b\x08", "compressed data"),
+        (b"/9j/4AAQSkZJRg", "an image in base64"),
     ],
 )
 def test_other_kinds_are_named_with_what_to_do(start: bytes, received: str) -> None:

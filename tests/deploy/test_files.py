@@ -187,6 +187,17 @@ def test_compose_reads_settings_from_its_file(tmp_path: Path) -> None:
     }
 
 
+def test_make_names_settings_that_compose_does_not_pass(tmp_path: Path) -> None:
+    """Misspelt ones, and those that are the container's own, in .env and in the environment."""
+    for name in ("Makefile", "docker-compose.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".env").write_text("GATEWAY_WORKERS=3\nexport GATEWAY_PORT=80\n# GATEWAY_NONE=1\n")
+    environ = {"PATH": os.environ["PATH"], "GATEWAY_WROKERS": "4", "GATEWAY_TOP_K": "4"}
+    command = ["make", "up", "DOCKER=true", "COMPOSE=true"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    assert re.findall(r"Warning: (\S+) does not reach", done.stderr) == ["GATEWAY_PORT", "GATEWAY_WROKERS"]
+
+
 def works(command: list[str]) -> bool:
     return subprocess.run([*command, "version"], capture_output=True).returncode == 0
 

@@ -39,7 +39,7 @@ def test_all_bad_values_are_named_at_once() -> None:
         "GATEWAY_FETCH_USER_AGENT",
         "GATEWAY_FETCH_ALLOW",
     ]
-    assert "Expected an integer of at least 1. Received: 'http'" in lines[1]
+    assert "Expected an integer from 1 to 65535. Received: 'http'" in lines[1]
     assert "SHA-256" in lines[3] and "secret" not in lines[3]
 
 
@@ -54,13 +54,28 @@ def test_all_bad_values_are_named_at_once() -> None:
             ("ALLOWED_ORIGINS", each)
             for each in ("*", "null", "shop.test", "https://shop.test/", "https://*.shop.test")
         ),
+        *(("HOST", each) for each in ("", "*", "127.0.0.1:80", "[::1]:80", "fe80::1%eth0", "http://a")),
+        *(("MODEL_ADDRESS", each) for each in ("", "model", "::1", "::1:8500", "http://model:8500", "model:8500/")),
         *(("ALLOWED_ORIGINS", each) for each in ("https://me@shop.test", "https://shop.test:0", "https://")),
     ],
 )
 def test_what_no_request_would_match_is_refused(name: str, value: str) -> None:
-    """A prefix or an origin in another form than browsers send it."""
+    """A prefix or an origin in another form than browsers send it, and addresses that gRPC would wait for in vain."""
     with pytest.raises(SettingsError, match=f"GATEWAY_{name}: Expected .* Received: "):
         Settings.from_env({f"GATEWAY_{name}": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("HOST", ("0.0.0.0", "::", "[::1]", "::ffff:127.0.0.1", "localhost", "my_host")),
+        ("MODEL_ADDRESS", ("model:8500", "[::1]:8500", "dns:///m.svc:8500", "unix:/run/m.sock", "ipv6:[::1]:8500")),
+    ],
+)
+def test_addresses_have_many_forms(name: str, values: tuple[str, ...]) -> None:
+    """Names, IPv4 and IPv6, and the targets of gRPC."""
+    for value in values:
+        assert getattr(Settings.from_env({f"GATEWAY_{name}": value}), name.lower()) == value
 
 
 @pytest.mark.parametrize("prefix", ["", "/classifier", "/a/b-c_d.e~f/..g"])

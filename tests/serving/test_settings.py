@@ -91,6 +91,10 @@ def test_an_unknown_flag_is_a_warning(caplog):
         (["--model_base_path=models/m"], "Expected model default to have an absolute path or URI; got base_path()=mod"),
         ([BASE, "--port=0"], "Expected --port above 0, or --grpc_socket_path"),
         (["--model_config_file=/nowhere"], "Expected a readable --model_config_file"),
+        *(
+            ([BASE, f"--host={host}"], "Expected --host to be an address")
+            for host in ("", "*", "::1%lo", "[::1]:80", "a:80")
+        ),
     ],
 )
 def test_start_errors(argv, message):

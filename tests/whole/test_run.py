@@ -95,6 +95,32 @@ def test_a_new_store_answers_rightly_and_quietly_without_a_network(tmp_path: Pat
     assert "Released" in (logs / "export.log").read_text()
 
 
+def test_settings_in_a_file_are_read_as_compose_does(tmp_path: Path) -> None:
+    """In quotes or not, with comments, `export`, spaces and what Windows adds; other names are make's."""
+    lines = ["GATEWAY_WORKERS=3  # three", "export GATEWAY_TOP_K = 4", "GATEWAY_FETCH_USER_AGENT='a/1 (#1)' # ours"]
+    lines += ['GATEWAY_FETCH_ALLOW="a:1,b:2"', "GATEWAY_FETCH_PROXY=http://u:p$#x@h:1", "PORT=80", "# GATEWAY_HOST=x"]
+    (tmp_path / ".env").write_text("\r\n".join([*lines, "GATEWAY_API_KEYS="]), encoding="utf-8-sig", newline="")
+    assert run.read_settings(tmp_path / ".env") == {
+        "GATEWAY_WORKERS": "3",
+        "GATEWAY_TOP_K": "4",
+        "GATEWAY_FETCH_USER_AGENT": "a/1 (#1)",
+        "GATEWAY_FETCH_ALLOW": "a:1,b:2",
+        "GATEWAY_FETCH_PROXY": "http://u:p$#x@h:1",
+        "GATEWAY_API_KEYS": "",
+    }
+    assert run.read_settings(tmp_path / "none") == {}
+
+
+def test_a_misspelt_setting_in_a_file_is_named(tmp_path: Path) -> None:
+    """Before anything starts."""
+    (tmp_path / ".env").write_text("GATEWAY_WROKERS=3\n")
+    command = [sys.executable, str(ROOT / "run.py")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.partition(":")[0]) == (2, "GATEWAY_WROKERS")
+
+
 @pytest.mark.parametrize("where", ["a file", "the terminal"])
 def test_a_program_that_ends_shows_why(tiny_store: Path, logs: Path, where: str) -> None:
     """Its last lines, though its log is a file, or above where that is the terminal."""

@@ -177,6 +177,16 @@ def test_the_stage_of_an_http_api_is_no_part_of_the_path(
     assert ask(handle, event)[0] == status
 
 
+def test_a_path_of_a_domain_of_your_own_is_a_prefix(
+    model_server: FakeModelServer, connect: Callable[[str], Versions], event: Callable[..., Event]
+) -> None:
+    """GATEWAY_PATH_PREFIX names it; plain events have no path and no key, as AWS checks who invokes the function."""
+    settings = Settings(model_name="tiny", path_prefix="/v1", api_keys="0" * 64)
+    handle = create_handler(settings, connect(model_server.address))
+    assert ask(handle, event("GET", "/v1/livez", b"", {}))[0] == 200
+    assert "predictions" in handle({"image": base64.b64encode(RED).decode()}, Context())
+
+
 def test_the_path_of_a_rest_api_keeps_what_reads_like_its_stage(handle: Handler) -> None:
     """AWS has already taken the stage away."""
     event = rest_event("GET", "/livez", b"", {})
@@ -191,10 +201,22 @@ def test_a_plain_event_is_answered_plainly(handle: Handler, origin: Origin) -> N
     assert handle({"url": "http://127.0.0.1/"}, Context())["code"] == "url_not_allowed"
 
 
-def test_another_kind_of_event_is_refused(handle: Handler) -> None:
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"Records": []}, "Expected an event of API Gateway.* Received one with the members Records"),
+        ({"requestContext": None}, "Expected an event of API Gateway"),
+        ({"requestContext": {"connectionId": "x"}}, "Expected an event of API Gateway"),
+        *(
+            (event, "Expected a JSON object, such as .*")
+            for event in (None, [{"url": "https://a.test"}], "https://a.test", 3)
+        ),
+    ],
+)
+def test_another_kind_of_event_is_refused(handle: Handler, event: Any, message: str) -> None:
     """Whoever connects the function to something else learns what it wants."""
-    with pytest.raises(ValueError, match=r"Expected an event of API Gateway .* Received one with the members Records"):
-        handle({"Records": []}, Context())
+    with pytest.raises(ValueError, match=message):
+        handle(event, Context())
 
 
 @pytest.mark.tensorflow
