@@ -53,6 +53,10 @@ _KERAS_2_LAYERS |= {
     "Policy": keras.DTypePolicy,
     "FixedDropout": layers.Dropout,  # of the package efficientnet; a dropout changes no prediction
 }
+_CUSTOM = re.compile(
+    r"(?:Could not locate class|Unknown layer:) '(?P<layer>[^']+)'"
+    r"|(?:Could not locate function '|Could not interpret \w+ function identifier: )(?P<function>[^'\s]+)"
+)
 _IN_WEIGHTS = {"layers", "vars", "_layer_checkpoint_dependencies"}  # one of them is in each .weights.h5 of Keras 3
 
 
@@ -192,8 +196,9 @@ def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
             advice = (
                 "A Lambda layer is code inside the file. Put one of Keras' own layers in its place, and save again."
             )
-        elif custom := re.search(r"Could not locate class '([^']+)'|Unknown layer: '([^']+)'", reason):
-            reason = f"the layer {custom[1] or custom[2]}, which Keras does not have"
+        elif custom := _CUSTOM.search(reason):
+            kind = "function" if custom["function"] else "layer"
+            reason = f"the {kind} {custom['function'] or custom['layer']}, which Keras does not have"
             advice = "The file contains its name, not its code. Put Keras' own layers in its place, and save again."
         if len(reason) > 800:  # Keras lists whole configurations and variables between the start and the cause
             reason = f"{reason[:400]} … {reason[-400:]}"

@@ -264,6 +264,16 @@ def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkey
         (lambda path: small(layers.Dense(3)).export(path, verbose=False), "a", "Received a SavedModel: .*a. Keras"),
         (lambda path: small(own_layer()).save(path), "a.keras", "the layer Own, which Keras does not have. The file"),
         (lambda path: small(own_layer()).save(path), "a.h5", "the layer Own, which Keras does not have. The file"),
+        (
+            lambda path: small(own_function()).save(path),
+            "a.keras",
+            "the function own, which Keras does not have. The file",
+        ),
+        (
+            lambda path: small(own_function()).save(path),
+            "a.h5",
+            "the function own, which Keras does not have. The file",
+        ),
         (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.keras", "A Lambda layer is code"),
         (lambda path: small(layers.Lambda(lambda x: x)).save(path), "a.h5", "A Lambda layer is code"),
         (lambda path: flat(keras.Input((16, 16, 1))).save(path), "a.keras", r"Received: \[\(None, 16, 16, 1\)\]"),
@@ -275,6 +285,15 @@ def test_files_that_are_no_model_of_photos_are_refused(tmp_path, write, name, me
     write(tmp_path / name)
     with pytest.raises(WeightsError, match=message):
         load_file(tmp_path / name, None, 3, "none")
+
+
+def own_function():
+    """Return a layer with a function of its own."""
+
+    def own(x):
+        return x * 1.0
+
+    return layers.Activation(own)
 
 
 def cut_off(model, path):
