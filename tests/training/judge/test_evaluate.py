@@ -61,6 +61,20 @@ def test_class_folders_are_taken_whole(tmp_path: Path, choose: Choose) -> None:
     assert len(photos) == 12 and description == f"all 12 photos of {folder}"
 
 
+def test_a_csv_is_taken_as_a_folder_is(tmp_path: Path) -> None:
+    """What training held out of it is found again; a split by its name; and all of another CSV."""
+    table = fill(tmp_path / "photos", 4) / "labels.csv"
+    rows = [(f"{name}/{number}.jpg", name, "test" * (number == 3)) for name in CLASSES for number in range(4)]
+    table.write_text("\n".join(map(",".join, [("path", "label", "split"), *rows])))
+    splits, photos = read_folder(table).splits, Photos(table, tmp_path / "cache")
+    digests = {split: photos.pixels(chosen, SPEC).digest for split, chosen in splits.items()}
+    trained = Contract("m", tuple(sorted(CLASSES)), SPEC, Origin(recipe={"seed": 0}, data_digest=digests))
+    assert choose_photos(photos, trained, "auto") == (splits["test"], f"3 photos of test in {table}")
+    held_out, description = choose_photos(photos, trained, "validation")
+    assert held_out == splits["validation"] and "which training held out for validation" in description
+    assert len(choose_photos(photos, Contract("m", trained.classes, SPEC, Origin()), "all")[0]) == 12
+
+
 @pytest.mark.parametrize(("train", "test"), [("", 0), ("train", 0), ("train", 2)])
 def test_photos_that_training_held_out_are_found_again(tmp_path: Path, choose: Choose, train: str, test: int) -> None:
     """Class folders, train/ alone, and train/ and test/; a photo more, and it is another folder."""
