@@ -72,7 +72,9 @@ class Views:
         self._settings, self._model, self._metrics, self._room = settings, model, metrics, room
         self._stages, self._keys = Stages(settings), Keys(settings.api_keys)
         self._trials = Trials(model, metrics)
-        self._comparisons = Comparisons(model, self._trials, self._stages, metrics, room, settings)
+        self._comparisons = Comparisons(
+            model, self._trials, self._stages, metrics=metrics, room=room, settings=settings
+        )
         self._origins = Origins(settings.allowed_origins)
         self._api = openapi.document(settings)
 

@@ -75,7 +75,7 @@ class Comparisons:
     """
 
     def __init__(
-        self, model: Model, trials: Trials, stages: Stages, metrics: Metrics, room: Room, settings: Settings
+        self, model: Model, trials: Trials, stages: Stages, *, metrics: Metrics, room: Room, settings: Settings
     ) -> None:
         self._model, self._trials, self._stages, self._metrics, self._room = model, trials, stages, metrics, room
         self._timeout_s = settings.model_timeout_s
