@@ -49,8 +49,6 @@ def document(settings: Settings) -> dict[str, Any]:
     _, urls, _, images = (form["properties"] for form in schemas["Query"]["oneOf"])
     urls["urls"]["maxItems"] = images["images"]["maxItems"] = settings.max_images
     api["paths"]["/predict"]["post"]["parameters"][0]["schema"]["default"] = settings.top_k
-    if settings.path_prefix:
-        api["servers"] = [{"url": settings.path_prefix}]
     if not settings.api_keys:
         api["security"] = []
     return api

@@ -38,8 +38,18 @@ $("link").addEventListener("submit", (event) => {
   event.preventDefault();
   if (matchMedia("(pointer: coarse)").matches) $("url").blur(); // puts a phone's keyboard away, the result is under it
   const text = $("url").value.trim();
-  if (text) classify({ url: /^([a-z][a-z0-9+.-]*:\/\/|data:)/i.test(text) ? text : `https://${text}` });
+  if (text) classify(named(text));
 });
+
+/** Return what a text names: a URL, or the image that a data: URL contains; search engines give those for their own. */
+function named(text) {
+  const [, type, base64] = text.match(/^data:(image\/[\w.+-]+)[^,]*;base64,([A-Za-z0-9+/]+)=*$/i) ?? [];
+  if (base64 && base64.length % 4 !== 1) {
+    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+    return { file: new File([bytes], `image.${type.split("/")[1]}`, { type }) };
+  }
+  return { url: /^([a-z][a-z0-9+.-]*:\/\/|data:)/i.test(text) ? text : `https://${text}` };
+}
 
 for (const input of [$("file"), $("camera")]) {
   input.addEventListener("change", () => {
@@ -54,7 +64,7 @@ function take(data) {
   const lines = (data.getData("text/uri-list") || data.getData("text/plain")).split("\n");
   const text = lines.find((line) => !line.startsWith("#"))?.trim(); // a list of URLs has comments
   if (file) classify({ file });
-  else if (/^https?:\/\/\S+$/i.test(text)) classify({ url: ($("url").value = text) });
+  else if (/^(https?:\/\/|data:image\/)\S+$/i.test(text)) classify(named(($("url").value = text)));
   else return false;
   return true;
 }
@@ -229,10 +239,11 @@ function showResult({ model, predictions, image: facts, timing_ms }) {
   );
   const [unit, scale] = facts.bytes < 1e6 ? ["kB", 1e3] : ["MB", 1e6];
   const size = `${number(facts.bytes / scale, { maximumFractionDigits: 1 })} ${unit}`;
+  const stages = Object.entries(timing_ms).filter(([stage]) => stage !== "fetch" || image.url); // nothing was fetched
   const rows = {
     Image: `${facts.format}, ${facts.width} × ${facts.height} pixels, ${size}`,
     Model: `${model.name}, ${versionText(model)}`,
-    Time: Object.entries(timing_ms).map(([stage, ms]) => `${stage}\u00a0${number(ms)}\u00a0ms`).join(", "),
+    Time: stages.map(([stage, ms]) => `${stage}\u00a0${number(ms)}\u00a0ms`).join(", "),
   };
   $("facts").replaceChildren(
     ...Object.entries(rows).flatMap(([term, text]) => [element("dt", "", term), element("dd", "", text)]),
@@ -244,7 +255,8 @@ function showResult({ model, predictions, image: facts, timing_ms }) {
 }
 
 function showProblem({ code, status, detail }) {
-  $("problem-title").textContent = TITLES[code] ?? "The classifier did not answer as expected";
+  const title = TITLES[code] ?? "The classifier did not answer as expected";
+  $("problem-title").textContent = status === 401 && key ? "The classifier does not know that key" : title;
   $("problem-detail").textContent = detail;
   $("problem-code").textContent = [status, code].filter(Boolean).join(" ");
   $("again").hidden = status < 500 && status !== 408; // another try would end the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import shutil
@@ -78,8 +79,7 @@ class Gateway:
             if problem:
                 return jsonify(problem), problem["status"], {"Content-Type": "application/problem+json"}
             is_raw = request.mimetype.startswith("image/")
-            timing = {stage: ms for stage, ms in ANSWER["timing_ms"].items() if not (is_raw and stage == "fetch")}
-            return jsonify({**ANSWER, "timing_ms": timing})
+            return jsonify({**ANSWER, "timing_ms": {**ANSWER["timing_ms"], **({"fetch": 0} if is_raw else {})}})
 
         self.app = app
         self._server = make_server("127.0.0.1", 0, app, threaded=True)
@@ -177,12 +177,19 @@ def parse_in_shell(command: str) -> list[str]:
 # ---- where it is
 
 
-@pytest.fixture
-def address(gateway_with: Callable[..., FlaskClient], gateway: Gateway) -> Iterator[str]:
-    """Serve a gateway under a prefix, with a key, which answers pages of the other gateway's origin."""
+@pytest.fixture(params=["/my/app"])
+def address(
+    request: pytest.FixtureRequest, gateway_with: Callable[..., FlaskClient], gateway: Gateway
+) -> Iterator[str]:
+    """Serve a gateway with a key under a prefix that it knows or that is stripped; it answers the other's pages."""
     digest = hashlib.sha256(b"key").hexdigest()
-    client = gateway_with(path_prefix="/my/app", allowed_origins=gateway.address, api_keys=digest)
-    server = make_server("127.0.0.1", 0, client.application, threaded=True)
+    app = gateway_with(path_prefix=request.param, allowed_origins=gateway.address, api_keys=digest).application
+
+    def proxy(environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ["PATH_INFO"] if request.param else environ["PATH_INFO"].removeprefix("/my/app")
+        return app({**environ, "PATH_INFO": path}, start_response)
+
+    server = make_server("127.0.0.1", 0, proxy, threaded=True)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/my/app"
     server.shutdown()
@@ -203,9 +210,10 @@ def test_the_page_works_under_a_prefix(tabs: Tabs, address: str) -> None:
     assert [text for text in said if not text.startswith("Failed to load resource")] == []
 
 
+@pytest.mark.parametrize("address", ["/my/app", ""], indirect=True, ids=["prefix", "stripped"])
 def test_the_api_is_shown_and_can_be_tried(tabs: Tabs, address: str) -> None:
-    """Without another host, an inline script or a complaint of the browser, also under a prefix."""
-    page, said = tabs.open(DESK)
+    """On a phone, without another host, an inline script or a complaint of the browser, and under a path."""
+    page, said = tabs.open(PHONE)
     page.goto(f"{address}/docs")
     page.click("button.authorize")
     page.fill("#auth-bearer-value", "key")
@@ -216,6 +224,7 @@ def test_the_api_is_shown_and_can_be_tried(tabs: Tabs, address: str) -> None:
     page.click("button.execute")
     assert page.locator(".live-responses-table .response .response-col_status").first.inner_text().startswith("200")
     assert page.locator(".request-url pre").inner_text() == f"{address}/model"
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert said == []
 
 
@@ -354,6 +363,17 @@ def test_a_dropped_link_is_a_url(page: Page, gateway: Gateway) -> None:
     assert page.input_value("#url") == CAT
 
 
+def test_a_data_url_is_the_image_itself(page: Page, gateway: Gateway) -> None:
+    """As search engines give it for "copy image address"; the rest of such URLs goes to the gateway, which says no."""
+    classify_url(page, f"data:image/png;base64,{base64.b64encode(PNG).decode()}")
+    wait_for_result(page)
+    assert gateway.requests == [("top_k=5", "image/png", PNG, "")]
+    assert page.text_content("#name") == "image.png"
+    classify_url(page, "data:image/png;base64,A")
+    wait_for_result(page)
+    assert gateway.requests[1][2] == b'{"url":"data:image/png;base64,A","top_k":5}'
+
+
 def test_the_curl_command_is_the_same_request(page: Page, gateway: Gateway) -> None:
     """Quoted for a shell, with a quote, a dollar and a backslash in the URL."""
     url = 'https://example.com/it\'s/$HOME/\\a b.jpg?x=1&y="2"'
@@ -424,6 +444,9 @@ def test_an_api_key_is_asked_for_and_kept_in_memory(page: Page, gateway: Gateway
     classify_url(page, CAT)
     page.wait_for_selector("text=This classifier asks for an API key")
     assert page.evaluate("document.activeElement.id") == "key"
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=The classifier does not know that key")
     page.keyboard.type("secret")
     page.keyboard.press("Enter")
     wait_for_result(page)
