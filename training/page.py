@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,8 +26,19 @@ def write(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters.update(breakable=_breakable, readable=_readable)
     html = templates.get_template(template).render(**values)
     path.write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name that may go on in the next line after a slash or an underscore."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(name))))
+
+
+def _readable(time: str) -> str:
+    """Return a time in ISO format as people write it, without its seconds."""
+    return f"{time[:10]}, {time[11:16]} UTC"
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> str:

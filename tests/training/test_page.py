@@ -71,6 +71,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         work / "run.html",
         "run.html",
         **report.draw([result], pixels, classes, "18 photos", work, trained_on=None),
+        name="clothing",
         curves=page.picture(work / "curves.png"),
         augmented=[page.thumbnail(image) for image in pixels.images[:6]],
         facts={"data digest": '{"train": "' + "0" * 64 + '"}'},

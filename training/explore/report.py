@@ -89,9 +89,10 @@ def _shown(finding: Finding, show: Callable[[Path], Picture]) -> dict[str, Any]:
 
 def _histogram(values: Sequence[float]) -> dict[str, Any]:
     """Return the count of each bar, and the values at the ends; the largest hundredth is in the last bar."""
-    low, high = min(values), max(float(np.percentile(values, 99)), min(values) + 1)
+    low, high = min(values), max(float(np.percentile(values, 99)), min(values) + BARS)
     counts, _ = np.histogram(np.minimum(values, high), BARS, (low, high))
-    return {"counts": counts.tolist(), "most": int(counts.max()), "low": round(low), "high": round(high)}
+    end = f"{high:.0f}{' and more' if max(values) > high else ''}"
+    return {"counts": counts.tolist(), "most": int(counts.max()), "low": round(low), "high": end}
 
 
 def _sheets(inspection: Inspection, show: Callable[[Path], Picture]) -> dict[str, list[Picture]]:

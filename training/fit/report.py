@@ -53,6 +53,7 @@ def write_report(
             run,
             trained_on=contract.metrics.get("train_photos"),
         ),
+        name=contract.model,
         curves=page.picture(run / "curves.png"),
         augmented=[page.thumbnail(each) for each in augmented],
         facts=flat(contract.origin.to_dict()),

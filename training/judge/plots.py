@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from training.judge.metrics import Figures
+from training.judge.metrics import BINS, Figures
 
-ACCENT, QUIET, ALERT = "#0f6b5c", "#8a857a", "#a3301f"
-MAX_CLASSES = 30  # in a matrix or a chart; the names of more cannot be read
+ACCENT, QUIET = "#0f6b5c", "#8a857a"
+MAX_CLASSES = 30  # in a matrix; the names of more cannot be read
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -32,9 +33,10 @@ _STYLE: dict[Any, Any] = {
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """Yield a figure of a size in inches, and save it."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes for such names; the pages show them
         figure.savefig(path)
 
 
@@ -57,15 +59,18 @@ def confusion_matrix(path: Path, figures: Figures) -> None:
         axes.set_xlabel("predicted class")
         axes.set_ylabel("class")
         left_out = len(figures.classes) - len(names)
-        axes.set_title("Photos by class" + (f" ({left_out} classes with fewer mistakes left out)" if left_out else ""))
+        axes.set_title(
+            "Photos by class" + (f" ({left_out} classes that are confused less left out)" if left_out else "")
+        )
         axes.spines[:].set_visible(False)
 
 
 def by_confusion(figures: Figures) -> NDArray[np.int64]:
-    """Return the classes with the most mistakes, so that those that are taken for each other are neighbours."""
+    """Return the classes that are taken for each other most often, ordered so that those are neighbours."""
     counts = np.array(figures.confusion)
-    mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
-    chosen = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES])
+    mistakes = counts - np.diag(np.diag(counts))
+    pairs = np.unravel_index(np.argsort(-mistakes, axis=None, kind="stable"), counts.shape)
+    chosen = np.sort(list(dict.fromkeys(np.column_stack(pairs).ravel()))[:MAX_CLASSES])
     if len(chosen) < 3:
         return chosen
     counts = counts[np.ix_(chosen, chosen)]
@@ -78,48 +83,39 @@ def by_confusion(figures: Figures) -> NDArray[np.int64]:
 
 def reliability(path: Path, figures: Figures) -> None:
     """Draw how often the most probable class is right, by its probability."""
-    confidence = [each.confidence for each in figures.reliability]
+    confidence = np.array([each.confidence for each in figures.reliability])
+    photos = np.array([each.photos for each in figures.reliability])
+    accuracy = [each.accuracy for each in figures.reliability]
     with _figure(path, 5, 5) as figure:
         axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         axes.plot((0, 1), (0, 1), color=QUIET, linestyle="--", linewidth=1, label="calibrated")
-        sizes = 12 + 400 * np.array([each.photos for each in figures.reliability]) / figures.photos
-        accuracy = [each.accuracy for each in figures.reliability]
-        axes.plot(confidence, accuracy, color=ACCENT, linewidth=1, label="this model; the area is the photos")
-        axes.scatter(confidence, accuracy, sizes, color=ACCENT, alpha=0.8, clip_on=False)
+        axes.plot(confidence, accuracy, color=ACCENT, linewidth=1, label="this model")
+        axes.scatter(confidence, accuracy, 12 + 400 * photos / figures.photos, color=ACCENT, alpha=0.8, clip_on=False)
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-        axes.set_title(f"Expected calibration error {figures.calibration_error:.3f}")
-        axes.legend(loc="lower right", frameon=False)
-        below.bar(confidence, [each.photos for each in figures.reliability], width=0.04, color=ACCENT)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=2, frameon=False)
+        middles = (np.minimum(np.floor(confidence * BINS), BINS - 1) + 0.5) / BINS
+        below.bar(middles, photos, width=0.9 / BINS, color=ACCENT)
+        below.yaxis.set_major_locator(MaxNLocator(2, integer=True, min_n_ticks=1))
         below.set(xlabel="probability of the most probable class", ylabel="photos")
 
 
-def classes(path: Path, figures: Figures) -> None:
-    """Draw precision and recall of each class, the lowest F1 on top; of many classes, the worst."""
-    ordered = sorted((each for each in figures.classes if each.photos), key=lambda each: each.f1)[:MAX_CLASSES][::-1]
-    rows = np.arange(len(ordered))
-    with _figure(path, 6, max(2.5, 0.36 * len(ordered) + 1.2)) as figure:
-        axes = figure.subplots()
-        axes.hlines(rows, 0, 1, color="#e9e6dd", linewidth=1, zorder=0)
-        axes.scatter([each.precision for each in ordered], rows, color=ACCENT, label="precision")
-        axes.scatter([each.recall for each in ordered], rows, facecolors="none", edgecolors=ALERT, label="recall", s=60)
-        axes.set_yticks(rows, [f"{each.name} ({each.photos})" for each in ordered])
-        axes.set_xlim(0, 1.02)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-
-
 def curves(path: Path, history: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Draw loss and accuracy by epoch, for train and validation, one column for each phase of training."""
-    phases = [phase for phase in history if history[phase]] or ["not trained"]
-    with _figure(path, 4.2 * len(phases), 5) as figure:
-        grid = figure.subplots(2, len(phases), squeeze=False, sharex="col", sharey="row")
-        for column, phase in enumerate(phases):
-            for axes, quantity in zip(grid[:, column], ("accuracy", "loss"), strict=True):
+    """Draw accuracy and loss by epoch, for train and validation, one phase of training after the other."""
+    phases = {phase: max(map(len, figures.values())) for phase, figures in history.items() if any(figures.values())}
+    with _figure(path, 6, 5.5) as figure:
+        both, start = figure.subplots(2, sharex=True), 0
+        for phase, epochs in phases.items():
+            for axes, quantity in zip(both, ("accuracy", "loss"), strict=True):
+                axes.set_ylabel(quantity)
                 for prefix, colour, label in (("", QUIET, "train"), ("val_", ACCENT, "validation")):
-                    values = history.get(phase, {}).get(prefix + quantity, [])
-                    axes.plot(range(1, len(values) + 1), values, "o-", markersize=3, color=colour, label=label)
-                if column == 0:
-                    axes.set_ylabel(quantity)
-            grid[0, column].set_title(phase)
-            grid[1, column].set_xlabel("epoch")
-            grid[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
-        grid[0, 0].legend(loc="lower right", frameon=False)
+                    values = history[phase].get(prefix + quantity, [])
+                    steps = range(start + 1, start + 1 + len(values))
+                    axes.plot(steps, values, "o-", markersize=3, color=colour, label="" if start else label)
+                if start:
+                    axes.axvline(start + 0.5, color=QUIET, linestyle="--", linewidth=1)
+            start += epochs
+        if phases:
+            both[0].legend(frameon=False)
+        spent = [f"{epochs} for the {phase}" for phase, epochs in phases.items()]
+        both[1].set_xlabel("epoch: " + ", then ".join(spent or ["none"]))
+        both[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

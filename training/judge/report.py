@@ -132,7 +132,6 @@ def draw(
     (out / "evaluation.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     plots.confusion_matrix(out / "confusion.png", first.figures)
     plots.reliability(out / "reliability.png", first.figures)
-    plots.classes(out / "classes.png", first.figures)
     return {
         "description": description,
         "trained_on": trained_on,
@@ -142,7 +141,7 @@ def draw(
         "figures": first.figures,
         "pairs": (pairs := _pairs(first, photos, classes)),
         "matrix": _matrix(first.figures, {(each["class"], each["predicted"]): each["id"] for each in pairs}),
-        "plots": {name: page.picture(out / f"{name}.png") for name in ("reliability", "classes")},
+        "reliability": page.picture(out / "reliability.png"),
         "mistakes": [_picture(first, photos, classes, position) for position in positions],
     }
 

@@ -341,9 +341,10 @@ def test_each_planted_fault_is_reported(explored: tuple[str, Path], line: str) -
 
 @pytest.mark.tensorflow
 def test_the_page_is_one_file_with_pictures(explored: tuple[str, Path]) -> None:
-    """Every picture is inside, and decodes; the page needs no network."""
+    """Every picture is inside, and decodes; a class's name leads to its photos; the page needs no network."""
     text = (explored[1] / "explore.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+    sources, links = re.findall(r'src="([^"]*)"', text), re.findall(r'href="([^"]*)"', text)
+    assert links and all(f'id="{link[1:]}"' in text for link in links)
     assert len(sources) > 60 and all(source.startswith("data:image/") for source in sources)
     assert Image.open(BytesIO(base64.b64decode(sources[0].split(",")[1]))).size == (128, 128)
     for shown in ("validation/discs is labelled discs", "train/stripes/broken.jpg", "Contact sheets"):

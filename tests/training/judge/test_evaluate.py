@@ -168,12 +168,12 @@ def test_the_report_has_pictures_plots_and_page(
     """Every plot is a PNG, and the page is one file with the plots and the worst mistakes."""
     options = ("--model", "tiny", "--store", str(tiny_store), "--engine", "savedmodel")
     output, document = evaluated(capsys, photos, tmp_path / "report", *options)
-    for name in ("confusion", "reliability", "classes"):
+    for name in ("confusion", "reliability"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report" / "evaluation.html").read_text()
     sources, links = re.findall(r'src="([^"]*)"', page), re.findall(r'href="([^"]*)"', page)
     mistakes = document["worst_mistakes"]
-    assert len(sources) == 2 + 2 * len(mistakes) and all(source.startswith("data:image/") for source in sources)
+    assert len(sources) == 1 + 2 * len(mistakes) and all(source.startswith("data:image/") for source in sources)
     assert links and all(f'id="{link[1:]}"' in page for link in links)
     assert mistakes and all(each["class"] != each["predicted"] for each in mistakes)
     assert "tiny 1, savedmodel" in output and "taken for" in output
