@@ -31,6 +31,9 @@ _ANYWHERE: list[Kind] = [
 ]
 
 
+_DETAIL = "What is wrong with the request, or what happened and what to do."
+
+
 def document(settings: Settings) -> dict[str, Any]:
     """Return the description of a gateway with these settings."""
     api: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -55,14 +58,19 @@ def document(settings: Settings) -> dict[str, Any]:
 
 
 def _responses(kinds: Iterable[Kind]) -> dict[str, Any]:
-    """Return responses by status, each with the codes that it may carry."""
-    codes: dict[int, dict[str, None]] = {}
+    """Return responses by status, each with the codes that it may carry, and an example with the first."""
+    codes: dict[int, dict[str, Kind]] = {}
     for kind in kinds:
-        codes.setdefault(kind.status, {})[kind.code] = None
+        codes.setdefault(kind.status, {}).setdefault(kind.code, kind)
     return {
         str(status): {
             "description": " or ".join(names),
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {
+                "application/problem+json": {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "example": next(iter(names.values()))(_DETAIL).problem(),
+                }
+            },
             **({"headers": {"Retry-After": {"schema": {"type": "integer"}}}} if status == 503 else {}),
         }
         for status, names in sorted(codes.items())

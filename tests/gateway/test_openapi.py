@@ -79,6 +79,13 @@ def test_every_route_is_described(gateway: FlaskClient) -> None:
     assert {path for path, _ in routes} >= set(HEALTH_PATHS)
 
 
+def test_an_example_of_a_failure_is_one_of_its_status() -> None:
+    """And has a code that the description names."""
+    for status, response in document(Settings())["paths"]["/predict"]["post"]["responses"].items():
+        example = response.get("content", {}).get("application/problem+json", {}).get("example")
+        assert status == "200" or (str(example["status"]) == status and example["code"] in response["description"])
+
+
 @pytest.mark.parametrize("form", ["image", "images"])
 def test_real_answers_fit_the_description(api: Any, gateway: FlaskClient, form: str) -> None:
     """Single and list answers are valid against the schema they are described by."""
