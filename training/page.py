@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.words import counted, plural
+
 THUMBNAIL_PX = 128
 
 
@@ -26,7 +28,8 @@ def write(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(breakable=_breakable, readable=_readable)
+    templates.filters |= {"breakable": _breakable, "readable": _readable}
+    templates.filters |= {"counted": counted, "plural": plural, "thumbnail": thumbnail}
     html = templates.get_template(template).render(**values)
     path.write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
 

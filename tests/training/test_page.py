@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.explore.labels import Suspects
 from training.explore.report import write as write_exploration
 from training.judge import metrics, plots, report
 from training.judge.report import Result
+from training.judge.selection import Scored
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -45,7 +47,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with explore.html, evaluation.html and run.html of the same few photos."""
+    """A folder with explore.html, evaluation.html, run.html and explain.html of the same few photos."""
     work = tmp_path_factory.mktemp("reports")
     for label, name in enumerate(CLASSES):
         folder = work / "photos" / name
@@ -73,14 +75,20 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **report.draw([result], pixels, classes, "18 photos", work, trained_on=None),
         name="clothing",
         curves=page.picture(work / "curves.png"),
-        augmented=[page.thumbnail(image) for image in pixels.images[:6]],
+        augmented={classes[0]: [page.thumbnail(image) for image in pixels.images[:5]]},
+        class_count=len(classes),
+        versions=4,
         facts={"data digest": '{"train": "' + "0" * 64 + '"}'},
         summary="Model: classifier\n" + "─" * 120,
     )
+    scored = [Scored(str(path), 2, row) for path, row in zip(pixels.paths, probabilities, strict=True)]
+    shown = [SimpleNamespace(photo=each, index=0, pixels=pixels.images[0], overlay=pixels.images[1]) for each in scored]
+    values = {"description": "Scored 18 photos", "label": None, "classes": classes, "first": 5}
+    page.write(work / "explain.html", "explain.html", title="clothing/1", sections={"At random": shown}, **values)
     return work
 
 
-@pytest.mark.parametrize("name", ["explore", "evaluation", "run"])
+@pytest.mark.parametrize("name", ["explore", "evaluation", "run", "explain"])
 @pytest.mark.parametrize("options", [DESK, {**PHONE, "color_scheme": "dark"}], ids=["desk", "phone"])
 def test_a_report_is_readable_and_asks_nothing_of_a_network(
     browser: Browser, reports: Path, name: str, options: dict[str, object]

@@ -15,6 +15,7 @@ from contract.photos import SUFFIXES, is_hidden, photos_in
 from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits
 from training.data.table import Row, is_table, read_table
 from training.errors import DataError
+from training.words import counted
 
 _CONVERTIBLE = (".heic", ".heif", ".tif", ".tiff", ".jp2", ".jxl", ".cr2", ".nef", ".arw", ".dng", ".psd", ".svg")
 _FOLD = re.compile(r"(k?fold|part|batch|split|subset)[\W_]*\d+", re.IGNORECASE)
@@ -215,9 +216,7 @@ def _left_out(folders: Sequence[Path]) -> list[str]:
     images = [suffix for _, suffix in others if suffix in _CONVERTIBLE]
     advice = f". Convert {' and '.join(images)} to JPEG to train on them, too" if images else ""
     total = -sum(count for count, _ in others)
-    return [
-        f"Left out {total} file{'s' * (total != 1)} that cannot be read ({', '.join(SUFFIXES)} can): {listed}{advice}"
-    ]
+    return [f"Left out {counted(total, 'file')} that cannot be read ({', '.join(SUFFIXES)} can): {listed}{advice}"]
 
 
 def _is_visible_file(path: Path) -> bool:

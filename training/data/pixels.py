@@ -24,6 +24,7 @@ from contract.document import ImageSpec
 from contract.image import ImageError, decode
 from training.data.folder import Dataset, Photo, read_folder
 from training.errors import DataError
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -97,11 +98,12 @@ class Photos:
         given, kept = Counter(photo.label for photo in photos), Counter(pixels.labels.tolist())
         for label in (label for label in given if 2 * kept[label] < given[label]):
             folder = os.path.commonpath([photo.path.parent for photo in photos if photo.label == label])
-            lost = f"{given[label] - kept[label]} of {given[label]} photos for {split} in {folder} do not decode"
+            lost = f"{given[label] - kept[label]} of {counted(given[label], 'photo')} for {split} in {folder}"
+            lost += " cannot be decoded"
             if split == "train" and not kept[label]:
                 raise DataError(f"Expected photos of each class. {lost}; the lines above say why")
             _log.info(f"Warning: {lost}")
-        _log.info(f"Read {len(pixels.labels)} photos for {split} in {time.monotonic() - started:.1f} s")
+        _log.info(f"Read {counted(len(pixels.labels), 'photo')} for {split} in {time.monotonic() - started:.1f} s")
         return pixels
 
 
@@ -173,6 +175,6 @@ def _decode_all(
                 kept.append(position)
         if not kept:
             some = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:3])
-            raise DataError(f"Expected photos that decode. Received {len(photos)} that do not: {some}")
+            raise DataError(f"Expected photos that decode. Received {len(photos)} that cannot be decoded: {some}")
     with written_whole(index) as draft:
         draft.write_text(json.dumps({"kept": kept, "skipped": skipped, "digest": digest.hexdigest()}))

@@ -15,6 +15,7 @@ from PIL import Image
 from training.explore.inspection import SPEC, Inspection
 from training.explore.labels import Suspects
 from training.explore.listing import Listing
+from training.words import counted, plural
 
 PROBLEM, SUSPICION, NOTE = "problem", "suspicion", "note"
 MIN_PHOTOS = 20  # of a class in train; fewer leave two or less for validation
@@ -141,8 +142,7 @@ def find_findings(inspection: Inspection, groups: Sequence[Sequence[int]], suspe
 
 def _title(title: str, items: Sequence[Item]) -> str:
     count = len(items)
-    names = {"classes": "class", "files": "file", "folders": "folder", "photos": "photo"}
-    numbers = {plural: f"{count} {name if count == 1 else plural}" for plural, name in names.items()}
+    numbers = {plural(2, noun): counted(count, noun) for noun in ("class", "file", "folder", "photo")}
     suffixes = Counter(path.suffix.lower() or "no suffix" for item in items for path in item.paths).most_common(5)
     return title.format(**numbers, suffixes=", ".join(f"{number} {suffix}" for suffix, number in suffixes))
 
@@ -182,7 +182,7 @@ def _in_counts(listing: Listing) -> _Found:
             yield "few", Item((), f"{listing.place(split, name)}: {count}")
     if counts and counts[-1][0] > MAX_IMBALANCE * counts[0][0]:
         (fewest, small), (most, large) = counts[0], counts[-1]
-        yield "imbalance", Item((), f"{large} has {most} photos, {small} {fewest}")
+        yield "imbalance", Item((), f"{large} has {counted(most, 'photo')}, {small} {fewest}")
 
 
 def _in_files(inspection: Inspection) -> _Found:

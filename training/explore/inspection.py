@@ -18,6 +18,7 @@ from contract.image import open_image
 from training.data.folder import Photo
 from training.data.pixels import load_pixels
 from training.explore.listing import Listed, Listing
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def inspect(listing: Listing, cache: Path) -> Inspection:
     Raises:
         DataError: None of them decodes.
     """
-    _log.info(f"Reading {len(listing.photos)} photos")
+    _log.info(f"Reading {counted(len(listing.photos), 'photo')}")
     index = {name: position for position, name in enumerate(listing.all_classes)}
     labelled = [Photo(photo.path, index[photo.label]) for photo in listing.photos]
     decoded = load_pixels(labelled, SPEC, cache)

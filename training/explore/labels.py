@@ -20,6 +20,7 @@ from contract.disk import written_whole
 from training.data.pixels import decoder
 from training.explore.inspection import Inspection
 from training.models.quiet import import_tensorflow, quiet
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def features(inspection: Inspection, cache: Path) -> NDArray[np.float32]:
     key = hashlib.sha256(json.dumps([inspection.digest, decoder()]).encode()).hexdigest()[:32]
     file = cache / f"{key}.features.npy"
     if not file.is_file():
-        _log.info(f"Computing features of {len(inspection.photos)} photos")
+        _log.info(f"Computing features of {counted(len(inspection.photos), 'photo')}")
         with written_whole(file) as draft, draft.open("wb") as opened:
             np.save(opened, _compute(inspection.pixels))
     computed = np.load(file)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from training.explore import duplicates, inspection, labels, listing, report
 from training.explore.findings import Finding, find_findings
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def explore(source: Path, out: Path, cache: Path) -> list[Finding]:
         DataError: There is no photo that decodes.
     """
     inspected = inspection.inspect(listing.read(source), cache)
-    _log.info(f"Comparing {len(inspected.photos)} photos with each other")
+    _log.info(f"Comparing {counted(len(inspected.photos), 'photo')} with each other")
     groups = duplicates.find_groups(inspected)
     suspects = labels.find_suspects(inspected, labels.features(inspected, cache))
     found = find_findings(inspected, groups, suspects)

@@ -19,6 +19,7 @@ from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.unfinished import History, Progress, Unfinished
 from training.models.catalogue import find_architecture, preprocess
+from training.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,10 @@ class Phases:
         head = keras.Model(inputs, probabilities(dropout(inputs)))
         data = {split: (features[split], one_hot(splits[split].labels, self.model)) for split in features}
         history = self._fit("head", head, data, self.recipe.head_epochs, self.recipe.head_learning_rate)
-        log.info(f"Trained the head for {len(history['loss'])} epochs: validation {max(history['val_accuracy']):.4f}")
+        log.info(
+            f"Trained the head for {counted(len(history['loss']), 'epoch')}:"
+            f" validation {max(history['val_accuracy']):.4f}"
+        )
         return history
 
     def _fit_upper_layers(self, splits: dict[str, Pixels]) -> History:

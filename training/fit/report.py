@@ -1,4 +1,4 @@
-"""What a training run shows of itself: curves, figures on held-out photos, augmented samples, and its layers."""
+"""What a training run shows of itself: curves, figures on held-out photos, augmented photos, and its layers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,36 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from contract.document import Contract
 from training import page
 from training.data.pixels import Pixels
+from training.fit import batches
+from training.fit.recipe import Recipe
 from training.judge import plots, report
 from training.judge.report import Result
 from training.runs.folder import flat
+from training.words import counted
+
+AUGMENTED_CLASSES, VERSIONS = 12, 4  # rows in a report, and what stands beside each original
+
+
+def augmented_photos(pixels: Pixels, recipe: Recipe) -> dict[int, NDArray[np.uint8]]:
+    """Return a photo and augmented versions of it, (1 + versions, h, w, 3), by its class.
+
+    Of many classes, some are evenly spread over all; there are none where training does not augment.
+    """
+    if not (recipe.epochs and recipe.augmentation):
+        return {}
+    labels, first = np.unique(pixels.labels, return_index=True)
+    chosen = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), AUGMENTED_CLASSES)).round().astype(int))
+    originals = np.ascontiguousarray(pixels.images[first[chosen]])
+    change = batches.augmentation(recipe.seed, recipe.augmentation)
+    versions = [change(originals.astype(np.float32), tf.constant(step)) for step in range(VERSIONS)]
+    rows = np.stack([originals, *(np.clip(each, 0, 255).astype(np.uint8) for each in versions)], axis=1)
+    return dict(zip(labels[chosen].tolist(), rows, strict=True))
 
 
 def write_report(
@@ -26,7 +48,7 @@ def write_report(
     result: Result,
     photos: Pixels,
     split: str,
-    augmented: NDArray[np.uint8],
+    augmented: Mapping[int, NDArray[np.uint8]],
 ) -> Path:
     """Write report.html, its plots as PNG files and model.txt into a run folder, and return the page.
 
@@ -35,13 +57,14 @@ def write_report(
         result: What the model said of held-out photos.
         photos: Those photos.
         split: Which they are.
-        augmented: A few photos (n, h, w, 3) as training changed them; n may be 0.
+        augmented: From `augmented_photos`.
     """
     lines: list[str] = []
     model.summary(print_fn=lambda text, **_: lines.append(text), expand_nested=True)
     summary = "\n".join(lines)
     (run / "model.txt").write_text(summary, encoding="utf-8")
     plots.curves(run / "curves.png", history)
+    chose = "; they were used to choose the model's weights, so expect lower figures on new photos"
     page.write(
         run / "report.html",
         "run.html",
@@ -49,13 +72,15 @@ def write_report(
             [result],
             photos,
             contract.classes,
-            f"{len(photos.labels)} photos of {split}",
+            f"{counted(len(photos.labels), 'photo')} of {split}{chose if split == 'validation' else ''}",
             run,
             trained_on=contract.metrics.get("train_photos"),
         ),
         name=contract.model,
         curves=page.picture(run / "curves.png"),
-        augmented=[page.thumbnail(each) for each in augmented],
+        augmented={contract.classes[label]: list(map(page.thumbnail, row)) for label, row in augmented.items()},
+        class_count=len(contract.classes),
+        versions=VERSIONS,
         facts=flat(contract.origin.to_dict()),
         summary=summary,
     )

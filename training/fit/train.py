@@ -10,24 +10,23 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 from contract.document import Contract
 from training.data.pixels import Photos, Pixels, decoder
-from training.fit import batches, calibration, phases
+from training.fit import calibration, phases
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
-from training.fit.report import write_report
+from training.fit.report import augmented_photos, write_report
 from training.fit.unfinished import History, open_unfinished
 from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models.catalogue import find_architecture
 from training.runs.folder import provenance, write_run
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
 GOLDEN_PHOTOS = 3
-SAMPLES = 12  # augmented photos that a run's report shows
 
 
 def train(
@@ -55,7 +54,7 @@ def train(
         _log.info(line)
     splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
     if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
-        _log.info(f"Note: {few} validation photos are few to choose the best epoch by, and to decide on int8")
+        _log.info(f"Note: only {counted(few, 'validation photo')} to choose the best epoch by, and to decide on int8")
     strategy = _strategy(distribute, recipe)
     digests = {split: pixels.digest for split, pixels in splits.items()}
     made_of = [asdict(architecture), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
@@ -92,7 +91,7 @@ def _keep(
     contract = replace(contract, metrics={"train_photos": len(splits["train"].labels), **_metrics(results)})
     split, result = list(results.items())[-1]
     run = write_run(runs, model, contract, history, _telling_photos(held_out[split], result))
-    augmented = _samples(splits["train"], recipe)
+    augmented = augmented_photos(splits["train"], recipe)
     write_report(
         run, model, contract, history=history, result=result, photos=held_out[split], split=split, augmented=augmented
     )
@@ -119,7 +118,7 @@ def _measure(split: str, model: keras.Model, pixels: Pixels, contract: Contract)
     figures = measure(probabilities, pixels.labels, contract.classes)
     accuracy = figures.accuracy
     _log.info(
-        f"Accuracy on {split}: {accuracy.value:.4f} of {figures.photos} photos,"
+        f"Accuracy on {split}: {accuracy.value:.4f} of {counted(figures.photos, 'photo')},"
         f" 95 % interval {accuracy.low:.3f} to {accuracy.high:.3f}"
     )
     return Result(f"{contract.model}, {split}", probabilities, figures, None)
@@ -134,15 +133,6 @@ def _metrics(results: Mapping[str, Result]) -> dict[str, float]:
     return metrics
 
 
-def _samples(pixels: Pixels, recipe: Recipe) -> NDArray[np.uint8]:
-    """Return some photos as the first batch of the upper layers has them, augmented; none where these do not train."""
-    if not recipe.epochs:
-        return np.empty((0, *pixels.images.shape[1:]), np.uint8)
-    targets = np.zeros((len(pixels.labels), 1), np.float32)
-    augmented, _ = next(iter(batches.shuffled(pixels.images, targets, recipe, range(1), augment=True)))
-    return np.clip(augmented.numpy()[:SAMPLES], 0, 255).astype(np.uint8)
-
-
 def _telling_photos(pixels: Pixels, result: Result) -> list[bytes]:
     """Return the held-out photos that the model is least sure of: they show a change of pixels first."""
     top = result.probabilities.max(axis=1)
@@ -154,5 +144,5 @@ def _strategy(name: str, recipe: Recipe) -> tf.distribute.Strategy:
     if name == "none":
         return tf.distribute.get_strategy()
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    _log.info(f"Sharing each batch of {recipe.batch_size} among {len(devices)} devices")
+    _log.info(f"Sharing each batch of {recipe.batch_size} among {counted(len(devices), 'device')}")
     return tf.distribute.MirroredStrategy([device.name for device in devices])

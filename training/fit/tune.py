@@ -33,6 +33,7 @@ from training.fit.preset import Preset, find_preset, write_preset
 from training.fit.recipe import Recipe
 from training.fit.unfinished import folder_of
 from training.models.catalogue import find_architecture
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def tune(photos: Photos, preset_name: str, minutes: float, *, out: Path, runs: P
     dataset = photos.splits(start.seed)
     for line in dataset.describe():
         _log.info(line)
-    _log.info(f"Taking {minutes:g} minutes: one trial first, then up to half of the rest is reserved for a comparison")
+    _log.info(f"Taking {minutes:g} min: one trial first, then up to half of the rest is reserved for a comparison")
     pixels = photos.read("train", dataset.splits["train"], architecture.photo_spec)
     made_of = [asdict(architecture), preset.weights, asdict(start), pixels.digest, keras.__version__, decoder()]
     with folder_of(runs / ".tune", name, made_of) as path:
@@ -86,7 +87,7 @@ def tune(photos: Photos, preset_name: str, minutes: float, *, out: Path, runs: P
         options = ["--name", "NAME", "--preset", str(out)]
         tuned = replace(
             preset,
-            about=f"{name}, tuned on the training photos of {photos.folder} in {len(trials)} trials.",
+            about=f"{name}, tuned on the training photos of {photos.folder} in {counted(len(trials), 'trial')}.",
             command=shlex.join(["python", "-m", "training", "train", str(photos.folder), *options]),
             expected=result,
             time=f"{search.best_s:.0f} s for {FOLDS - 1} of {FOLDS} parts of the photos, where it was tuned.",
@@ -121,25 +122,25 @@ class _Search:
     def run(self) -> int:
         """Run trials until the rest of the time is needed for the comparison; return the number of its folds."""
         if kept := self.trials(TrialState.COMPLETE, TrialState.PRUNED):
-            _log.info(f"Continuing after {len(kept)} trials")
+            _log.info(f"Continuing after {counted(len(kept), 'trial')}")
         else:
             edges = {name: (edge.low, edge.high) for name, edge in self.space.items()}
             self.study.enqueue_trial({name: float(np.clip(getattr(self.start, name), *edges[name])) for name in edges})
             if not self._run_trial(self.deadline):
-                raise TrainingError(f"Expected more time. Received: {self.minutes:g} minutes, over in the first trial")
+                raise TrainingError(f"Expected more time. Received: {self.minutes:g} min, over in the first trial")
         first_s = self.trials(TrialState.COMPLETE)[0].user_attrs["took_s"]
         left_s = self.deadline - time.monotonic()
         fewest_s = first_s * (1 + 2 * FEWEST_COMPARED)
         if left_s < fewest_s:
             raise TrainingError(
-                f"Expected {math.ceil(self.minutes + (fewest_s - left_s) / 60)} minutes or more. Received:"
+                f"Expected {math.ceil(self.minutes + (fewest_s - left_s) / 60)} min or more. Received:"
                 f" {self.minutes:g}. A training takes {first_s:.0f} s, and after the first trial, which is kept,"
                 f" at least {1 + 2 * FEWEST_COMPARED} are needed"
             )
         folds = min(FOLDS - 1, max(FEWEST_COMPARED, int(left_s / 2 / (2 * first_s))))
         kept_back_s = folds * 2 * first_s
         _log.info(
-            f"A training takes about {first_s:.0f} s: {(left_s - kept_back_s) / 60:.1f} minutes for the search,"
+            f"A training takes about {first_s:.0f} s: {(left_s - kept_back_s) / 60:.1f} min for the search,"
             f" {kept_back_s / 60:.1f} to compare on {folds} other folds"
         )
         while time.monotonic() + first_s <= (until := self.deadline - folds * (first_s + self.best_s)):
@@ -185,12 +186,12 @@ class _Search:
             outcome = f"accuracy {accuracy:.4f}, best {self.study.best_value:.4f}"
         except optuna.TrialPruned:
             done = self.study.tell(trial, state=TrialState.PRUNED)
-            outcome = f"pruned at {done.value:.4f} after {len(done.intermediate_values)} epochs"
+            outcome = f"pruned at {done.value:.4f} after {counted(len(done.intermediate_values), 'epoch')}"
         except _OutOfTime:
             self.study.tell(trial, state=TrialState.FAIL)
             return False
         passed = self.minutes - (self.deadline - time.monotonic()) / 60
-        _log.info(f"Trial {trial.number}: {values}: {outcome}, {passed:.1f} of {self.minutes:g} minutes")
+        _log.info(f"Trial {trial.number}: {values}: {outcome}, {passed:.1f} of {self.minutes:g} min")
         return True
 
     def _accuracy(self, recipe: Recipe, fold: int) -> float:

@@ -92,7 +92,12 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=run_explain)
     add = parser.add_argument
     add("run", type=Path, help="run folder, written by train")
-    add("sources", nargs="+", metavar="SOURCE", help="a file or a folder")
+    add(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a file or a folder; of many photos it shows those that tell most",
+    )
     add("--label", help="class to explain (default: each photo's most probable one)")
     add("--out", type=Path, default=Path("reports/explain"), help="folder for the report (default: %(default)s)")
 
@@ -102,6 +107,5 @@ def run_explain(options: argparse.Namespace) -> None:
     import_tensorflow()
 
     from training.judge.explain import explain
-    from training.judge.predict import expand
 
-    explain(options.run, expand(options.sources, urls=False), options.label, options.out)
+    explain(options.run, options.sources, options.label, options.out)

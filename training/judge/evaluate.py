@@ -18,6 +18,7 @@ from training.errors import DataError
 from training.judge import metrics, report
 from training.judge.predictors import Predictor, check_alike
 from training.judge.report import Result
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +76,9 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
         if name in splits:
             place, read = splits[name]
             chosen = read()
-            description = f"{len(chosen)} photos of {place}"
+            description = f"{counted(len(chosen), 'photo')} of {place}"
         elif name != "train" and (chosen := _find_held_out(photos, contract, name)):
-            description = f"{len(chosen)} photos of {folder}, which training held out for {name}"
+            description = f"{counted(len(chosen), 'photo')} of {folder}, which training held out for {name}"
         else:
             continue
         return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=name == "train")
@@ -87,7 +88,7 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
             f" Received: {', '.join(filter(None, splits)) or 'class folders'}"
         )
     chosen = [photo for _, read in splits.values() for photo in read()]
-    description = f"all {len(chosen)} photos of {folder}"
+    description = f"all of {folder}, {counted(len(chosen), 'photo')}"
     return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=True)
 
 

@@ -1,4 +1,4 @@
-"""Where a run's model looks: Grad-CAM heat maps over chosen photos."""
+"""Where a run's model looks: Grad-CAM heat maps over the photos that tell most."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
-from contract.image import ContractPreprocessor, ImageError
+from contract.image import decode
 from training import page
-from training.errors import DataError, TrainingError
+from training.errors import TrainingError
+from training.judge.selection import MOST_SCORED, Scored, choose_sections, find_photos, score
 from training.models.catalogue import find_architecture, preprocess
-from training.runs.folder import read_run
+from training.runs.folder import Run, read_run
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
 OPACITY = 0.5  # of the colours over the photo
-MOST_PHOTOS = 24  # on a page; each takes 0.2 s
+FIRST_PHOTOS = 5  # of a section in sight
 
 
 @dataclass(frozen=True)
@@ -31,57 +33,80 @@ class Explanation:
     """What the model saw in a photo.
 
     Attributes:
-        source: The file.
+        photo: The file, its class if that is known, and all probabilities.
+        index: The class that is explained.
         pixels: The photo as the model sees it, (h, w, 3).
         overlay: The same, with warm colours on what spoke for the class.
-        label: The class.
-        probability: Its probability.
     """
 
-    source: str
+    photo: Scored
+    index: int
     pixels: NDArray[np.uint8]
     overlay: NDArray[np.uint8]
-    label: str
-    probability: float
 
 
-def explain(run: Path, images: Sequence[str], label: str | None, out: Path) -> list[Explanation]:
-    """Explain a run's predictions, and write explain.html into a folder.
+def explain(run: Path, sources: Sequence[str], label: str | None, out: Path) -> dict[str, list[Explanation]]:
+    """Explain a run's predictions for the photos that tell most, and write explain.html into a folder.
 
     Args:
         run: A run folder.
-        images: Files.
+        sources: Files, and folders of photos.
         label: The class to explain; None takes the most probable one of each photo.
         out: The folder for the page.
+
+    Returns:
+        Sections of the page, see `choose_sections`.
 
     Raises:
         TrainingError: No photo decodes, the model does not know the class, or train did not make the model.
     """
     model, contract, _ = read_run(run)
-    if label is not None and label not in contract.classes:
-        raise TrainingError(f"Expected a class of: {', '.join(contract.classes)}. Received: {label!r}")
-    preprocessor = ContractPreprocessor(contract.image)
+    classes = contract.classes
+    if label is not None and label not in classes:
+        raise TrainingError(f"Expected a class of: {', '.join(classes)}. Received: {label!r}")
     heat = HeatMaps(model, find_architecture(contract.origin.architecture).preprocessing)
-    found: list[Explanation] = []
-    for position, image in enumerate(images):
-        if len(found) == MOST_PHOTOS:
-            _log.info(f"The page shows {MOST_PHOTOS} photos; {len(images) - position} more were left out")
-            break
-        try:
-            pixels = preprocessor.from_path(image)[0]
-        except (ImageError, OSError) as exc:
-            _log.info(f"Skipped {image}: {exc}")
-            continue
-        index, probability, map_ = heat.of(pixels, None if label is None else contract.classes.index(label))
-        found.append(Explanation(image, pixels, _overlay(pixels, map_), contract.classes[index], probability))
-        _log.info(f"{contract.classes[index]} {probability:.3f}  {image}")
-    if not found:
-        raise DataError(f"Expected photos that decode. Received {len(images)} that do not")
+    photos = find_photos(sources, classes)
+    scored = score(photos, contract.image, model.predict_on_batch)
+    sample = f", a sample of {len(photos)}" if len(photos) > MOST_SCORED else ""
+    description = f"Scored {counted(len(scored), 'photo')}{sample}"
+    _log.info(description)
+    chosen, sections = choose_sections(scored), dict[str, list[Explanation]]()
+    for name, section in chosen.items():
+        _log.info(f"\n{name}" if len(chosen) > 1 else "")
+        for photo in section:
+            pixels = decode(Path(photo.path).read_bytes(), contract.image).pixels
+            index = photo.predicted if label is None else classes.index(label)
+            explanation = Explanation(photo, index, pixels, _overlay(pixels, heat.of(pixels, index)))
+            sections.setdefault(name, []).append(explanation)
+            _log.info(f"{_caption(explanation, classes)}  {photo.path}")
     out.mkdir(parents=True, exist_ok=True)
-    shown = [{**vars(each), "urls": [page.thumbnail(each.pixels), page.thumbnail(each.overlay)]} for each in found]
-    page.write(out / "explain.html", "explain.html", title=f"{run.parent.name}/{run.name}", explanations=shown)
+    page.write(
+        out / "explain.html",
+        "explain.html",
+        title=Run(run).name,
+        description=description,
+        label=label,
+        classes=classes,
+        sections=sections,
+        first=FIRST_PHOTOS,
+    )
     _log.info(f"\nWrote {out / 'explain.html'}")
-    return found
+    return sections
+
+
+def _caption(explanation: Explanation, classes: Sequence[str]) -> str:
+    """Return the true class if it is known, the predicted and the explained one, with their probabilities."""
+    photo = explanation.photo
+
+    def named(index: int) -> str:
+        return f"{classes[index]} {photo.probabilities[index]:.3f}"
+
+    text = f"taken for {named(photo.predicted)}"
+    if photo.label == photo.predicted:
+        text = f"{named(photo.predicted)}, right"
+    elif photo.label is not None:
+        text = f"{named(photo.label)}, {text}"
+    return text if explanation.index in (photo.label, photo.predicted) else f"{text}; {named(explanation.index)}"
 
 
 class HeatMaps:
@@ -99,18 +124,16 @@ class HeatMaps:
         self._head = model.get_layer("head_probabilities")
         self._preprocessing = preprocessing
 
-    def of(self, pixels: NDArray[np.uint8], index: int | None) -> tuple[int, float, NDArray[np.float32]]:
-        """Return a class, its probability, and how much each place spoke for it, (rows, columns) from 0 to 1."""
+    def of(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
+        """Return how much each place spoke for a class, (rows, columns) from 0 to 1."""
         inputs = tf.constant(pixels[np.newaxis], tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(inputs)  # without it, a wholly frozen backbone leaves no gradient
             maps, features = self._features(preprocess(inputs, self._preprocessing), training=False)
-            probabilities = self._head(features)[0]
-            chosen = int(tf.argmax(probabilities)) if index is None else index
-            score = tf.math.log(probabilities[chosen] + 1e-12)
+            score = tf.math.log(self._head(features)[0, index] + 1e-12)
         weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)
         heat = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1))[0].numpy()
-        return chosen, float(probabilities[chosen]), heat / max(float(heat.max()), 1e-12)
+        return np.asarray(heat / max(float(heat.max()), 1e-12))
 
 
 def _overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:

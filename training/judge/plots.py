@@ -17,6 +17,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from training.judge.metrics import BINS, Figures
+from training.words import counted
 
 ACCENT, QUIET = "#0f6b5c", "#8a857a"
 MAX_CLASSES = 30  # in a matrix; the names of more cannot be read
@@ -60,7 +61,7 @@ def confusion_matrix(path: Path, figures: Figures) -> None:
         axes.set_ylabel("class")
         left_out = len(figures.classes) - len(names)
         axes.set_title(
-            "Photos by class" + (f" ({left_out} classes that are confused less left out)" if left_out else "")
+            "Photos by class" + f" ({counted(left_out, 'class')} that are confused less left out)" * (left_out > 0)
         )
         axes.spines[:].set_visible(False)
 

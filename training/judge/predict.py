@@ -16,6 +16,7 @@ from contract.image import ImageError, decode
 from contract.photos import SUFFIXES, photos_in
 from training.errors import DataError, TrainingError
 from training.judge.predictors import StoredVersion
+from training.words import counted
 
 MAX_BYTES, TIMEOUT_S = 32 * 1024 * 1024, 20.0  # of a URL
 MAX_NAME = 24  # characters of a class name in columns
@@ -74,7 +75,7 @@ def write(answers: Iterator[Answer], version: StoredVersion, as_json: bool) -> N
         print(line(answer, version), flush=True)
         failed, total = failed + bool(answer.error), total + 1
     if failed:
-        raise TrainingError(f"{failed} of {total} images have no answer")
+        raise TrainingError(f"No answer for {failed} of {counted(total, 'image')}")
 
 
 def _columns(answer: Answer, version: StoredVersion) -> str:

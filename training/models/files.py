@@ -18,6 +18,7 @@ from keras import layers
 
 from training.errors import WeightsError
 from training.models.catalogue import Architecture, with_preprocessing
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def load_file(
         if architecture is None:
             raise WeightsError(f"Expected --architecture with {path.name}, which contains weights and no model")
         model = architecture.backbone("none", include_top=True, classes=classes)
-        advice = f"Expected are all weights of {architecture.name}, with {classes} classes on top."
+        advice = f"Expected are all weights of {architecture.name}, with {counted(classes, 'class')} on top."
         _loading(path, lambda: model.load_weights(path), advice)
     else:
         model = _loading(path, lambda: keras.models.load_model(path, _KERAS_2_LAYERS, compile=False), _KERAS_2_ADVICE)

@@ -17,6 +17,7 @@ from training.data.pixels import Photos
 from training.errors import DataError, ExportError
 from training.judge.predictors import Predict, StoredVersion, check_alike, predict_in_batches
 from training.release.quantization import CALIBRATION_PHOTOS, Limit
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Criteria:
     @property
     def description(self) -> str:
         """How many photos of what."""
-        return f"{len(self.held_out)} photos of {self.split}"
+        return f"{counted(len(self.held_out), 'photo')} of {self.split}"
 
     def accuracy(self, predict: Predict, spec: ImageSpec) -> float:
         """Return the part of the held-out photos whose class gets the highest probability (n, k)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from contract.store import versions_of
 from training.errors import ExportError, TrainingError
 from training.judge.predictors import StoredVersion
+from training.words import counted
 
 _NAMED = 5  # classes in a message
 
@@ -33,7 +34,7 @@ def refuse_other_classes(store: Path, model: str, classes: Sequence[str]) -> Non
         if names
     ]
     raise ExportError(
-        f"Version {last.number} of {model!r} has {len(before)} classes, this model {len(classes)}:"
+        f"Version {last.number} of {model!r} has {counted(len(before), 'class')}, this model {len(classes)}:"
         f" {' and '.join(changes) or 'the same names, in another order or number'}. Nothing was released."
         f" Give it another name (--name), or let clients of {model!r} get these classes instead (--replace-classes)."
     )

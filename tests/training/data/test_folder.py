@@ -396,7 +396,7 @@ def test_a_class_without_a_photo_that_decodes_is_refused(photos, cache, caplog, 
     """Training would never see it; in a split that only measures, it is a warning."""
     for each in photos[:3]:
         each.path.write_text("<html>")
-    lost = rf"3 of 3 photos for {split} in .*cat do not decode"
+    lost = rf"3 of 3 photos for {split} in .*cat cannot be decoded"
     with caplog.at_level("INFO"), pytest.raises(DataError, match=lost) if refused else nullcontext():
         Photos(cache, cache).read(split, photos, SPEC)
     assert refused or re.search("Warning: " + lost, caplog.text)
@@ -406,7 +406,7 @@ def test_no_photo_that_decodes_is_an_error(photos, cache):
     """Files that are all corrupt are named, and nothing is kept."""
     for each in photos:
         each.path.write_bytes(b"not a photo")
-    with pytest.raises(DataError, match=r"Received 6 that do not: .*000\.jpg"):
+    with pytest.raises(DataError, match=r"Received 6 that cannot be decoded: .*000\.jpg"):
         load_pixels(photos, SPEC, cache)
     assert list(cache.iterdir()) == []
 

@@ -120,7 +120,8 @@ def test_run_folder_is_complete(run):
 def test_run_report_shows_training_and_model(run):
     """One page shows the figures on test, the curves, augmented photos, the recipe and the layers."""
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png") == 2 and page.count('alt="photo as it was trained on"') == 12
+    assert page.count("data:image/png") == 2 and page.count(", as it was trained on") == 3 * 4
+    assert page.count(", the photo") == 3 and "A photo of each class" in page
     for told in (
         "3 photos of test",
         "Accuracy and loss by epoch",

@@ -105,11 +105,11 @@ def test_each_trial_has_a_line(tuned: tuple[Path, str]) -> None:
     """A trial's number, values, accuracy and time can be read in a log, and how the time is shared."""
     lines = re.findall(
         r"Trial (\d): head learning rate \S+, weight decay \S+, dropout \S+, label smoothing \S+:"
-        r" accuracy \d\.\d+, best \d\.\d+, (\d)\.0 of 6 minutes",
+        r" accuracy \d\.\d+, best \d\.\d+, (\d)\.0 of 6 min",
         tuned[1],
     )
     assert lines == [(str(number), str(number + 1)) for number in range(2)]
-    assert "A training takes about 60 s: 1.0 minutes for the search, 4.0 to compare on 2 other folds" in tuned[1]
+    assert "A training takes about 60 s: 1.0 min for the search, 4.0 to compare on 2 other folds" in tuned[1]
 
 
 def test_only_photos_to_train_on_are_read(tuned: tuple[Path, str]) -> None:
@@ -264,8 +264,8 @@ def test_a_killed_search_loses_one_trial(search: Callable[[Judge, float], str], 
 @pytest.mark.parametrize(
     ("minutes", "message"),
     [
-        (0.5, "Expected more time. Received: 0.5 minutes, over in the first trial"),
-        (5, "Expected 6 minutes or more. Received: 5. A training takes 60 s, and after the first trial, which is kept"),
+        (0.5, "Expected more time. Received: 0.5 min, over in the first trial"),
+        (5, "Expected 6 min or more. Received: 5. A training takes 60 s, and after the first trial, which is kept"),
     ],
 )
 def test_too_little_time_is_told(search: Callable[[Judge, float], str], minutes: float, message: str) -> None:

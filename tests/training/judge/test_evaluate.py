@@ -58,7 +58,7 @@ def test_class_folders_are_taken_whole(tmp_path: Path, choose: Choose) -> None:
     """The model never saw any photo of the folder."""
     folder = fill(tmp_path / "photos", 4)
     photos, description = choose()
-    assert len(photos) == 12 and description == f"all 12 photos of {folder}"
+    assert len(photos) == 12 and description == f"all of {folder}, 12 photos"
 
 
 def test_a_csv_is_taken_as_a_folder_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,8 @@ def test_the_heat_is_on_what_spoke_for_the_class(run: Path, photo: Path, tmp_pat
     """The overlay is warm on the red square and cold elsewhere."""
     from training.judge.explain import explain
 
-    (explanation,) = explain(run, [str(photo)], None, tmp_path / "out")
-    assert explanation.label == "red" and explanation.probability > 0.5
+    (explanation,) = explain(run, [str(photo)], None, tmp_path / "out")["1 photo"]
+    assert explanation.index == 0 and explanation.photo.probabilities[0] > 0.5
     change = explanation.overlay.astype(int) - explanation.pixels // 2
     warm = change[..., 0] - change[..., 2]  # red less blue
     assert warm[11:14, 11:14].min() > 30 > warm[:8, :8].max()
@@ -59,22 +60,26 @@ def test_the_heat_is_on_what_spoke_for_the_class(run: Path, photo: Path, tmp_pat
 def test_the_command_writes_a_page(run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two pictures for the photo, of the class that was asked for."""
     assert main(["explain", str(run), str(photo), "--label", "other", "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.startswith("other 0.")
+    assert re.search(r"Scored 1 photo\n\ntaken for red 0\.\d+; other 0\.\d+  ", capsys.readouterr().out)
     assert (tmp_path / "out" / "explain.html").read_text().count('src="data:image/jpeg') == 2
 
 
-def test_the_page_shows_some_photos_of_a_folder(
+def test_the_page_shows_the_telling_photos_of_class_folders(
     run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Photos that do not decode are skipped, and the rest is counted; without a photo that decodes, it refuses."""
-    monkeypatch.setattr("training.judge.explain.MOST_PHOTOS", 2)
+    """The mistakes come first; photos that do not decode are skipped, and without one that does, it refuses."""
+    monkeypatch.setattr("training.judge.selection.SECTION_PHOTOS", 1)
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
-    for name in "xyz":
+    for name in ("red/x", "red/y", "other/z", "u"):
+        (tmp_path / f"{name}.png").parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.png").write_bytes(photo.read_bytes())
     assert main(["explain", str(run), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out
-    assert f"Skipped {tmp_path}/broken.jpg: " in output and "2 more were left out" in output
-    assert (tmp_path / "out" / "explain.html").read_text().count('src="data:image/jpeg') == 4
+    assert f"Skipped {tmp_path}/broken.jpg: " in output and "Scored 5 photos\n" in output
+    assert re.search(r"Most confident mistakes\nother 0\.\d+, taken for red 0\.\d+  .*z\.png", output)
+    assert re.search(r"Least certain\ntaken for red .*\n\nLowest probability of the true class", output)
+    assert re.search(r"At random\n(taken for )?red 0\.\d+(, right)?  ", output)
+    assert (tmp_path / "out" / "explain.html").read_text().count('src="data:image/jpeg') == 8
     assert main(["explain", str(run), str(tmp_path / "broken.jpg")]) == 1
     assert "Expected photos that decode" in capsys.readouterr().err
     assert main(["explain", str(run), "https://example.com/a.jpg"]) == 1
