@@ -2,13 +2,14 @@
 
 Exports the ImageNet model if the store has none, then runs a model server and a gateway until Ctrl-C or SIGTERM.
 `MODEL`, `PORT` and `ENGINE` choose the model, the port and what runs it. The gateway gets its `GATEWAY_…` settings from
-the environment, or else from `.env`. `LOGS` is the folder for what the programs log, each request too;
-`LOGS=-` shows it here.
+the environment, or else from `.env`. `LOGS` is the folder for what the programs log, each request too, in a folder for
+each port; `LOGS=-` shows it here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +37,9 @@ READY_TIMEOUT_S = 60.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST_LINES = 20  # of a program's log, shown when it fails
 STORE = Path(os.environ.get("MODEL_STORE", "model-store"))
+PORT = os.environ.get("PORT", "9696")
 LOGS = os.environ.get("LOGS", "logs")
+LOG_FOLDER = Path(LOGS, PORT)  # another stack may run from here, at another port
 ENV_FILE = Path(".env")
 ENV_LINE = re.compile(
     r"""(?:export\s+)?(?P<name>GATEWAY_\w+)\s*=\s*(?:(?P<quote>["'])(?P<text>.*)(?P=quote)|(?P<plain>.*?))(?:\s+#.*)?"""
@@ -45,9 +49,7 @@ PHOTO = Path(__file__).resolve().parent / "docs" / "pictures" / "jeans.jpg"
 
 def main() -> int:
     """Run until a signal; return the exit status."""
-    if sys.argv[1:]:
-        print(f"{__doc__}\nExpected no arguments. Received: {' '.join(sys.argv[1:])}", file=sys.stderr)
-        return 2
+    ArgumentParser("run.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     model = os.environ.get("MODEL", "imagenet")
     os.environ.update(read_settings(ENV_FILE) | os.environ)
     try:
@@ -56,16 +58,19 @@ def main() -> int:
         print(exc, file=sys.stderr)
         return 2
     for number in ENDING:
-        signal.signal(number, _interrupt)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _interrupt)
     children: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
         host = os.environ.get("GATEWAY_HOST", "0.0.0.0").strip("[]")  # noqa: S104  # the gateway's default
-        port = _read_port(host, os.environ.get("PORT", "9696"))
+        port = _read_port(host, PORT)
         _ensure_version(model)
         with tempfile.TemporaryDirectory(prefix="image-classifier-") as folder:
             address = f"unix:{folder}/model.sock"
             try:
-                _say(f"Starting the model server and the gateway{'' if LOGS == '-' else f'; they log to {LOGS}/'}")
+                _say(
+                    f"Starting the model server and the gateway{'' if LOGS == '-' else f'; they log to {LOG_FOLDER}/'}"
+                )
                 children.append(("model server", _start_serving(model, address)))
                 children.append(("gateway", _start_gateway(model, port, address)))
                 address = _reach(host, port)
@@ -114,6 +119,10 @@ def _read_port(host: str, text: str) -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()  # as the gateway will
     except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise RuntimeError(
+                f"Port {port} is in use, perhaps by another `make run`. Stop that, or choose: make run PORT=9697"
+            ) from exc
         raise RuntimeError(f"Cannot listen on port {port}: {exc.strerror}. Choose another: make run PORT=9697") from exc
     return port
 
@@ -166,7 +175,7 @@ def _start(name: str, module: str, *flags: str, **environ: str) -> subprocess.Po
 
 
 def _log_file(name: str) -> Path:
-    return Path(LOGS, f"{name.replace(' ', '-')}.log")
+    return LOG_FOLDER / f"{name.replace(' ', '-')}.log"
 
 
 def _open_log(name: str) -> BinaryIO:
@@ -188,7 +197,7 @@ def _last_lines(*names: str) -> str:
         return " What it logged is above."
     logged = {file: file.read_text(errors="replace").splitlines() for file in map(_log_file, names) if file.exists()}
     ends = ("\n".join(["", f"{file} ends with:", *lines[-LAST_LINES:]]) for file, lines in logged.items() if lines)
-    return "\n".join(ends) or f" It logged nothing to {LOGS}/."
+    return "\n".join(ends) or f" It logged nothing to {LOG_FOLDER}/."
 
 
 def _end_with_parent() -> None:

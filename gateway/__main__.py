@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging.config
 import os
 import sys
+from argparse import ArgumentParser
 
 from gateway.server.process import Gateway
 from gateway.settings import Settings, SettingsError
@@ -13,9 +14,7 @@ from gateway.telemetry import logs
 
 def main() -> int:
     """Run until a signal; return the exit status."""
-    if sys.argv[1:]:
-        print(f"{__doc__}\nExpected no arguments. Received: {' '.join(sys.argv[1:])}", file=sys.stderr)
-        return 2
+    ArgumentParser("python -m gateway", description=__doc__.partition(": ")[2]).parse_args()
     logging.config.dictConfig(logs.CONFIG)
     try:
         settings = Settings.from_env(os.environ)

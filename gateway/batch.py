@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -35,9 +36,10 @@ RETRIES = urllib3.Retry(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and return 0 if every image was answered, 1 if some failed, 2 if it could not start."""
     options = _parser().parse_args(argv)
-    headers = {"Authorization": f"Bearer {os.environ['GATEWAY_KEY']}"} if "GATEWAY_KEY" in os.environ else {}
-    http = urllib3.PoolManager(maxsize=options.concurrency, headers=headers, retries=RETRIES, timeout=options.timeout)
     try:
+        http = urllib3.PoolManager(
+            headers=_key(), maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout
+        )
         images = list(dict.fromkeys(image for source in options.sources for image in _expand(source)))
         done = _answered(options.out)
         _find_gateway(http, options.gateway)
@@ -62,6 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return SOME_FAILED
     print(f"{len(todo) - failed} answered, {failed} failed", file=sys.stderr)
     return SOME_FAILED if failed else ALL_ANSWERED
+
+
+def _key() -> dict[str, str]:
+    """Return the header with the key in `GATEWAY_KEY`, if there is one."""
+    key = os.environb.get(b"GATEWAY_KEY", b"").strip()
+    if re.search(rb"[\x00-\x1f\x7f]", key):
+        raise ValueError("Expected a key of one line in GATEWAY_KEY. Received one with a control character")
+    return {"Authorization": f"Bearer {key.decode('latin-1')}"} if key else {}  # sent as the bytes that they are
 
 
 def _expand(source: str) -> list[str]:

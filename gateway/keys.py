@@ -38,7 +38,7 @@ class Keys:
         if not self._digests:
             return ""
         scheme, _, token = (authorization or "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else api_key or ""
+        key = token.strip(" \t") if scheme.lower() == "bearer" else api_key or ""
         # The bytes as they came: by PEP 3333 a header's text is Latin-1, whatever its sender meant.
         received = hashlib.sha256(key.encode("latin-1", "backslashreplace")).hexdigest()
         # Every key is compared, in constant time, so that the time shows nothing about how near one was.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from flask.testing import FlaskClient
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
+from gateway.app import create_app
 from gateway.batch import main
+from gateway.model.versions import Versions
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from tests.conftest import Origin
 from tests.programs.model_server import FakeModelServer
 from tests.programs.photos import encode, photo
@@ -169,6 +174,32 @@ def test_a_busy_gateway_is_asked_again_with_the_key(
     with serving(scripted) as gateway:
         assert asked(capfd, folder / "a.jpg", gateway)["model"]["version"] == 3
     assert scripted.keys == ["Bearer secret"] * 2
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "ключ", "鍵", "clé à", b"\xff\xa0"])
+def test_a_key_of_any_letters_is_sent_as_the_bytes_that_it_is(
+    model_server: FakeModelServer,
+    connect: Callable[[str], Versions],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    key: str | bytes,
+) -> None:
+    """As curl sends it, so that its digest is that of `printf %s KEY | sha256sum`."""
+    monkeypatch.setenv("GATEWAY_KEY", os.fsdecode(key))
+    settings = Settings(model_name="tiny", api_keys=hashlib.sha256(os.fsencode(key)).hexdigest())
+    with serving(create_app(settings, connect(model_server.address), Metrics())) as address:
+        assert asked(capfd, folder / "a.jpg", address)["model"]["version"] == 1
+
+
+def test_a_key_of_two_lines_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one message, which does not show it, before anything is asked."""
+    monkeypatch.setenv("GATEWAY_KEY", "first\r\nsecond")
+    assert main([str(folder), "--gateway", "http://127.0.0.1:1"]) == 2
+    said = capsys.readouterr().err
+    assert "GATEWAY_KEY" in said and "second" not in said and len(said.splitlines()) == 1
 
 
 def test_what_is_no_gateway_is_named_so(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -32,15 +32,16 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "logs"
 
 
-def start(**environ: str) -> subprocess.Popen[str]:
-    """Start it as make does."""
+def start(*before: str, **environ: str) -> subprocess.Popen[str]:
+    """Start it as make does, or by another program before it."""
     return subprocess.Popen(
-        [sys.executable, "run.py"],
+        [*before, sys.executable, "run.py"],
         cwd=ROOT,
         env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # if the tests run under nohup
     )
 
 
@@ -82,7 +83,8 @@ def paste(printed: str) -> str:
 @pytest.mark.skipif(not shutil.which("curl"), reason="pastes a curl command")
 def test_a_new_store_answers_rightly_and_quietly_without_a_network(tmp_path: Path, logs: Path) -> None:
     """Seven lines until it is ready, as make prints one about installing; a request is logged to a file."""
-    process = start(MODEL="imagenet", MODEL_STORE=str(tmp_path / "store"), PORT=str(free_port()))
+    logs /= str(port := free_port())
+    process = start(MODEL="imagenet", MODEL_STORE=str(tmp_path / "store"), PORT=str(port))
     try:
         printed = read_until(process, "Ctrl-C stops it")
         assert len(printed.partition("Ready")[0].splitlines()) <= 7
@@ -123,13 +125,16 @@ def test_a_misspelt_setting_in_a_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["a file", "the terminal"])
 def test_a_program_that_ends_shows_why(tiny_store: Path, logs: Path, where: str) -> None:
-    """Its last lines, though its log is a file, or above where that is the terminal."""
+    """Its last lines, though its log is a file, or above where that is the terminal; logs of other ports stay."""
+    (logs / "9696").mkdir(parents=True)
+    (logs / "9696" / "model-server.log").write_text("another stack's")
     environ = {"MODEL": "tiny", "MODEL_STORE": str(tiny_store), "PORT": str(free_port()), "ENGINE": "steam"}
     process = start(**environ, LOGS=str(logs) if where == "a file" else "-")
     out, _ = process.communicate(timeout=40)
     assert process.returncode == 1
     assert "The model server ended with exit status" in out and "Received: 'steam'" in out
-    assert logs.exists() == (where == "a file")
+    assert (logs / environ["PORT"] / "model-server.log").exists() == (where == "a file")
+    assert (logs / "9696" / "model-server.log").read_text() == "another stack's"
 
 
 def test_logs_that_cannot_be_written_are_refused(tiny_store: Path, logs: Path) -> None:
@@ -194,6 +199,20 @@ def alive(pid: str) -> bool:
         return False
 
 
+@pytest.mark.tensorflow
+def test_under_nohup_it_outlives_the_terminal(tiny_store: Path) -> None:
+    """The signal of a terminal that ends stays ignored."""
+    process = start("nohup", MODEL="tiny", MODEL_STORE=str(tiny_store), PORT=str(free_port()))
+    try:
+        read_until(process, "Ctrl-C stops it")
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+    finally:
+        process.terminate()
+        process.communicate()
+
+
 def test_a_signal_waits_for_the_end_of_a_look_at_the_programs() -> None:
     """Popen keeps a lock meanwhile, which an exception could leave taken."""
     looks: list[str] = []
@@ -227,7 +246,7 @@ def test_a_port_in_use_is_refused_with_the_way_out() -> None:
         process = start(MODEL="tiny", PORT=str(taken.getsockname()[1]))
         out, _ = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "make run PORT=" in out
+    assert "is in use" in out and "make run PORT=" in out
     assert "Traceback" not in out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,8 +116,10 @@ class Gateway:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         headers = {"Content-Type": "application/octet-stream"}
-        if key := os.environ.get("GATEWAY_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
+        if key := os.environb.get(b"GATEWAY_KEY", b"").strip():
+            if re.search(rb"[\x00-\x1f\x7f]", key):
+                raise TrainingError("Expected a key of one line in GATEWAY_KEY. Received one with a control character")
+            headers["Authorization"] = f"Bearer {key.decode('latin-1')}"  # sent as the bytes that they are
         self._http = urllib3.PoolManager(maxsize=_CONCURRENCY, retries=_RETRIES, timeout=_TIMEOUT_S, headers=headers)
         model = self._ask("GET", "/model")
         document = {**model["contract"], "golden": {"tolerance": 0.0, "examples": []}}  # a gateway does not show those
