@@ -26,8 +26,8 @@ help:  ## show the verbs
 setup: $(VENV)/installed  ## make .venv with everything that is pinned in requirements/dev.txt
 
 $(VENV)/installed: requirements/dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Expected Python 3.11 to 3.13, for which TensorFlow has packages. Received: " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12")'
-	@echo "==> Installing into $(VENV) (about 2.5 GB with TensorFlow, one to three minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Expected Python 3.11 to 3.13, for which TensorFlow has packages. Received: " + sys.version.split()[0] + ". Choose another: make setup PYTHON=python3.12")'
+	@echo "==> Installing into $(VENV): 3 GB with TensorFlow, one to four minutes in which nothing is shown"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
@@ -85,7 +85,7 @@ requirements: setup  ## pin what pyproject.toml asks for, with hashes
 	    --extra $$extra -o requirements/$$extra.txt pyproject.toml; \
 	done
 
-benchmark: setup  ## the whole stack beside FastAPI, the book's gateway, LitServe and BentoML, in half an hour
+benchmark: setup  ## the whole stack beside FastAPI, Machine Learning Bookcamp's gateway, LitServe and BentoML, in half an hour
 	@$(BIN)/python -m benchmarks.compare
 
 benchmark-engines: setup  ## images a second of each engine, as a ratio to the plain Keras export

@@ -87,7 +87,7 @@ def _stack(engine: str, label: str, environment: str = "image_classifier") -> Sy
 
 
 def _book(name: str, label: str, options: str = "") -> System:
-    """Return the book's gateway, with this project's server and TensorFlow in place of TensorFlow Serving."""
+    """Return the gateway of Machine Learning Bookcamp, on this project's server in place of TensorFlow Serving."""
     serving = (
         f"python -m serving --model_name={MODEL} --model_base_path={PLAIN_STORE} --engine=tensorflow"
         " --port={model_port} --grpc_max_threads=64"
@@ -109,8 +109,8 @@ SYSTEMS = (
         "FastAPI, Keras in the process",
         (Program("fastapi_keras", f"uvicorn --app-dir {PEERS} --port {{port}} --no-access-log fastapi_keras:app"),),
     ),
-    _book("book", "the book's gateway, as written*"),
-    _book("book-2x8", "the book's gateway, 2 workers × 8 threads*", "--workers 2 --threads 8"),
+    _book("book", "Machine Learning Bookcamp, as written*"),
+    _book("book-2x8", "Machine Learning Bookcamp, 2 workers × 8 threads*", "--workers 2 --threads 8"),
     System(
         "litserve",
         "LitServe, batches of up to 8",

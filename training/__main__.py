@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.main(options) or 0
     except (TrainingError, ContractError, ServingError, OSError) as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         resumes = " The same command continues where it stopped." if options.command in ("train", "tune") else ""

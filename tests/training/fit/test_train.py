@@ -232,10 +232,9 @@ def test_missing_and_bad_options_are_told(capsys, arguments, message):
         (["export", "--weights", "none", "--architecture", "resnet18", "--name", "m"], "Received: 'resnet18'"),
         (
             ["export", "--run", "{tmp}"],
-            "TrainingError: Expected a run folder that train has finished; `python -m training runs` lists them. "
-            "Received: {tmp}",
+            "Expected a run folder that train has finished; `python -m training runs` lists them. Received: {tmp}",
         ),
-        (["train", "{tmp}/photos", "--name", "m"], "DataError: Expected a folder of photos"),
+        (["train", "{tmp}/photos", "--name", "m"], "Expected a folder of photos"),
         (
             ["export", "--weights", __file__, "--name", "m", "--classes", "{tmp}/c", "--preprocessing", "none"],
             "Expected a file of class names. Received a path where there is none: {tmp}/c",
