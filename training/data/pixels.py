@@ -24,6 +24,7 @@ from contract.document import ImageSpec
 from contract.image import ImageError, decode
 from training.data.folder import Dataset, Photo, read_folder
 from training.errors import DataError
+from training.progress import estimated
 from training.words import counted
 
 _log = logging.getLogger(__name__)
@@ -165,7 +166,9 @@ def _decode_all(
     digest = hashlib.sha256()
     # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
     with written_whole(array) as draft, ThreadPoolExecutor(os.cpu_count()) as pool, draft.open("wb") as file:
-        for position, result in enumerate(pool.map(read, photos)):
+        for position, result in zip(
+            estimated(range(len(photos)), "Reading photos"), pool.map(read, photos), strict=True
+        ):
             if isinstance(result, Exception):
                 skipped[str(photos[position].path)] = str(result)
             else:

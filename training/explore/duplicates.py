@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from training.explore.inspection import Inspection
+from training.progress import estimated
 
 # Measured on 3,409 photos of clothing and 2,057 of rubbish; 120 of them had copies:
 #   copies of JPEG quality 40, half the size, 15 % brighter, 40 % darker, grey, or mirrored    all found
@@ -48,14 +49,14 @@ def find_groups(inspection: Inspection) -> list[list[int]]:
 
 def _find_pairs(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
     """Yield pairs of positions (n, 2) of which the second shows the first, or a part of it, perhaps mirrored."""
-    whole = _greys(pixels, 1)
+    whole = shown = _greys(pixels, 1)
     details = _details(whole)
-    for zoom in ZOOMS:
-        zoomed = whole if zoom == 1 else _greys(pixels, zoom)
-        for shown in (zoomed, zoomed[:, :, ::-1]):
-            for rows, column in _likely(_likeness(whole), _likeness(shown)):
-                found = rows[_agree(details[rows], _details(shown[[column]]))]
-                yield np.stack([found, np.full_like(found, column)], axis=1)
+    for step in estimated(range(2 * len(ZOOMS)), "Comparing photos"):
+        zoom, mirrored = ZOOMS[step // 2], step % 2
+        shown = shown[:, :, ::-1] if mirrored else _greys(pixels, zoom) if step else whole
+        for rows, column in _likely(_likeness(whole), _likeness(shown)):
+            found = rows[_agree(details[rows], _details(shown[[column]]))]
+            yield np.stack([found, np.full_like(found, column)], axis=1)
 
 
 def _greys(pixels: NDArray[np.uint8], zoom: float) -> NDArray[np.uint8]:

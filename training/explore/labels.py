@@ -20,6 +20,7 @@ from contract.disk import written_whole
 from training.data.pixels import decoder
 from training.explore.inspection import Inspection
 from training.models.quiet import import_tensorflow, quiet
+from training.progress import estimated
 from training.words import counted
 
 _log = logging.getLogger(__name__)
@@ -121,8 +122,8 @@ def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         interpreter.allocate_tensors()
     given, wanted = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     found = []
-    for photo in pixels:
-        interpreter.set_tensor(given, photo[np.newaxis])
+    for position in estimated(range(len(pixels)), "Computing features"):
+        interpreter.set_tensor(given, pixels[position : position + 1])
         interpreter.invoke()
         found.append(interpreter.get_tensor(wanted)[0])
     return np.stack(found)

@@ -19,6 +19,7 @@ from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.unfinished import History, Progress, Unfinished
 from training.models.catalogue import find_architecture, preprocess
+from training.progress import estimated
 from training.words import counted
 
 log = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ class Phases:
                 *([_Average(left)] if averaged else []),  # before those that keep weights
                 stopping,
                 progress,
-                *([_Lines(left)] if photos else []),
+                *([Wait(steps, f"Epoch {left.start + 1}/{left.stop}"), _Lines(left)] if photos else []),
                 *(self.watch if phase == "upper-layers" or not recipe.epochs else ()),
             ],
             shuffle=False,
@@ -194,7 +195,21 @@ class Phases:
 def frozen_features(model: keras.Model, images: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:
     """Return the backbone's features (n, c) of images."""
     of_images = keras.Model(model.input, model.get_layer("head_dropout").input)
-    return of_images.predict(images, batch_size=recipe.batch_size, verbose=0)
+    wait = Wait(-(-len(images) // recipe.batch_size), "Computing features")
+    return of_images.predict(images, batch_size=recipe.batch_size, callbacks=[wait], verbose=0)
+
+
+class Wait(keras.callbacks.Callback):
+    """Log once how long the first batches take."""
+
+    def __init__(self, batches: int, work: str) -> None:
+        super().__init__()
+        self._batches = estimated(range(batches), work)
+
+    def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
+        next(self._batches, None)
+
+    on_train_batch_begin = on_predict_batch_begin
 
 
 class BestOfEqual(keras.callbacks.EarlyStopping):

@@ -22,8 +22,8 @@ from serving.engines import open_engine
 from serving.errors import ServingError
 from training.data.pixels import Pixels
 from training.errors import TrainingError
-from training.judge.progress import estimated
 from training.models.quiet import quiet
+from training.progress import estimated
 from training.runs.folder import Run, read_run
 
 _log = logging.getLogger(__name__)

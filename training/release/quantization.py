@@ -35,8 +35,8 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from contract.document import DESCRIBE_SIGNATURE, IMAGES
 from serving.errors import ServingError
 from training.judge.predictors import Predict
-from training.judge.progress import estimated
 from training.models.quiet import quiet
+from training.progress import estimated
 from training.release import tflite
 
 _log = logging.getLogger(__name__)

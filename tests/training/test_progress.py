@@ -1,4 +1,4 @@
-"""training/judge/progress.py: a long wait is announced once."""
+"""training/progress.py: a long wait is announced once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training.judge.progress import estimated
+from training.progress import estimated
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_only_a_long_wait_is_announced(
 ) -> None:
     """Once, when the rate is known; every step is yielded."""
     now_s = 0.0
-    monkeypatch.setattr("training.judge.progress.time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr("training.progress.time", SimpleNamespace(monotonic=lambda: now_s))
     for step in estimated(range(steps), "Counting"):
         now_s = (step + 1) * step_s
     assert lines == said and now_s == steps * step_s
