@@ -27,7 +27,7 @@ setup: $(VENV)/installed  ## make .venv with everything that is pinned in requir
 
 $(VENV)/installed: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Expected Python 3.11 to 3.13, for which TensorFlow has packages. Received: " + sys.version.split()[0] + ". Choose another: make setup PYTHON=python3.12")'
-	@echo "==> Installing into $(VENV): 3 GB with TensorFlow, one to four minutes in which nothing is shown"
+	@echo "==> Installing into $(VENV): 3 GB with TensorFlow; nothing is shown for some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@

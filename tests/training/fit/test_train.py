@@ -252,7 +252,7 @@ def test_a_full_disk_is_an_exit_status(run, tmp_path, capsys):
     """A store that cannot be written ends the command with its cause."""
     (tmp_path / "store").write_text("in the way")
     message = refused(capsys, "export", "--run", str(run), "--store", str(tmp_path / "store"))
-    assert message.startswith("ExportError: Could not make a version below") and "Not a directory" in message
+    assert message.startswith("Could not make a version below") and "Not a directory" in message
 
 
 def test_help_needs_no_tensorflow():
