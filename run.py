@@ -119,11 +119,12 @@ def _read_port(host: str, text: str) -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()  # as the gateway will
     except OSError as exc:
+        another = f"make run PORT={9698 if port == 9697 else 9697}"
         if exc.errno == errno.EADDRINUSE:
-            raise RuntimeError(
-                f"Port {port} is in use, perhaps by another `make run`. Stop that, or choose: make run PORT=9697"
-            ) from exc
-        raise RuntimeError(f"Cannot listen on port {port}: {exc.strerror}. Choose another: make run PORT=9697") from exc
+            reason = f"Port {port} is in use, perhaps by another `make run`. Stop that, or choose another: {another}"
+        else:
+            reason = f"Cannot listen on port {port}: {exc.strerror}. Choose another: {another}"
+        raise RuntimeError(reason) from exc
     return port
 
 

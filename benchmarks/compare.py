@@ -89,7 +89,9 @@ def _arguments() -> argparse.Namespace:
     assert __doc__
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.split("\n\n")[0])
     names = ", ".join(system.name for system in SYSTEMS)
-    parser.add_argument("systems", nargs="*", help=f"measure only these of {names}; store nothing in benchmarks/results")
+    parser.add_argument(
+        "systems", nargs="*", help=f"measure only these of {names}; store nothing in benchmarks/results"
+    )
     parser.add_argument("--smoke", action="store_true", help="measure one short round, to see that all of them run")
     return parser.parse_args()
 
