@@ -195,7 +195,7 @@ class Phases:
 def frozen_features(model: keras.Model, images: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:
     """Return the backbone's features (n, c) of images."""
     of_images = keras.Model(model.input, model.get_layer("head_dropout").input)
-    wait = Wait(-(-len(images) // recipe.batch_size), "Computing features")
+    wait = Wait(-(-len(images) // recipe.batch_size), f"Computing features of {len(images)} photos")
     return of_images.predict(images, batch_size=recipe.batch_size, callbacks=[wait], verbose=0)
 
 
