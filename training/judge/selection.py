@@ -19,7 +19,7 @@ from training.data.splits import class_name, split_of
 from training.errors import DataError
 from training.judge.predict import expand
 from training.judge.predictors import Predict
-from training.judge.progress import estimated
+from training.progress import estimated
 from training.words import counted
 
 _log = logging.getLogger(__name__)
