@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,25 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, refusal: Exception) -> Iterator[None]:
-    """Lock a file; raise the refusal if another process has locked it."""
+def locked(path: Path, refusal: Exception, wait_s: float = 0.0) -> Iterator[None]:
+    """Lock a file; raise the refusal if another process keeps it locked for so long."""
+    give_up = time.monotonic() + wait_s
     with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise refusal from exc
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as exc:
+                if time.monotonic() >= give_up:
+                    raise refusal from exc
+            time.sleep(0.02)
         yield
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

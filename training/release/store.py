@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from contract.disk import locked, written_whole
+from contract.disk import locked, sync, written_whole
 from contract.store import versions_of
 from training.errors import ExportError
 
@@ -30,15 +30,15 @@ class StagedVersion:
         """Sync what was written to disk, and rename it to its number."""
         for folder, _, files in os.walk(self.path, topdown=False):
             for name in (*files, "."):
-                _sync(Path(folder) / name)
+                sync(Path(folder) / name)
         home = self.path.parent
         last = _last_file(home)
         with written_whole(last) as draft:  # a full disk must not empty the file itself
             draft.write_text(f"{self.number}\n")
-            _sync(draft)
+            sync(draft)
         target = home / str(self.number)
         self.path.rename(target)
-        _sync(home)
+        sync(home)
         return target
 
 
@@ -84,11 +84,3 @@ def _next_number(home: Path) -> int:
 def _last_file(home: Path) -> Path:
     """Return where the highest number ever released stands: beside the model's folder, which people remove."""
     return home.with_name(f".{home.name}.last-version")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,1 @@
+"""`python -m gateway.release`: says which version answers, tries others beside it, and remembers it all."""

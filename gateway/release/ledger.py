@@ -1,0 +1,328 @@
+"""Changes of a model's release document, one at a time, each written to the history first."""
+
+from __future__ import annotations
+
+import errno
+import getpass
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from contract.disk import locked, sync, written_whole
+from contract.release import FILE_NAME, Mode, Release, ReleaseError, Trial, read_release
+from contract.store import find_versions
+from gateway.release import history, model_config
+from gateway.release.history import BY_HAND, Entry, History, append, digest, read_history
+
+LOCK_NAME = ".release-lock"
+LOCK_WAIT_S = 10.0  # the longest step of a change is the digest of a version, at about a second for a gigabyte
+
+
+class Refused(Exception):
+    """A change that is not made; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the store says of a model.
+
+    Attributes:
+        release: The document that counts; None if the newest version answers.
+        history: What changed before.
+        on_disk: The folder of each version.
+        notes: What is wrong, and what the next change does about it.
+        is_owed: Whether the document still lacks what the last line of the history says.
+        by_hand: The line that the history lacks, because somebody edited the document.
+    """
+
+    release: Release | None
+    history: History
+    on_disk: Mapping[int, Path]
+    notes: tuple[str, ...] = ()
+    is_owed: bool = False
+    by_hand: Entry | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a command did: the document before and after, which are the same if nothing had to change."""
+
+    before: Release | None
+    after: Release
+    notes: tuple[str, ...]
+
+
+class Ledger:
+    """The document, the history and the `models.config` of one model. Every method may raise `Refused`."""
+
+    def __init__(self, home: Path) -> None:
+        """Open a model's folder."""
+        self.home = home
+
+    def read(self) -> State:
+        """Return what the store says, and change nothing."""
+        state = self._look()
+        if state.is_owed or state.by_hand or state.history.torn:  # perhaps a command is between two of its steps
+            time.sleep(0.2)
+            state = self._look()
+        return state
+
+    def try_version(self, version: int, mode: Mode, share: float = 1.0, *, reason: str = "") -> Change:
+        """Begin the trial of a version, or go on with it at another share."""
+
+        def decide(state: State, serial: int) -> Release:
+            release = state.release
+            if not release:
+                raise Refused(
+                    f"There is no {FILE_NAME}, so the newest version answers everything. First say which version"
+                    f" is stable: promote VERSION. {_on_disk(state)}"
+                )
+            if release.stable == version:
+                raise Refused(f"Version {version} is the stable one. Try another. {_on_disk(state)}")
+            trial = release.trial or Trial(version, mode, share, _text(datetime.now(UTC)), serial)
+            if trial.version != version:
+                raise Refused(f"Version {trial.version} is being tried. First end that: rollback, or promote.")
+            _expect_on_disk(state, version)
+            trial = replace(trial, mode=mode, share=share)
+            return release if trial == release.trial else replace(release, serial=serial, trial=trial)
+
+        return self._change("try", reason, decide)
+
+    def promote(self, version: int | None = None, *, reason: str = "", trial_serial: int | None = None) -> Change:
+        """Make a version the stable one: that of the trial, or another if nothing is tried.
+
+        Args:
+            version: Its number; None for the trial's.
+            reason: For the history.
+            trial_serial: Refuse unless the trial under way has this serial.
+        """
+
+        def decide(state: State, serial: int) -> Release:
+            release = state.release
+            trial = release.trial if release else None
+            _expect_trial(trial, trial_serial)
+            number = trial.version if trial and version is None else version
+            if number is None:
+                raise Refused(f"Nothing is being tried. Name the version to promote. {_on_disk(state)}")
+            if trial and trial.version != number:
+                raise Refused(f"Version {trial.version} is being tried. First end that: rollback.")
+            _expect_on_disk(state, number)
+            if release and release.stable == number:
+                return release
+            others = (release.stable, release.previous) if release else ()
+            kept = [each for each in others if each in state.on_disk and each != number]
+            return Release(number, serial, previous=kept[0] if kept else None)
+
+        return self._change("promote", reason, decide)
+
+    def rollback(self, reason: str = "", *, trial_serial: int | None = None) -> Change:
+        """End the trial; without one, make the previous version the stable one.
+
+        Args:
+            reason: For the history.
+            trial_serial: Refuse unless the trial under way has this serial.
+        """
+
+        def decide(state: State, serial: int) -> Release:
+            release, last = state.release, state.history.last
+            instead = f"To make a version answer: promote VERSION. {_on_disk(state)}"
+            if not release:
+                raise Refused(f"There is no {FILE_NAME}, so the newest version answers. {instead}")
+            _expect_trial(release.trial, trial_serial)
+            if release.trial:
+                return replace(release, serial=serial, trial=None)
+            if last and last.what == "rollback":  # two people in a hurry would bring the bad version back
+                raise Refused(
+                    f"Version {release.stable} answers since the last rollback, by {last.who} at {last.when}. {instead}"
+                )
+            if release.previous in (None, release.stable):
+                raise Refused(f"No version was stable before version {release.stable}. {instead}")
+            _expect_on_disk(state, release.previous)
+            return Release(release.previous, serial, previous=release.stable)
+
+        return self._change("rollback", reason, decide)
+
+    def _change(self, what: str, reason: str, decide: Callable[[State, int], Release]) -> Change:
+        """Make a change under the lock, after what an ended command left undone."""
+        busy = Refused(f"Another command is changing {self.home}. Try again when it has ended.")
+        lock = self.home / LOCK_NAME
+        with _explained(), locked(lock, busy, LOCK_WAIT_S):
+            self._share(lock)
+            state = self._recover(self._look())
+            before, last = state.release, state.history.last
+            after = decide(state, max(state.history.next_serial, before.serial + 1 if before else 0))
+            if after == before:
+                return Change(before, after, state.notes)
+            known = dict(last.digests) if last else {}
+            named = _named_anew(what, before, after)
+            seen = known.pop(named, None)
+            entry = Entry(after.serial, _text(datetime.now(UTC)), _who(), what, " ".join(reason.split()), after, {})
+            entry = _with_digests(entry, known, state.on_disk)
+            if (
+                before
+                and before.trial
+                and named == str(before.trial.version)
+                and seen not in (None, entry.digests[named])
+            ):
+                raise Refused(f"The files of version {named} have changed since its trial began. Release it anew.")
+            self._write(entry, state.history)
+            return Change(before, after, state.notes)
+
+    def _look(self) -> State:
+        with _explained():
+            past, on_disk = read_history(self.home / history.FILE_NAME), find_versions(self.home)
+            state = self._compare(past, on_disk)
+            notes = [f"{history.FILE_NAME}: {problem}." for problem in past.problems]
+            if past.torn:
+                notes.append(f"The last line of {history.FILE_NAME} has no end, because its command was ended.")
+            try:
+                self._config(state.release, 0)
+            except ValueError as exc:
+                notes.append(f"{model_config.FILE_NAME} is not understood, and stays as it is: {exc}")
+            return replace(state, notes=(*notes, *state.notes))
+
+    def _compare(self, past: History, on_disk: Mapping[int, Path]) -> State:
+        """Compare the document with the last line of the history."""
+        file, last = self.home / FILE_NAME, past.last
+        logged = last.document if last else None
+        try:
+            found = read_release(file)
+            if found and found != logged and found.stable not in on_disk:
+                raise ReleaseError(f"{file} names version {found.stable} as stable, which is not on disk")
+        except ReleaseError as exc:
+            instead = f"release {logged.serial} of the history counts" if logged else "it does not count"
+            return State(logged, past, on_disk, (f"{exc}. So {instead}, and the next change replaces the document.",))
+        if found == logged:
+            return State(found, past, on_disk)
+        if last and found == past.before_last and model_config.find_serial(self._config_text()) != last.serial:
+            note = f"The command of release {last.serial} was ended before it wrote {FILE_NAME}; the next change does."
+            return State(logged, past, on_disk, (note,), is_owed=True)
+        when = datetime.fromtimestamp(file.stat().st_mtime, UTC) if found else datetime.now(UTC)
+        edited = "edited" if found else "removed"
+        entry = Entry(found.serial if found else past.next_serial, _text(when), "", BY_HAND, edited, found, {})
+        note = f"{FILE_NAME} was {edited} by hand; the next change adds that to {history.FILE_NAME}."
+        return State(found, past, on_disk, (note,), by_hand=entry)
+
+    def _recover(self, state: State) -> State:
+        """Finish what an ended command left undone, and return what the store says then."""
+        for name in (FILE_NAME, model_config.FILE_NAME):
+            for draft in self.home.glob(f"{name}.draft-*"):
+                draft.unlink(missing_ok=True)
+        last = state.history.last
+        if state.by_hand:
+            self._write(_with_digests(state.by_hand, last.digests if last else {}, state.on_disk), state.history)
+        elif last:
+            self._publish(last)
+        return replace(self._look(), notes=state.notes)
+
+    def _write(self, entry: Entry, past: History) -> None:
+        """Make a change: the history first, so that it can be finished when this command is ended."""
+        file = self.home / history.FILE_NAME
+        append(file, past, entry)
+        self._share(file)
+        sync(self.home)
+        self._publish(entry)
+
+    def _publish(self, entry: Entry) -> None:
+        """Write what a line of the history says into the other files, unless they say so."""
+        if entry.document:
+            self._write_text(self.home / FILE_NAME, entry.document.to_json())
+        else:
+            (self.home / FILE_NAME).unlink(missing_ok=True)
+        with suppress(ValueError):  # `_look` makes a note of it
+            self._write_text(self.home / model_config.FILE_NAME, self._config(entry.document, entry.serial))
+
+    def _write_text(self, path: Path, text: str) -> None:
+        if path.exists() and path.read_bytes() == text.encode():
+            return
+        with written_whole(path) as draft:
+            draft.write_text(text, encoding="utf-8")
+            self._share(draft)
+            sync(draft)
+        sync(self.home)
+
+    def _config(self, release: Release | None, serial: int) -> str:
+        versions = release.versions & find_versions(self.home).keys() if release else set()
+        return model_config.compose(self._config_text(), self.home, versions, serial)
+
+    def _config_text(self) -> str:
+        file = self.home / model_config.FILE_NAME
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+
+    def _share(self, path: Path) -> None:
+        """Give a file to the folder's owner, as far as this user may, and let those write it who may write there."""
+        folder = self.home.stat()
+        with suppress(OSError):
+            os.chown(path, folder.st_uid if os.geteuid() == 0 else -1, folder.st_gid)
+        with suppress(OSError):
+            path.chmod(folder.st_mode & 0o666)
+
+
+def open_ledger(store: Path, model: str) -> Ledger:
+    """Return the ledger of a store's model.
+
+    Raises:
+        Refused: There is no such model.
+    """
+    home = store / model
+    if Path(model).name == model and home.is_dir():
+        return Ledger(home)
+    models = sorted(each.name for each in store.glob("[!.]*") if each.is_dir())
+    raise Refused(f"Expected a model of {store} ({', '.join(models) or 'it has none'}). Received: {model!r}")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        advice = ""
+        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = ". Changes need a store that can be written, and a user who may"
+        raise Refused(f"{exc.filename or 'The store'}: {exc.strerror}{advice}.") from exc
+
+
+def _named_anew(what: str, before: Release | None, after: Release) -> str:
+    """Return the version whose files a change takes as they are now; empty for a rollback, which must be quick."""
+    if what == "promote":
+        return str(after.stable)
+    return str(after.trial.version) if after.trial and not (before and before.trial) else ""
+
+
+def _with_digests(entry: Entry, known: Mapping[str, str], on_disk: Mapping[int, Path]) -> Entry:
+    """Add the digests of the versions that a document names; those that are known are not computed again."""
+    named = entry.document.versions if entry.document else ()
+    digests = {str(each): known.get(str(each)) or digest(on_disk[each]) for each in sorted(named) if each in on_disk}
+    return replace(entry, digests=digests)
+
+
+def _expect_on_disk(state: State, version: int) -> None:
+    if version not in state.on_disk:
+        raise Refused(f"Version {version} is not on disk. {_on_disk(state)}")
+
+
+def _expect_trial(trial: Trial | None, serial: int | None) -> None:
+    if serial is not None and (not trial or trial.serial != serial):
+        raise Refused(f"The trial of release {serial} has ended.")
+
+
+def _on_disk(state: State) -> str:
+    return f"On disk: {', '.join(map(str, sorted(state.on_disk))) or 'none'}."
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _who() -> str:
+    """Return who runs this, and where: of sudo, the one who called it; in a container, $USER if it was passed on."""
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

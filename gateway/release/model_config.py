@@ -1,0 +1,53 @@
+"""`models.config`, which keeps the versions of the document loaded in TensorFlow Serving.
+
+It reads the file with `--model_config_file` and `--model_config_file_poll_wait_seconds`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from contract import messages_pb2 as messages
+
+FILE_NAME = "models.config"
+_SERIAL = re.compile(r"^# Release (\d+),", re.MULTILINE)
+
+
+def compose(text: str, home: Path, versions: Iterable[int], serial: int) -> str:
+    """Return the file with exactly those versions of a model; with none, the newest two.
+
+    Other models in it stay, and so does the model's base path, which may be that of another machine.
+
+    Args:
+        text: The file as it is; empty if there is none.
+        home: The model's folder.
+        versions: All on disk.
+        serial: That of the release.
+
+    Raises:
+        ValueError: The file is not understood; the message says where.
+    """
+    try:
+        config = text_format.Parse(text, messages.ModelServerConfig())
+    except text_format.ParseError as exc:
+        raise ValueError(str(exc)) from exc
+    models = config.model_config_list.config
+    model = next((each for each in models if each.name == home.name), None)
+    if not model:
+        model = models.add(name=home.name, base_path=str(home.resolve()), model_platform="tensorflow")
+    model.model_version_policy.Clear()
+    if versions := sorted(versions):
+        model.model_version_policy.specific.versions.extend(versions)
+    else:
+        model.model_version_policy.latest.num_versions = 2
+    return f"# Release {serial}, written by python -m gateway.release. Other models and base_path are kept.\n{config}"
+
+
+def find_serial(text: str) -> int | None:
+    """Return the release that a file was written for, if it says so."""
+    found = _SERIAL.search(text)
+    return int(found[1]) if found else None
