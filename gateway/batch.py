@@ -181,8 +181,13 @@ def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -
     file.flush()
 
 
-def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")) or text.endswith("/predict"):
+def gateway_url(text: str) -> str:
+    """Read a gateway's URL from the command line."""
+    try:
+        url = urllib3.util.parse_url(text)
+    except urllib3.exceptions.LocationParseError:
+        url = urllib3.util.Url()
+    if not text.startswith(("http://", "https://")) or not url.host or text.endswith("/predict"):
         raise argparse.ArgumentTypeError(f"Expected http://HOST:PORT or https://HOST. Received: {text!r}")
     return text.rstrip("/")
 
@@ -209,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         "sources", nargs="+", metavar="SOURCE", help="a URL, an image, a folder, or a text file with a list"
     )
     parser.add_argument(
-        "--gateway", type=_url, default="http://localhost:9696", help="URL of the gateway (default: %(default)s)"
+        "--gateway", type=gateway_url, default="http://localhost:9696", help="URL of the gateway (default: %(default)s)"
     )
     parser.add_argument("--out", type=_table, help=".csv or .jsonl file to append to (default: standard output)")
     parser.add_argument("--top-k", type=_positive, default=1, help="predictions per image (default: %(default)s)")

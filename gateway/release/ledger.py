@@ -32,7 +32,7 @@ class State:
     """What the store says of a model.
 
     Attributes:
-        release: The document that counts; None if the newest version answers.
+        release: The document, or the last one if it cannot be used; None if the newest version answers.
         history: What changed before.
         on_disk: The folder of each version.
         notes: What is wrong, and what the next change does about it.
@@ -159,19 +159,14 @@ class Ledger:
             if after == before:
                 return Change(before, after, state.notes)
             known = dict(last.digests) if last else {}
-            named = _named_anew(what, before, after)
+            tried = str(before.trial.version) if before and before.trial else ""
+            named = _named_anew(what, after, tried)
             seen = known.pop(named, None)
             entry = Entry(after.serial, _text(datetime.now(UTC)), _who(), what, " ".join(reason.split()), after, {})
             entry = _with_digests(entry, known, state.on_disk)
-            if (
-                before
-                and before.trial
-                and named == str(before.trial.version)
-                and seen not in (None, entry.digests[named])
-            ):
+            if named == tried and seen and seen != entry.digests[named]:
                 raise Refused(f"The files of version {named} have changed since its trial began. Release it anew.")
-            self._write(entry, state.history)
-            return Change(before, after, state.notes)
+            return Change(before, after, state.notes + self._write(entry, state.history))
 
     def _look(self) -> State:
         with _explained():
@@ -180,10 +175,6 @@ class Ledger:
             notes = [f"{history.FILE_NAME}: {problem}." for problem in past.problems]
             if past.torn:
                 notes.append(f"The last line of {history.FILE_NAME} has no end, because its command was ended.")
-            try:
-                self._config(state.release, 0)
-            except ValueError as exc:
-                notes.append(f"{model_config.FILE_NAME} is not understood, and stays as it is: {exc}")
             return replace(state, notes=(*notes, *state.notes))
 
     def _compare(self, past: History, on_disk: Mapping[int, Path]) -> State:
@@ -201,8 +192,12 @@ class Ledger:
             return State(found, past, on_disk)
         if last and found == past.before_last and model_config.find_serial(self._config_text()) != last.serial:
             note = f"The command of release {last.serial} was ended before it wrote {FILE_NAME}; the next change does."
-            return State(logged, past, on_disk, (note,), is_owed=True)
-        when = datetime.fromtimestamp(file.stat().st_mtime, UTC) if found else datetime.now(UTC)
+            return State(found, past, on_disk, (note,), is_owed=True)
+        when = datetime.now(UTC)
+        if found:
+            when = min(when, datetime.fromtimestamp(file.stat().st_mtime, UTC))
+        if last:  # a file that was copied may be older
+            when = max(when, last.time)
         edited = "edited" if found else "removed"
         entry = Entry(found.serial if found else past.next_serial, _text(when), "", BY_HAND, edited, found, {})
         note = f"{FILE_NAME} was {edited} by hand; the next change adds that to {history.FILE_NAME}."
@@ -220,22 +215,33 @@ class Ledger:
             self._publish(last)
         return replace(self._look(), notes=state.notes)
 
-    def _write(self, entry: Entry, past: History) -> None:
-        """Make a change: the history first, so that it can be finished when this command is ended."""
+    def _write(self, entry: Entry, past: History) -> tuple[str, ...]:
+        """Make a change: the history first, so that it can be finished when this command is ended; return as below."""
         file = self.home / history.FILE_NAME
         append(file, past, entry)
         self._share(file)
-        sync(self.home)
-        self._publish(entry)
+        try:
+            if not past.size:  # its name is new
+                sync(self.home)
+            return self._publish(entry)
+        except OSError:  # the document is as it was
+            os.truncate(file, past.size)
+            raise
 
-    def _publish(self, entry: Entry) -> None:
-        """Write what a line of the history says into the other files, unless they say so."""
+    def _publish(self, entry: Entry) -> tuple[str, ...]:
+        """Write what a line of the history says into the other files, unless they say so; return what went wrong."""
         if entry.document:
             self._write_text(self.home / FILE_NAME, entry.document.to_json())
         else:
             (self.home / FILE_NAME).unlink(missing_ok=True)
-        with suppress(ValueError):  # `_look` makes a note of it
+        sync(self.home)  # the next file says that this one is done
+        try:
             self._write_text(self.home / model_config.FILE_NAME, self._config(entry.document, entry.serial))
+        except OSError as exc:
+            return (f"{model_config.FILE_NAME} was not written, so TensorFlow Serving does not follow: {exc.strerror}",)
+        except ValueError as exc:
+            return (f"{model_config.FILE_NAME} is not understood, and stays as it is: {exc}",)
+        return ()
 
     def _write_text(self, path: Path, text: str) -> None:
         if path.exists() and path.read_bytes() == text.encode():
@@ -244,7 +250,6 @@ class Ledger:
             draft.write_text(text, encoding="utf-8")
             self._share(draft)
             sync(draft)
-        sync(self.home)
 
     def _config(self, release: Release | None, serial: int) -> str:
         versions = release.versions & find_versions(self.home).keys() if release else set()
@@ -252,7 +257,7 @@ class Ledger:
 
     def _config_text(self) -> str:
         file = self.home / model_config.FILE_NAME
-        return file.read_text(encoding="utf-8") if file.exists() else ""
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
     def _share(self, path: Path) -> None:
         """Give a file to the folder's owner, as far as this user may, and let those write it who may write there."""
@@ -270,7 +275,7 @@ def open_ledger(store: Path, model: str) -> Ledger:
         Refused: There is no such model.
     """
     home = store / model
-    if Path(model).name == model and home.is_dir():
+    if model and Path(model).name == model and model[0] != "." and home.is_dir():
         return Ledger(home)
     models = sorted(each.name for each in store.glob("[!.]*") if each.is_dir())
     raise Refused(f"Expected a model of {store} ({', '.join(models) or 'it has none'}). Received: {model!r}")
@@ -287,11 +292,11 @@ def _explained() -> Iterator[None]:
         raise Refused(f"{exc.filename or 'The store'}: {exc.strerror}{advice}.") from exc
 
 
-def _named_anew(what: str, before: Release | None, after: Release) -> str:
+def _named_anew(what: str, after: Release, tried: str) -> str:
     """Return the version whose files a change takes as they are now; empty for a rollback, which must be quick."""
     if what == "promote":
         return str(after.stable)
-    return str(after.trial.version) if after.trial and not (before and before.trial) else ""
+    return str(after.trial.version) if after.trial and not tried else ""
 
 
 def _with_digests(entry: Entry, known: Mapping[str, str], on_disk: Mapping[int, Path]) -> Entry:

@@ -1,0 +1,258 @@
+"""Say which version of a model answers, try another beside it, and go back. It needs no TensorFlow and no gateway."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from contract.release import Mode, Release, ReleaseError, Trial
+from gateway.batch import gateway_url
+from gateway.release.gateways import find_addresses, wait_until_followed
+from gateway.release.history import Entry
+from gateway.release.ledger import Change, Ledger, Refused, State, open_ledger
+
+DONE, REFUSED, USAGE, NOT_FOLLOWED = 0, 1, 2, 3
+FOLLOW_S = 30.0  # a version that nobody tried must load first
+
+_EXAMPLES = """
+examples, for a model called clothing:
+  python -m gateway.release clothing status                which version answers, and which is tried
+  python -m gateway.release clothing promote 3             version 3 answers everything from now on
+  python -m gateway.release clothing try 4 --shadow        version 4 is asked too, but 3 answers
+  python -m gateway.release clothing try 4 --share 10%     version 4 answers a tenth of the users
+  python -m gateway.release clothing try 4 --share 50%     half of them; nobody moves back
+  python -m gateway.release clothing promote               version 4, which is tried, answers everything
+  python -m gateway.release clothing rollback              end the trial; without one, back to the version before
+  python -m gateway.release clothing history               who changed what, when and why
+  python -m gateway.release clothing at 2026-05-03T14:05   what answered then
+
+if answers are bad and you must act now:
+  1. status     shows what answers, and what is tried
+  2. rollback   ends the trial; if nothing is tried, the version before answers again, which is still loaded
+  3. status --gateway http://HOST:9696   shows whether that gateway follows
+  If the version before is bad too, promote the number of a good one. No command removes a version.
+"""
+_STATUSES = """
+exit status:
+  0   done, or nothing had to change
+  1   refused, and nothing has changed; of `history` and `at`: the history was edited. The message says why
+  2   the command line is wrong
+  3   the change is made, but a gateway of --gateway does not follow; the message says which
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit status."""
+    options = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    run: Callable[[Ledger, argparse.Namespace], int] = options.run
+    try:
+        return run(open_ledger(options.store, options.model), options)
+    except (Refused, ReleaseError) as exc:
+        _warn(str(exc))
+        return REFUSED
+    except BrokenPipeError:  # `history | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return DONE
+    except KeyboardInterrupt:
+        _warn("Stopped. What was written stays; `status` shows it.")
+        return 130
+
+
+def _status(ledger: Ledger, options: argparse.Namespace) -> int:
+    state = ledger.read()
+    _warn(*state.notes)
+    release, last = state.release, state.history.last
+    stable = release.stable if release else max(state.on_disk, default=-1)
+    newer = [number for number in state.on_disk if release and number > stable and number not in release.versions]
+    trial, previous = (release.trial, release.previous) if release else (None, None)
+    rows = {
+        "answers": _version(stable, state) if release else "the newest version that gateways accept; no release yet",
+        "on trial": _trial(trial) + _missing(trial.version, state) if trial else "",
+        "before it": _version(previous, state) if previous is not None else "",
+        "on disk": ", ".join(map(str, sorted(state.on_disk))) or "nothing",
+        "waiting": f"{', '.join(map(str, sorted(newer)))}: newer than what answers; try or promote it" if newer else "",
+        "last change": _line(last) if last else "",
+    }
+    print(f"{ledger.home.name}: release {release.serial}" if release else ledger.home.name)
+    for name, text in rows.items():
+        if text:
+            print(f"  {name:<12} {text}")
+    return _follow(options.gateway, release.serial) if release else DONE
+
+
+def _try(ledger: Ledger, options: argparse.Namespace) -> int:
+    mode: Mode = "shadow" if options.shadow else "share"
+    change = ledger.try_version(options.version, mode, options.share or 1.0, reason=options.reason)
+    return _finish(change, options.gateway, "End it with `promote` or `rollback`.")
+
+
+def _promote(ledger: Ledger, options: argparse.Namespace) -> int:
+    change = ledger.promote(options.version, reason=options.reason)
+    hint = "Newer versions wait now until you try or promote them."
+    if (previous := change.after.previous) is not None:
+        hint = f"Version {previous} stays loaded, and `rollback` goes back to it."
+    return _finish(change, options.gateway, hint)
+
+
+def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
+    change = ledger.rollback(options.reason)
+    trial = change.before.trial if change.before else None
+    hint = f"The trial of version {trial.version} has ended." if trial else f"Version {change.after.previous} does not."
+    return _finish(change, options.gateway, hint)
+
+
+def _finish(change: Change, gateways: Sequence[str], hint: str) -> int:
+    """Say what a change did, and wait for the gateways."""
+    _warn(*change.notes)
+    if change.before == change.after:
+        print(f"Nothing to change: release {change.after.serial} says so already.")
+    print(f"Release {change.after.serial}: {_describe(change.after)}. {hint}")
+    if not gateways:
+        print("Gateways follow within a second once the version is loaded; --gateway URL waits for them.")
+    return _follow(gateways, change.after.serial)
+
+
+def _follow(gateways: Sequence[str], serial: int) -> int:
+    """Wait for gateways, and name those that do not follow."""
+    try:
+        addresses = find_addresses(gateways)
+    except OSError as exc:
+        _warn(f"The gateway's name cannot be looked up: {exc}.")
+        return NOT_FOLLOWED
+    late = wait_until_followed(addresses, serial, FOLLOW_S)
+    _warn(*(f"{each} does not follow release {serial}: it {each.lag}." for each in late))
+    if addresses and not late:
+        print(f"{', '.join(map(str, addresses))}: follows release {serial}.")
+    return NOT_FOLLOWED if late else DONE
+
+
+def _history(ledger: Ledger, options: argparse.Namespace) -> int:
+    state = ledger.read()
+    for entry in state.history.entries.values():
+        print(_line(entry))
+    _warn(*state.notes)
+    if state.history.problems:
+        return REFUSED
+    print(f"{len(state.history.entries)} changes; each line continues the one before it.")
+    return DONE
+
+
+def _at(ledger: Ledger, options: argparse.Namespace) -> int:
+    try:
+        time = datetime.fromisoformat(" ".join(options.time)).astimezone()  # without a zone, it is this machine's
+    except (ValueError, OverflowError, OSError) as exc:
+        raise Refused(f"Expected a time such as 2026-05-03T14:05 or 2026-05-03T12:05Z. Received: {exc}") from exc
+    if time > datetime.now(UTC):
+        raise Refused(f"Expected a time that has passed. Received: {time.isoformat(' ', 'seconds')}")
+    state = ledger.read()
+    _warn(*state.notes)
+    entry = state.history.at(time)
+    if state.by_hand and state.by_hand.time <= time:
+        entry = state.by_hand
+    document = entry.document if entry else None
+    print(f"{time.isoformat(' ', 'seconds')} ({time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC): {_describe(document)}.")
+    if entry:
+        print(f"Since {_line(entry)}")
+    return REFUSED if state.history.problems else DONE
+
+
+def _describe(release: Release | None) -> str:
+    """Return what answers and what is tried."""
+    if not release:
+        return "the newest accepted version answers"
+    return f"version {release.stable} answers" + (f", {_trial(release.trial)}" if release.trial else "")
+
+
+def _trial(trial: Trial) -> str:
+    requests = "all requests" if trial.share == 1 else f"{trial.share * 100:g} % of the requests"
+    how = f"answers {requests}" if trial.mode == "share" else f"is asked in shadow, with {requests}"
+    return f"version {trial.version} {how}"
+
+
+def _line(entry: Entry) -> str:
+    """Return a change as one line, without what could steer a terminal."""
+    by, why = f", {entry.who}" if entry.who else "", f": {entry.why}" if entry.why else ""
+    text = f"release {entry.serial}  {entry.when}  {entry.what}{by}{why}  ({_describe(entry.document)})"
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def _version(number: int, state: State) -> str:
+    return f"version {number}{_missing(number, state)}"
+
+
+def _missing(number: int, state: State) -> str:
+    return "" if number in state.on_disk else ", which is NOT on disk"
+
+
+def _warn(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway.release", description=__doc__, epilog=_EXAMPLES + _STATUSES, formatter_class=layout
+    )
+    parser.add_argument("model", metavar="NAME", help="the model: a folder of the store")
+    store: dict[str, Any] = {"type": Path, "help": "folder of the models (default: model-store)"}
+    parser.add_argument("--store", default=Path("model-store"), **store)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[Ledger, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, epilog=_STATUSES, formatter_class=layout)
+        command.set_defaults(run=run)
+        command.add_argument("--store", default=argparse.SUPPRESS, **store)
+        return command
+
+    _add_gateway(add("status", _status, "show what answers, what is tried, and what is on disk"))
+    trial = add("try", _try, "try a version beside the stable one, or go on with a larger share")
+    trial.add_argument("version", type=_number, metavar="VERSION", help="its number")
+    how = trial.add_mutually_exclusive_group(required=True)
+    how.add_argument("--shadow", action="store_true", help="ask it too, off the path; the stable version answers")
+    how.add_argument("--share", type=_share, metavar="PART", help="let it answer a part, such as 10%% or 0.1")
+    promote = add("promote", _promote, "make a version the one that answers; what answered stays loaded")
+    promote.add_argument("version", type=_number, nargs="?", metavar="VERSION", help="default: the one that is tried")
+    rollback = add("rollback", _rollback, "end the trial; if nothing is tried, let the version before answer again")
+    for command in (trial, promote, rollback):
+        _add_gateway(command)
+        command.add_argument("--reason", default="", metavar="TEXT", help="why; it goes into the history")
+    add("history", _history, "show every change: who, when, what and why; check that no line was edited")
+    at = add("at", _at, "show what answered at a time")
+    at.add_argument("time", nargs="+", metavar="TIME", help="such as 2026-05-03T14:05 (of this machine) or …T12:05Z")
+    return parser
+
+
+def _add_gateway(parser: argparse.ArgumentParser) -> None:
+    text = "wait until this gateway follows, at each address of its name; repeatable. GATEWAY_KEY is its API key"
+    parser.add_argument("--gateway", type=gateway_url, action="append", default=[], metavar="URL", help=text)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"Expected the number of a version. Received: {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"Expected a part of the requests, such as 10% or 0.1. Received: {text!r}")
+    return share
+
+
+if __name__ == "__main__":
+    sys.exit(main())

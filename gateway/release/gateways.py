@@ -1,0 +1,117 @@
+"""Running gateways, each address of them: which release they follow."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import urllib3
+
+# A gateway's workers look at the document by themselves, every half second, and any of them may get a connection. So
+# all of them follow when one address has answered so for longer than that: 8 times, 0.1 s apart.
+ANSWERS_IN_A_ROW = 8
+PAUSE_S = 0.1
+TIMEOUT_S = 3.0
+
+
+@dataclass
+class Address:
+    """One address of a gateway: a name may stand for several gateways.
+
+    Attributes:
+        url: The gateway's, without `/` at its end.
+        ip: The address.
+        answers: How often in a row it showed the release.
+        lag: Why it does not follow; empty if it does.
+        is_closed: Whether nothing listens there, as at ::1 for a gateway that listens on IPv4 only.
+    """
+
+    url: str
+    ip: str
+    answers: int = field(default=0, compare=False)
+    lag: str = field(default="", compare=False)
+    is_closed: bool = field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        """Return the URL, and the address where the name does not say it."""
+        return self.url if self.ip in self.url else f"{self.url} ({self.ip})"
+
+    def get(self, path: str) -> urllib3.BaseHTTPResponse:
+        """Ask on a connection of its own, so that any worker may answer.
+
+        Raises:
+            urllib3.exceptions.HTTPError: Nobody answers.
+        """
+        url = urllib3.util.parse_url(self.url)
+        key = os.environ.get("GATEWAY_KEY")
+        headers = {"Host": url.netloc or "", "Connection": "close"} | (
+            {"Authorization": f"Bearer {key}"} if key else {}
+        )
+        options: dict[str, Any] = {"timeout": TIMEOUT_S, "retries": False, "headers": headers}
+        pool: urllib3.HTTPConnectionPool
+        if url.scheme == "https":
+            name = (url.host or "").strip("[]")
+            pool = urllib3.HTTPSConnectionPool(self.ip, url.port, server_hostname=name, assert_hostname=name, **options)
+        else:
+            pool = urllib3.HTTPConnectionPool(self.ip, url.port, **options)
+        with pool:
+            return pool.request("GET", f"{url.path or ''}{path}")
+
+
+def find_addresses(urls: Sequence[str]) -> list[Address]:
+    """Return every address of gateways.
+
+    Raises:
+        OSError: A name has none.
+    """
+    found = []
+    for each in urls:
+        url = urllib3.util.parse_url(each)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        infos = socket.getaddrinfo((url.host or "").strip("[]"), port, type=socket.SOCK_STREAM)
+        found += [Address(each, str(ip)) for ip in dict.fromkeys(info[4][0] for info in infos)]
+    return found
+
+
+def wait_until_followed(addresses: Sequence[Address], serial: int, wait_s: float) -> list[Address]:
+    """Wait until gateways follow a release; return those that do not in time."""
+    give_up = time.monotonic() + wait_s
+    while True:
+        for address in addresses:
+            if address.answers < ANSWERS_IN_A_ROW:
+                _look(address, serial)
+        open_at = {each.url for each in addresses if not each.is_closed}
+        late = [
+            each
+            for each in addresses
+            if each.answers < ANSWERS_IN_A_ROW and not (each.is_closed and each.url in open_at)
+        ]
+        if not late or time.monotonic() > give_up:
+            return late
+        time.sleep(PAUSE_S)
+
+
+def _look(address: Address, serial: int) -> None:
+    """Ask an address which release it follows."""
+    address.is_closed = False
+    try:
+        response = address.get("/readyz")
+        health = json.loads(response.data)
+        release, error = health["release"], health.get("release_error")
+        followed = int(release["serial"]) if release else -1
+    except urllib3.exceptions.NewConnectionError as exc:
+        address.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
+        address.lag = "nobody listens there"
+    except urllib3.exceptions.HTTPError as exc:
+        address.lag = f"does not answer: {exc}"
+    except (ValueError, KeyError, TypeError):
+        address.lag = f"shows no release at /readyz, with status {response.status}; GATEWAY_KEY may be missing"
+    else:
+        known = f"follows release {followed}" if release else "follows no release"
+        address.lag = "" if followed >= serial else f"{known}{f': {error}' if error else ''}"
+    address.answers = 0 if address.lag else address.answers + 1

@@ -1,0 +1,72 @@
+"""A store with four versions of a model, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.release.__main__ import main
+
+
+@dataclass
+class Store:
+    """A store, and what the command answers there."""
+
+    path: Path
+    run: Callable[..., tuple[int, str, str]]
+
+    @property
+    def home(self) -> Path:
+        return self.path / "clothing"
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return json.loads((self.home / "release.json").read_text())
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.home / "history.jsonl").read_text().splitlines()]
+
+    def do(self, *arguments: str) -> str:
+        """Run a command that must succeed; return what it prints."""
+        status, out, err = self.run(*arguments)
+        assert status == 0, err
+        return out
+
+    def refuse(self, *arguments: str) -> str:
+        """Run a command that must be refused, and change nothing; return why."""
+        before = files(self.home)
+        status, out, err = self.run(*arguments)
+        assert (status, out, files(self.home)) == (1, "", before)
+        return err
+
+
+def files(home: Path) -> dict[str, bytes]:
+    """Return the contents of the files that the command writes, but for its lock."""
+    return {path.name: path.read_bytes() for path in home.iterdir() if path.is_file() and path.name != ".release-lock"}
+
+
+def add_version(home: Path, number: int) -> None:
+    """Put a version into a model's folder."""
+    (home / str(number) / "assets").mkdir(parents=True)
+    (home / str(number) / "saved_model.pb").write_bytes(b"graph %d" % number)
+    (home / str(number) / "assets" / "a file.txt").write_bytes(b"%d" % number)
+
+
+@pytest.fixture
+def store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Store:
+    """A store with versions 1 to 4 of `clothing`, and no document."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(["clothing", "--store", str(store.path), *arguments])
+        return status, *capsys.readouterr()
+
+    store = Store(tmp_path / "model-store", run)
+    for number in range(1, 5):
+        add_version(store.home, number)
+    return store
