@@ -48,10 +48,9 @@ class Address:
             urllib3.exceptions.HTTPError: Nobody answers.
         """
         url = urllib3.util.parse_url(self.url)
-        key = os.environ.get("GATEWAY_KEY")
-        headers = {"Host": url.netloc or "", "Connection": "close"} | (
-            {"Authorization": f"Bearer {key}"} if key else {}
-        )
+        headers = {"Host": url.netloc or "", "Connection": "close"}
+        if key := os.environ.get("GATEWAY_KEY"):
+            headers["Authorization"] = os.fsencode(f"Bearer {key}").decode("latin-1")  # a header is bytes
         options: dict[str, Any] = {"timeout": TIMEOUT_S, "retries": False, "headers": headers}
         pool: urllib3.HTTPConnectionPool
         if url.scheme == "https":
@@ -70,7 +69,7 @@ def find_addresses(urls: Sequence[str]) -> list[Address]:
         OSError: A name has none.
     """
     found = []
-    for each in urls:
+    for each in dict.fromkeys(urls):
         url = urllib3.util.parse_url(each)
         port = url.port or (443 if url.scheme == "https" else 80)
         infos = socket.getaddrinfo((url.host or "").strip("[]"), port, type=socket.SOCK_STREAM)
@@ -92,7 +91,7 @@ def wait_until_followed(addresses: Sequence[Address], serial: int, wait_s: float
             if each.answers < ANSWERS_IN_A_ROW and not (each.is_closed and each.url in open_at)
         ]
         if not late or time.monotonic() > give_up:
-            return late
+            return [each for each in late if each.lag]
         time.sleep(PAUSE_S)
 
 
@@ -101,17 +100,24 @@ def _look(address: Address, serial: int) -> None:
     address.is_closed = False
     try:
         response = address.get("/readyz")
-        health = json.loads(response.data)
-        release, error = health["release"], health.get("release_error")
-        followed = int(release["serial"]) if release else -1
     except urllib3.exceptions.NewConnectionError as exc:
         address.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
-        address.lag = "nobody listens there"
-    except urllib3.exceptions.HTTPError as exc:
+        address.lag = "does not take connections"
+    except (urllib3.exceptions.HTTPError, ValueError) as exc:  # http.client says so of a key that no header can have
         address.lag = f"does not answer: {exc}"
-    except (ValueError, KeyError, TypeError):
-        address.lag = f"shows no release at /readyz, with status {response.status}; GATEWAY_KEY may be missing"
     else:
-        known = f"follows release {followed}" if release else "follows no release"
-        address.lag = "" if followed >= serial else f"{known}{f': {error}' if error else ''}"
+        address.lag = _find_lag(response, serial)
     address.answers = 0 if address.lag else address.answers + 1
+
+
+def _find_lag(response: urllib3.BaseHTTPResponse, serial: int) -> str:
+    """Return why a gateway does not follow, by its answer; empty if it does."""
+    try:
+        health = json.loads(response.data)
+        release, error = health["release"], health["release_error"]
+        followed = int(release["serial"]) if release else -1
+    except (ValueError, KeyError, TypeError):
+        return f"shows no release at /readyz, with status {response.status}; GATEWAY_KEY may be missing"
+    if followed >= serial:
+        return ""
+    return (f"follows release {followed}" if release else "follows no release") + (f": {error}" if error else "")

@@ -1,0 +1,155 @@
+"""python -m gateway.release --gateway: which gateways follow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import trustme
+
+from gateway.release import __main__ as command
+from tests.gateway.fetch.conftest import server_tls
+from tests.gateway.release.conftest import Store
+from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.stack import free_port, gateway
+
+Serve = Callable[..., int]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """A function that answers every path at an address; it returns the port."""
+    servers = []
+
+    def serve(answers: Callable[[str], object], ip: str = "127.0.0.1", port: int = 0, tls: object = None) -> int:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = json.dumps(answers(self.path)).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None: ...
+
+        server = ThreadingHTTPServer((ip, port), Handler)
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return server.server_address[1]
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gateways.test` is two addresses, and IPv6's own, where nobody listens."""
+    look_up = socket.getaddrinfo
+
+    def find(host: str, port: int, *args: object, **options: object) -> list[object]:
+        names = ["::1", "127.0.0.1", "127.0.0.2"] if host == "gateways.test" else [host]
+        return [info for each in names for info in look_up(each, port, *args, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+
+
+def follows(serial: int, error: str | None = None) -> dict[str, object]:
+    return {"status": "ready", "release": {"serial": serial} if serial else None, "release_error": error}
+
+
+@pytest.mark.processes
+def test_it_waits_for_every_worker_of_a_real_gateway(
+    store: Store, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its key; a version that is not loaded, and a lack of the key, are named, with status 3."""
+    server = FakeModelServer({1: FakeVersion.of(golden), 2: FakeVersion.of(golden)})
+    settings = {
+        "GATEWAY_WORKERS": "2",
+        "GATEWAY_RELEASE_FILE": str(store.home / "release.json"),
+        "GATEWAY_API_KEYS": hashlib.sha256("schlüssel".encode()).hexdigest(),
+    }
+    monkeypatch.setattr(command, "FOLLOW_S", 5.0)
+    monkeypatch.setenv("GATEWAY_KEY", "schlüssel")
+    with gateway(server.address, "tiny", **settings) as running:
+        url = f"http://127.0.0.1:{running.port}"
+        assert f"{url}: follows release 1." in store.do("promote", "1", "--gateway", url)
+        assert f"{url}: follows release 2." in store.do("try", "2", "--share", "10%", "--gateway", f"{url}/")
+        assert f"{url}: follows release 2." in store.do("status", "--gateway", url)
+        store.do("rollback")
+        monkeypatch.setattr(command, "FOLLOW_S", 0.5)
+        status, out, err = store.run("promote", "3", "--gateway", url)
+        assert status == 3 and "version 3 answers" in out
+        assert "it follows release 3: " in err and "version 3 as stable, which is not loaded" in err
+        monkeypatch.delenv("GATEWAY_KEY")
+        status, _, err = store.run("status", "--gateway", url)
+        assert status == 3 and "GATEWAY_KEY may be missing" in err
+    server.stop()
+
+
+def test_every_address_of_a_name(store: Store, serve: Serve, name: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lags is named by its address; one where nobody listens does not count beside others."""
+    monkeypatch.setattr(command, "FOLLOW_S", 0.3)
+    seen: list[str] = []
+    port = serve(lambda path: (seen.append(path), follows(1))[1])
+    serve(lambda path: follows(0, "it is no document"), "127.0.0.2", port)
+    status, _, err = store.run("promote", "1", "--gateway", f"http://gateways.test:{port}/prefix")
+    assert status == 3 and {*seen} == {"/prefix/readyz"}
+    assert err == (
+        f"http://gateways.test:{port}/prefix (127.0.0.2) does not follow release 1:"
+        " it follows no release: it is no document.\n"
+    )
+
+
+def test_one_worker_that_lags(store: Store, serve: Serve) -> None:
+    """Workers take turns, so one answer says little."""
+    answers = iter([follows(1), follows(0), *[follows(1)] * 8])
+    port = serve(lambda path: next(answers))
+    assert "follows release 1" in store.do("promote", "1", "--gateway", f"http://127.0.0.1:{port}")
+    assert next(answers, None) is None
+
+
+def test_tls_asks_for_the_name(
+    store: Store, serve: Serve, name: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At each address, the certificate is for the name."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.setattr(command, "FOLLOW_S", 1.5)
+    port = serve(lambda path: follows(1), tls=server_tls(authority, "gateways.test"))
+    assert "follows release 1" in store.do("promote", "1", "--gateway", f"https://gateways.test:{port}")
+    serve(lambda path: follows(1), "127.0.0.2", port, tls=server_tls(authority, "others.test"))
+    status, _, err = store.run("status", "--gateway", f"https://gateways.test:{port}")
+    assert status == 3 and "(127.0.0.2)" in err and "hostname" in err.lower()
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        (f"http://127.0.0.1:{free_port()}", "it does not take connections"),
+        ("http://no-such-name.invalid:9696", "cannot be looked up"),
+    ],
+)
+def test_no_gateway(store: Store, url: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change is made, and the status says that nobody is known to follow."""
+    monkeypatch.setattr(command, "FOLLOW_S", 0.1)
+    status, out, err = store.run("promote", "1", "--gateway", url)
+    assert status == 3 and "Release 1" in out and problem in err
+
+
+@pytest.mark.parametrize("url", ["localhost:9696", "http://", "http://host:99999", "ftp://host", "http://h/predict"])
+def test_what_is_no_gateway(store: Store, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong command line changes nothing."""
+    with pytest.raises(SystemExit):
+        store.run("promote", "1", "--gateway", url)
+    assert "Expected http://HOST:PORT" in capsys.readouterr().err and not (store.home / "release.json").exists()

@@ -1,0 +1,69 @@
+"""models.config: what TensorFlow Serving and our own server read."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.settings import Settings
+from tests.gateway.release.conftest import Store
+
+OTHERS = """
+model_config_list {
+  config { name: "shoes" base_path: "/models/shoes" model_platform: "tensorflow" }
+  config { name: "clothing" base_path: "/models/clothing" model_platform: "tensorflow"
+           model_version_policy { latest { num_versions: 2 } } }
+}
+"""
+
+
+@pytest.mark.tensorflow
+def test_the_official_messages_read_it(store: Store) -> None:
+    """Three versions stay loaded, and of them those that are on disk."""
+    from google.protobuf import text_format
+    from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
+    store.do("promote", "1")
+    store.do("promote", "2")
+    store.do("try", "4", "--shadow")
+    text = (store.home / "models.config").read_text()
+    (model,) = text_format.Parse(text, ModelServerConfig()).model_config_list.config
+    assert (model.name, model.base_path, model.model_platform) == ("clothing", str(store.home), "tensorflow")
+    assert list(model.model_version_policy.specific.versions) == [1, 2, 4]
+
+
+def test_our_own_server_reads_it(store: Store) -> None:
+    """It is a flag there too."""
+    store.do("promote", "3")
+    (model,) = Settings.from_argv([f"--model_config_file={store.home / 'models.config'}"]).models
+    assert list(model.model_version_policy.specific.versions) == [3]
+
+
+def test_other_models_and_the_base_path_stay(store: Store) -> None:
+    """A container may see the store at another path."""
+    (store.home / "models.config").write_text(OTHERS)
+    store.do("promote", "3")
+    store.do("promote", "4")
+    shoes, clothing = Settings.from_argv([f"--model_config_file={store.home / 'models.config'}"]).models
+    assert shoes.base_path == "/models/shoes" and not shoes.HasField("model_version_policy")
+    assert clothing.base_path == "/models/clothing"
+    assert list(clothing.model_version_policy.specific.versions) == [3, 4]
+
+
+@pytest.mark.parametrize("content", [b"model_config_list { config { version_labels {} } }", b"\xff\xfe", b"}"])
+def test_what_is_not_understood_stays(store: Store, content: bytes) -> None:
+    """The change is made, and says so."""
+    (store.home / "models.config").write_bytes(content)
+    status, _, err = store.run("promote", "1")
+    assert status == 0 and "models.config is not understood, and stays as it is" in err
+    assert (store.home / "models.config").read_bytes() == content
+
+
+def test_it_is_written_again(store: Store) -> None:
+    """Somebody removed it, or a version; the next command mends that."""
+    store.do("promote", "1")
+    store.do("promote", "2")
+    (store.home / "models.config").unlink()
+    (store.home / "1").rename(store.home / "gone")
+    store.do("promote", "2")
+    assert "versions: 2\n" in (store.home / "models.config").read_text()
+    assert "versions: 1\n" not in (store.home / "models.config").read_text()
