@@ -78,10 +78,10 @@ def _status(ledger: Ledger, options: argparse.Namespace) -> int:
     rows = {
         "answers": _version(stable, state) if release else "the newest version that gateways accept; no release yet",
         "on trial": _trial(trial) + _missing(trial.version, state) if trial else "",
-        "before it": _version(previous, state) if previous is not None else "",
+        "stays loaded": _version(previous, state) if previous is not None else "",
         "on disk": ", ".join(map(str, sorted(state.on_disk))) or "nothing",
         "waiting": f"{', '.join(map(str, sorted(newer)))}: newer than what answers; try or promote it" if newer else "",
-        "last change": _line(last) if last else "",
+        "last change": _when_and_why(last) if last else "",
     }
     print(f"{ledger.home.name}: release {release.serial}" if release else ledger.home.name)
     for name, text in rows.items():
@@ -107,7 +107,9 @@ def _promote(ledger: Ledger, options: argparse.Namespace) -> int:
 def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
     change = ledger.rollback(options.reason)
     trial = change.before.trial if change.before else None
-    hint = f"The trial of version {trial.version} has ended." if trial else f"Version {change.after.previous} does not."
+    hint = (
+        f"The trial of version {trial.version} has ended." if trial else f"Before, version {change.after.previous} did."
+    )
     return _finish(change, options.gateway, hint)
 
 
@@ -139,7 +141,7 @@ def _follow(gateways: Sequence[str], serial: int) -> int:
 def _history(ledger: Ledger, options: argparse.Namespace) -> int:
     state = ledger.read()
     for entry in state.history.entries.values():
-        print(_line(entry))
+        print(f"release {entry.serial}  {_when_and_why(entry)}: {_describe(entry.document)}")
     _warn(*state.notes)
     if state.history.problems:
         return REFUSED
@@ -162,7 +164,7 @@ def _at(ledger: Ledger, options: argparse.Namespace) -> int:
     document = entry.document if entry else None
     print(f"{time.isoformat(' ', 'seconds')} ({time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC): {_describe(document)}.")
     if entry:
-        print(f"Since {_line(entry)}")
+        print(f"Since release {entry.serial}, {_when_and_why(entry)}.")
     return REFUSED if state.history.problems else DONE
 
 
@@ -170,19 +172,19 @@ def _describe(release: Release | None) -> str:
     """Return what answers and what is tried."""
     if not release:
         return "the newest accepted version answers"
-    return f"version {release.stable} answers" + (f", {_trial(release.trial)}" if release.trial else "")
+    return f"version {release.stable} answers" + (f", and {_trial(release.trial)}" if release.trial else "")
 
 
 def _trial(trial: Trial) -> str:
     requests = "all requests" if trial.share == 1 else f"{trial.share * 100:g} % of the requests"
-    how = f"answers {requests}" if trial.mode == "share" else f"is asked in shadow, with {requests}"
+    how = f"answers {requests}" if trial.mode == "share" else f"is tried in shadow, with {requests}"
     return f"version {trial.version} {how}"
 
 
-def _line(entry: Entry) -> str:
-    """Return a change as one line, without what could steer a terminal."""
-    by, why = f", {entry.who}" if entry.who else "", f": {entry.why}" if entry.why else ""
-    text = f"release {entry.serial}  {entry.when}  {entry.what}{by}{why}  ({_describe(entry.document)})"
+def _when_and_why(entry: Entry) -> str:
+    """Return what a line of the history says of a change, without what could steer a terminal."""
+    by, why = f" by {entry.who}" if entry.who else "", f" ({entry.why})" if entry.why else ""
+    text = f"{entry.time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {entry.what}{by}{why}"
     return "".join(each if each.isprintable() else "?" for each in text)
 
 

@@ -278,7 +278,8 @@ def open_ledger(store: Path, model: str) -> Ledger:
     if model and Path(model).name == model and model[0] != "." and home.is_dir():
         return Ledger(home)
     models = sorted(each.name for each in store.glob("[!.]*") if each.is_dir())
-    raise Refused(f"Expected a model of {store} ({', '.join(models) or 'it has none'}). Received: {model!r}")
+    names = ", ".join(models) or "it has none; --store names another"
+    raise Refused(f"Expected a model of {store} ({names}). Received: {model!r}")
 
 
 @contextmanager

@@ -59,8 +59,9 @@ def add_version(home: Path, number: int) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Store:
+def store(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store with versions 1 to 4 of `clothing`, and no document."""
+    monkeypatch.setattr("os.fsync", lambda _: None)  # each takes 20 ms here, and only a power cut shows what it is for
 
     def run(*arguments: str) -> tuple[int, str, str]:
         status = main(["clothing", "--store", str(store.path), *arguments])

@@ -20,10 +20,10 @@ def test_a_release_from_the_first_promotion_to_going_back(store: Store) -> None:
     """Each step says what answers, and the document is what gateways read."""
     assert "newest version that gateways accept" in store.do("status")
     assert "version 1 answers. Newer versions wait" in store.do("promote", "1")
-    assert "version 1 answers, version 2 is asked in shadow, with all requests" in store.do("try", "2", "--shadow")
+    assert "version 1 answers, and version 2 is tried in shadow, with all requests" in store.do("try", "2", "--shadow")
     assert "version 2 answers 10 % of the requests" in store.do("try", "2", "--share", "10%")
     assert "version 2 answers. Version 1 stays loaded" in store.do("promote")
-    assert "version 1 answers. Version 2 does not" in store.do("rollback", "--reason", "wrong\nlabels")
+    assert "version 1 answers. Before, version 2 did" in store.do("rollback", "--reason", "wrong\nlabels")
     assert store.document == {"serial": 5, "stable": 1, "previous": 2, "trial": None}
     assert [(line["what"], line["why"]) for line in store.lines] == [
         ("promote", ""),
@@ -112,7 +112,7 @@ def test_a_version_that_was_removed(store: Store) -> None:
     store.do("promote", "1")
     store.do("promote", "2")
     (store.home / "1").rename(store.home / "gone")
-    assert "before it    version 1, which is NOT on disk" in store.do("status")
+    assert "stays loaded version 1, which is NOT on disk" in store.do("status")
     assert "Version 1 is not on disk" in store.run("rollback")[2]
     (store.home / "2").rename(store.home / "gone too")
     store.do("promote", "3")
@@ -151,12 +151,12 @@ def test_status(store: Store) -> None:
     assert rows == {
         "answers": "version 2",
         "on": "trial     version 3 answers 2.5 % of the requests",
-        "before": "it    version 1",
+        "stays": "loaded version 1",
     }
     rest = store.do("status").splitlines()[4:]
     assert rest[0] == "  on disk      1, 2, 3, 4"
     assert rest[1] == "  waiting      4: newer than what answers; try or promote it"
-    assert rest[2].startswith("  last change  release 3  ") and "new photos ?[31m" in rest[2]
+    assert rest[2].startswith("  last change  20") and rest[2].endswith("(new photos ?[31m)")
 
 
 def test_at_with_and_without_a_zone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_history(store: Store) -> None:
     store.do("promote", "1", "--reason", "the first")
     store.do("promote", "2")
     lines = store.do("history").splitlines()
-    assert "promote, " in lines[0] and lines[0].endswith(": the first  (version 1 answers)")
+    assert " UTC, promote by " in lines[0] and lines[0].endswith("(the first): version 1 answers")
     assert lines[2] == "2 changes; each line continues the one before it."
 
 
