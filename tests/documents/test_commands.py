@@ -69,6 +69,17 @@ def test_batch_takes_the_arguments(command: str) -> None:
     _parser().parse_args(shlex.split(command)[3:])
 
 
+RELEASES = re.findall(r"`((?:promote|try|rollback|status|history|at)\b[^`]*)`", PAGES["README.md"])
+
+
+@pytest.mark.parametrize("command", RELEASES)
+def test_release_takes_the_arguments(command: str) -> None:
+    """Each `python -m gateway.release clothing …` of the README's table."""
+    from gateway.release.__main__ import _parser
+
+    _parser().parse_args(["clothing", *shlex.split(command)])
+
+
 @pytest.mark.processes
 def test_the_lambda_function_answers_here(tiny_store: Path) -> None:
     """The command of docs/deploy.md prints the answer last."""
@@ -85,4 +96,4 @@ def test_every_command_has_a_test() -> None:
     others = [line for page, lines in COMMANDS.items() if page != "docs/tutorial.md" for line in lines]
     assert [line for line in others if not line.startswith(known)] == []
     assert [name for name in RUN_BY.values() if not (ROOT / "tests" / name).exists()] == []
-    assert len(others) >= 15 and len(ROWS) >= 10 and len(MARKED) >= 30
+    assert len(RELEASES) >= 6 and len(others) >= 15 and len(ROWS) >= 10 and len(MARKED) >= 30
