@@ -134,7 +134,7 @@ def _follow(gateways: Sequence[str], serial: int) -> int:
     late = wait_until_followed(addresses, serial, FOLLOW_S)
     _warn(*(f"{each} does not follow release {serial}: it {each.lag}." for each in late))
     if addresses and not late:
-        print(f"{', '.join(map(str, addresses))}: follows release {serial}.")
+        print(f"Release {serial} is followed by {', '.join(map(str, addresses))}.")
     return NOT_FOLLOWED if late else DONE
 
 

@@ -82,9 +82,9 @@ def test_it_waits_for_every_worker_of_a_real_gateway(
     monkeypatch.setenv("GATEWAY_KEY", "schlüssel")
     with gateway(server.address, "tiny", **settings) as running:
         url = f"http://127.0.0.1:{running.port}"
-        assert f"{url}: follows release 1." in store.do("promote", "1", "--gateway", url)
-        assert f"{url}: follows release 2." in store.do("try", "2", "--share", "10%", "--gateway", f"{url}/")
-        assert f"{url}: follows release 2." in store.do("status", "--gateway", url)
+        assert f"Release 1 is followed by {url}." in store.do("promote", "1", "--gateway", url)
+        assert f"Release 2 is followed by {url}." in store.do("try", "2", "--share", "10%", "--gateway", f"{url}/")
+        assert f"Release 2 is followed by {url}." in store.do("status", "--gateway", url)
         store.do("rollback")
         monkeypatch.setattr(command, "FOLLOW_S", 0.5)
         status, out, err = store.run("promote", "3", "--gateway", url)
@@ -114,7 +114,7 @@ def test_one_worker_that_lags(store: Store, serve: Serve) -> None:
     """Workers take turns, so one answer says little."""
     answers = iter([follows(1), follows(0), *[follows(1)] * 8])
     port = serve(lambda path: next(answers))
-    assert "follows release 1" in store.do("promote", "1", "--gateway", f"http://127.0.0.1:{port}")
+    assert "Release 1 is followed by" in store.do("promote", "1", "--gateway", f"http://127.0.0.1:{port}")
     assert next(answers, None) is None
 
 
@@ -127,7 +127,7 @@ def test_tls_asks_for_the_name(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     monkeypatch.setattr(command, "FOLLOW_S", 1.5)
     port = serve(lambda path: follows(1), tls=server_tls(authority, "gateways.test"))
-    assert "follows release 1" in store.do("promote", "1", "--gateway", f"https://gateways.test:{port}")
+    assert "Release 1 is followed by" in store.do("promote", "1", "--gateway", f"https://gateways.test:{port}")
     serve(lambda path: follows(1), "127.0.0.2", port, tls=server_tls(authority, "others.test"))
     status, _, err = store.run("status", "--gateway", f"https://gateways.test:{port}")
     assert status == 3 and "(127.0.0.2)" in err and "hostname" in err.lower()
