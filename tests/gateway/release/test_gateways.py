@@ -85,7 +85,7 @@ def test_it_waits_for_every_worker_of_a_real_gateway(
         assert f"Release 1 is followed by {url}." in store.do("promote", "1", "--gateway", url)
         assert f"Release 2 is followed by {url}." in store.do("try", "2", "--share", "10%", "--gateway", f"{url}/")
         assert f"Release 2 is followed by {url}." in store.do("status", "--gateway", url)
-        store.do("rollback")
+        store.do("rollback", "--gateway", url)
         monkeypatch.setattr(command, "FOLLOW_S", 0.5)
         status, out, err = store.run("promote", "3", "--gateway", url)
         assert status == 3 and "version 3 answers" in out
