@@ -155,18 +155,20 @@ class Ledger:
             self._share(lock)
             state = self._recover(self._look())
             before, last = state.release, state.history.last
-            after = decide(state, max(state.history.next_serial, before.serial + 1 if before else 0))
+            try:
+                after = decide(state, max(state.history.next_serial, before.serial + 1 if before else 0))
+            except Refused as exc:
+                raise Refused("\n".join((*state.notes, str(exc)))) from exc
             if after == before:
                 return Change(before, after, state.notes)
             known = dict(last.digests) if last else {}
-            tried = str(before.trial.version) if before and before.trial else ""
-            named = _named_anew(what, after, tried)
-            seen = known.pop(named, None)
+            if (named := _named_anew(what, before, after)) is not None:
+                seen, known[str(named)] = known.get(str(named)), digest(state.on_disk[named])
+                if before and before.trial and seen not in (None, known[str(named)]):
+                    raise Refused(f"The files of version {named} have changed since its trial began. Release it anew.")
             entry = Entry(after.serial, _text(datetime.now(UTC)), _who(), what, " ".join(reason.split()), after, {})
-            entry = _with_digests(entry, known, state.on_disk)
-            if named == tried and seen and seen != entry.digests[named]:
-                raise Refused(f"The files of version {named} have changed since its trial began. Release it anew.")
-            return Change(before, after, state.notes + self._write(entry, state.history))
+            written = self._write(_with_digests(entry, known, state.on_disk), state.history)
+            return Change(before, after, state.notes + written)
 
     def _look(self) -> State:
         with _explained():
@@ -293,17 +295,19 @@ def _explained() -> Iterator[None]:
         raise Refused(f"{exc.filename or 'The store'}: {exc.strerror}{advice}.") from exc
 
 
-def _named_anew(what: str, after: Release, tried: str) -> str:
-    """Return the version whose files a change takes as they are now; empty for a rollback, which must be quick."""
+def _named_anew(what: str, before: Release | None, after: Release) -> int | None:
+    """Return the version whose files a change takes as they are now; none for a rollback, which must be quick."""
     if what == "promote":
-        return str(after.stable)
-    return str(after.trial.version) if after.trial and not tried else ""
+        return after.stable
+    return after.trial.version if after.trial and not (before and before.trial) else None
 
 
 def _with_digests(entry: Entry, known: Mapping[str, str], on_disk: Mapping[int, Path]) -> Entry:
-    """Add the digests of the versions that a document names; those that are known are not computed again."""
-    named = entry.document.versions if entry.document else ()
-    digests = {str(each): known.get(str(each)) or digest(on_disk[each]) for each in sorted(named) if each in on_disk}
+    """Add the digests of the versions that a document names, where they are known or can be computed."""
+    digests = {}
+    for number in sorted(entry.document.versions if entry.document else ()):
+        with suppress(OSError, KeyError):  # a version that was damaged must not keep another from answering
+            digests[str(number)] = known.get(str(number)) or digest(on_disk[number])
     return replace(entry, digests=digests)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -246,6 +247,31 @@ def test_a_history_that_was_removed(store: Store) -> None:
     store.do("rollback")
     assert store.document["stable"] == 1 and store.document["serial"] == 3
     assert [line["what"] for line in store.lines] == ["by hand", "rollback"]
+
+
+def test_a_damaged_version_keeps_no_other_from_answering(store: Store) -> None:
+    """Its digest is left out, even where a history begins anew."""
+    store.do("promote", "1")
+    store.do("promote", "2")
+    (store.home / "history.jsonl").unlink()
+    shutil.rmtree(store.home / "2")
+    (store.home / "2").mkdir()
+    store.do("rollback")
+    assert store.document["stable"] == 1
+    assert [list(line["digests"]) for line in store.lines] == [["1"], ["1"]]
+
+
+def test_a_refusal_says_what_was_finished_before_it(store: Store) -> None:
+    """A rollback that was killed is not made twice."""
+    store.do("promote", "1")
+    store.do("promote", "2")
+    old = files(store.home)
+    store.do("rollback")
+    for name in ("release.json", "models.config"):
+        (store.home / name).write_bytes(old[name])
+    status, _, err = store.run("rollback")
+    assert status == 1 and "was ended before it wrote release.json" in err and "Version 1 answers" in err
+    assert store.document["stable"] == 1 and len(store.lines) == 3
 
 
 def test_a_full_disk_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
