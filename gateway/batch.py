@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         http = urllib3.PoolManager(
-            headers=_key(), maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout
+            headers=key_header(), maxsize=options.concurrency, retries=RETRIES, timeout=options.timeout
         )
         images = list(dict.fromkeys(image for source in options.sources for image in _expand(source)))
         done = _answered(options.out)
@@ -66,8 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return SOME_FAILED if failed else ALL_ANSWERED
 
 
-def _key() -> dict[str, str]:
-    """Return the header with the key in `GATEWAY_KEY`, if there is one."""
+def key_header() -> dict[str, str]:
+    """Return the header with the key in `GATEWAY_KEY`, if there is one.
+
+    Raises:
+        ValueError: The key has a control character, such as a line break.
+    """
     key = os.environb.get(b"GATEWAY_KEY", b"").strip()
     if re.search(rb"[\x00-\x1f\x7f]", key):
         raise ValueError("Expected a key of one line in GATEWAY_KEY. Received one with a control character")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import urllib3
+
+from gateway.batch import key_header
 
 # A gateway's workers look at the document by themselves, every half second, and any of them may get a connection. So
 # all of them follow when one address has answered so for longer than that: 8 times, 0.1 s apart.
@@ -48,9 +49,7 @@ class Address:
             urllib3.exceptions.HTTPError: Nobody answers.
         """
         url = urllib3.util.parse_url(self.url)
-        headers = {"Host": url.netloc or "", "Connection": "close"}
-        if key := os.environ.get("GATEWAY_KEY"):
-            headers["Authorization"] = os.fsencode(f"Bearer {key}").decode("latin-1")  # a header is bytes
+        headers = {"Host": url.netloc or "", "Connection": "close", **key_header()}
         options: dict[str, Any] = {"timeout": TIMEOUT_S, "retries": False, "headers": headers}
         pool: urllib3.HTTPConnectionPool
         if url.scheme == "https":
@@ -103,7 +102,7 @@ def _look(address: Address, serial: int) -> None:
     except urllib3.exceptions.NewConnectionError as exc:
         address.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
         address.lag = "does not take connections"
-    except (urllib3.exceptions.HTTPError, ValueError) as exc:  # http.client says so of a key that no header can have
+    except (urllib3.exceptions.HTTPError, ValueError) as exc:  # of a key with a control character
         address.lag = f"does not answer: {exc}"
     else:
         address.lag = _find_lag(response, serial)
