@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
 import threading
 import time
@@ -27,8 +28,9 @@ from gateway.stages import Stages
 from gateway.telemetry.metrics import Metrics
 from gateway.trial.trials import Trials
 
-# After a comparison, the thread rests so many times as long as it worked.
-REST = 19.0
+# The thread rests so long that the comparisons of all workers take this part of the machine's cores, and of one core.
+PART, PART_OF_A_CORE = 0.04, 0.1
+LONGEST_S = 0.1  # that a prediction is taken to cost before one was measured
 ANSWER_S = 0.02  # until the answer has left, before the thread begins
 SLOWER = 1.5  # times the stable version's time from which the tried one counts as slower
 SURER = 1.0  # difference in the logit of the best probability from which it counts as surer; odds of 2.7 to 1
@@ -79,6 +81,8 @@ class Comparisons:
     ) -> None:
         self._model, self._trials, self._stages, self._metrics, self._room = model, trials, stages, metrics, room
         self._timeout_s = settings.model_timeout_s
+        self._rest = max(settings.workers / (PART * (os.cpu_count() or 1)), 1 / PART_OF_A_CORE)
+        self._predict_s = LONGEST_S  # the fastest prediction so far: others waited for users' requests
         self._folder = Path(settings.trial_folder) if settings.trial_folder else None
         self._offers: SimpleQueue[_Offer] = SimpleQueue()
         self._wants = threading.Event()
@@ -105,7 +109,7 @@ class Comparisons:
         while True:
             offer = self._offers.get()
             time.sleep(ANSWER_S)
-            started = time.monotonic()
+            started_s = time.thread_time()
             try:
                 self._compare(offer)
             except GatewayError as exc:  # the stable version cannot say either, or the server is busy
@@ -115,7 +119,7 @@ class Comparisons:
             finally:
                 offer.held.release()
             del offer
-            time.sleep(REST * (time.monotonic() - started))
+            time.sleep(self._rest * (time.thread_time() - started_s + 2 * self._predict_s))
             self._wants.set()
 
     def _compare(self, offer: _Offer) -> None:
@@ -152,8 +156,11 @@ class Comparisons:
         (decoded,) = self._stages.decode([image], version.contract.image, deadline)
         if isinstance(decoded, GatewayError):
             raise decoded
+        decoded_at = time.perf_counter()
         probabilities = self._model.predict(version, decoded.pixels[np.newaxis], deadline)[0]
-        return _Reply(version, time.perf_counter() - started, probabilities)
+        answered_at = time.perf_counter()
+        self._predict_s = min(self._predict_s, answered_at - decoded_at)
+        return _Reply(version, answered_at - started, probabilities)
 
     def _count(self, stable: _Reply, tried: _Reply) -> None:
         export, metrics = tried.version.export, self._metrics

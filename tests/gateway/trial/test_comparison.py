@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ SHADOW = Trial(2, "shadow")
 @pytest.fixture(autouse=True)
 def without_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare all photos that come one after another."""
-    monkeypatch.setattr("gateway.trial.comparison.REST", 0.0)
+    monkeypatch.setattr("gateway.trial.comparison.PART", math.inf)
+    monkeypatch.setattr("gateway.trial.comparison.PART_OF_A_CORE", math.inf)
     monkeypatch.setattr("gateway.trial.comparison.ANSWER_S", 0.0)
 
 
