@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import random
 import threading
 import time
@@ -28,9 +27,10 @@ from gateway.stages import Stages
 from gateway.telemetry.metrics import Metrics
 from gateway.trial.trials import Trials
 
-# The thread rests so long that the comparisons of all workers take this part of the machine's cores, and of one core.
-PART, PART_OF_A_CORE = 0.04, 0.1
-LONGEST_S = 0.1  # that a prediction is taken to cost before one was measured
+# One of so many requests is compared. A comparison is the work of two, so that shadow adds 4 %. With a share, the tried
+# version answers users already, and sooner evidence is worth 10 %.
+EVERY = {"shadow": 50, "share": 20}
+LONGEST_WAIT_S = 5.0  # with fewer requests, the work matters less than the evidence
 ANSWER_S = 0.02  # until the answer has left, before the thread begins
 SLOWER = 1.5  # times the stable version's time from which the tried one counts as slower
 SURER = 1.0  # difference in the logit of the best probability from which it counts as surer; odds of 2.7 to 1
@@ -71,45 +71,41 @@ class _Reply:
 
 
 class Comparisons:
-    """One thread that asks both versions about one photo after another, and rests in between.
-
-    It takes a photo only when it is about to look at one, so at most one is kept; all others are let go.
-    """
+    """One thread that asks both versions about a photo now and then. It keeps one at most; all others are let go."""
 
     def __init__(
         self, model: Model, trials: Trials, stages: Stages, *, metrics: Metrics, room: Room, settings: Settings
     ) -> None:
         self._model, self._trials, self._stages, self._metrics, self._room = model, trials, stages, metrics, room
         self._timeout_s = settings.model_timeout_s
-        self._rest = max(settings.workers / (PART * (os.cpu_count() or 1)), 1 / PART_OF_A_CORE)
-        self._predict_s = LONGEST_S  # the fastest prediction so far: others waited for users' requests
         self._folder = Path(settings.trial_folder) if settings.trial_folder else None
         self._offers: SimpleQueue[_Offer] = SimpleQueue()
-        self._wants = threading.Event()
-        self._starting = threading.Lock()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_busy = False
+        self._requests, self._last = 0.0, 0.0  # since the last comparison, and when that was
 
     def offer(self, active: ActiveTrial, images: Sequence[bytes | GatewayError]) -> None:
         """Offer a request's images, one of which may be compared."""
-        photos = [image for image in images if isinstance(image, bytes)]
-        with self._starting:
-            if not self._thread:
-                self._wants.set()
-                self._thread = threading.Thread(target=self._run, name="comparison", daemon=True)
-                self._thread.start()
-            if not photos or not self._wants.is_set():
+        photos, now, trial = [image for image in images if isinstance(image, bytes)], time.monotonic(), active.trial
+        with self._lock:
+            self._requests += 1 / trial.share  # those that are not offered count too
+            is_due = self._requests >= EVERY[trial.mode] or now - self._last > LONGEST_WAIT_S
+            if not is_due or self._is_busy or not photos:
                 return
             image, held = random.choice(photos), Held(self._room)  # noqa: S311  # no secret
             with suppress(Overloaded):  # a process without room has no time either
                 held.add(len(image))
-                self._wants.clear()
+                self._requests, self._last, self._is_busy = 0.0, now, True
                 self._offers.put(_Offer(active, image, held))
+            if not self._thread:
+                self._thread = threading.Thread(target=self._run, name="comparison", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         while True:
             offer = self._offers.get()
             time.sleep(ANSWER_S)
-            started_s = time.thread_time()
             try:
                 self._compare(offer)
             except GatewayError as exc:  # the stable version cannot say either, or the server is busy
@@ -119,8 +115,7 @@ class Comparisons:
             finally:
                 offer.held.release()
             del offer
-            time.sleep(self._rest * (time.thread_time() - started_s + 2 * self._predict_s))
-            self._wants.set()
+            self._is_busy = False
 
     def _compare(self, offer: _Offer) -> None:
         """Ask both versions, the one or the other first, and count how their answers differ.
@@ -156,11 +151,8 @@ class Comparisons:
         (decoded,) = self._stages.decode([image], version.contract.image, deadline)
         if isinstance(decoded, GatewayError):
             raise decoded
-        decoded_at = time.perf_counter()
         probabilities = self._model.predict(version, decoded.pixels[np.newaxis], deadline)[0]
-        answered_at = time.perf_counter()
-        self._predict_s = min(self._predict_s, answered_at - decoded_at)
-        return _Reply(version, answered_at - started, probabilities)
+        return _Reply(version, time.perf_counter() - started, probabilities)
 
     def _count(self, stable: _Reply, tried: _Reply) -> None:
         export, metrics = tried.version.export, self._metrics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +21,9 @@ SHADOW = Trial(2, "shadow")
 
 
 @pytest.fixture(autouse=True)
-def without_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def every_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare all photos that come one after another."""
-    monkeypatch.setattr("gateway.trial.comparison.PART", math.inf)
-    monkeypatch.setattr("gateway.trial.comparison.PART_OF_A_CORE", math.inf)
+    monkeypatch.setattr("gateway.trial.comparison.EVERY", {"shadow": 1, "share": 1})
     monkeypatch.setattr("gateway.trial.comparison.ANSWER_S", 0.0)
 
 
@@ -124,6 +122,21 @@ def test_one_photo_is_kept_at_most(tried: Tried) -> None:
     wait_until(lambda: tried.count("gateway_comparisons_total") == 1)
     time.sleep(0.2)
     assert tried.count("gateway_comparisons_total") == 1
+
+
+def test_one_of_many_requests_is_compared(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a share, the requests of other versions count too."""
+    monkeypatch.setattr("gateway.trial.comparison.EVERY", {"shadow": 10, "share": 20})
+    tried.start(SHADOW)
+    for _ in range(30):
+        tried.ask()
+        time.sleep(0.02)
+    wait_until(lambda: tried.count("gateway_comparisons_total") == 3)
+    tried.follow(Trial(2, "share", 0.999, serial=2))
+    for _ in range(25):
+        tried.ask()
+        time.sleep(0.02)
+    wait_until(lambda: tried.count("gateway_comparisons_total") == 4)
 
 
 def test_photos_that_differ_are_kept_where_a_folder_is_named(tried: Tried, tmp_path: Path) -> None:
