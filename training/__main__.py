@@ -52,6 +52,7 @@ def _log_to_terminal() -> None:
     """Print the steps of every command, a bare line each; names of files may be any bytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    logging.raiseExceptions = False  # a terminal or `| head` that is gone ends no training, and needs no traceback
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _log.handlers, _log.propagate = [handler], False  # TensorFlow gives the root logger a handler of its own

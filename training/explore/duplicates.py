@@ -29,6 +29,10 @@ ZOOMS = (1, 0.975, 0.95, 0.925, 0.9)  # parts of a photo that a cropped copy may
 MIN_LIKENESS = 0.9  # correlation of greys: the first look
 MIN_OVERLAP = 0.55  # correlation of details: the second look
 MIN_PART = 0.15  # the same of each sixteenth; shirts that differ only in their print have 0 somewhere, copies 0.2
+MIN_COLOUR, MIN_HUE_LIKENESS = (
+    3.0,
+    0.5,
+)  # of 255, and a cosine: one shirt in another colour is no copy, a grey photo may be
 _NOISE = 4.0  # of 255; what differs less is no detail
 _BLOCK = 256  # photos compared with all others at once
 
@@ -50,11 +54,12 @@ def find_groups(inspection: Inspection) -> list[list[int]]:
 def _find_pairs(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
     """Yield pairs of positions (n, 2) of which the second shows the first, or a part of it, perhaps mirrored."""
     whole = shown = _greys(pixels, 1)
-    details = _details(whole)
+    details, colours = _details(whole), _colours(pixels)
     for step in estimated(range(2 * len(ZOOMS)), "Comparing photos"):
         zoom, mirrored = ZOOMS[step // 2], step % 2
         shown = shown[:, :, ::-1] if mirrored else _greys(pixels, zoom) if step else whole
         for rows, column in _likely(_likeness(whole), _likeness(shown)):
+            rows = rows[_may_be_one_colour(colours[rows], colours[column])]
             found = rows[_agree(details[rows], _details(shown[[column]]))]
             yield np.stack([found, np.full_like(found, column)], axis=1)
 
@@ -81,6 +86,20 @@ def _likely(first: NDArray[np.float32], second: NDArray[np.float32]) -> Iterator
         np.fill_diagonal(close[:, start:], False)
         for row in np.flatnonzero(close.any(axis=1)):
             yield np.flatnonzero(close[row]), start + int(row)
+
+
+def _colours(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the mean colours of photos (n, 3), without their brightness."""
+    means: NDArray[np.float64] = pixels.mean(axis=(1, 2))
+    return means - means.mean(axis=1, keepdims=True)
+
+
+def _may_be_one_colour(many: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which colours (n, 3) are like one (3,), or are too pale to tell."""
+    lengths, length = np.linalg.norm(many, axis=1), np.linalg.norm(one)
+    is_pale = (lengths < MIN_COLOUR) | (length < MIN_COLOUR)
+    result: NDArray[np.bool_] = is_pale | (many @ one >= MIN_HUE_LIKENESS * lengths * length)
+    return result
 
 
 def _agree(many: NDArray[np.complex64], one: NDArray[np.complex64]) -> NDArray[np.bool_]:

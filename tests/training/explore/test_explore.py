@@ -239,6 +239,16 @@ def test_a_copy_is_found_among_photos_that_look_like_it(
     assert names(find(folder)["duplicate"]) == [["3.jpg", "copy.jpg"]]
 
 
+def test_the_same_in_another_colour_is_no_copy(fill: Fill) -> None:
+    """As a shop shows one garment in several colours."""
+    folder = fill(shirt=0)
+    channels = shirt(3).split()
+    for name, order in {"red": (0, 1, 2), "blue": (2, 1, 0), "green": (1, 0, 2)}.items():
+        merged = Image.merge("RGB", [channels[each] for each in order])
+        (folder / "shirt" / f"{name}.jpg").write_bytes(encode(merged))
+    assert "duplicate" not in find(folder)
+
+
 # Labels
 
 
