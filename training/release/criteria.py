@@ -1,4 +1,4 @@
-"""Labelled photos that decide on a release: is it worse than the last version, and is int8 good enough."""
+"""Labelled photos that decide on a release: how it differs from the last version, and is int8 good enough."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from contract.document import Contract, ImageSpec
 from contract.store import versions_of
 from training.data.folder import Photo
 from training.data.pixels import Photos
-from training.errors import DataError, ExportError
+from training.errors import DataError, ExportError, TrainingError
 from training.judge.predictors import Predict, StoredVersion, check_alike, predict_in_batches
+from training.release.difference import measure_difference
 from training.release.quantization import CALIBRATION_PHOTOS, Limit
 from training.words import counted
 
@@ -51,8 +52,20 @@ class Criteria:
 
     def accuracy(self, predict: Predict, spec: ImageSpec) -> float:
         """Return the part of the held-out photos whose class gets the highest probability (n, k)."""
-        pixels = self.photos.pixels(self.held_out, spec)
-        return float((predict_in_batches(predict, pixels.images).argmax(axis=1) == pixels.labels).mean())
+        return self.accuracy_of(self.probabilities(predict, spec))
+
+    def accuracy_of(self, probabilities: NDArray[np.float32]) -> float:
+        """Return the accuracy of probabilities (n, k) of the held-out photos."""
+        return float((probabilities.argmax(axis=1) == self.labels).mean())
+
+    def probabilities(self, predict: Predict, spec: ImageSpec) -> NDArray[np.float32]:
+        """Return probabilities (n, k) of the held-out photos."""
+        return predict_in_batches(predict, self.photos.pixels(self.held_out, spec).images)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The classes (n) of the held-out photos."""
+        return np.array([photo.label for photo in self.held_out])
 
     def int8_limit(self, keras_accuracy: float, spec: ImageSpec) -> Limit:
         """Return when an int8 file of a model with that accuracy is good enough."""
@@ -64,30 +77,48 @@ class Criteria:
             self.int8_drop,
         )
 
-    def refuse_if_worse(self, accuracy: float, contract: Contract, store: Path) -> None:
-        """Compare an accuracy with that of the newest version in the store, by its fp32 TFLite file.
+    def compare(self, probabilities: NDArray[np.float32], contract: Contract, store: Path) -> dict[str, float]:
+        """Compare with the newest version in the store, by its fp32 TFLite file.
+
+        Args:
+            probabilities: Those of the new version, (n, k) for the held-out photos.
+            contract: Of the new version.
+            store: The model-store.
+
+        Returns:
+            How they differ, for the contract; nothing if they cannot be compared.
 
         Raises:
-            TrainingError: It is lower by more than the margin, or the classes are others.
+            TrainingError: The accuracy is lower by more than the margin, or with a margin they cannot be compared.
         """
-        if self.margin is None:
-            return
         if not versions_of(store, contract.model):
             _log.info(f"Nothing to compare with: {store} has no version of {contract.model!r} yet")
-            return
-        last = StoredVersion(store, contract.model, None, "tflite")
-        check_alike([(last.title, last.contract), ("the new version", contract)])
+            return {}
+        try:
+            last = StoredVersion(store, contract.model, None, "tflite")
+            check_alike([(last.title, last.contract), ("the new version", contract)])
+            before = self.probabilities(last.predict_pixels, last.contract.image)
+        except TrainingError as exc:
+            if self.margin is not None:
+                raise
+            _log.info(f"Not compared with the newest version: {exc}")
+            return {}
         for title, each in ((last.title, last.contract), ("The new version", contract)):
             if each.origin.data_digest.get(self.split) != self.photos.pixels(self.held_out, each.image).digest:
                 _log.info(f"Note: {title} held out other photos, and may have been trained on some of these")
-        before = self.accuracy(last.predict_pixels, last.contract.image)
+        self._refuse_if_worse(self.accuracy_of(probabilities), last.number, self.accuracy_of(before))
+        return measure_difference(probabilities, before, self.labels, last.number)
+
+    def _refuse_if_worse(self, accuracy: float, number: int, before: float) -> None:
+        if self.margin is None:
+            return
         if accuracy < before - self.margin - 1e-9:
             raise ExportError(
-                f"The new version is worse: accuracy {accuracy:.4f} on {self.description}, version {last.number}"
+                f"The new version is worse: accuracy {accuracy:.4f} on {self.description}, version {number}"
                 f" {before:.4f}, and may lose {self.margin:g}. Nothing was released; without --refuse-if-worse it is."
             )
         _log.info(
-            f"Not worse than version {last.number}: accuracy {accuracy:.4f}, before {before:.4f}, on {self.description}"
+            f"Not worse than version {number}: accuracy {accuracy:.4f}, before {before:.4f}, on {self.description}"
         )
 
 

@@ -125,9 +125,10 @@ def release(source: Source, store: Path, criteria: Criteria | None = None) -> Re
     model = as_probabilities(source.model, len(contract.classes))
     int8 = None
     if criteria:
-        accuracy = criteria.accuracy(model.predict_on_batch, contract.image)
-        criteria.refuse_if_worse(accuracy, contract, store)
-        int8 = criteria.int8_limit(accuracy, contract.image)
+        probabilities = criteria.probabilities(model.predict_on_batch, contract.image)
+        difference = criteria.compare(probabilities, contract, store)
+        contract = replace(contract, metrics={**contract.metrics, **difference})
+        int8 = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image)
     try:
         with staged_version(store, contract.model) as staged:
             export(model, contract, staged.path, photos=source.photos, int8=int8)

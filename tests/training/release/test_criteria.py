@@ -174,10 +174,19 @@ def test_a_worse_version_is_not_released(models, contract, chosen, store):
     assert list(versions_of(store, "tiny")) == [1]
 
 
-@pytest.mark.parametrize(("accuracy", "margin"), [(0.0, 1.0), (0.95, 0.06), (1.0, 0.0)])
-def test_a_version_that_is_not_worse_is_accepted(contract, chosen, store, lines, accuracy, margin):
+def answers(criteria, *, wrong=0):
+    """Return certain probabilities of the held-out photos, of which the first ones are wrong."""
+    classes = criteria.labels + (np.arange(len(criteria.labels)) < wrong)
+    return np.eye(3, dtype=np.float32)[classes % 3]
+
+
+@pytest.mark.parametrize(("wrong", "margin"), [(99, 1.0), (1, 0.5), (0, 0.0)])
+def test_a_version_that_is_not_worse_is_accepted(contract, chosen, store, lines, wrong, margin):
     """As good, or worse by no more than the margin; a line says both accuracies."""
-    chosen(margin=margin).refuse_if_worse(accuracy, contract, store)
+    criteria = chosen(margin=margin)
+    probabilities = answers(criteria, wrong=wrong)
+    criteria.compare(probabilities, contract, store)
+    accuracy = criteria.accuracy_of(probabilities)
     assert f"Not worse than version 1: accuracy {accuracy:.4f}, before 1.0000" in "\n".join(lines)
 
 
@@ -192,27 +201,43 @@ def test_a_better_version_is_released(models, contract, chosen, tmp_path, monkey
 
 def test_the_first_version_is_compared_with_nothing(contract, chosen, tmp_path, lines):
     """There is none, and a line says so."""
-    chosen(margin=0.0).refuse_if_worse(0.0, contract, tmp_path)
+    criteria = chosen(margin=0.0)
+    assert criteria.compare(answers(criteria, wrong=99), contract, tmp_path) == {}
     assert "has no version of 'tiny' yet" in "\n".join(lines)
 
 
-def test_without_a_margin_nothing_is_compared(contract, chosen, store, lines):
+def test_without_a_margin_nothing_is_refused(contract, chosen, store):
     """A worse version is accepted if nobody asked."""
-    chosen().refuse_if_worse(0.0, contract, store)
-    assert lines == []
+    criteria = chosen()
+    assert criteria.compare(answers(criteria, wrong=99), contract, store)["disagreement"] == 1.0
 
 
-def test_other_classes_cannot_be_compared(chosen, store):
-    """The message lists both."""
-    others = Contract("tiny", ("x", "y", "z"), tiny_model.SPEC)
-    with pytest.raises(TrainingError, match="Expected the same classes of tiny 1, tflite and the new version"):
-        chosen(margin=0.0).refuse_if_worse(1.0, others, store)
+def test_other_classes_cannot_be_compared(chosen, store, lines):
+    """With a margin the message lists both; without, a line does, and the version is released."""
+    others, criteria = Contract("tiny", ("x", "y", "z"), tiny_model.SPEC), chosen(margin=0.0)
+    message = "Expected the same classes of tiny 1, tflite and the new version"
+    with pytest.raises(TrainingError, match=message):
+        criteria.compare(answers(criteria), others, store)
+    assert chosen().compare(answers(criteria), others, store) == {}
+    assert f"Not compared with the newest version: {message}" in "\n".join(lines)
 
 
 def test_a_version_that_may_have_seen_the_photos_is_named(contract, chosen, store, lines):
     """If it held out other photos, it may have been trained on these."""
-    chosen(margin=0.0).refuse_if_worse(1.0, contract, store)
+    criteria = chosen(margin=0.0)
+    criteria.compare(answers(criteria), contract, store)
     assert "Note: tiny 1, tflite held out other photos" in "\n".join(lines)
+
+
+def test_a_version_says_how_it_differs_from_the_one_before(models, contract, chosen, store, tmp_path, monkeypatch):
+    """A trial compares what it sees with these figures, which stand in the contract."""
+    monkeypatch.setattr(quantization, "search", lambda *_: None)
+    for model in reversed(models):
+        version = release(Source(model, contract), tmp_path, chosen()).directory
+    metrics = read_contract(open_engine(version, "tflite", threads=1)).metrics
+    photos = len(chosen().held_out)
+    assert (metrics["disagreement"], metrics["compared_photos"], metrics["compared_version"]) == (1.0, photos, 1)
+    assert {"surer", "less_sure", "class_change", "test_accuracy"} <= metrics.keys()
 
 
 # Which photos

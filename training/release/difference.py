@@ -1,0 +1,71 @@
+"""How much a new version differs from the one before on held-out photos: what a trial of it should see."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.comparison import find_signs
+from training.fit.calibration import fit_temperature
+
+_log = logging.getLogger(__name__)
+
+# Factor between the temperatures that two versions need, from which the new one's confidence is false. On 300 held-out
+# photos of trash, calibrated heads needed 0.8 to 1.2, one whose logits were doubled 2.
+FALSE_CONFIDENCE = 1.5
+
+
+def measure_difference(
+    new: NDArray[np.float32], before: NDArray[np.float32], labels: NDArray[np.int64], number: int
+) -> dict[str, float]:
+    """Return the parts of held-out photos on which a new version differs from the one before, for its contract.
+
+    A trial should expect no mistakes. So photos are left out that only the version before has right, where these are
+    too many for chance. If the new version is much less calibrated, what counts is what it would say at the calibration
+    of the version before.
+
+    Args:
+        new: Its probabilities (n, k).
+        before: Those of the version before (n, k).
+        labels: The right classes (n).
+        number: The version before.
+    """
+    n, first, first_before = len(labels), new.argmax(axis=1), before.argmax(axis=1)
+    changed, signs = first != first_before, find_signs(_at_calibration_of(before, new, labels), before)
+    unexpected = _unexpected_mistakes(first == labels, first_before == labels)
+    changes = max(np.bincount(each[changed]).max(initial=0) for each in (first, first_before))
+    shares = {
+        "disagreement": (changed.sum() - unexpected) / n,
+        "surer": signs["surer"].mean(),
+        "less_sure": signs["less_sure"].mean(),
+        "class_change": max(changes - unexpected, 0) / n,
+    }
+    _log.info(
+        f"Compared with version {number} on {n} held-out photos: another class on {changed.mean():.1%},"
+        f" much surer on {shares['surer']:.1%}, much less sure on {shares['less_sure']:.1%}"
+    )
+    if unexpected:
+        _log.info(f"Warning: it is less accurate than version {number}, so a trial may end with a rollback")
+    measured = {name: round(float(share), 4) for name, share in shares.items()}
+    return {**measured, "compared_photos": n, "compared_version": number}
+
+
+def _unexpected_mistakes(right: NDArray[np.bool_], right_before: NDArray[np.bool_]) -> int:
+    """Return how many more photos than chance explains were right before and are wrong now."""
+    lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
+    return max(0, int(lost - won - 3 * (lost + won) ** 0.5))
+
+
+def _at_calibration_of(
+    before: NDArray[np.float32], new: NDArray[np.float32], labels: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the new version's probabilities as they are, or with its false confidence taken out."""
+    temperature, usual = (fit_temperature(each, labels) for each in (new, before))
+    if abs(np.log(temperature)) <= abs(np.log(usual)) + np.log(FALSE_CONFIDENCE):
+        return new
+    factor = temperature / usual
+    _log.info(f"Warning: its confidence is false by a temperature of {factor:.2f}, so a trial may end with a rollback")
+    powers = np.maximum(new, 1e-30) ** (1 / factor)
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
