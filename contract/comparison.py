@@ -25,4 +25,4 @@ def find_signs(trial: NDArray[Any], stable: NDArray[Any]) -> dict[str, NDArray[n
 
 def _logit(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     clipped = np.clip(probabilities, CLIP, 1 - CLIP, dtype=np.float64)
-    return np.log(clipped) - np.log1p(-clipped)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))

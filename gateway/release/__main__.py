@@ -6,6 +6,7 @@ import argparse
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -14,11 +15,12 @@ from typing import Any
 
 from contract.release import Mode, Release, ReleaseError, Trial
 from gateway.batch import gateway_url
-from gateway.release.gateways import find_addresses, wait_until_followed
+from gateway.release.gateways import Address, find_addresses, wait_until_followed
 from gateway.release.history import Entry
 from gateway.release.ledger import Change, Ledger, Refused, State, open_ledger
+from gateway.release.watch import Watch, table
 
-DONE, REFUSED, USAGE, NOT_FOLLOWED = 0, 1, 2, 3
+DONE, REFUSED, USAGE, NOT_FOLLOWED, ROLLED_BACK, NOT_ENOUGH = 0, 1, 2, 3, 4, 5
 FOLLOW_S = 30.0  # a version that nobody tried must load first
 
 _EXAMPLES = """
@@ -29,6 +31,8 @@ examples, for a model called clothing:
   python -m gateway.release clothing try 4 --share 10%     version 4 answers a tenth of the users
   python -m gateway.release clothing try 4 --share 50%     half of them; nobody moves back
   python -m gateway.release clothing promote               version 4, which is tried, answers everything
+  python -m gateway.release clothing watch --gateway http://localhost:9696 --promote-after 1000
+                                                           go back if it is worse, else promote it after 1,000 requests
   python -m gateway.release clothing rollback              end the trial; without one, back to the version before
   python -m gateway.release clothing history               who changed what, when and why
   python -m gateway.release clothing at 2026-05-03T14:05   what answered then
@@ -39,18 +43,31 @@ if answers are bad and you must act now:
   3. status --gateway http://HOST:9696   shows whether that gateway follows
   If the version before is bad too, promote the number of a good one. No command removes a version.
 """
+_WATCH = """
+watch the trial, and roll it back on evidence that it is worse: it fails, it is slower, it disagrees too often, or its
+confidence or a class has changed. A version within its limits is rolled back with a probability of 0.01 at most
+"""
+_PROMOTE_AFTER = "promote it after N requests of it, in shadow N photos compared, without such evidence"
+_WITHIN = "end after this time, such as 30m or 2h; the trial goes on (default: 1h)"
 _STATUSES = """
 exit status:
   0   done, or nothing had to change
   1   refused, and nothing has changed; of `history` and `at`: the history was edited. The message says why
   2   the command line is wrong
   3   the change is made, but a gateway of --gateway does not follow; the message says which
+  4   of `watch` and `try --watch`: the version was rolled back; the message says why
+  5   of these: too little traffic to decide; the trial goes on
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.watch and not options.gateway:
+        parser.error("--watch needs --gateway URL, because gateways count what it watches")
+    if options.promote_after and not options.watch:
+        parser.error("--promote-after needs --watch")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -93,7 +110,8 @@ def _status(ledger: Ledger, options: argparse.Namespace) -> int:
 def _try(ledger: Ledger, options: argparse.Namespace) -> int:
     mode: Mode = "shadow" if options.shadow else "share"
     change = ledger.try_version(options.version, mode, options.share or 1.0, reason=options.reason)
-    return _finish(change, options.gateway, "End it with `promote` or `rollback`.")
+    status = _finish(change, options.gateway, "End it with `promote` or `rollback`.")
+    return _watch(ledger, options) if options.watch and status == DONE else status
 
 
 def _promote(ledger: Ledger, options: argparse.Namespace) -> int:
@@ -113,6 +131,30 @@ def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
     return _finish(change, options.gateway, hint)
 
 
+def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
+    watch = Watch(ledger, _look_up(options.gateway))
+    outcome = watch.run(options.promote_after, options.within)
+    status = {True: DONE, False: ROLLED_BACK, None: NOT_ENOUGH}[outcome.is_good]
+    version = {DONE: "is good so far", ROLLED_BACK: "was rolled back", NOT_ENOUGH: "cannot be judged yet"}[status]
+    if outcome.change and outcome.is_good:
+        version = "was promoted"
+    print(f"Version {watch.trial.version} {version}: {'; '.join(outcome.reasons)}.")
+    if not outcome.change:
+        return status
+    followed = _finish(outcome.change, options.gateway, "`history` has the reasons.")
+    return followed if outcome.is_good else status
+
+
+def _report(ledger: Ledger, options: argparse.Namespace) -> int:
+    watch = Watch(ledger, _look_up(options.gateway))
+    findings = watch.look()
+    _warn(*(f"{each}." for each in watch.problems))
+    print(f"Version {watch.trial.version} on trial: {watch.progress}.")
+    if findings:
+        print(table(findings, watch.release.stable))
+    return DONE
+
+
 def _finish(change: Change, gateways: Sequence[str], hint: str) -> int:
     """Say what a change did, and wait for the gateways."""
     _warn(*change.notes)
@@ -127,15 +169,22 @@ def _finish(change: Change, gateways: Sequence[str], hint: str) -> int:
 def _follow(gateways: Sequence[str], serial: int) -> int:
     """Wait for gateways, and name those that do not follow."""
     try:
-        addresses = find_addresses(gateways)
-    except OSError as exc:
-        _warn(f"The gateway's name cannot be looked up: {exc}.")
+        addresses = _look_up(gateways)
+    except Refused as exc:
+        _warn(str(exc))
         return NOT_FOLLOWED
     late = wait_until_followed(addresses, serial, FOLLOW_S)
     _warn(*(f"{each} does not follow release {serial}: it {each.lag}." for each in late))
     if addresses and not late:
         print(f"Release {serial} is followed by {', '.join(map(str, addresses))}.")
     return NOT_FOLLOWED if late else DONE
+
+
+def _look_up(gateways: Sequence[str]) -> list[Address]:
+    try:
+        return find_addresses(gateways)
+    except OSError as exc:
+        raise Refused(f"The gateway's name cannot be looked up: {exc}.") from exc
 
 
 def _history(ledger: Ledger, options: argparse.Namespace) -> int:
@@ -213,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[Ledger, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, epilog=_STATUSES, formatter_class=layout)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, watch=run is _watch, promote_after=None)
         command.add_argument("--store", default=argparse.SUPPRESS, **store)
         return command
 
@@ -226,6 +275,13 @@ def _parser() -> argparse.ArgumentParser:
     promote = add("promote", _promote, "make a version the one that answers; what answered stays loaded")
     promote.add_argument("version", type=_number, nargs="?", metavar="VERSION", help="default: the one that is tried")
     rollback = add("rollback", _rollback, "end the trial; if nothing is tried, let the version before answer again")
+    trial.add_argument("--watch", action="store_true", help="then watch it, see `watch --help`; needs --gateway")
+    watch = add("watch", _watch, _WATCH)
+    for command in (trial, watch):
+        command.add_argument("--promote-after", type=_count, metavar="N", help=_PROMOTE_AFTER)
+        command.add_argument("--within", type=_duration, default=3600.0, metavar="TIME", help=_WITHIN)
+    for command in (watch, add("report", _report, "show once what a watch looks at, and decide nothing")):
+        _add_gateway(command, required=True)
     for command in (trial, promote, rollback):
         _add_gateway(command)
         command.add_argument("--reason", default="", metavar="TEXT", help="why; it goes into the history")
@@ -235,15 +291,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_gateway(parser: argparse.ArgumentParser) -> None:
+def _add_gateway(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     text = "wait until this gateway follows, at each address of its name; repeatable. GATEWAY_KEY is its API key"
-    parser.add_argument("--gateway", type=gateway_url, action="append", default=[], metavar="URL", help=text)
+    if required:
+        text = "the gateway to ask, at each address of its name; repeatable. GATEWAY_KEY is its API key"
+    options: dict[str, Any] = {"type": gateway_url, "action": "append", "default": [], "metavar": "URL", "help": text}
+    parser.add_argument("--gateway", required=required, **options)
 
 
 def _number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"Expected the number of a version. Received: {text!r}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"Expected how many, 1 or more. Received: {text!r}")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    """Read a time such as 90s, 30m or 2h in seconds."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"Expected a time such as 90s, 30m or 2h. Received: {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _share(text: str) -> float:

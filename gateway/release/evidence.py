@@ -9,6 +9,7 @@ So a trial within all limits is rolled back with a probability of at most `ALPHA
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,7 @@ class Criterion:
             k, n = counts.failed, counts.requests
         elif self.name:
             k = counts.classes.get((self.name, self.kind), 0)
+        n = max(k, n)  # a scrape may come between two counters
         return Finding(self, k, n, float(log_evidence(k, n, self.limit)))
 
 
@@ -79,13 +81,13 @@ class Finding:
     @property
     def alarms(self) -> bool:
         """Whether chance does not explain it."""
-        return self.log_evidence >= -np.log(self.criterion.alpha)
+        return self.log_evidence >= -math.log(self.criterion.alpha)
 
     def describe(self, stable: int) -> str:
         """Return it as a sentence's end, such as a reason for going back."""
         each = self.criterion
         what = _WORDS[each.kind].format(k=self.k, n=self.n, stable=stable, name=each.name)
-        return f"{what}; at most {each.limit:.0%} {'was expected from its export' if each.measured else 'may'}"
+        return f"{what}; at most {each.limit:.0%} {'was expected from its export' if each.measured else 'may be'}"
 
 
 _WORDS = {
@@ -111,18 +113,18 @@ _OTHER_PHOTOS = {"disagrees": 0.1, "surer": 0.1, "less_sure": 0.1, "class": 0.05
 # classes disagree on 97 %, and with one class for 80 % it gains 65 %.
 _UNMEASURED = {"disagrees": 0.5, "surer": 0.8, "less_sure": 0.8, "class": 0.4}
 _METRICS = {"disagrees": "disagreement", "surer": "surer", "less_sure": "less_sure", "class": "class_change"}
-_KINDS = 7  # `requests`, the signs, and all classes together
+KINDS = 7  # `requests`, the signs, and all classes together
 
 
 def criteria(metrics: Mapping[str, Any], classes: Sequence[str]) -> list[Criterion]:
     """Return the criteria for a version, by its contract's metrics and class names."""
-    alpha, names = ALPHA / _KINDS, list(dict.fromkeys(classes))
-    photos = metrics.get("compared_photos", 0)
+    alpha, names = ALPHA / KINDS, list(dict.fromkeys(classes))
+    photos = _number(metrics.get("compared_photos")) or 0
 
     def criterion(kind: str, alpha: float, name: str = "") -> Criterion:
         key = "class" if name else kind
-        share = metrics.get(_METRICS[key])
-        if share is None or photos < 1:
+        share = _number(metrics.get(_METRICS[key]))
+        if share is None or not 0 <= share <= 1 or photos < 1:
             return Criterion(kind, _UNMEASURED[key], alpha, name=name)
         return Criterion(kind, min(highest(share, photos) + _OTHER_PHOTOS[key], 0.95), alpha, True, name)
 
@@ -133,6 +135,11 @@ def criteria(metrics: Mapping[str, Any], classes: Sequence[str]) -> list[Criteri
         *(criterion(kind, alpha) for kind in ("disagrees", "surer", "less_sure")),
         *(criterion(kind, alpha / 2 / len(names), name) for name in names for kind in ("gained", "lost")),
     ]
+
+
+def _number(value: Any) -> float | None:
+    """Return a figure of a contract, which may contain anything."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def highest(share: float, photos: float) -> float:

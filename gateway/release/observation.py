@@ -1,0 +1,177 @@
+"""What gateways counted of a trial, added up over their addresses and restarts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import urllib3
+from prometheus_client.parser import text_string_to_metric_families
+
+from contract.document import Contract, ContractError
+from contract.release import Trial
+from gateway.release.evidence import Counts
+from gateway.release.gateways import Address
+from gateway.release.ledger import Refused
+
+COUNTERS = ("gateway_comparisons", "gateway_comparison_signs", "gateway_comparison_classes", "gateway_trial_requests")
+LABELS = ("sign", "class", "change", "outcome")  # that tell their series apart, in this order
+STOPPED = "gateway_trial_stopped"
+MOST_FALLS = 3  # of the counters of one address; a gateway that restarts makes them fall once
+
+_Series = tuple[str, ...]  # a counter's name, and what tells its series apart
+
+
+class _NoAnswer(Exception):
+    """What an address answered, or did not, is of no use; the message says why."""
+
+
+@dataclass
+class _Seen:
+    """What was seen of an address.
+
+    Attributes:
+        last: Its counters; None before the first look.
+        total: Increments, over restarts.
+        falls: How often the counters fell.
+        stops: Whether a worker has stopped its part of the trial, at the last look and in this watch.
+        problem: Why the last look failed; empty if it did not.
+    """
+
+    address: Address
+    last: Counter[_Series] | None = None
+    total: Counter[_Series] = field(default_factory=Counter)
+    falls: int = 0
+    is_stopped: bool | None = None
+    has_stopped: bool = False
+    problem: str = ""
+
+
+class Observation:
+    """The counters of a trial at each address."""
+
+    def __init__(self, addresses: Sequence[Address], trial: Trial, *, is_first: bool) -> None:
+        """Begin to observe.
+
+        Args:
+            addresses: Those of the gateways.
+            trial: What is tried.
+            is_first: Whether the version was never tried before. If it was, only what is counted from now on counts.
+        """
+        self._seen = [_Seen(address) for address in addresses]
+        self._trial, self._is_first = trial, is_first
+        self.contract: Contract | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """What was counted until the last look."""
+        total: Counter[_Series] = sum((each.total for each in self._seen), Counter())
+        signs = {key[1]: number for key, number in total.items() if key[0] == "gateway_comparison_signs"}
+        classes = {(key[1], key[2]): number for key, number in total.items() if key[0] == "gateway_comparison_classes"}
+        failed = total["gateway_trial_requests", "failed"]
+        requests = failed + total["gateway_trial_requests", "answered"]
+        return Counts(total[("gateway_comparisons",)], signs, classes, requests, failed)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why some addresses do not take part; of a name's addresses, only one must."""
+        open_at = {each.address.url for each in self._seen if not each.address.is_closed}
+        return [
+            f"{each.address} {each.problem}"
+            for each in self._seen
+            if each.problem and not (each.address.is_closed and each.address.url in open_at)
+        ]
+
+    @property
+    def stopped(self) -> list[str]:
+        """The addresses at which a worker stopped the trial while this watched."""
+        return [str(each.address) for each in self._seen if each.has_stopped]
+
+    def look(self) -> None:
+        """Read the counters of each address, and the contract of the version.
+
+        Raises:
+            Refused: Several gateways answer at one address.
+        """
+        for each in self._seen:
+            try:
+                each.problem, each.address.is_closed = "", False
+                self._read_contract(each.address)
+                self._add(each, _get(each.address, "/metrics").decode())
+            except (_NoAnswer, ValueError) as exc:
+                each.problem = str(exc)
+            if each.falls >= MOST_FALLS:
+                raise Refused(
+                    f"The counters of {each.address} fell {each.falls} times, as if several gateways answered there in"
+                    " turn. Name each of them with --gateway, or a name that resolves to all of their addresses."
+                )
+
+    def _read_contract(self, address: Address) -> None:
+        """Check that a gateway tries the version.
+
+        Raises:
+            _NoAnswer: It does not, or does not answer.
+        """
+        trial = json.loads(_get(address, "/model")).get("trial") or {}
+        if trial.get("version") != self._trial.version:
+            health = json.loads(_get(address, "/readyz"))
+            reason = health.get("release_error") or "it has not begun"
+            raise _NoAnswer(f"does not try version {self._trial.version}: {reason}")
+        if not self.contract:
+            try:
+                document = {**trial["contract"], "golden": {"tolerance": 0.0, "examples": []}}  # they are not shown
+                self.contract = Contract.from_json(json.dumps(document))
+            except (KeyError, TypeError, ContractError) as exc:
+                raise _NoAnswer(f"does not show the contract of version {self._trial.version}: {exc}") from exc
+
+    def _add(self, seen: _Seen, text: str) -> None:
+        found, is_stopped = Counter[_Series](), False
+        for name, labels, value in _samples(text):
+            if name == STOPPED:
+                is_stopped = is_stopped or value > 0
+            elif self.contract and _export(labels) == (str(self._trial.version), self.contract.identity):
+                found[name, *(labels[key] for key in LABELS if key in labels)] += int(value)
+        before = found if seen.last is None and not self._is_first else seen.last or Counter()
+        if any(found[series] < number for series, number in before.items()):
+            seen.falls += 1
+            before = Counter()
+        seen.total.update({series: number - before[series] for series, number in found.items()})
+        seen.last = found
+        seen.has_stopped |= is_stopped and seen.is_stopped is False
+        seen.is_stopped = is_stopped
+
+
+def _export(labels: Mapping[str, str]) -> tuple[str, str]:
+    return labels.get("version", ""), labels.get("identity", "")
+
+
+def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yield the samples that this needs: a metric's name, labels and value."""
+    for family in text_string_to_metric_families(text):
+        if family.name in (*COUNTERS, STOPPED):
+            for sample in family.samples:
+                if sample.name.removesuffix("_total") == family.name:
+                    yield family.name, dict(sample.labels), sample.value
+
+
+def _get(address: Address, path: str) -> Any:
+    """Return the body of an answer.
+
+    Raises:
+        _NoAnswer: There is none, or one with an error.
+    """
+    try:
+        response = address.get(path)
+    except urllib3.exceptions.NewConnectionError as exc:
+        address.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
+        raise _NoAnswer("does not listen") from exc
+    except urllib3.exceptions.HTTPError as exc:
+        raise _NoAnswer(f"does not answer: {exc}") from exc
+    if response.status == 401:
+        raise _NoAnswer("asks for an API key; set GATEWAY_KEY")
+    if response.status != 200:
+        raise _NoAnswer(f"answers {path} with status {response.status}")
+    return response.data

@@ -1,0 +1,157 @@
+"""Watches a trial until there is evidence: promotes the version, goes back, or says that there was too little traffic.
+
+A trial within all limits is rolled back with a probability of at most 1 %, however often and long one looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.release.evidence import ALPHA, KINDS, Counts, Criterion, Finding, criteria
+from gateway.release.gateways import Address
+from gateway.release.ledger import Change, Ledger, Refused
+from gateway.release.observation import Observation
+
+POLL_S = 2.0
+PROGRESS_S = 30.0  # between two lines of progress
+# Photos after which a version is promoted though more requests were asked for. Within so many, all bad versions were
+# found that differ from the stable one: permuted or one class, doubled logits, and failing on one photo in ten.
+ENOUGH_PHOTOS = 300
+_CLASSES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a watch ended.
+
+    Attributes:
+        is_good: True if the version was promoted, or is good so far; False if it was rolled back; None if unknown.
+        reasons: Why.
+        change: What the watch changed, if anything.
+    """
+
+    is_good: bool | None
+    reasons: tuple[str, ...] = ()
+    change: Change | None = None
+
+
+class Watch:
+    """A trial that is under way, and what is known of it."""
+
+    def __init__(self, ledger: Ledger, addresses: Sequence[Address]) -> None:
+        """Begin to watch.
+
+        Raises:
+            Refused: Nothing is tried.
+        """
+        state = ledger.read()
+        if not state.release or not state.release.trial:
+            raise Refused("Nothing is being tried. Begin with try VERSION.")
+        self._ledger, self.release, self.trial = ledger, state.release, state.release.trial
+        documents = (each.document for each in state.history.entries.values())
+        earlier = (each.trial for each in documents if each and each.trial)
+        is_first = not any(each.version == self.trial.version and each.serial != self.trial.serial for each in earlier)
+        self._observation = Observation(addresses, self.trial, is_first=is_first)
+        self._criteria: list[Criterion] = []
+        self._said, self._said_at = "", -PROGRESS_S
+
+    def look(self) -> list[Finding]:
+        """Ask every gateway once, and return what each criterion finds; nothing while no gateway tries the version."""
+        self._observation.look()
+        contract = self._observation.contract
+        if contract and not self._criteria:
+            self._criteria = criteria(contract.metrics, contract.classes)
+        return [each.judge(self.counts) for each in self._criteria]
+
+    @property
+    def counts(self) -> Counts:
+        """What was counted until the last look."""
+        return self._observation.counts
+
+    @property
+    def problems(self) -> list[str]:
+        """Why some gateways do not take part."""
+        return self._observation.problems
+
+    def run(self, promote_after: int | None, within_s: float) -> Outcome:
+        """Look until the trial can be decided, or the time is over."""
+        give_up = time.monotonic() + within_s
+        while True:
+            if ended := self._ended():
+                return ended
+            findings = self.look()
+            if reasons := self._reasons(findings):
+                why = f"Rolled back by watch: {'; '.join(reasons)}"
+                return Outcome(False, reasons, self._ledger.rollback(why, trial_serial=self.trial.serial))
+            if promote_after and self._has_seen(promote_after):
+                why = f"Promoted by watch after {self.progress}"
+                return Outcome(True, (self.progress,), self._ledger.promote(reason=why, trial_serial=self.trial.serial))
+            self._say()
+            if (left := give_up - time.monotonic()) <= 0:
+                break
+            time.sleep(min(POLL_S, left))
+        is_good = True if self.counts.photos and not promote_after else None
+        return Outcome(is_good, (self.progress, *self.problems))
+
+    def _ended(self) -> Outcome | None:
+        """Return the outcome if somebody else ended the trial."""
+        state = self._ledger.read()
+        release, last = state.release, state.history.last
+        if release and release.trial and release.trial.serial == self.trial.serial:
+            return None
+        who = f" by {last.who}" if last and last.who else ""
+        is_promoted = release is not None and release.stable == self.trial.version
+        return Outcome(is_promoted, (f"the trial was ended meanwhile{who}",))
+
+    def _reasons(self, findings: Sequence[Finding]) -> tuple[str, ...]:
+        alarms = sorted((each for each in findings if each.alarms), key=lambda each: -each.log_evidence)
+        stopped = [
+            f"a process of {each} stopped the trial, because its requests failed" for each in self._observation.stopped
+        ]
+        return (*stopped, *(each.describe(self.release.stable) for each in alarms[:_CLASSES_SHOWN]))
+
+    def _has_seen(self, requests: int) -> bool:
+        """Tell whether every gateway takes part, and enough was counted."""
+        counts = self.counts
+        if self.problems or counts.photos < min(requests, ENOUGH_PHOTOS):
+            return False
+        return (counts.requests if self.trial.mode == "share" else counts.photos) >= requests
+
+    @property
+    def progress(self) -> str:
+        """How much was counted."""
+        counts = self.counts
+        answered = f", {counts.requests - counts.failed} requests answered" if self.trial.mode == "share" else ""
+        return f"{counts.photos} photos compared{answered}"
+
+    def _say(self) -> None:
+        """Print how far it is: when something went wrong or right again, and else from time to time."""
+        problems = "".join(f"; {each}" for each in self.problems)
+        if problems == self._said and time.monotonic() < self._said_at + PROGRESS_S:
+            return
+        self._said, self._said_at = problems, time.monotonic()
+        print(f"Version {self.trial.version}: {self.progress}{problems}.", flush=True)
+
+
+def table(findings: Sequence[Finding], stable: int) -> str:
+    """Return a line for each finding, of the classes only for those with most evidence, and what the limits mean."""
+    of_classes = sorted((each for each in findings if each.criterion.name), key=lambda each: -each.log_evidence)
+    shown = [*(each for each in findings if not each.criterion.name), *of_classes[:_CLASSES_SHOWN]]
+    lines = [f"  {_judgement(each):<14} {each.describe(stable)}" for each in shown]
+    if left := len(findings) - len(shown):
+        lines.append(f"  and {left} more lines about classes, with less evidence")
+    return "\n".join(
+        [
+            *lines,
+            f"A version within its limits is rolled back with a probability of {ALPHA:.0%} at most, however often one"
+            f" looks: {ALPHA / KINDS:.2%} for each line, and as much for all classes together.",
+        ]
+    )
+
+
+def _judgement(finding: Finding) -> str:
+    if finding.alarms:
+        return "ABOVE"
+    return "perhaps above" if finding.k > finding.criterion.limit * finding.n else "within"

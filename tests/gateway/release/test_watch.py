@@ -1,0 +1,284 @@
+"""python -m gateway.release watch and report: what gateways count decides."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from contract.document import Contract, ImageSpec
+from gateway.release import watch
+from gateway.release.ledger import Ledger
+from tests.gateway.release.conftest import Store
+
+IDENTITY = "0123456789abcdef"
+METRICS = {"disagreement": 0.1, "surer": 0.1, "less_sure": 0.1, "class_change": 0.05}
+CONTRACT = Contract("clothing", ("shirt", "dress"), ImageSpec(8, 8), metrics={**METRICS, "compared_photos": 300},
+                    identity=IDENTITY)  # fmt: skip
+
+
+class Counted:
+    """The counters of a gateway, as it shows them."""
+
+    def __init__(self) -> None:
+        self.registry, export = CollectorRegistry(), ["version", "identity"]
+        self.photos = Counter("gateway_comparisons", ".", export, registry=self.registry)
+        self.signs = Counter("gateway_comparison_signs", ".", [*export, "sign"], registry=self.registry)
+        self.classes = Counter("gateway_comparison_classes", ".", [*export, "class", "change"], registry=self.registry)
+        self.requests = Counter("gateway_trial_requests", ".", [*export, "outcome"], registry=self.registry)
+        self.stopped = Gauge("gateway_trial_stopped", ".", registry=self.registry)
+        Counter("gateway_other", ".", export, registry=self.registry).labels("2", IDENTITY).inc(1000)
+
+    def add(self, photos: int, *, version: int = 2, answered: int = 0, missed: int = 0, **signs: int) -> None:
+        export = str(version), IDENTITY
+        self.photos.labels(*export).inc(photos)
+        self.requests.labels(*export, "answered").inc(answered)
+        self.requests.labels(*export, "failed").inc(missed)
+        for name, number in signs.items():
+            self.signs.labels(*export, name).inc(number)
+        if "disagrees" in signs:
+            self.classes.labels(*export, "shirt", "gained").inc(signs["disagrees"])
+            self.classes.labels(*export, "dress", "lost").inc(signs["disagrees"])
+
+
+@dataclass
+class Gateway:
+    """A gateway that follows the document at once; what it does at each look is the test's.
+
+    Attributes:
+        home: The model's folder in the store.
+        at_look: Called before each look at the counters.
+        refuses: Why it does not try the version.
+    """
+
+    home: Path
+    at_look: Callable[[Gateway], object] = lambda _: None
+    refuses: str = ""
+    counted: Counted = field(default_factory=Counted)
+    url: str = ""
+
+    def answer(self, path: str) -> bytes:
+        release = json.loads((self.home / "release.json").read_text())
+        if path == "/metrics":
+            self.at_look(self)
+            return generate_latest(self.counted.registry)
+        if path == "/readyz":
+            return json.dumps({"release": release, "release_error": self.refuses or None}).encode()
+        trial = release["trial"] if not self.refuses else None
+        described = {"version": 2, "contract": {**CONTRACT.to_dict(), "golden": None}} if trial else None
+        return json.dumps({"version": 1, "trial": described}).encode()
+
+
+@pytest.fixture
+def gateways(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Gateway]]:
+    """A function that starts a gateway; version 1 is stable."""
+    monkeypatch.setattr(watch, "POLL_S", 0.01)
+    store.do("promote", "1")
+    servers = []
+
+    def start(at_look: Callable[[Gateway], object] = lambda _: None, refuses: str = "") -> Gateway:
+        gateway = Gateway(store.home, at_look, refuses)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = gateway.answer(self.path)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None: ...
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        gateway.url = f"http://127.0.0.1:{server.server_address[1]}"
+        return gateway
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def steadily(photos: int = 20, **counts: int) -> Callable[[Gateway], object]:
+    return lambda gateway: gateway.counted.add(photos, **counts)
+
+
+def trial_of(gateway: Gateway) -> tuple[str, ...]:
+    return "--gateway", gateway.url, "--within", "5s"
+
+
+def test_a_good_version_is_promoted(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """After as many photos as were asked for, over two gateways; the history has the reason."""
+    first, second = gateways(steadily(disagrees=2, surer=1)), gateways(steadily(disagrees=2, slower=5))
+    asked = "--watch", "--promote-after", "390", *trial_of(first), "--gateway", second.url
+    assert "Version 2 was promoted: 400 photos compared.\n" in store.do("try", "2", "--shadow", *asked)
+    assert (store.document["stable"], store.document["previous"]) == (2, 1)
+    assert store.lines[-1]["why"] == "Promoted by watch after 400 photos compared"
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ({"disagrees": 16}, "it disagrees with version 1 on {} photos; at most 26% was expected from its export"),
+        ({"disagrees": 16}, "it answers 'shirt' on {} photos where version 1 does not; at most 15% was expected"),
+        ({"disagrees": 16}, "it does not answer 'dress' on {} photos where version 1 does; at most 15% was expected"),
+        ({"failed": 2}, "it failed on {} photos that version 1 answered; at most 1% may be"),
+        ({"slower": 19}, "it was far slower than version 1 on {} photos; at most 50% may be"),
+        ({"surer": 12}, "it is much surer than version 1 on {} photos; at most 26% was expected"),
+        ({"less_sure": 12}, "it is much less sure than version 1 on {} photos; at most 26% was expected"),
+        ({"answered": 18, "missed": 2}, "version 1 had to answer {} requests; at most 1% may be"),
+    ],
+)
+def test_a_bad_version_is_rolled_back(
+    store: Store, gateways: Callable[..., Gateway], counts: dict[str, int], reason: str
+) -> None:
+    """With status 4, within 300 photos, and with its reason in the history."""
+    gateway = gateways(steadily(**counts))
+    store.do("try", "2", "--share", "10%")
+    status, out, err = store.run("watch", "--promote-after", "2000", *trial_of(gateway))
+    assert (status, err) == (4, "") and "Version 2 was rolled back: " in out
+    assert (store.document["stable"], store.document["trial"]) == (1, None)
+    found = re.search(
+        re.escape(reason).replace(re.escape("{}"), r"(?:its )?\d+ of (?:its )?(\d+)"), store.lines[-1]["why"]
+    )
+    assert found and int(found[1]) <= 300, store.lines[-1]["why"]
+
+
+def test_a_process_that_stopped_the_trial_ends_it(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """It has seen plain errors; a process that stopped an earlier trial does not matter."""
+    looks: list[int] = []
+
+    def stop_at_third(gateway: Gateway) -> None:
+        looks.append(1)
+        gateway.counted.stopped.set(len(looks) > 2)
+
+    stopped, stops = gateways(steadily()), gateways(stop_at_third)
+    stopped.counted.stopped.set(1)
+    store.do("try", "2", "--share", "10%")
+    status, out, _ = store.run("watch", *trial_of(stopped), "--gateway", stops.url)
+    assert status == 4 and len(looks) > 2
+    assert f"a process of {stops.url} stopped the trial" in out and f"process of {stopped.url}" not in out
+
+
+@pytest.mark.parametrize("mode", [["--shadow"], ["--share", "10%"]])
+def test_too_little_traffic_leaves_the_trial_as_it_is(
+    store: Store, gateways: Callable[..., Gateway], mode: list[str]
+) -> None:
+    """With status 5; in a share, requests without comparisons are not enough."""
+    gateway = gateways(steadily(0, answered=100))
+    store.do("try", "2", *mode)
+    before = store.document
+    status, out, _ = store.run("watch", "--promote-after", "100", "--gateway", gateway.url, "--within", "0.1s")
+    assert status == 5 and "Version 2 cannot be judged yet: 0 photos compared" in out
+    assert store.document == before
+
+
+def test_without_promotion_it_says_how_it_went(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """Good so far, with status 0, and nothing is changed."""
+    gateway = gateways(steadily(disagrees=1))
+    store.do("try", "2", "--shadow")
+    before = store.document
+    status, out, _ = store.run("watch", "--gateway", gateway.url, "--within", "0.2s")
+    assert status == 0 and "Version 2 is good so far: " in out and store.document == before
+
+
+def test_a_gateway_that_does_not_try_it_keeps_it_from_promotion(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """It is named, with its reason, as is one that does not answer."""
+    good, other = gateways(steadily()), gateways(refuses="version 2 was refused")
+    store.do("try", "2", "--shadow")
+    asked = "--gateway", good.url, "--gateway", other.url, "--gateway", "http://127.0.0.1:9", "--within", "0.3s"
+    status, out, _ = store.run("watch", "--promote-after", "100", *asked)
+    assert status == 5 and store.document["stable"] == 1
+    assert f"{other.url} does not try version 2: version 2 was refused" in out
+    assert "http://127.0.0.1:9 does not listen" in out
+
+
+def test_a_gateway_that_restarts_counts_on(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """What it counted before is not lost, and not counted twice."""
+
+    def restart_once(gateway: Gateway) -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            gateway.counted = Counted()
+        gateway.counted.add(100)
+
+    looks: list[int] = []
+    gateway = gateways(restart_once)
+    store.do("try", "2", "--shadow")
+    out = store.do("watch", "--promote-after", "500", *trial_of(gateway))
+    assert "500 photos compared" in out and len(looks) == 5
+
+
+def test_several_gateways_at_one_address_are_noticed(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """Their counters, in turn, are nothing that can be added."""
+    behind = [Counted(), Counted()]
+    behind[0].add(5)
+    behind[1].add(10)
+
+    def take_turns(gateway: Gateway) -> None:
+        behind.reverse()
+        gateway.counted = behind[0]
+
+    gateway = gateways(take_turns)
+    store.do("try", "2", "--shadow")
+    status, _, err = store.run("watch", *trial_of(gateway))
+    assert status == 1 and f"{gateway.url} fell 3 times, as if several gateways answered there" in err
+
+
+def test_an_earlier_trial_of_the_version_does_not_count(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """Only what is counted from now on; counts of a first trial before the watch do."""
+    gateway = gateways(steadily(0))
+    store.do("try", "2", "--shadow")
+    gateway.counted.add(100, failed=3)
+    assert "it failed on 3 of 100 photos" in store.do("report", "--gateway", gateway.url)
+    store.do("rollback")
+    store.do("try", "2", "--shadow")
+    gateway.at_look = steadily(100)
+    assert "Version 2 was promoted: 300 photos" in store.do("watch", "--promote-after", "300", *trial_of(gateway))
+
+
+def test_somebody_else_may_end_the_trial(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """By a rollback, or a promotion."""
+    gateway = gateways()
+    for end, status, said in (("rollback", 4, "was rolled back"), ("promote", 0, "is good so far")):
+        store.do("try", "2", "--shadow")
+        gateway.at_look = lambda _, end=end: (
+            Ledger(store.home).promote() if end == "promote" else Ledger(store.home).rollback()
+        )
+        found, out, _ = store.run("watch", *trial_of(gateway))
+        assert found == status and f"Version 2 {said}: the trial was ended meanwhile by " in out
+
+
+def test_a_report_shows_each_criterion(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """As it stands, with the probability of a false alarm; nothing is decided."""
+    gateway = gateways(steadily(80, disagrees=61, slower=41))
+    store.do("try", "2", "--shadow")
+    before = store.document
+    out = store.do("report", "--gateway", gateway.url)
+    assert "Version 2 on trial: 80 photos compared." in out and store.document == before
+    assert "  ABOVE          it disagrees with version 1 on 61 of 80 photos; at most 26% was expected" in out
+    assert "  perhaps above  it was far slower than version 1 on 41 of 80 photos; at most 50% may be" in out
+    assert "  within         it failed on 0 of 80 photos" in out
+    assert "rolled back with a probability of 1% at most, however often one looks: 0.14% for each line" in out
+
+
+def test_nothing_is_watched_without_a_trial(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """The message says how to begin one."""
+    assert "Nothing is being tried. Begin with try VERSION." in store.refuse("watch", "--gateway", gateways().url)
+
+
+@pytest.mark.parametrize("arguments", ["try 2 --shadow --watch", "try 2 --shadow --promote-after 5", "watch", "report"])
+def test_a_watch_needs_gateways(store: Store, arguments: str) -> None:
+    """With status 2, before anything is changed."""
+    with pytest.raises(SystemExit, match="2"):
+        store.run(*arguments.split())
+    assert not store.home.joinpath("release.json").exists()
