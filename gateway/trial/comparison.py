@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.answers import most_probable
+from contract.comparison import CLIP, SURER
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, Overloaded
 from gateway.memory import Held, Room
 from gateway.model.protocol import ActiveTrial, Model, Version
@@ -33,8 +34,6 @@ EVERY = {"shadow": 50, "share": 20}
 LONGEST_WAIT_S = 5.0  # with fewer requests, the work matters less than the evidence
 ANSWER_S = 0.02  # until the answer has left, before the thread begins
 SLOWER = 1.5  # times the stable version's time from which the tried one counts as slower
-SURER = 1.0  # difference in the logit of the best probability from which it counts as surer; odds of 2.7 to 1
-LEAST_PROBABILITY = 1e-4  # beyond it, and as near to 1, differences mean nothing
 MOST_KEPT = 200  # photos in the folder of those that differ
 
 _log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class _Reply:
 
     @property
     def logit(self) -> float:
-        probability = min(max(float(self.probabilities.max()), LEAST_PROBABILITY), 1 - LEAST_PROBABILITY)
+        probability = min(max(float(self.probabilities.max()), CLIP), 1 - CLIP)
         return math.log(probability / (1 - probability))
 
 
