@@ -16,6 +16,7 @@ from contract.release import Trial
 from gateway.release.evidence import Counts
 from gateway.release.gateways import Address
 from gateway.release.ledger import Refused
+from gateway.trial.trials import FAILURES_UNTIL_STOPPED
 
 COUNTERS = ("gateway_comparisons", "gateway_comparison_signs", "gateway_comparison_classes", "gateway_trial_requests")
 LABELS = ("sign", "class", "change", "outcome")  # that tell their series apart, in this order
@@ -37,8 +38,9 @@ class _Seen:
         last: Its counters; None before the first look.
         total: Increments, over restarts.
         falls: How often the counters fell.
-        stops: Whether a worker has stopped its part of the trial, at the last look and in this watch.
-        problem: Why the last look failed; empty if it did not.
+        is_stopped: Whether a process had stopped its part in a trial at the last look; None before the first.
+        has_stopped: Whether one did so in this watch.
+        problem: Why it does not take part, at the last look; empty if it does.
     """
 
     address: Address
@@ -101,7 +103,9 @@ class Observation:
                 each.problem, each.address.is_closed = "", False
                 self._read_contract(each.address)
                 self._add(each, _get(each.address, "/metrics").decode())
-            except (_NoAnswer, ValueError) as exc:
+                if each.is_stopped and not each.has_stopped:
+                    each.problem = "has a process that stopped this trial, or an earlier one"
+            except (_NoAnswer, ValueError, AttributeError) as exc:
                 each.problem = str(exc)
             if each.falls >= MOST_FALLS:
                 raise Refused(
@@ -140,7 +144,9 @@ class Observation:
             before = Counter()
         seen.total.update({series: number - before[series] for series, number in found.items()})
         seen.last = found
-        seen.has_stopped |= is_stopped and seen.is_stopped is False
+        failed = found["gateway_trial_requests", "failed"] + found["gateway_comparison_signs", "failed"]
+        is_of_this = seen.is_stopped is False or (self._is_first and failed >= FAILURES_UNTIL_STOPPED)
+        seen.has_stopped |= is_stopped and is_of_this
         seen.is_stopped = is_stopped
 
 

@@ -100,6 +100,7 @@ class Watch:
         state = self._ledger.read()
         release, last = state.release, state.history.last
         if release and release.trial and release.trial.serial == self.trial.serial:
+            self.trial = release.trial  # its share may have grown
             return None
         who = f" by {last.who}" if last and last.who else ""
         is_promoted = release is not None and release.stable == self.trial.version

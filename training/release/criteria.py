@@ -107,7 +107,8 @@ class Criteria:
             if each.origin.data_digest.get(self.split) != self.photos.pixels(self.held_out, each.image).digest:
                 _log.info(f"Note: {title} held out other photos, and may have been trained on some of these")
         self._refuse_if_worse(self.accuracy_of(probabilities), last.number, self.accuracy_of(before))
-        return measure_difference(probabilities, before, self.labels, last.number)
+        recorded = last.contract.metrics.get(f"{self.split}_accuracy", 1.0)
+        return measure_difference(probabilities, before, self.labels, number=last.number, recorded=recorded)
 
     def _refuse_if_worse(self, accuracy: float, number: int, before: float) -> None:
         if self.margin is None:

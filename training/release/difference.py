@@ -19,12 +19,17 @@ LIKELIHOOD = 4.5  # natural logarithm by which the labels must be likelier then:
 
 
 def measure_difference(
-    new: NDArray[np.float32], before: NDArray[np.float32], labels: NDArray[np.int64], number: int
+    new: NDArray[np.float32],
+    before: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    number: int,
+    recorded: float = 1.0,
 ) -> dict[str, float]:
     """Return the parts of held-out photos on which a new version differs from the one before, for its contract.
 
-    A trial should expect no mistakes. So photos are left out that only the version before has right, where these are
-    too many for chance. If the new version is much more overconfident, what counts is what it would say if it was only
+    A trial should expect no mistakes. So photos are left out that only the version before has right, if these are more
+    than chance explains. If the new version is much more overconfident, what counts is what it would say if it was only
     as overconfident as the version before.
 
     Args:
@@ -32,10 +37,11 @@ def measure_difference(
         before: Those of the version before (n, k).
         labels: The right classes (n).
         number: The version before.
+        recorded: Its accuracy by its own contract. It may be higher here, because it was trained on these photos.
     """
     n, first, first_before = len(labels), new.argmax(axis=1), before.argmax(axis=1)
     changed, signs = first != first_before, find_signs(_without_false_confidence(new, before, labels), before)
-    unexpected = _unexpected_mistakes(first == labels, first_before == labels)
+    unexpected = _unexpected_mistakes(first == labels, first_before == labels, recorded)
     changes = max(np.bincount(each[changed]).max(initial=0) for each in (first, first_before))
     shares = {
         "disagreement": (changed.sum() - unexpected) / n,
@@ -53,10 +59,10 @@ def measure_difference(
     return {**measured, "compared_photos": n, "compared_version": number}
 
 
-def _unexpected_mistakes(right: NDArray[np.bool_], right_before: NDArray[np.bool_]) -> int:
-    """Return how many more photos than chance explains were right before and are wrong now."""
-    lost, won = int((right_before & ~right).sum()), int((right & ~right_before).sum())
-    return max(0, int(lost - won - 3 * (lost + won) ** 0.5))
+def _unexpected_mistakes(right: NDArray[np.bool_], right_before: NDArray[np.bool_], recorded: float) -> int:
+    """Return how many photos are wrong that the version before should have right, beyond three standard errors."""
+    more = min(right_before.sum(), recorded * len(right)) - right.sum()
+    return max(0, int(more - 3 * (right != right_before).sum() ** 0.5))
 
 
 def _without_false_confidence(

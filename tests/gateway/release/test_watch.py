@@ -172,7 +172,18 @@ def test_a_process_that_stopped_the_trial_ends_it(store: Store, gateways: Callab
     store.do("try", "2", "--share", "10%")
     status, out, _ = store.run("watch", *trial_of(stopped), "--gateway", stops.url)
     assert status == 4 and len(looks) > 2
+    assert f"{stopped.url} has a process that stopped this trial, or an earlier one" in out
     assert f"a process of {stops.url} stopped the trial" in out and f"process of {stopped.url}" not in out
+
+
+def test_a_trial_that_stopped_before_the_first_look(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """Five failures of a version that was never tried before can only be of this trial."""
+    gateway = gateways()
+    gateway.counted.add(0, answered=40, missed=5)
+    gateway.counted.stopped.set(1)
+    store.do("try", "2", "--share", "10%")
+    status, out, _ = store.run("watch", *trial_of(gateway))
+    assert status == 4 and f"a process of {gateway.url} stopped the trial" in out
 
 
 @pytest.mark.parametrize("mode", [["--shadow"], ["--share", "10%"]])
