@@ -16,8 +16,9 @@ from gateway.release.observation import Observation
 
 POLL_S = 2.0
 PROGRESS_S = 30.0  # between two lines of progress
-# Photos after which a version is promoted though more requests were asked for. Within so many, all bad versions were
-# found that differ from the stable one: permuted or one class, doubled logits, and failing on one photo in ten.
+# Photos after which a version is promoted though more requests were asked for. Bad versions of a trash classifier were
+# found after at most so many, in 99 of 100 trials: permuted classes 31, one class for 80 % 161, doubled logits 66, a
+# failure of one photo in ten 193, and pixels of 0 to 1 in training 136.
 ENOUGH_PHOTOS = 300
 _CLASSES_SHOWN = 4
 
