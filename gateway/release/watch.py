@@ -126,7 +126,7 @@ class Watch:
         """How much was counted."""
         counts = self.counts
         answered = f", {counts.requests - counts.failed} requests answered" if self.trial.mode == "share" else ""
-        return f"{counts.photos} photos compared{answered}"
+        return f"{counts.photos} photo{'s' * (counts.photos != 1)} compared{answered}"
 
     def _say(self) -> None:
         """Print how far it is: when something went wrong or right again, and else from time to time."""
