@@ -48,6 +48,11 @@ class Trial:
         _expect(is_number and 0 < self.share <= 1, "trial.share to be a number above 0 and up to 1", self.share)
         _expect(isinstance(self.began, str), "trial.began to be text", self.began)
 
+    @property
+    def identity(self) -> tuple[int, int, str]:
+        """What stays the same while its share changes."""
+        return self.version, self.serial, self.began
+
     def includes(self, key: str) -> bool:
         """Tell whether the version is tried with the requests of a key; if it is, a larger share includes it too."""
         digest = sha256(f"{self.serial}:{key}".encode(errors="surrogateescape")).digest()

@@ -8,6 +8,7 @@ import math
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from gateway.trial.trials import Trials
 # version answers users already, and sooner evidence is worth 10 %.
 EVERY = {"shadow": 50, "share": 20}
 LONGEST_WAIT_S = 5.0  # with fewer requests, the work matters less than the evidence
+MOST_REPEATS = 2  # comparisons of one photo in a process: a health check that sends it again is no new evidence
+MOST_REMEMBERED = 100_000  # photos
 ANSWER_S = 0.02  # until the answer has left, before the thread begins
 SLOWER = 1.5  # times the stable version's time from which the tried one counts as slower
 MOST_KEPT = 200  # photos in the folder of those that differ
@@ -83,6 +86,8 @@ class Comparisons:
         self._thread: threading.Thread | None = None
         self._is_busy = False
         self._requests, self._last = 0.0, 0.0  # since the last comparison, and when that was
+        self._compared: Counter[int] = Counter()  # how often each photo was, by its hash
+        self._trial: object = None
 
     def offer(self, active: ActiveTrial, images: Sequence[bytes | GatewayError]) -> None:
         """Offer a request's images, one of which may be compared."""
@@ -90,12 +95,19 @@ class Comparisons:
         with self._lock:
             self._requests += 1 / trial.share  # those that are not offered count too
             is_due = self._requests >= EVERY[trial.mode] or now - self._last > LONGEST_WAIT_S
-            if not is_due or self._is_busy or not photos:
+            if not is_due or self._is_busy:
                 return
-            image, held = random.choice(photos), Held(self._room)  # noqa: S311  # no secret
+            if trial.identity != self._trial or len(self._compared) > MOST_REMEMBERED:
+                self._trial = trial.identity
+                self._compared.clear()
+            fresh = [image for image in photos if self._compared[hash(image)] < MOST_REPEATS]
+            if not fresh:
+                return
+            image, held = random.choice(fresh), Held(self._room)  # noqa: S311  # no secret
             with suppress(Overloaded):  # a process without room has no time either
                 held.add(len(image))
                 self._requests, self._last, self._is_busy = 0.0, now, True
+                self._compared[hash(image)] += 1
                 self._offers.put(_Offer(active, image, held))
             if not self._thread:
                 self._thread = threading.Thread(target=self._run, name="comparison", daemon=True)

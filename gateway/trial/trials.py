@@ -54,8 +54,6 @@ class Trials:
 
     def _begin(self, trial: Trial) -> None:
         """Begin to count anew if this is another trial; a larger share of the same one is none."""
-        identity = (trial.version, trial.serial, trial.began)
-        if identity != self._counted:
-            self._counted, self._is_stopped = identity, False
+        if trial.identity != self._counted:
+            self._counted, self._is_stopped = trial.identity, False
             self._counts.clear()
-            self._metrics.trial_stopped.set(0)

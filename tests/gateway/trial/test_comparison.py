@@ -25,6 +25,7 @@ def every_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare all photos that come one after another."""
     monkeypatch.setattr("gateway.trial.comparison.EVERY", {"shadow": 1, "share": 1})
     monkeypatch.setattr("gateway.trial.comparison.ANSWER_S", 0.0)
+    monkeypatch.setattr("gateway.trial.comparison.MOST_REPEATS", 1000)
 
 
 def compare(tried: Tried, count: int = 4) -> None:
@@ -137,6 +138,18 @@ def test_one_of_many_requests_is_compared(tried: Tried, monkeypatch: pytest.Monk
         tried.ask()
         time.sleep(0.02)
     wait_until(lambda: tried.count("gateway_comparisons_total") == 4)
+
+
+def test_photo_that_comes_again_is_no_new_evidence(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a health check sends it; another trial looks at it again."""
+    monkeypatch.setattr("gateway.trial.comparison.MOST_REPEATS", 2)
+    tried.start(SHADOW)
+    for serial in (0, 1):
+        tried.follow(Trial(2, "shadow", serial=serial))
+        for _ in range(5):
+            tried.ask()
+            time.sleep(0.05)
+        assert tried.count("gateway_comparisons_total") == 2 * (serial + 1)
 
 
 def test_photos_that_differ_are_kept_where_a_folder_is_named(tried: Tried, tmp_path: Path) -> None:
