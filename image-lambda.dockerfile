@@ -9,12 +9,14 @@ ARG MODEL_IMAGE=image-classifier-model
 # What image-model.dockerfile exported or took from model-store.
 FROM ${MODEL_IMAGE} AS model
 
-# The newest version, and of it the one file that is run: int8 where it was released, else fp32.
+# The stable version, or without a release.json the newest. Of it the one file that is run: int8 if there is one, else fp32.
 FROM ${PYTHON_IMAGE} AS slim
 ARG MODEL_NAME=imagenet
 COPY --from=model /carried /carried
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-RUN find "/carried/$MODEL_NAME" -mindepth 1 -maxdepth 1 | sort -V | head -n -1 | xargs --no-run-if-empty rm -r; \
+WORKDIR /carried/$MODEL_NAME
+RUN kept=$(if [ -e release.json ]; then sed -n 's/^  "stable": \([0-9]*\),$/\1/p' release.json; else printf '%s\n' * | sort -V | tail -n 1; fi); \
+    find . -mindepth 1 -maxdepth 1 ! -name "$kept" ! -name release.json -exec rm -r {} +; \
     rm /carried/*/*/saved_model.pb; \
     if [ -n "$(find /carried -name model.int8.tflite)" ]; then rm /carried/*/*/model.tflite; fi
 

@@ -7,8 +7,9 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG SERVING_IMAGE=tensorflow/serving:2.21.0
 
-# The last two versions of MODEL_NAME in model-store, so that the older answers where a gateway refuses the newer; if there
-# is none, EfficientNet-Lite0 with ImageNet weights, as version 0: what anyone releases begins with 1.
+# Of MODEL_NAME in model-store, release.json and the versions that it names; without one the last two, so that the older
+# answers where a gateway refuses the newer. If there is no version, EfficientNet-Lite0 with ImageNet weights, as version
+# 0: what anyone releases begins with 1.
 FROM ${PYTHON_IMAGE} AS export
 WORKDIR /build
 COPY requirements/training.txt requirements/
@@ -25,8 +26,8 @@ RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[
       python -m training export --architecture efficientnet-lite0 --weights imagenet --name imagenet; \
       mv "$(versions)" model-store/imagenet/0; \
     fi; \
-    mkdir -p "/carried/$MODEL_NAME" "/models/$MODEL_NAME"; \
-    versions | tail -n 2 | xargs cp -r -t "/carried/$MODEL_NAME"; \
+    python -m training.release.carried "model-store/$MODEL_NAME" "/carried/$MODEL_NAME"; \
+    mkdir -p "/models/$MODEL_NAME"; \
     ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"
 
 FROM ${PYTHON_IMAGE} AS embedded
@@ -42,7 +43,7 @@ RUN printf '#!/bin/sh\nexec python -m serving "$@"\n' > /usr/local/bin/tensorflo
 FROM ${SERVING_IMAGE}
 COPY serving/container /etc/serving
 COPY --from=export /carried /carried
-# Links to the versions in /carried. A mount at /models hides it, and entrypoint.sh then copies from /carried.
+# Links to what is in /carried. A mount at /models hides it, and entrypoint.sh then copies from /carried.
 COPY --from=export /models /models
 ARG MODEL_NAME=imagenet
 ENV MODEL_BASE_PATH=/models MODEL_NAME=${MODEL_NAME}

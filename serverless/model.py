@@ -1,4 +1,4 @@
-"""The newest version of a model in a model-store, run in this process by the model server's engine."""
+"""The stable version of a model in a model-store, or else the newest, run in this process by the model server's engine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from contract.answers import describe
 from contract.document import IMAGES, PROBABILITIES, Contract
+from contract.release import FILE_NAME, read_release
 from contract.store import versions_of
 from gateway.errors import ModelFailed, ModelTimeout
 from gateway.model.gate import open_gate
@@ -27,16 +28,20 @@ class OwnModel:
     """A `gateway.model.protocol.Model` of one version, which this process has loaded."""
 
     def __init__(self, store: Path, model: str) -> None:
-        """Load the newest version, and try it at the golden gate.
+        """Load the version that the release document names as stable, or else the newest; try it at the golden gate.
 
         Raises:
-            ServingError: There is no version, or it cannot be loaded.
+            ReleaseError: The document cannot be read.
+            ServingError: There is no such version, or it cannot be loaded.
             Refusal: Its golden examples did not come back as they were at export.
         """
         versions = versions_of(store, model)
         if not versions:
             raise NotFoundError(f"Expected a version of {model!r} in {store}. Received: none")
-        number = max(versions)
+        release = read_release(store / model / FILE_NAME)
+        number = release.stable if release else max(versions)
+        if number not in versions:
+            raise NotFoundError(f"{store / model / FILE_NAME} names version {number} as stable, which is not there.")
         self.model = model
         self._engine = open_engine(versions[number], "auto", os.cpu_count() or 1)
         # At each start, since it must be true on the processor that answers, and a first run is slow anyway. With three

@@ -34,10 +34,13 @@ last_number() {
 seed() {
   umask 022
   mkdir -p "$home" && draft=$(mktemp -d "$home/.seed-XXXXXX") || return 1
+  # Of a release that the image carries, the stable version; without one, the newest.
+  stable=$(sed -n 's/^  "stable": \([0-9]*\),$/\1/p' "$carried/release.json" 2>/dev/null || true)
   newest=$(versions "$carried" | sort -V | tail -n 1)
-  number=${newest##*/} last=$(last_number)
+  number=${stable:-${newest##*/}} last=$(last_number)
+  source=$carried/$number
   [ "$number" = 0 ] || [ "$number" -gt "$last" ] || number=$((last + 1))
-  if ! { cp -R "$newest/." "$draft" && chmod 755 "$draft"; }; then
+  if ! { cp -R "$source/." "$draft" && chmod 755 "$draft"; }; then
     rm -rf "$draft"
     return 1
   fi
@@ -56,20 +59,40 @@ if [ -z "$(versions "$home")" ]; then
 Make it writable, or put a version there: see model-store/README.md"
 fi
 
-# The last two versions stay loaded, so that an old one still answers where a gateway refuses the new one.
-# TensorFlow Serving has this in a file only.
+# Root was needed for the store only; as another user, this script goes on from its start.
+[ "$(id -u)" != 0 ] ||
+  exec setpriv "--reuid=$server_uid" "--regid=$server_uid" --clear-groups --inh-caps=-all --no-new-privs "$0" "$@"
+
+# The numbers of the versions on disk that the store's models.config names for this model; `python -m gateway.release`
+# writes that file. Without a release document, it counts no more.
+named_versions() {
+  [ ! -e "$home/release.json" ] || awk -v "name=\"$MODEL_NAME\"" '
+    $1 == "name:" { ours = $2 == name }
+    ours && $1 == "versions:" { print $2 }' "$home/models.config" 2>/dev/null |
+    grep -Fx "$(versions "$home" | sed 's|.*/0*\([0-9]\)|\1|')"
+}
+
+# Write what the server reads again each second, whole or not at all. If nothing is named, the last two versions stay
+# loaded, so that an old one still answers where a gateway refuses the new one.
 config=$(mktemp)
-chmod 644 "$config"
-cat >"$config" <<EOF
+write_config() {
+  policy=$(named_versions | sed 's/.*/versions: &/')
+  if [ -n "$policy" ]; then policy="specific { $policy }"; else policy="latest { num_versions: 2 }"; fi
+  cat >"$config.draft" <<EOF
 model_config_list {
   config {
     name: "$MODEL_NAME"
     base_path: "$home"
     model_platform: "tensorflow"
-    model_version_policy { latest { num_versions: 2 } }
+    model_version_policy { $policy }
   }
 }
 EOF
+  cmp -s "$config.draft" "$config" || mv "$config.draft" "$config"
+}
+write_config
+# It ends with the server, which takes this script's process. The embedded server follows release.json by itself.
+while sleep 1 && [ -e "/proc/$$" ]; do write_config || true; done &
 
 # num_load_threads: with 0, its default, nothing else happens while a version loads or a broken one is tried again.
 # grpc_max_threads: a gateway asks 32 times at once; by default 4 for each CPU are answered, and the next refused.
@@ -77,12 +100,9 @@ EOF
 # 8 connections got 1.23 times the requests/s. A lone call pays: of 16 images 108 ms in place of 66, of 4 24 in place of
 # 18, of 1 the same 8.
 set -- tensorflow_model_server --port=8500 --rest_api_port=8501 "--model_config_file=$config" \
+  --model_config_file_poll_wait_seconds=1 \
   --enable_batching --batching_parameters_file=/etc/serving/batching.config \
   --monitoring_config_file=/etc/serving/monitoring.config --enable_grpc_healthcheck_service \
   --num_load_threads=2 --grpc_max_threads=256 \
   --tensorflow_intra_op_parallelism=1 "--tensorflow_inter_op_parallelism=$(nproc)" "$@"
-
-# Root was needed for the store only.
-[ "$(id -u)" != 0 ] ||
-  set -- setpriv "--reuid=$server_uid" "--regid=$server_uid" --clear-groups --inh-caps=-all --no-new-privs "$@"
 exec "$@"

@@ -116,6 +116,39 @@ def test_a_release_under_load_loses_nothing(
     }
 
 
+def test_the_release_command_runs_under_compose(
+    running: Stack, clock_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A second version is tried, promoted and rolled back; what the command writes belongs to the store's owner."""
+    releases, home = tmp_path_factory.mktemp("releases"), running.store / "imagenet"
+    run_export(releases, "imagenet")
+
+    def release(*arguments: str) -> str:
+        return run(*compose(), "run", "--rm", "-T", "release", *arguments, cwd=running.clone, USER="ann")
+
+    def answering(times: int) -> set[int]:
+        return {running.gateway.predict(clock_url)[1]["model"]["version"] for _ in range(times)}
+
+    followed = ("--gateway", "http://gateway:9696")
+    release("promote", "0", *followed)
+    shutil.copytree(releases / "imagenet" / "1", home / "draft")
+    (home / "draft").rename(home / "3")
+    release("try", "3", "--share", "50%", *followed)
+    running.gateway.wait(lambda: 3 in answering(1))
+    assert answering(50) == {0, 3}
+    release("promote", *followed)
+    assert answering(20) == {3}
+    release("rollback", "--reason", "too red", *followed)
+    assert answering(20) == {0}
+    assert "rollback by ann@" in release("history")
+    files = [home / name for name in ("release.json", "history.jsonl", "models.config")]
+    assert {path.stat().st_uid for path in files} == {running.store.stat().st_uid}
+    for path in (*files, home / ".release-lock"):
+        path.unlink()
+    (home / "3").rename(home / "withdrawn-3")
+    running.gateway.wait(lambda: running.gateway.get("/readyz")[1]["model"]["versions"] == [0])
+
+
 def test_a_killed_model_server_gives_clean_503s_until_it_is_back(running: Stack, clock_url: str) -> None:
     """Its process dies under load; the engine starts it again, and the gateway finds it."""
     model = running.container("model")

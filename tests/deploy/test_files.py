@@ -14,12 +14,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from contract.release import read_release
 from gateway.app import create_app
 from gateway.model.versions import Versions
+from gateway.release.__main__ import _parser as release_parser
+from gateway.release.ledger import Ledger, open_ledger
 from gateway.settings import PREFIX, Settings
 from gateway.telemetry.metrics import Metrics
 from serving.settings import _WITHOUT_EFFECT, _flags
+from serving.settings import Settings as ServingSettings
 from tests.conftest import ROOT
+from tests.programs.stack import wait_until
+from training.release.carried import carry
 
 GATEWAY_PORT, GRPC_PORT, REST_PORT = 9696, 8500, 8501
 OTHER_PORTS = {80, 53, 443, 9090}  # of the cluster's Service, of the DNS, of image hosts, and of Prometheus
@@ -60,28 +66,116 @@ def test_scripts_of_the_model_image_may_be_run() -> None:
     assert len(scripts) >= 3 and all(path.stat().st_mode & 0o111 for path in scripts)
 
 
-def test_the_entrypoint_starts_the_server_with_its_flags(tmp_path: Path) -> None:
-    """One thread for each operation and as many operations at a time as there are cores; arguments come last."""
+@pytest.fixture
+def entrypoint(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """A function that starts the entrypoint on `models`, with a server that prints its flags, then waits for input."""
     (tmp_path / "models" / "m" / "1").mkdir(parents=True)
-    for name, line in {"tensorflow_model_server": 'printf "%s\\n" "$@"', "id": "echo 10001", "nproc": "echo 7"}.items():
+    server = 'printf "%s\\n" "$@"; exec 1>&-; read -r _'
+    for name, line in {"tensorflow_model_server": server, "id": "echo 10001", "nproc": "echo 7"}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": f"{tmp_path}"}
     environ |= {"MODEL_NAME": "m", "MODEL_BASE_PATH": f"{tmp_path}/models"}
-    entrypoint = ROOT / "serving" / "container" / "entrypoint.sh"
-    run = subprocess.run([entrypoint, "--port=1"], env=environ, capture_output=True, text=True, check=True)
-    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in run.stdout.split())
+    command = ROOT / "serving" / "container" / "entrypoint.sh"
+
+    def start(*flags: str) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return subprocess.Popen([command, *flags], env=environ, text=True, **pipes)
+
+    return start
+
+
+def read_flags(server: subprocess.Popen[str]) -> dict[str, str]:
+    """Return the flags that a server was started with."""
+    assert server.stdout
+    lines = iter(server.stdout.readline, "--port=1\n")
+    return dict(line.strip().removeprefix("--").partition("=")[::2] for line in lines)
+
+
+def test_the_entrypoint_starts_the_server_with_its_flags(entrypoint: Callable[..., subprocess.Popen[str]]) -> None:
+    """One thread for each operation and as many operations at a time as there are cores; arguments come last."""
+    with entrypoint("--port=1") as server:
+        flags = read_flags(server)
     assert (flags["tensorflow_intra_op_parallelism"], flags["tensorflow_inter_op_parallelism"]) == ("1", "7")
-    assert (flags["grpc_max_threads"], flags["port"]) == ("256", "1")
-    config = Path(flags["model_config_file"]).read_text()
-    assert f'base_path: "{tmp_path}/models/m"' in config and "latest { num_versions: 2 }" in config
+    assert (flags["grpc_max_threads"], flags["port"]) == ("256", "8500")
+    assert flags["model_config_file_poll_wait_seconds"] == "1"
+
+
+def make_store(store: Path, *folders: str) -> Ledger:
+    """Make a store with folders of a model m; return what changes its release."""
+    for name in folders:
+        (store / "m" / name).mkdir(parents=True, exist_ok=True)
+        (store / "m" / name / "model.tflite").touch()
+    return open_ledger(store, "m")
+
+
+@pytest.mark.tensorflow
+def test_the_entrypoint_follows_the_release(entrypoint: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """The server reads which versions to keep, as the command wrote it elsewhere, from the start and at each change."""
+    from google.protobuf import text_format
+    from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
+
+    ledger = make_store(tmp_path / "models", "1", "2", "3", "010", "draft")
+    ledger.promote(1)
+    ledger.promote(10)
+    ledger.try_version(2, "shadow")
+    written = ledger.home / "models.config"
+    other = 'config { name: "n"\n base_path: "/n"\n model_version_policy { specific {\n versions: 3\n } } }'
+    written.write_text(written.read_text().replace('/m"', '/elsewhere/m"').replace("{\n", "{\n" + other, 1))
+    with entrypoint("--port=1") as server:
+        config = Path(read_flags(server)["model_config_file"])
+
+        def read() -> ModelConfig:
+            (model,) = text_format.Parse(config.read_text(), ModelServerConfig()).model_config_list.config
+            assert (model.name, model.base_path, model.model_platform) == ("m", f"{tmp_path}/models/m", "tensorflow")
+            return model
+
+        assert list(read().model_version_policy.specific.versions) == [1, 2, 10]
+        ledger.rollback()
+        wait_until(lambda: list(read().model_version_policy.specific.versions) == [1, 10])
+        (written.parent / "release.json").unlink()
+        wait_until(lambda: read().model_version_policy.latest.num_versions == 2)
+
+
+def test_an_image_carries_what_the_release_names(tmp_path: Path) -> None:
+    """The last two versions; with a document those that it names, itself, and the same for TensorFlow Serving."""
+    ledger = make_store(tmp_path / "store", "0", "1", "2", "9", "10", "draft")
+    home = ledger.home
+    carry(home, tmp_path / "plain")
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == {"9", "10"}
+    ledger.promote(0)
+    ledger.promote(2)
+    ledger.try_version(9, "share", 0.1)
+    carry(home, tmp_path / "carried")
+    assert {path.name for path in (tmp_path / "carried").iterdir()} == {"0", "2", "9", "release.json", "models.config"}
+    assert read_release(tmp_path / "carried" / "release.json") == read_release(home / "release.json")
+    (model,) = ServingSettings.from_argv([f"--model_config_file={tmp_path}/carried/models.config"]).models
+    assert list(model.model_version_policy.specific.versions) == [0, 2, 9]
+    (home / "2").rename(home / "gone")
+    with pytest.raises(ValueError, match="names version 2 as stable, which is not on disk"):
+        carry(home, tmp_path / "none")
 
 
 def test_an_init_process_may_signal_the_server_that_left_root() -> None:
     """Or `docker stop` would not reach it: the init process is root, with no more rights than it keeps."""
     for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():
-        leaves_root = service.get("init") and service.get("user") == "root"
+        leaves_root = service.get("init") and "SETUID" in service.get("cap_add", ())
         assert not leaves_root or "KILL" in service["cap_add"], name
+
+
+def test_compose_has_the_release_command() -> None:
+    """Of the gateway's image, for the same model and store; it may write what belongs to someone else."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    service, gateway = services["release"], services["gateway"]
+    assert (service["image"], service["build"]) == (gateway["image"], gateway["build"])
+    assert service["profiles"] == ["release"] and "./model-store:/models" in service["volumes"]
+    python, *command = service["entrypoint"]
+    assert (python, command[:2]) == ("python", ["-m", "gateway.release"])
+    options = release_parser().parse_args([*command[2:], *service["command"]])
+    assert (options.model, options.store) == ("${MODEL_NAME:-imagenet}", Path("/models"))
+    assert f"GATEWAY_RELEASE_FILE={options.store}/{options.model}/release.json" in gateway["environment"]
+    assert {"USER", "GATEWAY_KEY"} < set(service["environment"])
+    assert service["user"] == "root" and {"CHOWN", "DAC_OVERRIDE", "FOWNER"} == set(service["cap_add"])
 
 
 def test_make_and_the_release_have_every_image() -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from contract.document import find_identity
 from contract.image import decode
+from contract.release import Release, Trial
 from gateway.errors import ModelFailed, ModelTimeout
 from gateway.model.gate import Refusal
 from gateway.model.versions import Versions
@@ -231,6 +232,20 @@ def test_the_newest_version_answers(tiny_store: Path, tmp_path: Path) -> None:
     probabilities = model.predict(version, np.zeros((2, 16, 16, 3), np.uint8), float("inf"))
     assert (probabilities.shape, probabilities.dtype) == ((2, 3), np.float32)
     assert model.predict(version, np.zeros((0, 16, 16, 3), np.uint8), float("inf")).shape == (0, 3)
+
+
+@pytest.mark.tensorflow
+def test_the_stable_version_answers(tiny_store: Path, tmp_path: Path) -> None:
+    """It is older than the newest here; without it on disk, nothing starts."""
+    for number in ("9", "10"):
+        shutil.copytree(tiny_store / "tiny" / "1", tmp_path / "tiny" / number)
+    document = tmp_path / "tiny" / "release.json"
+    document.write_text(Release(9, trial=Trial(10, "shadow")).to_json())
+    model = OwnModel(tmp_path, "tiny")
+    assert (model.newest().number, model.health.versions) == (9, [9])
+    document.write_text(Release(8).to_json())
+    with pytest.raises(NotFoundError, match="names version 8 as stable, which is not there"):
+        OwnModel(tmp_path, "tiny")
 
 
 @pytest.mark.tensorflow
