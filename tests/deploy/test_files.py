@@ -37,7 +37,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 COMPOSE = ROOT / "docker-compose.yaml"
 KUBE = sorted(path for path in (ROOT / "kube").rglob("*.yaml") if path.name != "checkov.yaml")
 LINTED = [("hadolint", path) for path in DOCKERFILES]
-LINTED += [("shellcheck", path) for path in (*CONTAINER, ROOT / "kube" / "apply.sh") if path.suffix == ".sh"]
+LINTED += [("shellcheck", path) for path in (*CONTAINER, *sorted((ROOT / "kube").glob("*.sh"))) if path.suffix == ".sh"]
 
 
 @pytest.fixture(
@@ -63,7 +63,7 @@ def test_linters_find_nothing(linter: str, path: Path) -> None:
 def test_scripts_of_the_model_image_may_be_run() -> None:
     """Git keeps the right to execute them, and that of the cluster's."""
     scripts = [path for linter, path in LINTED if linter == "shellcheck"]
-    assert len(scripts) >= 3 and all(path.stat().st_mode & 0o111 for path in scripts)
+    assert len(scripts) >= 4 and all(path.stat().st_mode & 0o111 for path in scripts)
 
 
 @pytest.fixture

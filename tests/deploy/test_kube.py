@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from contract.release import Release
 from gateway.app import create_app
 from gateway.fetch.addresses import REFUSED
 from gateway.model.versions import Versions
+from gateway.release.__main__ import _parser as release_parser
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from serving.settings import Settings as ServingSettings
@@ -59,16 +63,17 @@ SOURCES: dict[str, Callable[[Path], list[Object]]] = {
     "local": lambda _: render(KUBE / "overlays" / "local"),
     "production": lambda _: render(KUBE / "overlays" / "production"),
     "volume": lambda folder: render_with(folder, "model-volume"),
+    "configmap": lambda folder: render_with(folder, "release-configmap"),
 }
 
 
 COMPONENTS = sorted(path.parent.name for path in KUBE.glob("*/kustomization.yaml") if path.parent.name != "base")
 
 
-@pytest.fixture(params=SOURCES)
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> list[Object]:
-    """The objects of the base, of each overlay, and of production with its volume."""
-    return SOURCES[request.param](tmp_path)
+@pytest.fixture(scope="module", params=SOURCES)
+def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
+    """The objects of the base, of each overlay, and of production with its volume or with its release in git."""
+    return SOURCES[request.param](tmp_path_factory.mktemp("kube"))
 
 
 def find(objects: list[Object], kind: str, name: str) -> Object:
@@ -113,11 +118,12 @@ def test_every_object_is_valid_in_the_three_newest_versions(objects: list[Object
 @pytest.mark.parametrize("components", [(), *((each,) for each in COMPONENTS), tuple(COMPONENTS)], ids="+".join)
 def test_every_object_is_in_the_namespace(tmp_path: Path, overlay: str, components: tuple[str, ...]) -> None:
     """Also what a component adds, which does not get the namespace of the base."""
-    assert COMPONENTS == ["image-host", "model-volume"]
+    assert COMPONENTS == ["image-host", "model-volume", "release-configmap"]
     objects = render_with(tmp_path, *components, overlay=overlay)
     outside = [each for each in objects if each["metadata"].get("namespace") != "image-classifier"]
     assert [each["kind"] for each in outside] == ["Namespace"]
-    assert sum(each["kind"] == "ConfigMap" for each in objects) == 2  # a component changes one, and adds none
+    configs = {each["metadata"]["name"].rpartition("-")[0] for each in objects if each["kind"] == "ConfigMap"}
+    assert configs == {"model", "gateway", *([""] if "release-configmap" in components else [])}
 
 
 def test_pods_meet_the_restricted_standard(objects: list[Object]) -> None:
@@ -132,6 +138,7 @@ def test_pods_meet_the_restricted_standard(objects: list[Object]) -> None:
         assert only["securityContext"] == rights
         assert {field for volume in spec["volumes"] for field in volume} <= {
             "name",
+            "configMap",
             "emptyDir",
             "persistentVolumeClaim",
         }
@@ -165,14 +172,91 @@ def test_the_overlays_keep_the_variables(objects: list[Object]) -> None:
     configs = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
     configs = configs or variables()  # not in the base as it is written
     gateway, model = (container(objects, tier) for tier in ("gateway", "model"))
-    (name,) = gateway["env"]
-    assert name["name"] == "GATEWAY_MODEL_NAME" and name["valueFrom"]["configMapKeyRef"]["key"] == "MODEL_NAME"
+    (name,) = [each for each in gateway["env"] if each["name"] == "GATEWAY_MODEL_NAME"]
+    assert name["valueFrom"]["configMapKeyRef"]["key"] == "MODEL_NAME"
     for tier, named in (
         ("gateway", gateway["envFrom"][0]["configMapRef"]["name"]),
         ("model", model["envFrom"][0]["configMapRef"]["name"]),
         ("model", name["valueFrom"]["configMapKeyRef"]["name"]),
     ):
         assert configs[named] == variables()[tier]
+
+
+@pytest.mark.parametrize(
+    "components", [("model-volume",), ("release-configmap",), ("release-configmap", "model-volume")]
+)
+def test_gateways_follow_the_release(tmp_path: Path, components: tuple[str, ...]) -> None:
+    """The document on the volume, where they may only read, or that of git, whichever component comes first."""
+    objects = render_with(tmp_path, *components)
+    gateway = container(objects, "gateway")
+    variables = {each["name"]: each.get("value") for each in gateway["env"]}
+    assert len(variables) == len(gateway["env"])
+    mounts = {each["mountPath"]: each for each in gateway["volumeMounts"]}
+    volumes = {each["name"]: each for each in pod(objects, "gateway")["volumes"]}
+    if "model-volume" in components:
+        assert mounts["/models"]["readOnly"] is True
+        claim = volumes[mounts["/models"]["name"]]["persistentVolumeClaim"]["claimName"]
+        assert find(objects, "PersistentVolumeClaim", claim)
+    if "release-configmap" in components:
+        assert variables["GATEWAY_RELEASE_FILE"] == "/release/release.json"
+        assert "subPath" not in mounts["/release"]  # Kubernetes never changes such a file
+        config = find(objects, "ConfigMap", volumes[mounts["/release"]["name"]]["configMap"]["name"])
+        Release.from_dict(json.loads(config["data"]["release.json"]))
+    else:
+        # Kubernetes puts in only variables that stand before.
+        assert list(variables) == ["GATEWAY_MODEL_NAME", "GATEWAY_RELEASE_FILE"]
+        assert variables["GATEWAY_RELEASE_FILE"] == "/models/$(GATEWAY_MODEL_NAME)/release.json"
+
+
+def test_the_release_command_runs_on_the_volume(tmp_path: Path) -> None:
+    """As a Pod that the namespace lets in, which reaches the gateways; arguments arrive as they are."""
+    objects = render_with(tmp_path, "model-volume")
+    gateway = container(objects, "gateway")
+    program = tmp_path / "kubectl"
+    program.write_text(f"""#!{sys.executable}
+import json, sys
+spec = {{"containers": [{gateway!r}]}}
+if "get" in sys.argv:
+    key = sys.argv[-1].rstrip("}}").rpartition(".")[2]
+    found = spec["containers"][0][key]
+    print(found if isinstance(found, str) else json.dumps(found))
+else:
+    print(json.dumps(sys.argv[1:]))
+""")
+    program.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "USER": "ann"}
+    arguments = ["try", "2", "--share", "10%", "--reason", """it's "red" $(x)"""]
+    done = subprocess.run([KUBE / "release.sh", *arguments], env=environ, capture_output=True, text=True, check=True)
+    flags, sent = (list(each) for each in split(json.loads(done.stdout), "--"))
+    assert sent == arguments and "USER=ann" in flags and gateway["image"] in flags
+    spec = json.loads(flags[flags.index("--overrides") + 1])["spec"]
+    (only,) = spec["containers"]
+    assert only["name"] == flags[flags.index("run") + 1]  # or the image and the arguments would be another container's
+    metadata = {"name": only["name"], "labels": dict([flags[flags.index("--labels") + 1].split("=")])}
+    whole = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    only |= {"image": gateway["image"], "args": sent}
+    kubernetes_validate.validate(whole, kubernetes_validate.utils.all_versions()[-1], strict=True)
+    assert only["securityContext"] == gateway["securityContext"]
+    assert spec["securityContext"] == {**pod(objects, "gateway")["securityContext"], "fsGroup": 10001}
+    options = release_parser().parse_args([*only["command"][3:], *sent])
+    assert (options.model, f"{options.store}/{options.model}/release.json") == (
+        "$(GATEWAY_MODEL_NAME)",
+        next(each["value"] for each in only["env"] if each["name"] == "GATEWAY_RELEASE_FILE"),
+    )
+    policy = find(objects, "NetworkPolicy", "release")["spec"]
+    assert policy["podSelector"]["matchLabels"] == metadata["labels"]
+    dns, _, public = find(objects, "NetworkPolicy", "gateway")["spec"]["egress"]
+    assert policy["egress"][0] == dns and "ports" not in public
+    service = find(objects, "Service", "gateway-pods")["spec"]
+    assert (service["clusterIP"], service["selector"]) == ("None", {"app.kubernetes.io/name": "gateway"})
+    assert service["ports"] == [{"name": "http", "port": settings().port, "targetPort": "http"}]
+    assert [port["port"] for port in policy["egress"][1]["ports"]] == [settings().port]
+
+
+def split(values: list[str], separator: str) -> tuple[list[str], list[str]]:
+    """Return what stands before a separator, and after it."""
+    at = values.index(separator)
+    return values[:at], values[at + 1 :]
 
 
 def test_only_production_insists_on_keys(objects: list[Object]) -> None:
