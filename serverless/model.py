@@ -1,4 +1,4 @@
-"""The stable version of a model in a model-store, or else the newest, run in this process by the model server's engine."""
+"""The stable version of a model in a model-store, or else its newest one, run here by the model server's engine."""
 
 from __future__ import annotations
 
