@@ -169,8 +169,8 @@ class Lifecycle:
             except OSError as exc:
                 log.error("Could not find base path %s for servable %s (%s)", model.base_path, model.name, exc.strerror)
                 return
-            _warn_of_missing(model, found[model.name])
             self._follow_release(model, found[model.name])
+            _warn_of_missing(model, found[model.name])
         with self._changed:
             for model in self._models:
                 on_disk = found[model.name]
@@ -182,7 +182,8 @@ class Lifecycle:
     def _follow_release(self, model: messages.ModelConfig, on_disk: Mapping[int, Path]) -> None:
         """Read the release document beside the versions; a bad one, or one without its stable version, changes nothing.
 
-        TensorFlow Serving has no such file: it follows the `specific` policy of a configuration file.
+        TensorFlow Serving has no such file: it follows the `specific` policy of a configuration file. While a document
+        is followed, such a policy says what an earlier one named, so it counts no more.
         """
         try:
             release = read_release(Path(model.base_path, FILE_NAME))
@@ -197,6 +198,8 @@ class Lifecycle:
         if release != self._releases.get(model.name):
             log.info("Servable %s follows its release document: %s", model.name, release or "there is none any more")
         self._releases[model.name] = release
+        if release and model.model_version_policy.HasField("specific"):
+            model.ClearField("model_version_policy")
 
     def _watch(self) -> None:
         while not self._stopped.is_set():

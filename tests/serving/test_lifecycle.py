@@ -242,3 +242,16 @@ def test_release_document_decides_what_stays_loaded(store, start, caplog):
     wait_until(lambda: available() == {2, 3})
     file.unlink()
     wait_until(lambda: available() == {5})
+
+
+def test_what_an_earlier_document_named_counts_no_more(store, start, caplog):
+    """The specific policy is as old as the start: without the document the newest two stay, and none is missed."""
+    for number in (1, 2, 3):
+        store(number)
+    file = store.path / "release.json"
+    file.write_text(Release(1).to_json())
+    lifecycle = start(Loader(), policy="specific { versions: 1 versions: 9 }")
+    wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    file.unlink()
+    wait_until(lambda: {number for number, state in states(lifecycle) if state == AVAILABLE} == {2, 3})
+    assert "not found" not in caplog.text
