@@ -98,7 +98,7 @@ def test_the_entrypoint_starts_the_server_with_its_flags(entrypoint: Callable[..
         flags = read_flags(server)
     assert (flags["tensorflow_intra_op_parallelism"], flags["tensorflow_inter_op_parallelism"]) == ("1", "7")
     assert (flags["grpc_max_threads"], flags["port"]) == ("256", "8500")
-    assert flags["model_config_file_poll_wait_seconds"] == "1"
+    assert flags["model_config_file_poll_wait_seconds"] == "5"
 
 
 def make_store(store: Path, *folders: str) -> Ledger:
