@@ -251,7 +251,8 @@ function showResult({ model, predictions, image: facts, timing_ms }) {
   show("result");
   const [best] = predictions;
   say(`${readable(best.class)}, ${percent(best.probability)}. ${predictions.length} predictions are listed.`);
-  if (shown.version !== versionText(model)) showModel(); // a new version took over, or a key opened /model
+  // a new version took over, a trial may have ended, or a key opened /model
+  if (shown.trial || shown.version !== versionText(model)) showModel();
 }
 
 function showProblem({ code, status, detail }) {
@@ -273,14 +274,23 @@ function versionText({ version, identity }) {
   return `version ${version}${identity ? ` (${identity})` : ""}`;
 }
 
-/** Show the model's facts in the header, if the gateway answers them. */
+/** Which version is tried beside the stable one, and how. */
+function trialText({ mode, share, ...model }) {
+  const part = `share ${number(share, { style: "percent", maximumFractionDigits: 2 })}`;
+  return `${versionText(model)} is being tried (${mode === "shadow" ? "in shadow" : part})`;
+}
+
+/** Show the model's facts in the header, and the trial under them, if the gateway answers them. */
 async function showModel() {
   const answer = await fetch("model", { headers: authorization() }).catch(() => null);
   if (!answer?.ok) return;
-  const { contract, ...model } = await answer.json();
+  const { contract, trial, ...model } = await answer.json();
   shown.version = versionText(model);
+  shown.trial = trial;
   $("model").textContent = `${model.name}, ${shown.version}, ${number(contract.classes.length)} classes`;
+  $("trial").textContent = trial ? trialText(trial) : "";
   $("model").hidden = false;
+  $("trial").hidden = !trial;
 }
 
 showModel();

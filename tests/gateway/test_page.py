@@ -57,13 +57,15 @@ class Gateway:
         self.key = ""
         self.go = threading.Event()  # what slow requests wait for
         self.problems: list[errors.GatewayError] = []  # what the next requests get
+        self.trial: dict[str, Any] | None = None
         app = Flask(__name__)
         app.register_blueprint(blueprint)
         app.json.sort_keys = False  # type: ignore[attr-defined]
 
         @app.get("/model")
         def show_model() -> Response:
-            return jsonify({"name": "imagenet", "version": 3, "contract": {"classes": ["a"] * 1000}})
+            contract = {"classes": ["a"] * 1000}
+            return jsonify({"name": "imagenet", "version": 3, "contract": contract, "trial": self.trial})
 
         @app.post("/predict")
         def predict() -> Response | tuple[Response, int, dict[str, str]]:
@@ -301,6 +303,21 @@ def test_a_url_is_answered_at_a_glance(page: Page, gateway: Gateway) -> None:
     full, bar = page.locator(".bar").first.bounding_box(), page.locator(".bar i").first.bounding_box()
     assert full and bar and bar["width"] / full["width"] == pytest.approx(0.6238, abs=0.01)
     assert page.text_content("#status") == "Egyptian cat, 62.4%. 5 predictions are listed."
+
+
+def test_a_trial_is_shown_until_it_ends(page: Page, gateway: Gateway) -> None:
+    """The tried version and its share, or that it only shadows; an answer after its end takes the line away."""
+    assert not page.is_visible("#trial")
+    trial = {"name": "imagenet", "version": 4, "identity": "0b5c7ca77403d7b2", "mode": "share", "share": 0.1}
+    for change, how in (({}, "share 10%"), ({"mode": "shadow", "share": 1.0}, "in shadow")):
+        gateway.trial = trial | change
+        page.reload()
+        page.wait_for_selector(f"text=version 4 (0b5c7ca77403d7b2) is being tried ({how})")
+    assert findings(page) == NO_FINDINGS
+    gateway.trial = None
+    classify_url(page, CAT)
+    wait_for_result(page)
+    page.wait_for_selector("#trial", state="hidden")
 
 
 def test_a_url_has_a_link_and_no_thumbnail(page: Page) -> None:
