@@ -94,7 +94,7 @@ class Watch:
                 break
             time.sleep(min(POLL_S, left))
         is_good = True if self.counts.photos and not promote_after else None
-        return Outcome(is_good, (self.progress, *self.problems))
+        return Outcome(is_good, (self.progress, *self.problems, "the trial goes on"))
 
     def _ended(self) -> Outcome | None:
         """Return the outcome if somebody else ended the trial."""
@@ -139,10 +139,11 @@ class Watch:
 
 def table(findings: Sequence[Finding], stable: int) -> str:
     """Return a line for each finding, of the classes only for those with most evidence, and what the limits mean."""
-    of_classes = sorted((each for each in findings if each.criterion.name), key=lambda each: -each.log_evidence)
-    shown = [*(each for each in findings if not each.criterion.name), *of_classes[:_CLASSES_SHOWN]]
-    lines = [f"  {_judgement(each):<14} {each.describe(stable)}" for each in shown]
-    if left := len(findings) - len(shown):
+    general = [each for each in findings if each.n and not each.criterion.name]  # in the shadow, there are no requests
+    classes = [each for each in findings if each.criterion.name]
+    shown = sorted((each for each in classes if each.k), key=lambda each: -each.log_evidence)[:_CLASSES_SHOWN]
+    lines = [f"  {_judgement(each):<14} {each.describe(stable)}" for each in (*general, *shown)]
+    if left := len(classes) - len(shown):
         lines.append(f"  and {left} more lines about classes, with less evidence")
     return "\n".join(
         [

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from contract.store import versions_of
+from contract.release import FILE_NAME
 from gateway import batch
+from gateway.release.__main__ import main as release
 from tests.documents.pages import PAGES, commands
 from tests.programs import pictures
-from tests.programs.stack import Gateway, embedded_server, free_port, gateway, running
+from tests.programs.stack import ROOT, Gateway, embedded_server, free_port, gateway, running
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.processes]
 
@@ -26,13 +30,14 @@ COMMANDS = commands("docs/tutorial.md")
 NOT_HERE = ("make setup", ". .venv/bin/activate", "git clone ")  # makes the environment, or downloads
 CLASSES = {"red": "hat", "green": "pants", "blue": "shoes"}
 STORE = Path("model-store")
+FEW_REQUESTS = "5"  # that a watch waits for, in place of the tutorial's number
 
 
 class Follower:
     """Somebody who follows the tutorial in the current folder; `servers` ends what they start."""
 
     def __init__(self, servers: ExitStack) -> None:
-        self._start = servers.enter_context
+        self._start, self._at_end = servers.enter_context, servers.callback
         self._origin = str(free_port())
         self._gateway = Gateway(9696, 0)
 
@@ -50,10 +55,11 @@ class Follower:
                 assert batch.main([*arguments, "--gateway", f"http://127.0.0.1:{self._gateway.port}"]) == 0
             case [setting, "make", "run", model]:
                 self._run_stack(model.removeprefix("MODEL="), **dict([setting.split("=")]))
-            case ["curl", *_]:
-                newest = max(versions_of(STORE, "clothing"))
-                self._gateway.wait(lambda: self._gateway.get("/readyz")[1]["model"]["versions"][0] == newest)
-        if parts[0] in ("python", "make") or "make" in parts:
+            case ["python", "-m", "gateway.release", *arguments]:
+                return self._release(arguments)
+            case ["while", *_]:
+                self._ask_in_a_loop(command)
+        if parts[0] in ("python", "make", "while") or "make" in parts:
             return ""
         return subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True).stdout
 
@@ -65,8 +71,25 @@ class Follower:
             assert main(arguments) == 0, output.getvalue()
         return output.getvalue()
 
+    def _release(self, arguments: list[str]) -> str:
+        """Run `python -m gateway.release`, with a watch of few requests."""
+        arguments = [FEW_REQUESTS if each.isdecimal() and int(each) > 10 else each for each in arguments]
+        with redirect_stdout(StringIO()) as output, redirect_stderr(output):
+            assert release(arguments) == 0, output.getvalue()
+        return output.getvalue()
+
+    def _ask_in_a_loop(self, command: str) -> None:
+        """Run a loop of a shell until the end, when it gets the terminal's Ctrl-C."""
+        batch_here = f"{sys.executable} -m gateway.batch --gateway http://127.0.0.1:{self._gateway.port}"
+        command = command.replace("python -m gateway.batch", batch_here)
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        loop = subprocess.Popen(["bash", "-c", command], env=environ, start_new_session=True, stderr=subprocess.DEVNULL)
+        self._at_end(loop.wait, 20)
+        self._at_end(os.killpg, loop.pid, signal.SIGINT)
+
     def _run_stack(self, model: str, **settings: str) -> None:
         address = self._start(embedded_server(STORE.resolve(), name=model))
+        settings["GATEWAY_RELEASE_FILE"] = str((STORE / model / FILE_NAME).resolve())
         self._gateway = self._start(gateway(address, model, GATEWAY_WORKERS="1", **settings))
 
 
@@ -89,7 +112,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str
 
 
 def test_its_url_is_answered_by_each_version(outputs: list[tuple[str, str]]) -> None:
-    """By the first, by the second once it is released, and by the first again once that is withdrawn."""
+    """By the first, by the second once it is promoted, and by the first again once that is rolled back."""
     answers = [json.loads(output) for command, output in outputs if command.startswith("curl ")]
     assert [answer["model"]["version"] for answer in answers] == [1, 2, 1]
     assert {each["class"] for answer in answers for each in answer["predictions"]} == set(CLASSES.values())
