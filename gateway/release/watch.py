@@ -94,7 +94,8 @@ class Watch:
                 break
             time.sleep(min(POLL_S, left))
         is_good = True if self.counts.photos and not promote_after else None
-        return Outcome(is_good, (self.progress, *self.problems, "the trial goes on"))
+        hint = () if is_good else ("a process compares a photo twice at most, so it needs different ones",)
+        return Outcome(is_good, (self.progress, *self.problems, *hint, "the trial goes on"))
 
     def _ended(self) -> Outcome | None:
         """Return the outcome if somebody else ended the trial."""
