@@ -18,7 +18,6 @@ from gateway.batch import gateway_url
 from gateway.release.gateways import Address, find_addresses, wait_until_followed
 from gateway.release.history import Entry
 from gateway.release.ledger import Change, Ledger, Refused, State, open_ledger
-from gateway.release.watch import Watch, table
 
 DONE, REFUSED, USAGE, NOT_FOLLOWED, ROLLED_BACK, NOT_ENOUGH = 0, 1, 2, 3, 4, 5
 FOLLOW_S = 30.0  # a version that nobody tried must load first
@@ -132,6 +131,8 @@ def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
 
 
 def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
+    from gateway.release.watch import Watch  # with NumPy, 0.3 of 0.5 s for which a rollback would wait too
+
     watch = Watch(ledger, _look_up(options.gateway))
     outcome = watch.run(options.promote_after, options.within)
     status = {True: DONE, False: ROLLED_BACK, None: NOT_ENOUGH}[outcome.is_good]
@@ -146,6 +147,8 @@ def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
 
 
 def _report(ledger: Ledger, options: argparse.Namespace) -> int:
+    from gateway.release.watch import Watch, table
+
     watch = Watch(ledger, _look_up(options.gateway))
     findings = watch.look()
     _warn(*(f"{each}." for each in watch.problems))
