@@ -30,7 +30,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.trial.trials import Trials
 
 # One of so many requests is compared. A comparison is the work of two, so shadow adds 2 %; with one of 50, the p99 of
-# users was 1.07 times as long. With a share, it answers users, and sooner evidence is worth 13 %. With 10 %
+# users was 1.07 times as long. With a share, it answers users, and sooner evidence is worth 13 %. With 10 %,
 # a version that calls 80 % of photos one class then needs 250 requests in 99 of 100 replays, and 334 with one of 20.
 EVERY = {"shadow": 100, "share": 15}
 LONGEST_WAIT_S = 5.0  # with fewer requests, the work matters less than the evidence
