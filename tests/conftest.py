@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,13 @@ from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """Take signals as at a terminal; `nohup` and a shell's `&` hand down that some are ignored, to all programs."""
+    for number, handler in {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}.items():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

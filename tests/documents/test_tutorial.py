@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 
@@ -84,13 +84,22 @@ class Follower:
         command = command.replace("python -m gateway.batch", batch_here)
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
         loop = subprocess.Popen(["bash", "-c", command], env=environ, start_new_session=True, stderr=subprocess.DEVNULL)
-        self._at_end(loop.wait, 20)
-        self._at_end(os.killpg, loop.pid, signal.SIGINT)
+        self._at_end(_interrupt, loop)
 
     def _run_stack(self, model: str, **settings: str) -> None:
         address = self._start(embedded_server(STORE.resolve(), name=model))
         settings["GATEWAY_RELEASE_FILE"] = str((STORE / model / FILE_NAME).resolve())
         self._gateway = self._start(gateway(address, model, GATEWAY_WORKERS="1", **settings))
+
+
+def _interrupt(loop: subprocess.Popen[bytes]) -> None:
+    """Press Ctrl-C until a loop ends: Python may lose one while it starts or ends a command."""
+    for _ in range(20):
+        with suppress(subprocess.TimeoutExpired):
+            os.killpg(loop.pid, signal.SIGINT)
+            loop.wait(1)
+            return
+    raise TimeoutError("the loop goes on")
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,8 @@ sys.exit(status)
 """
 OURS = re.compile(
     r"Photos to train on|Held-out |Read |Note: |Computed |Trained |Divided |Accuracy |Saved |Running |Writing |"
-    r"Checked |Converting |Calibrating|Predicting |int8|No int8 file|Released |Evaluating |Asking |Epoch "
+    r"Nothing to compare with|Checked |Converting |Calibrating|Predicting |"
+    r"int8|No int8 file|Released |Evaluating |Asking |Epoch "
 )
 
 
