@@ -66,7 +66,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), len(pixels.labels)).astype(np.float32)
     result = Result("Keras, clothing/1", probabilities, metrics.measure(probabilities, pixels.labels, classes), None)
     other = Result("gateway, clothing 1", probabilities, result.figures, metrics.compare(probabilities, probabilities))
-    report.write([result, other], pixels, classes, "18 photos", work, trained_on=120)
+    report.write(report.draw([result, other], pixels, classes, "18 photos", work, trained_on=120), work)
 
     plots.curves(work / "curves.png", {"head": {"loss": [2, 1], "val_loss": [2, 1.5], "accuracy": [0, 1]}})
     page.write(

@@ -55,7 +55,8 @@ def evaluate(
     _log.info("")
     report.show(results, console)
     trained_on = contract.metrics.get("train_photos")
-    page = report.write(results, pixels, contract.classes, description, out, trained_on=trained_on)
+    out.mkdir(parents=True, exist_ok=True)
+    page = report.write(report.draw(results, pixels, contract.classes, description, out, trained_on=trained_on), out)
     _log.info(f"\nWrote {page}, evaluation.json and plots beside it")
     return results
 

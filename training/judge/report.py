@@ -86,18 +86,8 @@ def show(results: Sequence[Result], console: Console) -> None:
         console.print(f"{count} of {name} taken for {predicted}", highlight=False)
 
 
-def write(
-    results: Sequence[Result],
-    photos: Pixels,
-    classes: Sequence[str],
-    description: str,
-    out: Path,
-    *,
-    trained_on: float | None,
-) -> Path:
-    """Write evaluation.html into a folder, with the files of `draw`, and return the page."""
-    out.mkdir(parents=True, exist_ok=True)
-    shown = draw(results, photos, classes, description, out, trained_on=trained_on)
+def write(shown: dict[str, Any], out: Path) -> Path:
+    """Write evaluation.html of what `draw` returned, beside its files, and return the page."""
     page.write(out / "evaluation.html", "evaluation.html", **shown)
     return out / "evaluation.html"
 
