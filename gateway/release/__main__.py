@@ -15,7 +15,7 @@ from typing import Any
 
 from contract.release import Mode, Release, ReleaseError, Trial
 from gateway.batch import gateway_url
-from gateway.release.gateways import Address, find_addresses, wait_until_followed
+from gateway.release.gateways import find_addresses, wait_until_followed
 from gateway.release.history import Entry
 from gateway.release.ledger import Change, Ledger, Refused, State, open_ledger
 
@@ -133,7 +133,7 @@ def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
 def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
     from gateway.release.watch import Watch  # with NumPy, 0.3 of 0.5 s for which a rollback would wait too
 
-    watch = Watch(ledger, _look_up(options.gateway))
+    watch = Watch(ledger, options.gateway)
     outcome = watch.run(options.promote_after, options.within)
     status = {True: DONE, False: ROLLED_BACK, None: NOT_ENOUGH}[outcome.is_good]
     version = {DONE: "is good so far", ROLLED_BACK: "was rolled back", NOT_ENOUGH: "cannot be judged yet"}[status]
@@ -149,7 +149,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
 def _report(ledger: Ledger, options: argparse.Namespace) -> int:
     from gateway.release.watch import Watch, table
 
-    watch = Watch(ledger, _look_up(options.gateway))
+    watch = Watch(ledger, options.gateway)
     findings = watch.look()
     _warn(*(f"{each}." for each in watch.problems))
     print(f"Version {watch.trial.version} on trial: {watch.progress}.")
@@ -172,7 +172,7 @@ def _finish(change: Change, gateways: Sequence[str], hint: str) -> int:
 def _follow(gateways: Sequence[str], serial: int) -> int:
     """Wait for gateways, and name those that do not follow."""
     try:
-        addresses = _look_up(gateways)
+        addresses = find_addresses(gateways)
     except Refused as exc:
         _warn(str(exc))
         return NOT_FOLLOWED
@@ -181,13 +181,6 @@ def _follow(gateways: Sequence[str], serial: int) -> int:
     if addresses and not late:
         print(f"Release {serial} is followed by {', '.join(map(str, addresses))}.")
     return NOT_FOLLOWED if late else DONE
-
-
-def _look_up(gateways: Sequence[str]) -> list[Address]:
-    try:
-        return find_addresses(gateways)
-    except OSError as exc:
-        raise Refused(f"The gateway's name cannot be looked up: {exc}.") from exc
 
 
 def _history(ledger: Ledger, options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import urllib3
 
 from gateway.batch import key_header
+from gateway.release.ledger import Refused
 
 # A gateway's workers look at the document by themselves, every half second, and any of them may get a connection. So
 # all of them follow when one address has answered so for longer than that: 8 times, 0.1 s apart.
@@ -65,13 +66,16 @@ def find_addresses(urls: Sequence[str]) -> list[Address]:
     """Return every address of gateways.
 
     Raises:
-        OSError: A name has none.
+        Refused: A name has none.
     """
     found = []
     for each in dict.fromkeys(urls):
         url = urllib3.util.parse_url(each)
         port = url.port or (443 if url.scheme == "https" else 80)
-        infos = socket.getaddrinfo((url.host or "").strip("[]"), port, type=socket.SOCK_STREAM)
+        try:
+            infos = socket.getaddrinfo((url.host or "").strip("[]"), port, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            raise Refused(f"The gateway's name cannot be looked up: {exc}.") from exc
         found += [Address(each, str(ip)) for ip in dict.fromkeys(info[4][0] for info in infos)]
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from contract.document import Contract, ContractError
 from contract.release import Trial
 from gateway.release.evidence import Counts
-from gateway.release.gateways import Address
+from gateway.release.gateways import Address, find_addresses
 from gateway.release.ledger import Refused
 from gateway.trial.trials import FAILURES_UNTIL_STOPPED
 
@@ -53,24 +54,31 @@ class _Seen:
 
 
 class Observation:
-    """The counters of a trial at each address."""
+    """The counters of a trial at each address.
 
-    def __init__(self, addresses: Sequence[Address], trial: Trial, *, is_first: bool) -> None:
+    The names of gateways are looked up at each look, because a cluster replaces Pods. What one counted still counts.
+    """
+
+    def __init__(self, gateways: Sequence[str], trial: Trial, *, is_first: bool) -> None:
         """Begin to observe.
 
         Args:
-            addresses: Those of the gateways.
+            gateways: Their URLs.
             trial: What is tried.
             is_first: Whether the version was never tried before. If it was, only what is counted from now on counts.
+
+        Raises:
+            Refused: A name has no address.
         """
-        self._seen = [_Seen(address) for address in addresses]
+        self._gateways, self._seen = gateways, dict[tuple[str, str], _Seen]()
+        self._present = self._find()
         self._trial, self._is_first = trial, is_first
         self.contract: Contract | None = None
 
     @property
     def counts(self) -> Counts:
         """What was counted until the last look."""
-        total: Counter[_Series] = sum((each.total for each in self._seen), Counter())
+        total: Counter[_Series] = sum((each.total for each in self._seen.values()), Counter())
         signs = {key[1]: number for key, number in total.items() if key[0] == "gateway_comparison_signs"}
         classes = {(key[1], key[2]): number for key, number in total.items() if key[0] == "gateway_comparison_classes"}
         failed = total["gateway_trial_requests", "failed"]
@@ -80,17 +88,17 @@ class Observation:
     @property
     def problems(self) -> list[str]:
         """Why some addresses do not take part; of a name's addresses, only one must."""
-        open_at = {each.address.url for each in self._seen if not each.address.is_closed}
+        open_at = {each.address.url for each in self._present if not each.address.is_closed}
         return [
             f"{each.address} {each.problem}"
-            for each in self._seen
+            for each in self._present
             if each.problem and not (each.address.is_closed and each.address.url in open_at)
         ]
 
     @property
     def stopped(self) -> list[str]:
         """The addresses at which a worker stopped the trial while this watched."""
-        return [str(each.address) for each in self._seen if each.has_stopped]
+        return [str(each.address) for each in self._seen.values() if each.has_stopped]
 
     def look(self) -> None:
         """Read the counters of each address, and the contract of the version.
@@ -98,7 +106,9 @@ class Observation:
         Raises:
             Refused: Several gateways answer at one address.
         """
-        for each in self._seen:
+        with suppress(Refused):  # without an answer of the DNS, the addresses are those of before
+            self._present = self._find()
+        for each in self._present:
             try:
                 each.problem, each.address.is_closed = "", False
                 self._read_contract(each.address)
@@ -112,6 +122,10 @@ class Observation:
                     f"The counters of {each.address} fell {each.falls} times, as if several gateways answered there in"
                     " turn. Name each of them with --gateway, or a name that resolves to all of their addresses."
                 )
+
+    def _find(self) -> list[_Seen]:
+        found = find_addresses(self._gateways)
+        return [self._seen.setdefault((each.url, each.ip), _Seen(each)) for each in found]
 
     def _read_contract(self, address: Address) -> None:
         """Check that a gateway tries the version.

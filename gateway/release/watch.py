@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.release.evidence import ALPHA, KINDS, Counts, Criterion, Finding, criteria
-from gateway.release.gateways import Address
 from gateway.release.ledger import Change, Ledger, Refused
 from gateway.release.observation import Observation
 
@@ -41,11 +40,11 @@ class Outcome:
 class Watch:
     """A trial that is under way, and what is known of it."""
 
-    def __init__(self, ledger: Ledger, addresses: Sequence[Address]) -> None:
+    def __init__(self, ledger: Ledger, gateways: Sequence[str]) -> None:
         """Begin to watch.
 
         Raises:
-            Refused: Nothing is tried.
+            Refused: Nothing is tried, or the name of a gateway has no address.
         """
         state = ledger.read()
         if not state.release or not state.release.trial:
@@ -54,7 +53,7 @@ class Watch:
         documents = (each.document for each in state.history.entries.values())
         earlier = (each.trial for each in documents if each and each.trial)
         is_first = not any(each.version == self.trial.version and each.serial != self.trial.serial for each in earlier)
-        self._observation = Observation(addresses, self.trial, is_first=is_first)
+        self._observation = Observation(gateways, self.trial, is_first=is_first)
         self._criteria: list[Criterion] = []
         self._said, self._said_at = "", -PROGRESS_S
 

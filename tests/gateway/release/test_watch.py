@@ -17,7 +17,8 @@ import urllib3
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from contract.document import Contract, ImageSpec
-from gateway.release import watch
+from gateway.release import observation, watch
+from gateway.release.gateways import Address
 from gateway.release.ledger import Ledger
 from tests.gateway.release.conftest import Store
 from tests.programs.model_server import FakeModelServer, FakeVersion
@@ -233,6 +234,24 @@ def test_a_gateway_that_restarts_counts_on(store: Store, gateways: Callable[...,
     store.do("try", "2", "--shadow")
     out = store.do("watch", "--promote-after", "500", *trial_of(gateway))
     assert "500 photos compared" in out and len(looks) == 5
+
+
+def test_a_gateway_that_is_replaced_counts_on(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it counted stays, though its name has another address now, as that of Pods."""
+
+    def find(urls: Sequence[str]) -> list[Address]:
+        looks.append(1)
+        return [Address(name, "127.0.0.1") for name in ([first] if len(looks) <= 2 else [second])]
+
+    looks: list[int] = []
+    first, second = gateways(steadily(100)).url, gateways(steadily(100)).url
+    monkeypatch.setattr(observation, "find_addresses", find)
+    store.do("try", "2", "--shadow")
+    asked = "--promote-after", "300", "--gateway", first, "--within", "5s"
+    assert "Version 2 was promoted: 300 photos" in store.do("watch", *asked)
+    assert len(looks) == 4  # at the start, and at each look
 
 
 def test_several_gateways_at_one_address_are_noticed(store: Store, gateways: Callable[..., Gateway]) -> None:
