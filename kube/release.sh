@@ -35,7 +35,29 @@ pod='{"spec": {
   "volumes": [{"name": "model-store", "persistentVolumeClaim": {"claimName": "model-store"}}]
 }}'
 
-# Its exit status is the command's.
-exec kubectl -n $namespace run "$name" --rm --attach --quiet --restart Never --labels app.kubernetes.io/name=release \
+# Ctrl-C ends the Pod too; as process 1, its command does not hear SIGTERM.
+trap 'kubectl -n $namespace delete pod "$name" --ignore-not-found --now --wait=false >/dev/null' EXIT
+trap 'exit 130' INT TERM
+kubectl -n $namespace run "$name" --quiet --restart Never --labels app.kubernetes.io/name=release \
   --image "$(gateway '.containers[0].image')" --image-pull-policy "$(gateway '.containers[0].imagePullPolicy')" \
-  --env "USER=${USER:-}" --override-type strategic --overrides "$pod" -- "$@"
+  --env "USER=${USER:-$(id -un)}" --override-type strategic --overrides "$pod" -- "$@" >/dev/null
+
+get_state() {
+  kubectl -n $namespace get pod "$name" -o "jsonpath={.status.containerStatuses[0].state.$1}" && return
+  echo "The Pod was removed. To see whether it made the change: kube/release.sh history" >&2
+  exit 1
+}
+
+give_up=$(($(date +%s) + 60)) started="" status=""
+until [ "$started" ]; do
+  if [ "$(date +%s)" -gt $give_up ]; then
+    echo "$name did not start within a minute:" >&2
+    kubectl -n $namespace get events --field-selector "involvedObject.name=$name" >&2
+    exit 1
+  fi
+  started=$(get_state '*.startedAt')
+done
+# Not `run --attach`, which loses what was printed before kubectl attached.
+kubectl -n $namespace logs --follow "$name" || true
+until [ "$status" ]; do status=$(get_state terminated.exitCode); done
+exit "$status"

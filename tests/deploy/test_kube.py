@@ -209,29 +209,35 @@ def test_gateways_follow_the_release(tmp_path: Path, components: tuple[str, ...]
 
 
 def test_the_release_command_runs_on_the_volume(tmp_path: Path) -> None:
-    """As a Pod that the namespace lets in, which reaches the gateways; arguments arrive as they are."""
+    """As a Pod that the namespace lets in, which reaches the gateways and is removed; arguments arrive as they are."""
     objects = render_with(tmp_path, "model-volume")
     gateway = container(objects, "gateway")
     program = tmp_path / "kubectl"
     program.write_text(f"""#!{sys.executable}
 import json, sys
-spec = {{"containers": [{gateway!r}]}}
-if "get" in sys.argv:
-    key = sys.argv[-1].rstrip("}}").rpartition(".")[2]
-    found = spec["containers"][0][key]
+arguments = sys.argv[1:]
+if "get" in arguments:
+    key = arguments[-1].rstrip("}}").rpartition(".")[2]
+    found = {{**{gateway!r}, "startedAt": "now", "exitCode": 4}}[key]
     print(found if isinstance(found, str) else json.dumps(found))
+elif "logs" in arguments:
+    print("Version 2 was rolled back.")
 else:
-    print(json.dumps(sys.argv[1:]))
+    open("{tmp_path}/calls", "a").write(json.dumps(arguments) + chr(10))
 """)
     program.chmod(0o755)
     environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "USER": "ann"}
     arguments = ["try", "2", "--share", "10%", "--reason", """it's "red" $(x)"""]
-    done = subprocess.run([KUBE / "release.sh", *arguments], env=environ, capture_output=True, text=True, check=True)
-    flags, sent = (list(each) for each in split(json.loads(done.stdout), "--"))
+    done = subprocess.run([KUBE / "release.sh", *arguments], env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (4, "Version 2 was rolled back.\n"), done.stderr
+    started, removed = map(json.loads, (tmp_path / "calls").read_text().splitlines())
+    flags, sent = split(started, "--")
     assert sent == arguments and "USER=ann" in flags and gateway["image"] in flags
     spec = json.loads(flags[flags.index("--overrides") + 1])["spec"]
     (only,) = spec["containers"]
-    assert only["name"] == flags[flags.index("run") + 1]  # or the image and the arguments would be another container's
+    assert (
+        only["name"] == flags[flags.index("run") + 1] == removed[removed.index("pod") + 1]
+    )  # or the image and the arguments would be another container's
     metadata = {"name": only["name"], "labels": dict([flags[flags.index("--labels") + 1].split("=")])}
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     only |= {"image": gateway["image"], "args": sent}
