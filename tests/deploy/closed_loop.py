@@ -11,6 +11,7 @@ import itertools
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def ask(plan: dict[str, Any], index: int) -> None:
     while not Path(plan["stop"]).exists():
         name, (content_type, body) = next(bodies)
         connection = connection or http.client.HTTPConnection(plan["host"], plan["port"], timeout=30)
+        sent = time.time()
         try:
             connection.request("POST", "/predict", base64.b64decode(body), {"Content-Type": content_type})
             response = connection.getresponse()
@@ -29,7 +31,7 @@ def ask(plan: dict[str, Any], index: int) -> None:
             keep = index % 2 and not response.will_close
         except (OSError, ValueError, http.client.HTTPException) as exc:
             said, keep = {"lost": repr(exc)}, False
-        print(json.dumps({"image": name, **said}) + "\n", end="", flush=True)
+        print(json.dumps({"image": name, "sent": sent, **said}) + "\n", end="", flush=True)
         if not keep:
             connection.close()
             connection = None

@@ -233,12 +233,14 @@ class ClusterLoad:
     Attributes:
         images: What they send, by name: an image or its URL.
         answers: Name of the image, status and JSON of each answer.
+        sent: When the request of each answer was sent, as time.time().
         lost: Why each of the other requests got none.
     """
 
     images: dict[str, bytes | str]
     clients: int = 4
     answers: list[tuple[str, int, Any]] = field(default_factory=list)
+    sent: list[float] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -272,6 +274,7 @@ class ClusterLoad:
                 return True
             else:
                 self.answers.append((each["image"], each["status"], each["answer"]))
+                self.sent.append(each["sent"])
         return False
 
     def wait(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -5,10 +5,12 @@ Everything is in namespaces of the tests' own, with two Pods of each tier and a 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from tests.conftest import run_export
 from tests.deploy import cluster
 from tests.deploy.cluster import NAMESPACE, OUTSIDE, OUTSIDE_POD, STORE, VOLUME, ClusterLoad, Manifests, kubectl
-from tests.programs.containers import clone, has_engine
+from tests.programs.containers import clone, has_engine, run
 from tests.programs.photos import encode, photo
 from tests.programs.stack import Reference, wait_until
 
@@ -210,6 +212,32 @@ def test_a_version_by_volume_loses_nothing(
         load.wait_for_identity(identities["last"])
     check(load, reference, {200})
     assert load.identities == {identities["next"], identities["last"]}
+
+
+def test_a_release_is_tried_and_rolled_back_within_2_s(
+    manifests: Manifests, reference: Reference, identities: dict[str, str]
+) -> None:
+    """By `kube/release.sh`, on that volume; from the document on, every gateway follows."""
+
+    def release(*arguments: str) -> str:
+        script = f"{manifests.folder}/release.sh"
+        return run(script, *arguments, "--gateway", "http://gateway-pods:9696", USER="ann")
+
+    assert release("promote", "2").startswith("Release 1: version 2 answers.")
+    with ClusterLoad(IMAGES) as load:
+        load.wait_for_identity(identities["next"])
+        release("try", "3", "--share", "50%")
+        load.wait(lambda: identities["last"] in load.identities)
+        release("promote")
+        load.wait_for_identity(identities["last"])
+        assert "Release 4 is followed by" in release("rollback", "--reason", "too red")
+        load.wait_for(100)
+    check(load, reference, {200})
+    entry = json.loads(cluster.outside("tail", "-n", "1", "/store/tiny/history.jsonl", container="owner"))
+    assert entry["who"].startswith("ann@") and entry["why"] == "too red"
+    answered = zip(load.sent, (answer["model"]["identity"] for _, _, answer in load.answers), strict=True)
+    last = max(sent for sent, identity in answered if identity == identities["last"])
+    assert last < datetime.fromisoformat(entry["when"]).timestamp() + 2
     cluster.outside("sh", "-c", "rm -rf /store/* /store/.[!.]*", container="owner")
 
 
