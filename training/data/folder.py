@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
@@ -49,18 +49,18 @@ class Dataset:
         return [f"Photos to train on, by class: {by_class}", f"Held-out photos: {held_out}", *self.remarks]
 
 
-def read_folder(folder: Path, seed: int = 0) -> Dataset:
+def read_folder(folder: Path) -> Dataset:
     """Find classes and splits in a folder: `FOLDER/CLASS/photo` or `FOLDER/SPLIT/CLASS/photo`; or in a CSV.
 
-    Missing splits are taken from train, a tenth of each class, the same for the same seed. A folder that has a
-    validation split needs no test split.
+    Missing splits are taken from train, a tenth of each class, see `_hold_out`. A folder that has a validation split
+    needs no test split.
 
     Raises:
         DataError: No photos, fewer than two classes, an empty class, or a class that train does not have.
     """
     if is_table(folder):
         rows, named, left_out = read_rows(folder)
-        return Dataset(named, _complete(rows, seed), left_out)
+        return Dataset(named, _complete(rows, folder.parent), left_out)
     found = find_splits(folder)
     if found.folders and "train" not in found.folders:
         received = [str(path) for path in found.folders.values()]
@@ -78,7 +78,7 @@ def read_folder(folder: Path, seed: int = 0) -> Dataset:
             splits[split] = read_split(found.folders[split], classes, complete=False)
     read = [train_folder, *(folder for folder in found.folders.values() if folder != train_folder)]
     remarks = [*found.remarks, *_suspicions(class_paths), *_strays(read), *_left_out(read)]
-    return Dataset(classes, _complete(splits, seed), tuple(remarks))
+    return Dataset(classes, _complete(splits, train_folder), tuple(remarks))
 
 
 def read_rows(
@@ -113,11 +113,11 @@ def read_rows(
     return splits, tuple(classes), tuple(remarks)
 
 
-def _complete(splits: dict[str, list[Photo]], seed: int) -> dict[str, list[Photo]]:
+def _complete(splits: dict[str, list[Photo]], folder: Path) -> dict[str, list[Photo]]:
     """Return the splits and those that are missing, taken from train."""
     if "validation" in splits:
         return splits
-    return splits | _hold_out(splits, ["validation"] if "test" in splits else ["validation", "test"], seed)
+    return splits | _hold_out(splits["train"], ["validation"] if "test" in splits else ["validation", "test"], folder)
 
 
 def _check_classes(classes: Sequence[str], folder: Path) -> None:
@@ -246,21 +246,32 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
     return photos
 
 
-def _hold_out(splits: dict[str, list[Photo]], missing: Sequence[str], seed: int) -> dict[str, list[Photo]]:
-    """Take a tenth of each class of train, at least one photo, for each missing split."""
+def _hold_out(photos: list[Photo], missing: Sequence[str], folder: Path) -> dict[str, list[Photo]]:
+    """Take a tenth of each class, at least one photo, for each missing split.
+
+    A hash of a photo's path in the folder decides, so that a photo stays in its split when others are added, or when
+    the folder moves. Only a few change, because the number grows: validation has the lowest hashes of a class, and test
+    the highest.
+    """
     result: dict[str, list[Photo]] = {split: [] for split in ("train", *missing)}
-    shuffled = sorted(splits["train"], key=lambda photo: (photo.label, str(photo.path)))
-    random.Random(seed).shuffle(shuffled)
-    for label in sorted({photo.label for photo in shuffled}):
-        rest = [photo for photo in shuffled if photo.label == label]
+    by_class: dict[int, list[Photo]] = {}
+    for photo in sorted(photos, key=lambda photo: (photo.label, _hash(photo.path, folder), str(photo.path))):
+        by_class.setdefault(photo.label, []).append(photo)
+    for rest in by_class.values():
         part = max(1, round(len(rest) * HELD_OUT_PART))
         if len(rest) <= part * len(missing):
             raise DataError(
                 f"Expected at least {len(missing) + 1} photos in each class, to hold some out."
                 f" Received {len(rest)} in {rest[0].path.parent}"
             )
-        for split in missing:
-            result[split] += rest[:part]
-            rest = rest[part:]
-        result["train"] += rest
+        end = len(rest) - part * ("test" in missing)
+        places = {"validation": rest[:part], "train": rest[part:end], "test": rest[end:]}
+        for split, found in result.items():
+            found += places[split]
     return result
+
+
+def _hash(photo: Path, folder: Path) -> bytes:
+    """Return a hash of a photo's path in a folder: the same for both Unicode forms of `é`, and for bytes of no form."""
+    name = unicodedata.normalize("NFC", os.path.relpath(photo, folder))
+    return sha256(name.encode(errors="surrogateescape")).digest()

@@ -78,9 +78,9 @@ class Photos:
     folder: Path
     cache: Path
 
-    def splits(self, seed: int) -> Dataset:
+    def splits(self) -> Dataset:
         """Return the classes and splits, see `read_folder`."""
-        return read_folder(self.folder, seed)
+        return read_folder(self.folder)
 
     def pixels(self, photos: Sequence[Photo], spec: ImageSpec) -> Pixels:
         """Return the pixels of some of the photos, see `load_pixels`."""

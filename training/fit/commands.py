@@ -62,7 +62,7 @@ def run_train(options: argparse.Namespace) -> int:
     preset = find_preset(options.preset).changed({name: getattr(options, name) for name in chosen})
     photos = Photos(options.folder, options.cache)
     if not options.replace_classes:
-        refuse_other_classes(options.store, options.name, photos.splits(preset.recipe.seed).classes)
+        refuse_other_classes(options.store, options.name, photos.splits().classes)
     run = train(
         photos, preset, name=options.name, runs=options.runs, fresh=options.fresh, distribute=options.distribute
     )

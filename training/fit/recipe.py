@@ -31,7 +31,7 @@ class Recipe:
         augmentation: Strength of the random changes to photos: 0 for none, 2 for twice as strong as 1.
         unfreeze: Part of the backbone's layers that is trained, from the top; with weights `none`, all are.
         class_weights: `balanced` to count all classes the same, `none` to count all photos the same.
-        seed: Seed for splits, initial weights, order and augmentation.
+        seed: Seed for initial weights, order and augmentation.
     """
 
     head_epochs: int = 40

@@ -49,7 +49,7 @@ def train(
     recipe = preset.recipe
     keras.utils.set_random_seed(recipe.seed)
     architecture = find_architecture(preset.architecture, preset.size)
-    dataset, spec = photos.splits(recipe.seed), architecture.photo_spec
+    dataset, spec = photos.splits(), architecture.photo_spec
     for line in dataset.describe():
         _log.info(line)
     splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}

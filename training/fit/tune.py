@@ -73,7 +73,7 @@ def tune(photos: Photos, preset_name: str, minutes: float, *, out: Path, runs: P
     preset, name = find_preset(preset_name), Path(preset_name).stem
     start, space = preset.recipe, _space(preset)
     architecture = find_architecture(preset.architecture, preset.size)
-    dataset = photos.splits(start.seed)
+    dataset = photos.splits()
     for line in dataset.describe():
         _log.info(line)
     _log.info(f"Taking {minutes:g} min: one trial first, then up to half of the rest is reserved for a comparison")

@@ -65,8 +65,8 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
     """Return photos with labels by the contract's classes, and their description.
 
     `auto` is the test split, or else validation. Training may have taken a split that the folder does not have from
-    its train photos: these are found again by the seed and the digest in the contract. Without any split, `auto` takes
-    the whole folder.
+    its train photos: these are taken again, and the digest in the contract shows whether they are the same. Without any
+    split, `auto` takes the whole folder.
 
     Raises:
         DataError: No such folder, split or class.
@@ -84,9 +84,10 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
             continue
         return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=name == "train")
     if split not in ("auto", "all"):
+        other = " The model held out other photos for it." if split in contract.origin.data_digest else ""
         raise DataError(
-            f"Expected a {split} split in {folder}, or the folder that the model was trained on."
-            f" Received: {', '.join(filter(None, splits)) or 'class folders'}"
+            f"Expected a {split} split in {folder}, or the folder that the model was trained on, with the same photos."
+            f" Received: {', '.join(filter(None, splits)) or 'class folders'}.{other}"
         )
     chosen = [photo for _, read in splits.values() for photo in read()]
     description = f"all of {folder}, {counted(len(chosen), 'photo')}"
@@ -112,11 +113,11 @@ def _splits(folder: Path, classes: Sequence[str]) -> dict[str, tuple[str, Callab
 
 def _find_held_out(photos: Photos, contract: Contract, split: str) -> list[Photo]:
     """Return the photos that training took from train for a split; none if it read another folder."""
-    recipe, digests = contract.origin.recipe, contract.origin.data_digest
-    if "seed" not in recipe or split not in digests:
+    digests = contract.origin.data_digest
+    if split not in digests:
         return []
     try:
-        dataset = photos.splits(recipe["seed"])
+        dataset = photos.splits()
         if dataset.classes != contract.classes:
             return []
         found = dataset.splits.get(split, [])

@@ -103,20 +103,30 @@ class Criteria:
                 raise
             _log.info(f"Not compared with the newest version: {exc}")
             return {}
-        for title, each in ((last.title, last.contract), ("The new version", contract)):
-            if each.origin.data_digest.get(self.split) != self.photos.pixels(self.held_out, each.image).digest:
-                _log.info(f"Note: {title} held out other photos, and may have been trained on some of these")
-        self._refuse_if_worse(self.accuracy_of(probabilities), last.number, self.accuracy_of(before))
+        doubt = self.doubt(f"version {last.number}", last.contract)
+        if doubt:
+            _log.info(f"Note: {doubt}. A {self.split}/ folder that stays the same prevents this")
+        self._refuse_if_worse(self.accuracy_of(probabilities), last.number, self.accuracy_of(before), doubt)
         recorded = last.contract.metrics.get(f"{self.split}_accuracy", 1.0)
         return measure_difference(probabilities, before, self.labels, number=last.number, recorded=recorded)
 
-    def _refuse_if_worse(self, accuracy: float, number: int, before: float) -> None:
+    def doubt(self, title: str, contract: Contract) -> str:
+        """Return why a model's accuracy may be too high here; nothing if it was trained without these very photos."""
+        digests = contract.origin.data_digest
+        if digests.get(self.split) == self.photos.pixels(self.held_out, contract.image).digest:
+            return ""
+        why = "held out other photos" if digests else "does not say which photos it held out"
+        return f"{title} {why}. It may have been trained on some of these, so its accuracy here may be too high"
+
+    def _refuse_if_worse(self, accuracy: float, number: int, before: float, doubt: str) -> None:
         if self.margin is None:
             return
         if accuracy < before - self.margin - 1e-9:
+            favour = f" This favours version {number}: {doubt}." if doubt else ""
             raise ExportError(
                 f"The new version is worse: accuracy {accuracy:.4f} on {self.description}, version {number}"
-                f" {before:.4f}, and may lose {self.margin:g}. Nothing was released; without --refuse-if-worse it is."
+                f" {before:.4f}, and may lose {self.margin:g}.{favour} Nothing was released; without --refuse-if-worse"
+                " it is."
             )
         _log.info(
             f"Not worse than version {number}: accuracy {accuracy:.4f}, before {before:.4f}, on {self.description}"
@@ -124,14 +134,14 @@ class Criteria:
 
 
 def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float | None, margin: float | None) -> Criteria:
-    """Find the photos in the folder that a model was trained on, in the splits that it was trained with.
+    """Find the photos in the folder that a model was trained on, in splits that it may have been trained with.
 
     Without `int8_drop` it is `INT8_DROP`; without `margin`, versions are not compared.
 
     Raises:
         DataError: The folder cannot be read, or has other classes.
     """
-    dataset = photos.splits(contract.origin.recipe.get("seed", 0))
+    dataset = photos.splits()
     if dataset.classes != contract.classes:
         raise DataError(
             f"Expected in {photos.folder} the classes of the model: {', '.join(contract.classes[:5])} …"
@@ -141,7 +151,7 @@ def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float | None
     drawn = random.Random(0).sample(train, min(CALIBRATION_PHOTOS, len(train)))
     split = "test" if "test" in dataset.splits else "validation"
     decoded = set(photos.pixels(dataset.splits[split], contract.image).paths)
-    return Criteria(
+    criteria = Criteria(
         photos=photos,
         calibration=photos.pixels(drawn, contract.image).images,
         held_out=[photo for photo in dataset.splits[split] if photo.path in decoded],
@@ -149,3 +159,6 @@ def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float | None
         int8_drop=INT8_DROP if int8_drop is None else int8_drop,
         margin=margin,
     )
+    if doubt := criteria.doubt("the model", contract):
+        _log.info(f"Note: {doubt}")
+    return criteria

@@ -226,11 +226,56 @@ def test_folder_without_splits_is_split_stratified(fill):
     assert sorted(paths(dataset, "train", "validation", "test")) == sorted(folder.rglob("*.jpg"))
 
 
-def test_self_made_splits_follow_the_seed(fill):
-    """The same seed holds out the same photos; another seed others."""
-    folder = fill({"cat": 30, "dog": 30})
-    assert read_folder(folder, seed=7) == read_folder(folder, seed=7)
-    assert paths(read_folder(folder, seed=7), "test") != paths(read_folder(folder, seed=8), "test")
+@pytest.fixture
+def many(tmp_path):
+    """A function that makes so many files in each of two class folders, and returns which is in which split."""
+
+    def many(count, below="photos"):
+        folder = tmp_path / below
+        for path in (folder / name / f"IMG_{number:04}.jpg" for name in ("cat", "dog") for number in range(count)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        found = read_folder(folder).splits
+        return {photo.path.relative_to(folder): split for split, photos in found.items() for photo in photos}
+
+    return many
+
+
+@pytest.mark.parametrize(("more", "bound"), [(2, 0.05), (20, 0.1), (200, 0.2)])
+def test_held_out_photos_stay_so_when_others_are_added(many, more, bound):
+    """But for a few, none from validation to test; and hardly any that was trained on is held out now."""
+    before, after = many(200), many(200 + more)
+    held_out = [path for path, split in before.items() if split != "train"]
+    moved = [path for path in held_out if after[path] != before[path]]
+    assert len(moved) <= bound * len(held_out) and all(after[path] == "train" for path in moved)
+    known = [path for path, split in before.items() if split == "train" and after[path] != "train"]
+    assert len(known) <= bound / 2 * sum(split != "train" for split in after.values())
+
+
+def test_splits_depend_on_names_in_the_folder_alone(many, tmp_path):
+    """A folder that moves, becomes train/ beside a test/, or is listed in a CSV, has the same validation split."""
+    made = many(30)
+    assert many(30, "elsewhere/photos/train") == made
+    table = tmp_path / "photos" / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"{path},{path.parent}\n" for path in sorted(made)))
+    listed = read_folder(table).splits
+    assert {each.path.relative_to(table.parent): split for split in listed for each in listed[split]} == made
+    test = tmp_path / "elsewhere" / "photos" / "test"
+    for path in (path for path, split in made.items() if split == "test"):
+        (test / path).parent.mkdir(parents=True, exist_ok=True)
+        (test.with_name("train") / path).rename(test / path)
+    held_out = [path.relative_to(test.with_name("train")) for path in paths(read_folder(test.parent), "validation")]
+    assert sorted(held_out) == sorted(path for path, split in made.items() if split == "validation")
+
+
+def test_views_of_one_thing_are_not_held_out_together(many, tmp_path):
+    """The name of a file is not enough: with `CLASS/THING/front.jpg`, all fronts would be held out."""
+    for thing in (tmp_path / "views" / name / str(number) for name in "ab" for number in range(50)):
+        thing.mkdir(parents=True)
+        for view in ("front.jpg", "back.jpg"):
+            (thing / view).touch()
+    splits = read_folder(tmp_path / "views").splits
+    assert all(len({photo.path.name for photo in photos}) == 2 for photos in splits.values())
 
 
 def test_a_held_out_split_may_lack_a_class(fill):

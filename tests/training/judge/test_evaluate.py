@@ -68,7 +68,7 @@ def test_a_csv_is_taken_as_a_folder_is(tmp_path: Path) -> None:
     table.write_text("\n".join(map(",".join, [("path", "label", "split"), *rows])))
     splits, photos = read_folder(table).splits, Photos(table, tmp_path / "cache")
     digests = {split: photos.pixels(chosen, SPEC).digest for split, chosen in splits.items()}
-    trained = Contract("m", tuple(sorted(CLASSES)), SPEC, Origin(recipe={"seed": 0}, data_digest=digests))
+    trained = Contract("m", tuple(sorted(CLASSES)), SPEC, Origin(data_digest=digests))
     assert choose_photos(photos, trained, "auto") == (splits["test"], f"3 photos of test in {table}")
     held_out, description = choose_photos(photos, trained, "validation")
     assert held_out == splits["validation"] and "which training held out for validation" in description
@@ -77,14 +77,14 @@ def test_a_csv_is_taken_as_a_folder_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("train", "test"), [("", 0), ("train", 0), ("train", 2)])
 def test_photos_that_training_held_out_are_found_again(tmp_path: Path, choose: Choose, train: str, test: int) -> None:
-    """Class folders, train/ alone, and train/ and test/; a photo more, and it is another folder."""
+    """Class folders, train/ alone, and train/ and test/; not among more photos, of which others are held out."""
     folder = tmp_path / "photos"
     fill(folder / train, 10)
     if test:
         fill(folder / "test", test)
-    splits = read_folder(folder, seed=3).splits
+    splits = read_folder(folder).splits
     digests = {split: load_pixels(photos, SPEC, tmp_path / "cache").digest for split, photos in splits.items()}
-    origin: dict[str, Any] = {"recipe": {"seed": 3}, "data_digest": digests}
+    origin: dict[str, Any] = {"data_digest": digests}
     for split, taken in (("auto", "test"), ("test", "test"), ("validation", "validation")):
         photos, description = choose(split, **origin)
         assert photos == splits[taken]
@@ -93,10 +93,15 @@ def test_photos_that_training_held_out_are_found_again(tmp_path: Path, choose: C
     for split, count in (("train", 30), ("all", 30 + 3 * test)) if train else (("all", 30),):
         photos, description = choose(split, **origin)
         assert len(photos) == count and "the model may have been trained on some of them" in description
-    (folder / train / "cat" / "new.jpg").write_bytes(encode(photo(seed=999)))
+    for number in range(10):
+        (folder / train / "cat" / f"new-{number}.jpg").write_bytes(encode(photo(seed=900 + number)))
     if not test:
         photos, description = choose(**origin)
-        assert len(photos) == 31 and "the model may have been trained on some of them" in description
+        assert len(photos) == 40 and "the model may have been trained on some of them" in description
+    with pytest.raises(
+        DataError, match=r"or the folder that .* Received: .*\. The model held out other photos for it\."
+    ):
+        choose("validation", **origin)
 
 
 def test_photos_that_chose_the_weights_are_named_so(tmp_path: Path, choose: Choose) -> None:
