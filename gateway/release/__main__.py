@@ -19,7 +19,7 @@ from gateway.release.gateways import find_addresses, wait_until_followed
 from gateway.release.history import Entry
 from gateway.release.ledger import Change, Ledger, Refused, State, open_ledger
 
-DONE, REFUSED, USAGE, NOT_FOLLOWED, ROLLED_BACK, NOT_ENOUGH = 0, 1, 2, 3, 4, 5
+DONE, REFUSED, USAGE, NOT_FOLLOWED, ROLLED_BACK, NOT_ENOUGH, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 FOLLOW_S = 30.0  # a version that nobody tried must load first
 
 _EXAMPLES = """
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except KeyboardInterrupt:
         _warn("Stopped. What was written stays; `status` shows it.")
-        return 130
+        return INTERRUPTED
 
 
 def _status(ledger: Ledger, options: argparse.Namespace) -> int:
@@ -134,7 +134,16 @@ def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
     from gateway.release.watch import Watch  # with NumPy, 0.3 of 0.5 s for which a rollback would wait too
 
     watch = Watch(ledger, options.gateway)
-    outcome = watch.run(options.promote_after, options.within)
+    try:
+        outcome = watch.run(options.promote_after, options.within)
+    except KeyboardInterrupt:
+        if watch.ended():
+            raise
+        _warn(
+            f"Stopped. The trial of version {watch.trial.version} goes on, and nobody watches it. `watch` continues;"
+            " `rollback` or `promote` ends it."
+        )
+        return INTERRUPTED
     status = {True: DONE, False: ROLLED_BACK, None: NOT_ENOUGH}[outcome.is_good]
     version = {DONE: "is good so far", ROLLED_BACK: "was rolled back", NOT_ENOUGH: "cannot be judged yet"}[status]
     if outcome.change and outcome.is_good:
@@ -222,8 +231,8 @@ def _describe(release: Release | None) -> str:
 
 def _trial(trial: Trial) -> str:
     requests = "all requests" if trial.share == 1 else f"{trial.share * 100:g} % of the requests"
-    how = f"answers {requests}" if trial.mode == "share" else f"is tried in shadow, with {requests}"
-    return f"version {trial.version} {how}"
+    part = "" if trial.share == 1 else f", with {requests}"  # the shadow asks about a few of them
+    return f"version {trial.version} {f'answers {requests}' if trial.mode == 'share' else f'is tried in shadow{part}'}"
 
 
 def _when_and_why(entry: Entry) -> str:

@@ -22,6 +22,7 @@ from gateway.trial.trials import FAILURES_UNTIL_STOPPED
 COUNTERS = ("gateway_comparisons", "gateway_comparison_signs", "gateway_comparison_classes", "gateway_trial_requests")
 LABELS = ("sign", "class", "change", "outcome")  # that tell their series apart, in this order
 STOPPED = "gateway_trial_stopped"
+ANSWERS = "gateway_answers"  # of all requests, whichever version answers
 MOST_FALLS = 3  # of the counters of one address; a gateway that restarts makes them fall once
 
 _Series = tuple[str, ...]  # a counter's name, and what tells its series apart
@@ -84,6 +85,11 @@ class Observation:
         failed = total["gateway_trial_requests", "failed"]
         requests = failed + total["gateway_trial_requests", "answered"]
         return Counts(total[("gateway_comparisons",)], signs, classes, requests, failed)
+
+    @property
+    def answers(self) -> int:
+        """How many requests for predictions were answered until the last look."""
+        return sum(each.total[ANSWERS,] for each in self._seen.values())
 
     @property
     def problems(self) -> list[str]:
@@ -150,6 +156,8 @@ class Observation:
         for name, labels, value in _samples(text):
             if name == STOPPED:
                 is_stopped = is_stopped or value > 0
+            elif name == ANSWERS:
+                found[name,] += int(value) * (labels.get("path") == "predict")
             elif self.contract and _export(labels) == (str(self._trial.version), self.contract.identity):
                 found[name, *(labels[key] for key in LABELS if key in labels)] += int(value)
         before = found if seen.last is None and not self._is_first else seen.last or Counter()
@@ -171,7 +179,7 @@ def _export(labels: Mapping[str, str]) -> tuple[str, str]:
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
     """Yield the samples that this needs: a metric's name, labels and value."""
     for family in text_string_to_metric_families(text):
-        if family.name in (*COUNTERS, STOPPED):
+        if family.name in (*COUNTERS, STOPPED, ANSWERS):
             for sample in family.samples:
                 if sample.name.removesuffix("_total") == family.name:
                     yield family.name, dict(sample.labels), sample.value

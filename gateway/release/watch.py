@@ -15,6 +15,7 @@ from gateway.release.observation import Observation
 
 POLL_S = 2.0
 PROGRESS_S = 30.0  # between two lines of progress
+QUIET_LOOKS = 10  # without a request, until a line says so
 # Photos after which a version is promoted though more requests were asked for. Bad versions of a trash classifier were
 # found after at most so many, in 99 of 100 trials: permuted classes 31, one class for 80 % 161, doubled logits 66, a
 # failure of one photo in ten 193, and pixels of 0 to 1 in training 136.
@@ -56,6 +57,7 @@ class Watch:
         self._observation = Observation(gateways, self.trial, is_first=is_first)
         self._criteria: list[Criterion] = []
         self._said, self._said_at = "", -PROGRESS_S
+        self._answers, self._quiet_looks, self._said_quiet = 0, 0, False
 
     def look(self) -> list[Finding]:
         """Ask every gateway once, and return what each criterion finds; nothing while no gateway tries the version."""
@@ -79,7 +81,7 @@ class Watch:
         """Look until the trial can be decided, or the time is over."""
         give_up = time.monotonic() + within_s
         while True:
-            if ended := self._ended():
+            if ended := self.ended():
                 return ended
             findings = self.look()
             if reasons := self._reasons(findings):
@@ -89,6 +91,7 @@ class Watch:
                 why = f"Promoted by watch after {self.progress}"
                 return Outcome(True, (self.progress,), self._ledger.promote(reason=why, trial_serial=self.trial.serial))
             self._say()
+            self._say_if_quiet()
             if (left := give_up - time.monotonic()) <= 0:
                 break
             time.sleep(min(POLL_S, left))
@@ -96,7 +99,7 @@ class Watch:
         hint = () if is_good else ("a process compares a photo twice at most, so it needs different ones",)
         return Outcome(is_good, (self.progress, *self.problems, *hint, "the trial goes on"))
 
-    def _ended(self) -> Outcome | None:
+    def ended(self) -> Outcome | None:
         """Return the outcome if somebody else ended the trial."""
         state = self._ledger.read()
         release, last = state.release, state.history.last
@@ -136,13 +139,27 @@ class Watch:
         self._said, self._said_at = problems, time.monotonic()
         print(f"Version {self.trial.version}: {self.progress}{problems}.", flush=True)
 
+    def _say_if_quiet(self) -> None:
+        """Print once that no request comes, after some looks without one."""
+        answers = self._observation.answers
+        self._quiet_looks = 0 if self.problems or answers != self._answers else self._quiet_looks + 1
+        self._answers = answers
+        if self._quiet_looks >= QUIET_LOOKS and not self._said_quiet:
+            self._said_quiet = True
+            print(
+                f"No request has reached the gateway for {QUIET_LOOKS * POLL_S:.0f} s. A trial needs some.", flush=True
+            )
+
 
 def table(findings: Sequence[Finding], stable: int) -> str:
     """Return a line for each finding, of the classes only for those with most evidence, and what the limits mean."""
-    general = [each for each in findings if each.n and not each.criterion.name]  # in the shadow, there are no requests
-    classes = [each for each in findings if each.criterion.name]
+    seen = [each for each in findings if each.n]  # in the shadow, there are no requests
+    general = [each for each in seen if not each.criterion.name]
+    classes = [each for each in seen if each.criterion.name]
     shown = sorted((each for each in classes if each.k), key=lambda each: -each.log_evidence)[:_CLASSES_SHOWN]
     lines = [f"  {_judgement(each):<14} {each.describe(stable)}" for each in (*general, *shown)]
+    if not classes:
+        lines.append("  No photo was compared yet. The first one is within seconds of the first requests.")
     if left := len(classes) - len(shown):
         lines.append(f"  and {left} more lines about classes, with less evidence")
     return "\n".join(

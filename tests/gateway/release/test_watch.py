@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,7 @@ class Counted:
         self.classes = Counter("gateway_comparison_classes", ".", [*export, "class", "change"], registry=self.registry)
         self.requests = Counter("gateway_trial_requests", ".", [*export, "outcome"], registry=self.registry)
         self.stopped = Gauge("gateway_trial_stopped", ".", registry=self.registry)
+        self.answers = Counter("gateway_answers", ".", ["path", "status"], registry=self.registry)
         Counter("gateway_other", ".", export, registry=self.registry).labels("2", IDENTITY).inc(1000)
 
     def add(self, photos: int, *, version: int = 2, answered: int = 0, missed: int = 0, **signs: int) -> None:
@@ -200,6 +202,30 @@ def test_too_little_traffic_leaves_the_trial_as_it_is(
     assert store.document == before
 
 
+@pytest.mark.parametrize(("path", "lines"), [("predict", 0), ("show_model", 1)])
+def test_a_gateway_without_requests_is_named_once(
+    store: Store, gateways: Callable[..., Gateway], path: str, lines: int
+) -> None:
+    """Those of the watch itself do not count."""
+    gateway = gateways(lambda gateway: gateway.counted.answers.labels(path, "200").inc())
+    store.do("try", "2", "--shadow")
+    out = store.run("watch", "--gateway", gateway.url, "--within", "0.6s")[1]
+    assert out.count("No request has reached the gateway for") == lines
+
+
+def test_a_watch_that_is_stopped_says_that_the_trial_goes_on(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """By Ctrl-C, with how to continue, and how to end it; nothing has changed."""
+
+    def press_ctrl_c(_: Gateway) -> None:
+        _thread.interrupt_main()
+
+    store.do("try", "2", "--shadow")
+    before = store.document
+    status, _, err = store.run("watch", *trial_of(gateways(press_ctrl_c)))
+    assert status == 130 and store.document == before
+    assert err.startswith("Stopped. The trial of version 2 goes on, and nobody watches it. `watch` continues; ")
+
+
 def test_without_promotion_it_says_how_it_went(store: Store, gateways: Callable[..., Gateway]) -> None:
     """Good so far, with status 0, and nothing is changed."""
     gateway = gateways(steadily(disagrees=1))
@@ -305,6 +331,17 @@ def test_a_report_shows_each_criterion(store: Store, gateways: Callable[..., Gat
     assert "  perhaps above  it was far slower than version 1 on 41 of 80 photos; at most 50% may be" in out
     assert "  within         it failed on 0 of 80 photos" in out
     assert "rolled back with a probability of 1% at most, however often one looks: 0.14% for each line" in out
+
+
+def test_a_report_before_the_first_photo(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """It says that there is nothing to see yet."""
+    gateway = gateways()
+    store.do("try", "2", "--share", "10%")
+    for answered, lines in ((0, 2), (5, 3)):
+        gateway.counted.add(0, answered=answered)
+        out = store.do("report", "--gateway", gateway.url)
+        assert "No photo was compared yet." in out and "classes, with less" not in out
+        assert len(out.splitlines()) == 1 + lines
 
 
 def test_nothing_is_watched_without_a_trial(store: Store, gateways: Callable[..., Gateway]) -> None:
