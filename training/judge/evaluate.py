@@ -84,7 +84,8 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
             continue
         return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=name == "train")
     if split not in ("auto", "all"):
-        other = " The model held out other photos for it." if split in contract.origin.data_digest else ""
+        held_out = split != "train" and split in contract.origin.data_digest
+        other = " The model held out other photos for it." if held_out else ""
         raise DataError(
             f"Expected a {split} split in {folder}, or the folder that the model was trained on, with the same photos."
             f" Received: {', '.join(filter(None, splits)) or 'class folders'}.{other}"
