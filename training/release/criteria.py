@@ -105,7 +105,7 @@ class Criteria:
             return {}
         doubt = self.doubt(f"version {last.number}", last.contract)
         if doubt:
-            _log.info(f"Note: {doubt}. A {self.split}/ folder that stays the same prevents this")
+            _log.info(f"Note: {doubt}. A {self.split}/ beside train/, whose photos stay, prevents this")
         self._refuse_if_worse(self.accuracy_of(probabilities), last.number, self.accuracy_of(before), doubt)
         recorded = last.contract.metrics.get(f"{self.split}_accuracy", 1.0)
         return measure_difference(probabilities, before, self.labels, number=last.number, recorded=recorded)

@@ -229,7 +229,7 @@ def test_a_version_that_may_have_seen_the_photos_is_named(contract, chosen, stor
     why = "version 1 does not say which photos it held out. It may have been trained on some of these, so its accuracy"
     with pytest.raises(ExportError, match=f"This favours version 1: {why} here may be too high. Nothing was released"):
         criteria.compare(answers(criteria, wrong=99), contract, store)
-    assert f"Note: {why} here may be too high. A test/ folder that stays the same prevents this" in lines
+    assert f"Note: {why} here may be too high. A test/ beside train/, whose photos stay, prevents this" in lines
 
 
 def test_a_version_says_how_it_differs_from_the_one_before(models, contract, chosen, store, tmp_path, monkeypatch):
