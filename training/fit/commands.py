@@ -38,7 +38,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)")
     add("--fresh", action="store_true", help="start again, even if the same training was interrupted")
     add("--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs")
-    add("--track", choices=("tensorboard", "mlflow", "wandb"), help="send the finished run to an experiment tracker")
+    add("--track", choices=("tensorboard", "mlflow", "wandb"), help="send each epoch, then the run, to an experiment tracker")
     add_release_options(parser)
     _add_recipe(parser)
     add("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
@@ -55,23 +55,22 @@ def run_train(options: argparse.Namespace) -> int:
     from training.fit.train import train
     from training.release.replacement import refuse_other_classes
     from training.release.sources import of_run, release
-    from training.runs.track import find_tracker, log_run
+    from training.runs.track import Tracking, find_tracker
 
-    tracker = find_tracker(options.track) if options.track else None
+    tracking = Tracking(find_tracker(options.track)) if options.track else None
     chosen = ("architecture", "weights", "size", *(field.name for field in fields(Recipe)))
     preset = find_preset(options.preset).changed({name: getattr(options, name) for name in chosen})
     photos = Photos(options.folder, options.cache)
     if not options.replace_classes:
         refuse_other_classes(options.store, options.name, photos.splits().classes)
-    run = train(
-        photos, preset, name=options.name, runs=options.runs, fresh=options.fresh, distribute=options.distribute
-    )
+    places = {"name": options.name, "runs": options.runs, "fresh": options.fresh}
+    run = train(photos, preset, **places, distribute=options.distribute, tracking=tracking)
     _log.info(f"Saved the run in {run}")
     status = 0
     try:
-        if tracker:  # gets every run; a release does not depend on it
+        if tracking:  # gets every run; a release does not depend on it
             try:
-                log_run(run, tracker)
+                tracking.finish(run)
                 _log.info(f"Sent the run to {options.track}")
             except TrainingError as exc:
                 print(f"{type(exc).__name__}: {exc}", file=sys.stderr)

@@ -22,6 +22,7 @@ from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models.catalogue import find_architecture
 from training.runs.folder import provenance, write_run
+from training.runs.track import Tracking
 from training.words import counted
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,14 @@ GOLDEN_PHOTOS = 3
 
 
 def train(
-    photos: Photos, preset: Preset, *, name: str, runs: Path, fresh: bool = False, distribute: str = "none"
+    photos: Photos,
+    preset: Preset,
+    *,
+    name: str,
+    runs: Path,
+    fresh: bool = False,
+    distribute: str = "none",
+    tracking: Tracking | None = None,
 ) -> Path:
     """Train a classifier on a folder of photos.
 
@@ -41,6 +49,7 @@ def train(
         runs: Where run folders go.
         fresh: Start again, though the same training was interrupted; without it, that one continues.
         distribute: Which devices share the work, see `_strategy`.
+        tracking: What is sent each epoch's figures.
 
     Returns:
         The run folder, see `training/runs/folder.py`.
@@ -59,6 +68,8 @@ def train(
     digests = {split: pixels.digest for split, pixels in splits.items()}
     made_of = [asdict(architecture), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
     with open_unfinished(runs, name, made_of, fresh) as unfinished, strategy.scope():
+        if tracking:
+            unfinished.follow = tracking.start(name, unfinished.path)
         network = phases.build(preset, len(dataset.classes))
         if recipe.class_weights == "balanced":
             _log_class_weights(network.model, splits["train"], dataset.classes)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,14 @@ History = dict[str, list[float]]
 
 @dataclass
 class Unfinished:
-    """The folder of an unfinished run, and when it would have started without interruptions."""
+    """The folder of an unfinished run, and when it would have started without interruptions.
+
+    `follow` takes the name of a phase and its figures by epoch, after each.
+    """
 
     path: Path
     started: float
+    follow: Callable[[str, Mapping[str, Sequence[float]]], None] = lambda phase, figures: None
 
     @property
     def spent_s(self) -> float:
@@ -101,6 +105,7 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self.history: History = {}
         self._run, self._folder, self._stopping = run, run.path / phase, stopping
+        self._phase = phase.replace("-", " ")
         self._best: dict[str, Any] = {}
 
     def restore(self, model: keras.Model, epochs: int) -> range:
@@ -110,6 +115,7 @@ class Progress(keras.callbacks.Callback):
             return range(epochs)
         state = json.loads((self._folder / _STATE).read_text())
         self.history, stopping = state["history"], state["stopping"]
+        self._run.follow(self._phase, self.history)
         model.optimizer.build(model.trainable_variables)
         model.load_weights(self._weights(stopping["best_epoch"]))
         if state["epochs"] >= epochs or stopping["wait"] >= self._stopping.patience:
@@ -134,6 +140,7 @@ class Progress(keras.callbacks.Callback):
         for path in self._folder.glob("*.weights.h5"):
             if path not in (self._weights(epoch), self._weights(stopping["best_epoch"])):
                 path.unlink()
+        self._run.follow(self._phase, self.history)
 
     def _weights(self, epoch: int) -> Path:
         return self._folder / f"epoch-{epoch + 1}.weights.h5"

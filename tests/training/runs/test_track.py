@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from threading import Event
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -12,9 +16,9 @@ from contract.document import Contract, ImageSpec, Origin
 from training.__main__ import main
 from training.data.folder import Dataset
 from training.errors import TrainingError
-from training.runs import track
+from training.runs import track as module
 from training.runs.folder import Run
-from training.runs.track import find_tracker, log_run
+from training.runs.track import Tracker, Tracking, find_tracker
 
 ORIGIN = Origin(
     "small",
@@ -41,14 +45,38 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run
 
 
+def wait_for(tracking: Tracking, steps: int) -> None:
+    """Wait until so many epochs have arrived."""
+    for _ in range(600):
+        if tracking._tracker and tracking._tracker.steps == steps:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{steps} epochs did not arrive")
+
+
+def track(run: Path, tracker: type[Tracker]) -> None:
+    """Send a training that is interrupted after its first epoch, then all of it."""
+    unfinished = run.parent.parent / ".unfinished" / "clothing-abc"
+    unfinished.mkdir(parents=True)
+    first, second = Tracking(tracker), Tracking(tracker)
+    first.start("clothing", unfinished)("head", {name: values[:1] for name, values in HISTORY["head"].items()})
+    wait_for(first, 1)
+    follow = second.start("clothing", unfinished)
+    follow("head", HISTORY["head"])
+    wait_for(second, 2)
+    follow("upper layers", HISTORY["upper layers"])
+    second.finish(run)
+
+
 @pytest.mark.tensorflow
 def test_tensorboard(run: Path) -> None:
-    """Its own reader finds the losses by epoch, the figures, the parameters and the plot."""
+    """Its own reader finds each loss once, the figures, the parameters and the plot; curves of before are gone."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from tensorboard.util.tensor_util import make_ndarray
 
-    log_run(run, find_tracker("tensorboard"))
+    track(run, find_tracker("tensorboard"))
+    assert not list((run.parent.parent / ".unfinished").glob("*.tensorboard"))
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
 
@@ -65,11 +93,11 @@ def test_tensorboard(run: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's use of SQLAlchemy
 def test_mlflow(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its client finds the experiment, the run, the losses by epoch, parameters, and files without the model."""
+    """Its client finds the experiment, one run, each loss once, parameters, and files without the model."""
     mlflow = pytest.importorskip("mlflow")
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    log_run(run, find_tracker("mlflow"))
+    track(run, find_tracker("mlflow"))
     client = mlflow.MlflowClient()
     (found,) = client.search_runs([client.get_experiment_by_name("clothing").experiment_id])
     losses = [
@@ -78,7 +106,8 @@ def test_mlflow(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for metric in client.get_metric_history(found.info.run_id, name)
     ]
     assert losses == LOSSES and found.data.metrics["validation_accuracy"] == 0.875
-    assert found.info.run_name == run.name and found.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert found.info.run_name == run.name and found.info.status == "FINISHED"
+    assert found.data.tags["mlflow.source.git.commit"] == "abc123"
     assert found.data.params["recipe.dropout"] == "0.3" and found.data.params["data_digest.train"] == "a" * 64
     files = {each.path for each in client.list_artifacts(found.info.run_id)}
     assert files == {"contract.json", "history.json", "report.html", "curves.png"}
@@ -89,7 +118,7 @@ def test_wandb(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    log_run(run, find_tracker("wandb"))
+    track(run, find_tracker("wandb"))
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     files = {path.name for path in (folder / "files").iterdir()}
     assert {"contract.json", "history.json", "report.html", "curves.png"} <= files and "model.keras" not in files
@@ -106,20 +135,68 @@ def test_a_missing_package_is_reported_before_training(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(TrainingError, match=r"with --track mlflow_folder\. Received none: pip install mlflow_folder"):
         find_tracker("mlflow_folder")
-    monkeypatch.setattr(track, "find_spec", lambda _: None)
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
     assert main(["train", str(tmp_path / "none"), "--name", "m", "--track", "mlflow"]) == 1
     assert "pip install mlflow" in capsys.readouterr().err
 
 
-def broken(run: Run) -> None:
+class Broken:
     """A tracker that fails."""
-    raise OSError("no route to host")
+
+    steps = 0
+
+    def __init__(self, *_: Any) -> None:
+        raise OSError("no route to host")
+
+    log = finish = __init__
 
 
-def test_a_tracker_that_fails_is_reported(run: Path) -> None:
-    """The message names the run and the cause."""
+class Unreliable:
+    """A tracker that hangs until it may go on, and then fails once, at the second epoch."""
+
+    sent: ClassVar[list[int]] = []
+    go, failed = Event(), Event()
+
+    def __init__(self, *_: Any) -> None:
+        self.go.wait()
+        self.steps = len(self.sent)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        if step == 1 and not self.failed.is_set():
+            self.failed.set()
+            raise OSError("no route to host")
+        self.sent.append(step)
+        self.steps = step + 1
+
+    def finish(self, run: Run) -> None:
+        """Take nothing more."""
+
+
+def test_a_tracker_that_hangs_or_fails_gets_the_curves_later(tmp_path: Path, lines: list[str]) -> None:
+    """A training does not wait for it; what it lacks comes with the next epoch, nothing twice, and one line says it."""
+    tracking = Tracking(Unreliable)
+    follow = tracking.start("clothing", tmp_path)
+    follow("head", {"loss": [3.0]})
+    follow("head", {"loss": [3.0, 2.0]})
+    assert not Unreliable.sent
+    Unreliable.go.set()
+    assert Unreliable.failed.wait(10)
+    follow("head", {"loss": [3.0, 2.0, 1.0]})
+    wait_for(tracking, 3)
+    assert Unreliable.sent == [0, 1, 2]
+    assert lines == ["The tracker did not take the curves, and training continues: no route to host"]
+
+
+def test_a_tracker_that_fails_is_reported(run: Path, tmp_path: Path, lines: list[str]) -> None:
+    """One line says it during training, whatever the number of epochs; at the end the message names the run."""
+    tracking = Tracking(Broken)
+    follow = tracking.start("clothing", tmp_path)
+    for epochs in (1, 2):
+        follow("head", {"loss": [3.0] * epochs})
+        time.sleep(0.1)
+    assert lines == ["The tracker did not take the curves, and training continues: no route to host"]
     with pytest.raises(TrainingError, match=r"The tracker did not take .*20260101-000000: no route to host"):
-        log_run(run, broken)
+        tracking.finish(run)
 
 
 @pytest.mark.tensorflow
@@ -128,8 +205,14 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
 ) -> None:
     """A tracker that fails shows in a message and the exit status; stopping the release prints how to get it."""
     monkeypatch.setattr("training.data.pixels.read_folder", lambda *_: Dataset((), {}))
-    monkeypatch.setattr("training.fit.train.train", lambda *_, **__: run)
-    monkeypatch.setattr("training.runs.track.find_tracker", lambda _: broken)
+
+    def train(*_: object, tracking: Tracking | None, **__: object) -> Path:
+        if tracking:
+            tracking.start("clothing", run.parent)
+        return run
+
+    monkeypatch.setattr("training.fit.train.train", train)
+    monkeypatch.setattr("training.runs.track.find_tracker", lambda _: Broken)
     released: list[Path] = []
     monkeypatch.setattr("training.release.sources.release", lambda source, *_: released.append(source.run))
     monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, []))
