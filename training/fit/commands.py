@@ -38,7 +38,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)")
     add("--fresh", action="store_true", help="start again, even if the same training was interrupted")
     add("--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs")
-    add("--track", choices=("tensorboard", "mlflow", "wandb"), help="send each epoch, then the run, to an experiment tracker")
+    add(
+        "--track",
+        choices=("tensorboard", "mlflow", "wandb"),
+        help="send each epoch, then the run, to an experiment tracker",
+    )
     add_release_options(parser)
     _add_recipe(parser)
     add("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")

@@ -163,7 +163,8 @@ class Tracking:
     """A training on its way to a tracker: its curves from a thread of their own, then the finished run."""
 
     def __init__(self, tracker: type[Tracker]) -> None:
-        self._kind, self._tracker, self._failed = tracker, None, False
+        self._kind, self._failed = tracker, False
+        self._tracker: Tracker | None = None
         self._history: dict[str, Figures] = {}
         self._news, self._finished = Event(), False
         self._thread = Thread(target=self._send_curves, daemon=True)  # Ctrl-C does not wait for a tracker that hangs

@@ -18,7 +18,7 @@ from training.data.folder import Dataset
 from training.errors import TrainingError
 from training.runs import track as module
 from training.runs.folder import Run
-from training.runs.track import Tracker, Tracking, find_tracker
+from training.runs.track import Tracking, find_tracker
 
 ORIGIN = Origin(
     "small",
@@ -54,18 +54,20 @@ def wait_for(tracking: Tracking, steps: int) -> None:
     raise AssertionError(f"{steps} epochs did not arrive")
 
 
-def track(run: Path, tracker: type[Tracker]) -> None:
-    """Send a training that is interrupted after its first epoch, then all of it."""
+def track(run: Path, name: str, interrupted: bool = True) -> None:
+    """Send a training, and before it the first epoch from a process that ended there."""
     unfinished = run.parent.parent / ".unfinished" / "clothing-abc"
     unfinished.mkdir(parents=True)
-    first, second = Tracking(tracker), Tracking(tracker)
-    first.start("clothing", unfinished)("head", {name: values[:1] for name, values in HISTORY["head"].items()})
-    wait_for(first, 1)
-    follow = second.start("clothing", unfinished)
+    if interrupted:
+        first = Tracking(find_tracker(name))
+        first.start("clothing", unfinished)("head", {figure: values[:1] for figure, values in HISTORY["head"].items()})
+        wait_for(first, 1)
+    tracking = Tracking(find_tracker(name))
+    follow = tracking.start("clothing", unfinished)
     follow("head", HISTORY["head"])
-    wait_for(second, 2)
+    wait_for(tracking, 2)
     follow("upper layers", HISTORY["upper layers"])
-    second.finish(run)
+    tracking.finish(run)
 
 
 @pytest.mark.tensorflow
@@ -75,7 +77,7 @@ def test_tensorboard(run: Path) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from tensorboard.util.tensor_util import make_ndarray
 
-    track(run, find_tracker("tensorboard"))
+    track(run, "tensorboard")
     assert not list((run.parent.parent / ".unfinished").glob("*.tensorboard"))
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
@@ -97,7 +99,7 @@ def test_mlflow(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     mlflow = pytest.importorskip("mlflow")
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    track(run, find_tracker("mlflow"))
+    track(run, "mlflow")
     client = mlflow.MlflowClient()
     (found,) = client.search_runs([client.get_experiment_by_name("clothing").experiment_id])
     losses = [
@@ -118,7 +120,7 @@ def test_wandb(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    track(run, find_tracker("wandb"))
+    track(run, "wandb", interrupted=False)  # it names the folder by the second
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     files = {path.name for path in (folder / "files").iterdir()}
     assert {"contract.json", "history.json", "report.html", "curves.png"} <= files and "model.keras" not in files
