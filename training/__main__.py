@@ -17,12 +17,13 @@ from training.fit import commands as fit
 from training.judge import commands as judge
 from training.release import commands as release
 from training.runs import commands as runs
+from training.tune import commands as tune
 
 _log = logging.getLogger("training")
 
 _COMMANDS = (
     ("explore", explore.add_explore, "find what is wrong with photos before training on them"),
-    ("tune", fit.add_tune, "search for better hyperparameters, and write them as a preset"),
+    ("tune", tune.add_tune, "search for better hyperparameters, and write them as a preset"),
     ("train", fit.add_train, "train on a folder of photos, then release the model"),
     ("export", release.add_export, "release ready weights, a Keras file, or a run"),
     ("evaluate", judge.add_evaluate, "measure a run, a version, a gateway, or several, on labelled photos"),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 
 from contract.document import ImageSpec
 from tests.gateway.test_page import CHROMIUM, DESK, FLAGS, NO_FINDINGS, PHONE
@@ -20,9 +22,11 @@ from training.explore import duplicates, inspection, listing
 from training.explore.findings import find_findings
 from training.explore.labels import Suspects
 from training.explore.report import write as write_exploration
+from training.fit.preset import find_preset
 from training.judge import metrics, plots, report
 from training.judge.report import Result
 from training.judge.selection import Scored
+from training.tune.report import Comparison, write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -47,7 +51,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with explore.html, evaluation.html, run.html and explain.html of the same few photos."""
+    """A folder with explore.html, evaluation.html, run.html and explain.html of the same few photos, and tune.html."""
     work = tmp_path_factory.mktemp("reports")
     for label, name in enumerate(CLASSES):
         folder = work / "photos" / name
@@ -85,10 +89,31 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = [SimpleNamespace(photo=each, index=0, pixels=pixels.images[0], overlay=pixels.images[1]) for each in scored]
     values = {"description": "Scored 18 photos", "label": None, "classes": classes, "first": 5}
     page.write(work / "explain.html", "explain.html", title="clothing/1", sections={"At random": shown}, **values)
+    write_search(work / "tune.html")
     return work
 
 
-@pytest.mark.parametrize("name", ["explore", "evaluation", "run", "explain"])
+def write_search(path: Path) -> None:
+    """Write the page of a search with many trials."""
+    values: dict[str, BaseDistribution] = {
+        "architecture": CategoricalDistribution(["efficientnet-lite0", "efficientnet-lite2"]),
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+        **{name: FloatDistribution(0, 1) for name in ("weight_decay", "dropout", "unfreeze", "label_smoothing")},
+    }
+    trials = [
+        create_trial(
+            params={**dict.fromkeys(values, 1e-3 + number / 1e4), "architecture": "efficientnet-lite2"},
+            distributions=values,
+            value=0.8 + number % 7 / 100,
+            state=(TrialState.COMPLETE, TrialState.PRUNED)[number % 3 == 2],
+        )
+        for number in range(20)
+    ]
+    start = find_preset("default")
+    write_report(path, start, start.changed(trials[6].params), trials, Comparison(CLASSES[2], [(0.8, 0.9), (0.8, 0.7)]))
+
+
+@pytest.mark.parametrize("name", ["explore", "evaluation", "run", "explain", "tune"])
 @pytest.mark.parametrize("options", [DESK, {**PHONE, "color_scheme": "dark"}], ids=["desk", "phone"])
 def test_a_report_is_readable_and_asks_nothing_of_a_network(
     browser: Browser, reports: Path, name: str, options: dict[str, object]

@@ -1,4 +1,4 @@
-"""The commands `train` and `tune`."""
+"""The command `train`."""
 
 from __future__ import annotations
 
@@ -109,30 +109,3 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
             type=type(field.default),
             help=f"{meaning[0].lower()}{meaning[1:]} (default: {field.default})",
         )
-
-
-def add_tune(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command, and what runs it."""
-    parser.set_defaults(main=run_tune)
-    add = parser.add_argument
-    add("folder", type=Path, help=FOLDER)
-    add(
-        "--minutes",
-        type=float,
-        required=True,
-        help="time for the whole search; the same command again continues it for as long",
-    )
-    add("--out", type=Path, required=True, help="preset to write: a .toml file for train --preset")
-    add("--preset", default="default", help="preset to start from; quick tunes only the head (default: %(default)s)")
-    add("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
-    add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
-
-
-def run_tune(options: argparse.Namespace) -> None:
-    """Search for better hyperparameters, and write them as a preset."""
-    import_tensorflow()
-
-    from training.data.pixels import Photos
-    from training.fit.tune import tune
-
-    tune(Photos(options.folder, options.cache), options.preset, options.minutes, out=options.out, runs=options.runs)

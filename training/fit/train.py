@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from contract.document import Contract
+from contract.document import Contract, ImageSpec
+from training.data.folder import Dataset
 from training.data.pixels import Photos, Pixels, decoder
 from training.fit import calibration, phases
 from training.fit.preset import Preset
@@ -59,11 +60,7 @@ def train(
     keras.utils.set_random_seed(recipe.seed)
     architecture = find_architecture(preset.architecture, preset.size)
     dataset, spec = photos.splits(), architecture.photo_spec
-    for line in dataset.describe():
-        _log.info(line)
-    splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
-    if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
-        _log.info(f"Note: only {counted(few, 'validation photo')} to choose the best epoch by, and to decide on int8")
+    splits = _read(photos, dataset, spec)
     strategy = _strategy(distribute, recipe)
     digests = {split: pixels.digest for split, pixels in splits.items()}
     made_of = [asdict(architecture), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
@@ -71,8 +68,7 @@ def train(
         if tracking:
             unfinished.follow = tracking.start(name, unfinished.path)
         network = phases.build(preset, len(dataset.classes))
-        if recipe.class_weights == "balanced":
-            _log_class_weights(network.model, splits["train"], dataset.classes)
+        _log_class_weights(network.model, splits["train"], dataset.classes, recipe)
         history = phases.Phases(network, preset, unfinished).fit(splits)
         origin = replace(
             provenance(),
@@ -85,6 +81,16 @@ def train(
         )
         contract = Contract(name, dataset.classes, spec, origin)
         return _keep(runs, network.model, contract, history=history, splits=splits, recipe=recipe)
+
+
+def _read(photos: Photos, dataset: Dataset, spec: ImageSpec) -> dict[str, Pixels]:
+    """Read each split, and log what there is."""
+    for line in dataset.describe():
+        _log.info(line)
+    splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
+    if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
+        _log.info(f"Note: only {counted(few, 'validation photo')} to choose the best epoch by, and to decide on int8")
+    return splits
 
 
 def _keep(
@@ -119,7 +125,9 @@ def _calibrate(model: keras.Model, pixels: Pixels, recipe: Recipe) -> float:
     return temperature
 
 
-def _log_class_weights(model: keras.Model, pixels: Pixels, classes: Sequence[str]) -> None:
+def _log_class_weights(model: keras.Model, pixels: Pixels, classes: Sequence[str], recipe: Recipe) -> None:
+    if recipe.class_weights != "balanced":
+        return
     by_class = phases.class_weights(phases.one_hot(pixels.labels, model))
     _log.info("Class weights: " + ", ".join(f"{classes[k]} {weight:.2f}" for k, weight in by_class.items()))
 

@@ -73,9 +73,13 @@ def open_unfinished(folder_of_runs: Path, name: str, made_of: Sequence[Any], fre
         if fresh:
             for left in path.glob("[!.]*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        spent_s = max((json.loads(state.read_text())["spent_s"] for state in path.glob(f"*/{_STATE}")), default=0.0)
-        yield Unfinished(path, time.monotonic() - spent_s)
+        yield Unfinished(path, time.monotonic() - spent_s(path))
         shutil.rmtree(path)
+
+
+def spent_s(path: Path) -> float:
+    """Return the seconds that earlier processes spent on the run in a folder."""
+    return max((json.loads(state.read_text())["spent_s"] for state in path.glob(f"*/{_STATE}")), default=0.0)
 
 
 @contextmanager

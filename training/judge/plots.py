@@ -120,3 +120,46 @@ def curves(path: Path, history: Mapping[str, Mapping[str, Sequence[float]]]) -> 
         spent = [f"{epochs} for the {phase}" for phase, epochs in phases.items()]
         both[1].set_xlabel("epoch: " + ", then ".join(spent or ["none"]))
         both[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+Scores = Sequence[tuple[int, float, bool]]
+"""The number of each trial, its accuracy, and whether it was pruned."""
+
+
+def trials(path: Path, scores: Scores) -> None:
+    """Draw the accuracy of a search's trials, and the best so far."""
+    with _figure(path, 6, 3.5) as figure:
+        axes = figure.subplots()
+        _draw_scores(axes, [number for number, *_ in scores], scores)
+        kept = [(number, accuracy) for number, accuracy, pruned in scores if not pruned]
+        numbers, accuracies = zip(*kept, strict=True)
+        axes.step(numbers, np.maximum.accumulate(accuracies), where="post", color=ACCENT, linewidth=1)
+        axes.set(xlabel="trial", ylabel="accuracy")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(kept) < len(scores):
+            axes.legend(frameon=False)
+
+
+def hyperparameter(path: Path, name: str, values: Sequence[Any], scores: Scores, *, log: bool) -> None:
+    """Draw the accuracy of a search's trials by the values of a hyperparameter, with a ring around the best trial."""
+    choices = None if isinstance(values[0], float) else sorted(set(values))
+    places = values if choices is None else [choices.index(value) for value in values]
+    with _figure(path, 3.5, 2.6) as figure:
+        axes = figure.subplots()
+        _draw_scores(axes, places, scores)
+        top = max(range(len(scores)), key=lambda position: (not scores[position][2], scores[position][1]))
+        axes.scatter(places[top], scores[top][1], 120, facecolors="none", edgecolors=ACCENT)
+        if choices is not None:
+            axes.set_xticks(range(len(choices)), list(map(str, choices)))
+            axes.set_xlim(-0.5, len(choices) - 0.5)
+        elif log:
+            axes.set_xscale("log")
+        axes.set(xlabel=name, ylabel="accuracy")
+
+
+def _draw_scores(axes: Any, places: Sequence[float], scores: Scores) -> None:
+    for pruned, marker, colour, label in ((False, "o", ACCENT, "trained to the end"), (True, "x", QUIET, "pruned")):
+        chosen = [position for position, each in enumerate(scores) if each[2] == pruned]
+        axes.scatter(
+            [places[i] for i in chosen], [scores[i][1] for i in chosen], 24, marker=marker, color=colour, label=label
+        )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def clock() -> Iterator[Clock]:
-    """Each training takes a minute, however long it takes; the small architecture is known."""
+    """Each training takes a minute, and a rehearsal finds half of that or all; the small architecture is known."""
     from tests.programs.small_training import SMALL
-    from training.fit import tune
-    from training.fit.folds import Folds
     from training.models.catalogue import ARCHITECTURES
+    from training.tune import rehearsal, search
+    from training.tune.folds import Folds
 
     clock, accuracy = Clock(), Folds.accuracy
 
@@ -53,7 +53,9 @@ def clock() -> Iterator[Clock]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", SMALL)
-        patch.setattr(tune, "time", clock)
+        patch.setattr(search, "time", clock)
+        patch.setattr(rehearsal, "time", clock)
+        patch.setattr(rehearsal, "rehearse", lambda *_: rehearsal.Cost(0, 30, 60))
         patch.setattr(Folds, "accuracy", timed)
         yield clock
 
@@ -72,6 +74,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+HEAD = "epochs = 0\nhead_epochs = 6\nbatch_size = 4\nhead_learning_rate = 0.0"
+
+
 def command(photos: Path, work: Path, minutes: float, recipe: str, *model: str) -> list[str]:
     """Return the arguments of a search below a folder, from a preset with a recipe."""
     (work / "start.toml").write_text(PRESET.format(*(model or ("small", "imagenet")), recipe))
@@ -84,9 +89,7 @@ def tuned(clock: Clock, photos: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A whole search from a head that cannot learn: the folder that it worked in, and what it said."""
     work = tmp_path_factory.mktemp("work")
     with redirect_stdout(StringIO()) as said:
-        assert (
-            main(command(photos, work, 6, "epochs = 0\nhead_epochs = 6\nbatch_size = 4\nhead_learning_rate = 0.0")) == 0
-        )
+        assert main(command(photos, work, 6, HEAD)) == 0
     return work, said.getvalue()
 
 
@@ -99,6 +102,8 @@ def test_a_bad_start_is_improved_on(tuned: tuple[Path, str]) -> None:
         r"Accuracy [01]\.\d{4} .*\(2 folds, standard error\), (0\.\d{4}) ± 0\.\d{4} above ", found.expected
     )
     assert gain and float(gain[1]) > 0.2 and found.expected in said
+    page = work / "tuned.html"
+    assert f"Wrote {page}, which shows the trials" in said and found.command in page.read_text()
 
 
 def test_each_trial_has_a_line(tuned: tuple[Path, str]) -> None:
@@ -132,11 +137,14 @@ def test_the_result_is_a_preset_of_train(tuned: tuple[Path, str], photos: Path, 
 def test_upper_layers_are_trained_on_the_photos_of_other_folds(
     clock: Clock, photos: Path, tmp_path: Path, lines: list[str]
 ) -> None:
-    """With the head on features that are computed once, what is not in a fold teaches to tell what is."""
+    """With the head on features that are computed once, what is not in a fold teaches to tell what is.
+
+    A training that was interrupted goes on after its last epoch, and knows how long it has taken.
+    """
     from tests.programs.small_training import SMALL
     from training.data.folder import read_folder
     from training.data.pixels import load_pixels
-    from training.fit.folds import Folds
+    from training.tune.folds import Folds
 
     pixels = load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
     recipe = Recipe(epochs=4, head_epochs=2, head_learning_rate=0.02, learning_rate=0.02, batch_size=8, unfreeze=1.0)
@@ -144,13 +152,21 @@ def test_upper_layers_are_trained_on_the_photos_of_other_folds(
 
     import keras
 
-    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))
+    def note(epoch: int, logs: object) -> None:
+        epochs.append(epoch)
+        if len(epochs) == 1:
+            raise KeyboardInterrupt
+
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=note)
     preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
-    Folds(pixels, preset, classes=3, path=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        Folds(pixels, preset, classes=3, path=tmp_path).accuracy(recipe, 1, [watch])
     folds = Folds(pixels, preset, classes=3, path=tmp_path)
+    assert folds.spent_s(recipe, 1) > 0
     assert folds.accuracy(recipe, 1, [watch]) > 0.6
     assert lines == ["Computing the features of 36 photos"]
     assert epochs == list(range(len(epochs))) and 2 <= len(epochs) <= 4
+    assert folds.spent_s(recipe, 1) == 0
 
 
 def test_each_photo_is_held_out_once(photos: Path, tmp_path: Path) -> None:
@@ -158,7 +174,7 @@ def test_each_photo_is_held_out_once(photos: Path, tmp_path: Path) -> None:
     from tests.programs.small_training import SMALL
     from training.data.folder import read_folder
     from training.data.pixels import load_pixels
-    from training.fit.folds import FOLDS, Folds
+    from training.tune.folds import FOLDS, Folds
 
     pixels = load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
     rows = Folds(pixels, Preset("a", "c", "e", "small", "none"), classes=3, path=tmp_path)._rows
@@ -179,7 +195,7 @@ def search(
     clock: Clock, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[Judge, float], str]:
     """A function that searches with the accuracy by epoch of a recipe on a fold, and returns what was said."""
-    from training.fit.folds import Folds
+    from training.tune.folds import Folds
 
     def search(judge: Judge, minutes: float) -> str:
         def accuracy(_: Folds, recipe: Recipe, fold: int, watch: Any = ()) -> float:
@@ -252,25 +268,82 @@ def test_half_a_line_is_passed_over(search: Callable[[Judge, float], str], tmp_p
 
 
 @pytest.mark.processes
-def test_a_killed_search_loses_one_trial(search: Callable[[Judge, float], str], photos: Path, tmp_path: Path) -> None:
-    """Killed in its third trial, the same command goes on with the two before."""
+def test_a_killed_search_loses_no_trial(search: Callable[[Judge, float], str], photos: Path, tmp_path: Path) -> None:
+    """Killed in its third trial, the same command goes on with the two before, and first with the third's values."""
     arguments = command(photos, tmp_path, 9, *PLAIN)
     program = [sys.executable, "-m", "tests.programs.small_training", "in the third trial", *arguments]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL and re.findall(r"Trial (\d+):", done.stdout) == ["0", "1"]
     assert re.findall(r"Trial (\d+):", search(lambda recipe, fold: [0.5], 9))[0] == "3"
+    third, fourth = trials(tmp_path)[2:4]
+    assert third.params == fourth.params != trials(tmp_path)[1].params
 
 
-@pytest.mark.parametrize(
-    ("minutes", "message"),
-    [
-        (0.5, "Expected more time. Received: 0.5 min, over in the first trial"),
-        (5, "Expected 6 min or more. Received: 5. A training takes 60 s, and after the first trial, which is kept"),
-    ],
-)
-def test_too_little_time_is_told(search: Callable[[Judge, float], str], minutes: float, message: str) -> None:
-    """The message says what is needed, as far as that is known."""
-    assert message in search(lambda recipe, fold: [0.5], minutes)
+def trials(work: Path) -> list[Any]:
+    """Return all trials of the only search below a folder."""
+    from training.tune.space import find_space
+    from training.tune.study import open_study
+
+    (path,) = (work / "runs" / ".tune").iterdir()
+    return list(open_study(path, find_space(find_preset(str(work / "start.toml")), "start", [], [])).trials)
+
+
+def test_a_late_trial_is_continued(search: Callable[[Judge, float], str], clock: Clock, tmp_path: Path) -> None:
+    """A trial that would take the comparison's time is ended, and the same command begins with its values."""
+
+    def judge(recipe: Recipe, fold: int) -> list[float]:
+        clock.now += 600 * (recipe.dropout != 0.3 and fold == 0)
+        return [0.5]
+
+    assert re.findall(r"Trial (\d+):", search(judge, 9)) == ["0"]
+    assert re.findall(r"Trial (\d+):", search(lambda recipe, fold: [0.5], 9))[0] == "2"
+    assert trials(tmp_path)[1].params == trials(tmp_path)[2].params
+
+
+def test_too_little_time_is_told_at_once(search: Callable[[Judge, float], str], tmp_path: Path) -> None:
+    """Before a photo is read, the message says how many minutes are enough."""
+    said = search(lambda recipe, fold: [0.5], 2.9)
+    assert "Expected --minutes 6 or more. Received: 2.9. A training with plain-cnn at 128 px takes 30 to 60 s" in said
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_training_that_takes_longer_than_it_might_is_kept(search: Callable[[Judge, float], str]) -> None:
+    """The message says what is enough, and the same command needs one training less."""
+    said = search(lambda recipe, fold: [0.5], 5)
+    assert "Expected --minutes 6 or more. Received: 5. A training takes 60 s, and after the trials so far" in said
+    assert "Continuing after 1 trial" in (said := search(lambda recipe, fold: [0.5], 5)) and "Wrote" in said
+
+
+def test_a_backbone_and_a_size_are_found(
+    photos: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has its own features; the preset has those that did best, and train takes it."""
+    from tests.programs.small_training import SMALL
+    from training.models.catalogue import ARCHITECTURES
+    from training.tune.folds import Folds
+
+    def accuracy(self: Folds, recipe: Recipe, fold: int, watch: Any = ()) -> float:
+        clock.now += 60
+        return 0.5 + 0.2 * (self._preset.architecture == "tiny") + 0.1 * (self._preset.size == 20)
+
+    monkeypatch.setitem(ARCHITECTURES, "tiny", replace(SMALL, name="tiny"))
+    monkeypatch.setattr(Folds, "accuracy", accuracy)
+    assert main([*command(photos, tmp_path, 40, HEAD), "--architectures", "small,tiny", "--sizes", "16,20"]) == 0
+    found = find_preset(str(tmp_path / "tuned.toml"))
+    assert (found.architecture, found.size) == ("tiny", 20) and "architecture tiny, size 20" in capsys.readouterr().out
+    kept = sorted(path.parent.name for path in (tmp_path / "runs" / ".tune").glob("*/*/features.npy"))
+    assert kept == ["small-16", "small-20", "tiny-16", "tiny-20"]
+
+
+def test_a_start_is_among_the_choices() -> None:
+    """Where the preset's own backbone is none of them, the first is the start, and its name says so."""
+    from training.tune.space import find_space
+
+    preset = find_preset("default")
+    space = find_space(preset, "default", ["efficientnetb0", "EfficientNet-Lite2"], [160, 192])
+    assert (space.start.architecture, space.start.size) == ("EfficientNetB0", 160)
+    assert space.label == "default with EfficientNetB0 at 160 px" and len(space.backbones) == 4
+    assert find_space(preset, "default", ["efficientnet-lite2", "efficientnet-lite0"], []).label == "default"
 
 
 @pytest.mark.parametrize(

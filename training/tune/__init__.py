@@ -1,0 +1,1 @@
+"""Searches for better hyperparameters, and writes them as a preset."""

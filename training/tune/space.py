@@ -1,0 +1,92 @@
+"""What is searched: the preset that it starts from, and the values that each hyperparameter may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from training.fit.preset import Preset
+from training.models.catalogue import Architecture, find_architecture
+
+_FLOATS = {
+    "head_learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
+    "learning_rate": FloatDistribution(5e-5, 5e-3, log=True),
+    "weight_decay": FloatDistribution(1e-4, 1, log=True),
+    "dropout": FloatDistribution(0, 0.6),
+    "label_smoothing": FloatDistribution(0, 0.2),
+    "augmentation": FloatDistribution(0, 2),
+    "unfreeze": FloatDistribution(0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """The presets that a search chooses from.
+
+    Attributes:
+        name: The name of the preset that it starts from.
+        label: The name, and the backbone and size if they are not the preset's own.
+        start: That preset; its backbone or size is the first to choose from, if its own is not among these.
+        values: The values of each hyperparameter; a backbone or size is one if there are several.
+        backbones: The start's, then the others that a preset may have.
+    """
+
+    name: str
+    label: str
+    start: Preset
+    values: dict[str, BaseDistribution]
+    backbones: list[Architecture]
+
+    def first(self) -> dict[str, Any]:
+        """Return the values of the start, moved inside their bounds."""
+        found = {"architecture": self.start.architecture, "size": self.start.size, **vars(self.start.recipe)}
+        for name, values in self.values.items():
+            if isinstance(values, FloatDistribution):
+                found[name] = float(np.clip(found[name], values.low, values.high))
+        return {name: found[name] for name in self.values}
+
+    def preset(self, values: Mapping[str, Any]) -> Preset:
+        """Return the start with some values, rounded as they are written."""
+        rounded = {name: float(f"{value:.3g}") if name in _FLOATS else value for name, value in values.items()}
+        return self.start.changed(rounded)
+
+
+def backbone(preset: Preset) -> Architecture:
+    """Return a preset's backbone, at its size."""
+    return find_architecture(preset.architecture, preset.size)
+
+
+def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: Sequence[int]) -> Space:
+    """Return the values that matter to a preset's training, and the backbones and sizes to choose from, if any.
+
+    Raises:
+        TrainingError: The preset trains nothing, or there is no such architecture.
+    """
+    preset.check_trains()
+    own = find_architecture(preset.architecture).name
+    named = list(dict.fromkeys(find_architecture(each).name for each in architectures)) or [own]
+    px: list[int | None] = [*dict.fromkeys(sizes)] or [preset.size]
+    known = preset.size or find_architecture(own).size_px
+    start = preset.changed({"architecture": own if own in named else named[0], "size": known if known in px else px[0]})
+    head, upper = preset.pretrained and preset.recipe.head_epochs > 0, preset.recipe.epochs > 0
+    matters = {
+        "head_learning_rate": head,
+        "learning_rate": upper,
+        "augmentation": upper,
+        "unfreeze": upper and preset.pretrained,
+    }
+    values: dict[str, BaseDistribution] = {}
+    if len(named) > 1:
+        values["architecture"] = CategoricalDistribution(named)
+    if len(px) > 1:
+        values["size"] = CategoricalDistribution(px)
+    values |= {each: floats for each, floats in _FLOATS.items() if matters.get(each, True)}
+    backbones = [find_architecture(each, size) for each in named for size in px]
+    first = find_architecture(start.architecture, start.size)
+    changed = first != find_architecture(own, preset.size)
+    label = f"{name} with {first.name} at {first.size_px} px" if changed else name
+    return Space(name, label, start, values, [first, *(each for each in backbones if each != first)])
