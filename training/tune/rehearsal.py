@@ -77,9 +77,10 @@ class Costs:
 
     def __getitem__(self, each: Architecture) -> Cost:
         if each not in self.known:
+            _log.info(f"Measuring a few steps with {each.name} at {each.size_px} px")
             preset = self.space.start.changed({"architecture": each.name, "size": each.size_px})
             self.known[each] = cost = rehearse(preset, self.photos, self.classes)
-            _log.info(f"A training with {each.name} at {each.size_px} px takes {cost.range} here")
+            _log.info(f"A training with it takes {cost.range} here")
         return self.known[each]
 
     def check(self, left: Time) -> None:

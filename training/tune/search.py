@@ -64,22 +64,16 @@ def tune(photos: Photos, space: Space, minutes: float, *, out: Path, runs: Path)
     costs = Costs(space, len(dataset.splits["train"]), len(dataset.classes))
     if not any(tuning.glob(f"{glob.escape(space.name)}-*")):  # a search that continues needs less
         costs.check(left)
-    parts = {each: photos.read("train", dataset.splits["train"], each.photo_spec) for each in space.backbones}
-    digest = parts[space.backbones[0]].digest
-    made_of = [
-        list(map(asdict, space.backbones)),
-        start.weights,
-        asdict(start.recipe),
-        digest,
-        keras.__version__,
-        decoder(),
-    ]
+    specs = {each.size_px: each.photo_spec for each in space.backbones}
+    pixels = {size_px: photos.read("train", dataset.splits["train"], spec) for size_px, spec in specs.items()}
+    digest, backbones = pixels[space.backbones[0].size_px].digest, list(map(asdict, space.backbones))
+    made_of = [backbones, start.weights, asdict(start.recipe), digest, keras.__version__, decoder()]
     with folder_of(tuning, space.name, made_of) as path:
         folds: dict[Architecture, Folds] = {}
-        for each, pixels in parts.items():
+        for each in space.backbones:
             preset = start.changed({"architecture": each.name, "size": each.size_px})
-            features = path / f"{each.name}-{each.size_px}"
-            folds[each] = Folds(pixels, preset, classes=len(dataset.classes), path=features)
+            of_backbone = path / f"{each.name}-{each.size_px}"
+            folds[each] = Folds(pixels[each.size_px], preset, classes=len(dataset.classes), path=of_backbone)
         search = _Search(kept.open_study(path, space), space, folds, costs, left)
         best, comparison = search.compare(search.run())
         _write(out, best, search, comparison, photos.folder)
