@@ -105,8 +105,11 @@ class Folds:
 @contextmanager
 def without_lines() -> Iterator[None]:
     """Leave out the lines of a single training; the search logs its result."""
-    phases.log.setLevel(logging.WARNING)
+    logs = (phases.log, logging.getLogger("training.progress"))
+    for log in logs:
+        log.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        phases.log.setLevel(logging.NOTSET)
+        for log in logs:
+            log.setLevel(logging.NOTSET)

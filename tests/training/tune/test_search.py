@@ -328,11 +328,11 @@ def test_a_backbone_and_a_size_are_found(
 
     monkeypatch.setitem(ARCHITECTURES, "tiny", replace(SMALL, name="tiny"))
     monkeypatch.setattr(Folds, "accuracy", accuracy)
-    assert main([*command(photos, tmp_path, 40, HEAD), "--architectures", "small,tiny", "--sizes", "16,20"]) == 0
+    assert main([*command(photos, tmp_path, 20, HEAD), "--architectures", "small,tiny", "--sizes", "16,20"]) == 0
     found = find_preset(str(tmp_path / "tuned.toml"))
     assert (found.architecture, found.size) == ("tiny", 20) and "architecture tiny, size 20" in capsys.readouterr().out
-    kept = sorted(path.parent.name for path in (tmp_path / "runs" / ".tune").glob("*/*/features.npy"))
-    assert kept == ["small-16", "small-20", "tiny-16", "tiny-20"]
+    kept = {path.parent.name for path in (tmp_path / "runs" / ".tune").glob("*/*/features.npy")}
+    assert {"small-16", "tiny-20"} <= kept <= {"small-16", "small-20", "tiny-16", "tiny-20"}
 
 
 def test_a_start_is_among_the_choices() -> None:
