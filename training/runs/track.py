@@ -163,8 +163,9 @@ class Tracking:
     """A training on its way to a tracker: its curves from a thread of their own, then the finished run."""
 
     def __init__(self, tracker: type[Tracker]) -> None:
-        self._kind, self._failed = tracker, False
+        self._kind = tracker
         self._tracker: Tracker | None = None
+        self._error: Exception | None = None  # of the last try to send curves
         self._history: dict[str, Figures] = {}
         self._news, self._finished = Event(), False
         self._thread = Thread(target=self._send_curves, daemon=True)  # Ctrl-C does not wait for a tracker that hangs
@@ -189,6 +190,8 @@ class Tracking:
         self._news.set()
         self._thread.join()
         try:
+            if self._error:  # of just now: MLflow tries for minutes before it fails
+                raise self._error
             self._open().finish(Run(run))
         except Exception as exc:
             raise TrainingError(f"The tracker did not take {run}: {exc}") from exc
@@ -211,11 +214,11 @@ class Tracking:
                 for step, figures in _epochs(self._history):
                     if step >= tracker.steps:
                         tracker.log(step, figures)
+                self._error = None
             except Exception as exc:
-                self._tracker = None
-                if not self._failed:
+                if not self._error:
                     _log.warning(f"The tracker did not take the curves, and training continues: {exc}")
-                self._failed = True
+                self._tracker, self._error = None, exc
 
 
 def _history(run: Run) -> dict[str, Figures]:
