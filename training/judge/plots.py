@@ -128,7 +128,7 @@ Scores = Sequence[tuple[int, float, bool]]
 
 def trials(path: Path, scores: Scores) -> None:
     """Draw the accuracy of a search's trials, and the best so far."""
-    with _figure(path, 6, 3.5) as figure:
+    with _figure(path, 4.5, 2.8) as figure:
         axes = figure.subplots()
         _draw_scores(axes, [number for number, *_ in scores], scores)
         kept = [(number, accuracy) for number, accuracy, pruned in scores if not pruned]
