@@ -1,1 +1,1 @@
-"""Fitting a network to photos: presets, phases, folds, and what an interrupted run needs to go on."""
+"""Fitting a network to photos: presets, phases, and what an interrupted run needs to go on."""
