@@ -13,6 +13,8 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
 
 from training.data.pixels import Pixels
 from training.errors import TrainingError
@@ -26,7 +28,8 @@ from training.tune.space import Space, backbone
 _log = logging.getLogger(__name__)
 
 FEWEST_COMPARED = 2  # folds: of fewer, a gain has no standard error
-STEPS = 6  # the first one also traces the graph
+STEPS = 4  # the first one also traces the graph
+CPU_BATCH = 8  # photos; a CPU takes about as long for each as in a batch of 32
 
 
 @dataclass(frozen=True)
@@ -108,32 +111,33 @@ def rehearse(preset: Preset, photos: int, classes: int) -> Cost:
     started, watch, recipe = time.monotonic(), _Watch(), preset.recipe
     keras.utils.clear_session()
     rng, size_px = np.random.default_rng(0), backbone(preset).size_px
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    batch_size = recipe.batch_size if on_gpu else min(recipe.batch_size, CPU_BATCH)  # of photos
 
-    def noise(count: int) -> Pixels:
-        images = rng.integers(0, 256, (count, size_px, size_px, 3), np.uint8)
-        return Pixels(images, rng.integers(0, classes, count), [], "", {})
+    def noise(*shape: int) -> NDArray[np.uint8]:
+        return rng.integers(0, 256, shape, np.uint8)
 
-    train, validation = noise(STEPS * recipe.batch_size), noise(3 * recipe.batch_size)
-    network = phases.build(preset, classes)
+    network, images = phases.build(preset, classes), noise(STEPS * batch_size, size_px, size_px, 3)
     with tempfile.TemporaryDirectory() as folder, without_lines():
         run = Unfinished(Path(folder), time.monotonic())
         if recipe.epochs:
-            short = preset.changed({"head_epochs": 0, "epochs": 1})
+            short = preset.changed({"head_epochs": 0, "epochs": 1, "batch_size": batch_size})
         else:
             short = preset.changed({"head_epochs": 1})
-            network.model.predict(train.images, recipe.batch_size, callbacks=[watch], verbose=0)
-            width = network.model.get_layer("head_dropout").input.shape[1:]
-            network = phases.build_head(preset, classes, width)
-            for split, pixels in (("train", train), ("validation", validation)):
-                run.keep(f"features-{split}", rng.random((len(pixels.labels), *width), np.float32))
-        phases.Phases(network, short, run, [watch]).fit({"train": train, "validation": validation})
+            network.model.predict(images, batch_size, callbacks=[watch], verbose=0)
+            width = network.model.get_layer("head_dropout").input.shape[1]
+            network, images = phases.build_head(preset, classes, (width,)), noise(STEPS * recipe.batch_size, width)
+            for split in ("train", "validation"):
+                run.keep(f"features-{split}", images.astype(np.float32))
+        pixels = Pixels(images, rng.integers(0, classes, len(images)), [], "", {})
+        phases.Phases(network, short, run, [watch]).fit({"train": pixels, "validation": pixels})
     once_s = time.monotonic() - started - watch.measured_s
-    steps, held_out = batches.steps(photos * (FOLDS - 1) // FOLDS, recipe), batches.steps(photos // FOLDS, recipe)
-    epoch_s = steps * watch.batch_s("train") + held_out * watch.batch_s("test")
+    trained = batches.steps(photos * (FOLDS - 1) // FOLDS, short.recipe) * watch.batch_s("train")
+    epoch_s = trained + batches.steps(photos // FOLDS, short.recipe) * watch.batch_s("test")
     most = recipe.epochs or recipe.head_epochs
-    has_features = preset.pretrained and recipe.head_epochs > 0
-    features_s = batches.steps(photos, recipe) * watch.batch_s("test" if recipe.epochs else "predict")
     least_s, most_s = (once_s + epochs * epoch_s for epochs in (min(most, recipe.patience + 1), most))
+    has_features = preset.pretrained and recipe.head_epochs > 0
+    features_s = photos / batch_size * watch.batch_s("test" if recipe.epochs else "predict")
     return Cost(has_features * features_s, least_s, most_s)
 
 
