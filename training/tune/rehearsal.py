@@ -13,7 +13,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from training.data.pixels import Pixels
@@ -29,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 FEWEST_COMPARED = 2  # folds: of fewer, a gain has no standard error
 STEPS = 4  # the first one also traces the graph
-CPU_BATCH = 8  # photos; a CPU takes about as long for each as in a batch of 32
 
 
 @dataclass(frozen=True)
@@ -111,20 +109,18 @@ def rehearse(preset: Preset, photos: int, classes: int) -> Cost:
     started, watch, recipe = time.monotonic(), _Watch(), preset.recipe
     keras.utils.clear_session()
     rng, size_px = np.random.default_rng(0), backbone(preset).size_px
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    batch_size = recipe.batch_size if on_gpu else min(recipe.batch_size, CPU_BATCH)  # of photos
 
     def noise(*shape: int) -> NDArray[np.uint8]:
         return rng.integers(0, 256, shape, np.uint8)
 
-    network, images = phases.build(preset, classes), noise(STEPS * batch_size, size_px, size_px, 3)
+    network, images = phases.build(preset, classes), noise(STEPS * recipe.batch_size, size_px, size_px, 3)
     with tempfile.TemporaryDirectory() as folder, without_lines():
         run = Unfinished(Path(folder), time.monotonic())
         if recipe.epochs:
-            short = preset.changed({"head_epochs": 0, "epochs": 1, "batch_size": batch_size})
+            short = preset.changed({"head_epochs": 0, "epochs": 1})
         else:
             short = preset.changed({"head_epochs": 1})
-            network.model.predict(images, batch_size, callbacks=[watch], verbose=0)
+            network.model.predict(images, recipe.batch_size, callbacks=[watch], verbose=0)
             width = network.model.get_layer("head_dropout").input.shape[1]
             network, images = phases.build_head(preset, classes, (width,)), noise(STEPS * recipe.batch_size, width)
             for split in ("train", "validation"):
@@ -137,7 +133,7 @@ def rehearse(preset: Preset, photos: int, classes: int) -> Cost:
     most = recipe.epochs or recipe.head_epochs
     least_s, most_s = (once_s + epochs * epoch_s for epochs in (min(most, recipe.patience + 1), most))
     has_features = preset.pretrained and recipe.head_epochs > 0
-    features_s = photos / batch_size * watch.batch_s("test" if recipe.epochs else "predict")
+    features_s = photos / recipe.batch_size * watch.batch_s("test" if recipe.epochs else "predict")
     return Cost(has_features * features_s, least_s, most_s)
 
 
