@@ -25,16 +25,17 @@ from training.tune import folds
 
 
 class Small(Architecture):
-    """Pixels (n, h, w, 3) to 8 features; its weights are random, whatever is asked for."""
+    """Pixels (n, h, w, 3) to 8 features, with a batch norm unless its name says so; its weights are always random."""
 
     def backbone(self, weights: str, include_top: bool, classes: int = 1000) -> Model:
         inputs = Input((self.size_px, self.size_px, 3))
         x = layers.Conv2D(8, 3, strides=2)(inputs)
-        x = layers.BatchNormalization()(x)
+        if self.name == "small":
+            x = layers.BatchNormalization()(x)
         return Model(inputs, layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
 
 
-SMALL = Small("small", 16, "±1")
+SMALL, WITHOUT_NORM = (Small(name, 16, "±1") for name in ("small", "without-norm"))
 
 
 def draw(folder: Path, photos: int = 12, noise: float = 20) -> Path:
@@ -76,7 +77,7 @@ def _die_in_the_third(*_: Any, trainings: Iterator[int] = count(1)) -> float:  #
 
 
 if __name__ == "__main__":
-    ARCHITECTURES["small"] = SMALL
+    ARCHITECTURES |= {each.name: each for each in (SMALL, WITHOUT_NORM)}
     setattr(sources, "release", lambda *_: None)  # noqa: B010, for mypy
     if sys.argv[1] == "two devices":
         halves = [tf.config.LogicalDeviceConfiguration()] * 2

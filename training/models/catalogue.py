@@ -51,9 +51,14 @@ class Architecture:
         """How photos become pixels in training.
 
         A linear head on frozen features of clothing photos, accuracy in 5-fold cross-validation on the training split:
-        crop 0.878, pad 0.866, stretch 0.854 (standard errors 0.004).
+        crop 0.878, pad 0.866, stretch 0.854 (standard errors 0.004). plain-cnn, ten epochs and one fold: crop 0.645,
+        stretch 0.635.
         """
         return ImageSpec(self.size_px, self.size_px, filter="bicubic", aspect="crop")
+
+    def origin(self, weights: str) -> dict[str, str]:
+        """Return what a contract says of the network and its weights."""
+        return {"architecture": self.name, "weights": weights}
 
     def backbone(self, weights: str, include_top: bool, classes: int = 1000) -> keras.Model:
         """Build the model for preprocessed input, with its classes on top or ending in pooled features (n, c).

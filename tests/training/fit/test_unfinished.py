@@ -138,7 +138,7 @@ def test_another_seed_gives_another_model(photos: Path, undisturbed: Path, tmp_p
 def test_two_devices_train_as_one_does(photos: Path, tmp_path: Path) -> None:
     """Without dropout and batch norm, which each device has for its part, all curves are the same."""
     curves = []
-    options = ["--architecture", "plain-cnn", "--weights", "none", "--size", "16", "--dropout", "0"]
+    options = ["--architecture", "without-norm", "--weights", "none", "--dropout", "0"]
     for name in ("none", "mirrored"):
         arguments = [*command(photos, tmp_path / name), *options, "--distribute", name]
         program = [sys.executable, "-m", "tests.programs.small_training", "two devices", *arguments]
