@@ -10,10 +10,20 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from training.errors import TrainingError
+from training.errors import TrainingError, WeightsError
 from training.models.quiet import import_tensorflow
-from training.release.commands import add_release_options, check_release_options, pixels, read_chosen_criteria
+from training.release.commands import (
+    add_preprocessing,
+    add_release_options,
+    check_release_options,
+    pixels,
+    read_chosen_criteria,
+)
+
+if TYPE_CHECKING:
+    from training.fit.preset import Preset
 
 _log = logging.getLogger(__name__)
 
@@ -29,12 +39,21 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, help=FOLDER)
     add("--name", required=True, help="name of the model in the store")
-    add("--preset", default="default", help="default, quick, plain-cnn, or a .toml file (default: %(default)s)")
+    add(
+        "--preset",
+        default="default",
+        help="default, quick, plain-cnn, vgg16, resnet50, or a .toml file (default: %(default)s)",
+    )
     add(
         "--architecture",
         help="efficientnet-lite0 to -lite2, plain-cnn, or any Keras application (default: the preset's)",
     )
-    add("--weights", choices=("imagenet", "none"), help="initial weights, none for random ones (default: the preset's)")
+    add(
+        "--weights",
+        help="what to start from: imagenet, none (random), a run folder, or a .keras, .h5 or .weights.h5 file"
+        " (default: the preset's)",
+    )
+    add_preprocessing(parser)
     add("--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)")
     add("--fresh", action="store_true", help="start again, even if the same training was interrupted")
     add("--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs")
@@ -62,8 +81,9 @@ def run_train(options: argparse.Namespace) -> int:
     from training.runs.track import Tracking, find_tracker
 
     tracking = Tracking(find_tracker(options.track)) if options.track else None
-    chosen = ("architecture", "weights", "size", *(field.name for field in fields(Recipe)))
+    chosen = ("architecture", "weights", "size", "preprocessing", *(field.name for field in fields(Recipe)))
     preset = find_preset(options.preset).changed({name: getattr(options, name) for name in chosen})
+    _check_start(preset, options.architecture)
     photos = Photos(options.folder, options.cache)
     if not options.replace_classes:
         refuse_other_classes(options.store, options.name, photos.splits().classes)
@@ -93,6 +113,16 @@ def run_train(options: argparse.Namespace) -> int:
         )
         return 130
     return status
+
+
+def _check_start(preset: Preset, architecture: str | None) -> None:
+    """Refuse what does not load before photos are read, and an architecture that would change nothing."""
+    from training.fit.phases import start_of
+    from training.models.starting_points import File
+
+    start = start_of(preset)
+    if architecture and isinstance(start, File) and start.image:
+        raise WeightsError(f"Expected no --architecture with {preset.weights}, which contains a whole {start.name}")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

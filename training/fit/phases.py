@@ -18,7 +18,8 @@ from training.fit import batches
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.unfinished import History, Progress, Unfinished
-from training.models.catalogue import find_architecture, preprocess
+from training.models.catalogue import Architecture, preprocess
+from training.models.starting_points import find_start
 from training.progress import estimated
 from training.words import counted
 
@@ -41,15 +42,20 @@ class Network:
     backbone: keras.Model | None
 
 
+def start_of(preset: Preset) -> Architecture:
+    """Return the network that a preset starts from."""
+    return find_start(preset.architecture, preset.weights, size_px=preset.size, preprocessing=preset.preprocessing)
+
+
 def build(preset: Preset, classes: int) -> Network:
     """Put a head for some classes on a preset's backbone.
 
     Batch norms of the layers that are trained learn the statistics of the photos; frozen ones keep theirs. A
     `training=False` for the backbone would not change that: in Keras 3, fit's own overrides it.
     """
-    architecture = find_architecture(preset.architecture, preset.size)
+    architecture = start_of(preset)
     backbone = architecture.backbone(preset.weights, include_top=False)
-    inputs = keras.Input((architecture.size_px, architecture.size_px, 3), name="pixels")
+    inputs = keras.Input(backbone.input_shape[1:], name="pixels")
     features = backbone(preprocess(inputs, architecture.preprocessing))
     return Network(_with_head(inputs, features, preset.recipe, classes), backbone)
 

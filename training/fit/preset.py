@@ -24,8 +24,9 @@ class Preset:
         command: How it is used.
         expected: The accuracy that it reached, and on which photos.
         architecture: The backbone's name.
-        weights: `imagenet` or `none`.
+        weights: `imagenet`, `none`, a run folder or a file.
         size: Input size in pixels; None for the architecture's own.
+        preprocessing: What the network in a file expects; None for that of its architecture.
         time: How long that took, and where.
         recipe: How to train.
     """
@@ -36,6 +37,7 @@ class Preset:
     architecture: str
     weights: str
     size: int | None = None
+    preprocessing: str | None = None
     time: str = ""
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -52,7 +54,7 @@ class Preset:
     def changed(self, values: Mapping[str, Any]) -> Preset:
         """Return the preset with some values of its own or of its recipe replaced; None keeps a value."""
         given = {name: value for name, value in values.items() if value is not None}
-        own = {name: given.pop(name) for name in ("architecture", "weights", "size") if name in given}
+        own = {name: given.pop(name) for name in ("architecture", "weights", "size", "preprocessing") if name in given}
         return replace(self, **own, recipe=replace(self.recipe, **given))
 
     def check_trains(self) -> None:

@@ -21,7 +21,7 @@ from training.fit.report import augmented_photos, write_report
 from training.fit.unfinished import History, open_unfinished
 from training.judge.metrics import measure
 from training.judge.report import Result
-from training.models.catalogue import find_architecture
+from training.models.catalogue import Architecture
 from training.runs.folder import provenance, write_run
 from training.runs.track import Tracking
 from training.words import counted
@@ -58,8 +58,9 @@ def train(
     preset.check_trains()
     recipe = preset.recipe
     keras.utils.set_random_seed(recipe.seed)
-    architecture = find_architecture(preset.architecture, preset.size)
+    architecture = phases.start_of(preset)
     dataset, spec = photos.splits(), architecture.photo_spec
+    start = _log_start(architecture, preset)
     splits = _read(photos, dataset, spec)
     strategy = _strategy(distribute, recipe)
     digests = {split: pixels.digest for split, pixels in splits.items()}
@@ -72,8 +73,7 @@ def train(
         history = phases.Phases(network, preset, unfinished).fit(splits)
         origin = replace(
             provenance(),
-            architecture=architecture.name,
-            weights=preset.weights,
+            **start,
             data_digest=digests,
             recipe=asdict(recipe),
             temperature=round(_calibrate(network.model, splits["validation"], recipe), 4),
@@ -91,6 +91,17 @@ def _read(photos: Photos, dataset: Dataset, spec: ImageSpec) -> dict[str, Pixels
     if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
         _log.info(f"Note: only {counted(few, 'validation photo')} to choose the best epoch by, and to decide on int8")
     return splits
+
+
+def _log_start(architecture: Architecture, preset: Preset) -> dict[str, str]:
+    """Log which file a training starts from, if any, and return what the contract says of it."""
+    start, spec = architecture.origin(preset.weights), architecture.photo_spec
+    if "weights_sha256" in start:
+        _log.info(
+            f"Starting from {start['weights']}: {architecture.name} at {spec.height} by {spec.width} pixels, with"
+            f" preprocessing: {architecture.preprocessing}"
+        )
+    return start
 
 
 def _keep(

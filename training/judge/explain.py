@@ -18,7 +18,6 @@ from contract.image import decode
 from training import page
 from training.errors import TrainingError
 from training.judge.selection import MOST_SCORED, Scored, choose_sections, find_photos, score
-from training.models.catalogue import find_architecture, preprocess
 from training.runs.folder import Run, read_run
 from training.words import counted
 
@@ -64,7 +63,7 @@ def explain(run: Path, sources: Sequence[str], label: str | None, out: Path) -> 
     classes = contract.classes
     if label is not None and label not in classes:
         raise TrainingError(f"Expected a class of: {', '.join(classes)}. Received: {label!r}")
-    heat = HeatMaps(model, find_architecture(contract.origin.architecture).preprocessing)
+    heat = HeatMaps(model)
     photos = find_photos(sources, classes)
     scored = score(photos, contract.image, model.predict_on_batch)
     sample = f", a sample of {len(photos)}" if len(photos) > MOST_SCORED else ""
@@ -115,21 +114,21 @@ class HeatMaps:
     Source: R. Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks (2017).
     """
 
-    def __init__(self, model: keras.Model, preprocessing: str) -> None:
+    def __init__(self, model: keras.Model) -> None:
         backbone = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
         if backbone is None or "head_probabilities" not in [layer.name for layer in model.layers]:
             raise TrainingError("Expected a model that train made, with a backbone and a head. Received another")
         last = next(layer for layer in reversed(backbone.layers) if len(layer.output.shape) == 4)
         self._features = keras.Model(backbone.inputs, [last.output, backbone.outputs[0]])
         self._head = model.get_layer("head_probabilities")
-        self._preprocessing = preprocessing
+        self._preprocess = keras.Model(model.inputs[0], backbone._inbound_nodes[-1].input_tensors[0])
 
     def of(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
         """Return how much each place spoke for a class, (rows, columns) from 0 to 1."""
         inputs = tf.constant(pixels[np.newaxis], tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(inputs)  # without it, a wholly frozen backbone leaves no gradient
-            maps, features = self._features(preprocess(inputs, self._preprocessing), training=False)
+            maps, features = self._features(self._preprocess(inputs), training=False)
             score = tf.math.log(self._head(features)[0, index] + 1e-12)
         weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)
         heat = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1))[0].numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -37,7 +38,8 @@ class _OfKeras2:
             config = {name: value for name, value in config.items() if name != "groups"}
         if isinstance(axis := config.get("axis"), list) and len(axis) == 1:
             config = config | {"axis": axis[0]}
-        return super().from_config(config)  # type: ignore[misc]
+        # Keras' own class, so that the model can be saved again
+        return getattr(layers, cls.__name__).from_config(config)
 
 
 # Grouped convolutions keep `groups`. Source: the arguments of Keras 3's layers beside those that Keras 2.15 wrote.
@@ -83,14 +85,20 @@ def load_file(
     Raises:
         WeightsError: The file does not load, or its outputs do not fit the classes.
     """
-    if _contains_only_weights(path):
-        if architecture is None:
-            raise WeightsError(f"Expected --architecture with {path.name}, which contains weights and no model")
-        model = architecture.backbone("none", include_top=True, classes=classes)
-        advice = f"Expected are all weights of {architecture.name}, with {counted(classes, 'class')} on top."
-        _loading(path, lambda: model.load_weights(path), advice)
-    else:
-        model = _loading(path, lambda: keras.models.load_model(path, _KERAS_2_LAYERS, compile=False), _KERAS_2_ADVICE)
+    if not contains_only_weights(path):
+        return with_preprocessing(load_model(path, size_px=size_px, output=output), preprocessing)
+    if architecture is None:
+        raise WeightsError(f"Expected --architecture with {path.name}, which contains weights and no model")
+    model = architecture.backbone("none", include_top=True, classes=classes)
+    load_weights(
+        model, path, f"Expected are all weights of {architecture.name}, with {counted(classes, 'class')} on top."
+    )
+    return with_preprocessing(model, preprocessing)
+
+
+def load_model(path: Path, *, size_px: int | None = None, output: str | None = None) -> keras.Model:
+    """Load a whole model of one input and one output, in float32, see `load_file`."""
+    model = _loading(path, lambda: keras.models.load_model(path, _KERAS_2_LAYERS, compile=False), _KERAS_2_ADVICE)
     shapes = [tuple(each.shape) for each in getattr(model, "inputs", None) or ()]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] != 3:
         raise WeightsError(f"Expected a model of one input (n, height, width, 3). Received: {shapes or 'none defined'}")
@@ -100,10 +108,34 @@ def load_file(
             raise WeightsError("Expected --size, since the model's input leaves height and width open")
         inputs = keras.Input((size_px, size_px, 3))
         model = keras.Model(inputs, model(inputs), name=model.name)
-    return with_preprocessing(model, preprocessing)
+    return model
 
 
-def _contains_only_weights(path: Path) -> bool:
+def load_weights(model: keras.Model, path: Path, advice: str) -> None:
+    """Load weights alone into a model; the advice is for what does not fit.
+
+    Keras chooses by the name how it reads them, and Keras 2 wrote its own form under the name of the other one too.
+    """
+    with h5py.File(path) as file, tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / ("linked.h5" if "layer_names" in file.attrs else "linked.weights.h5")
+        link.symlink_to(path.resolve())
+        _loading(path, lambda: model.load_weights(link), advice)
+
+
+def count_numbers(path: Path) -> int:
+    """Return how many numbers there are in a file of weights alone, without an optimizer's and random seeds."""
+    sizes = list[int]()
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and not {"optimizer", "seed_generator"} & set(name.split("/")):
+            sizes.append(item.size)
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return sum(sizes)
+
+
+def contains_only_weights(path: Path) -> bool:
     """Look into a file, whatever its name; refuse what is no model, and what Keras would not load under that name."""
     if "saved_model.pb" in (path.name, *(each.name for each in (path.iterdir() if path.is_dir() else ()))):
         raise WeightsError(
@@ -159,12 +191,20 @@ def _in_float32(model: keras.Model) -> keras.Model:
         )
     if not any(re.search("float(16|64)", name) for name in policies):
         return model
-    _log.info(f"Released in float32. It computed in: {names}")
+    _log.info(f"Loaded in float32. It computed in: {names}")
     config = json.dumps(keras.saving.serialize_keras_object(model))
     config = re.sub(r'"(mixed_)?b?float(16|64)"', '"float32"', config)
     widened = keras.saving.deserialize_keras_object(json.loads(config), _KERAS_2_LAYERS)
-    widened.set_weights(model.get_weights())
+    copy_weights(model, widened)
     return cast(keras.Model, widened)
+
+
+def copy_weights(source: keras.Layer, target: keras.Layer) -> None:
+    """Give a layer or model the weights of another that is built alike."""
+    target.set_weights(source.get_weights())
+    for layer in target._flatten_layers():
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()  # it computes with numbers that it made of its weights before
 
 
 def _of_one_output(model: keras.Model, name: str | None) -> keras.Model:
@@ -177,7 +217,9 @@ def _of_one_output(model: keras.Model, name: str | None) -> keras.Model:
             outputs[each if each not in outputs else f"{each}:{len(outputs)}"] = tensor
     if name is None and len(outputs) > 1:
         shapes = ", ".join(f"{each} {tuple(tensor.shape)}" for each, tensor in outputs.items())
-        raise WeightsError(f"Expected a model of one output, or --output with the name of one. Received: {shapes}")
+        raise WeightsError(
+            f"Expected a model of one output, or for export --output with the name of one. Received: {shapes}"
+        )
     if name is not None and name not in outputs:
         raise WeightsError(f"Expected --output of: {', '.join(outputs)}. Received: {name}")
     return keras.Model(model.inputs[0], outputs[name or next(iter(outputs))], name=model.name)

@@ -39,10 +39,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="class names in output order: a text file with one a line, a JSON list or map, or a CSV with a header",
     )
-    add(
-        "--preprocessing",
-        help="input that the file's model expects: none, 0-1, ±1 (or +-1), caffe, torch, efficientnet-lite",
-    )
+    add_preprocessing(parser)
     add("--size", metavar="PIXELS", type=pixels, help="input size in pixels, if the file leaves it open")
     add("--filter", choices=get_args(Filter), help="resampling filter, for a file (default: bicubic)")
     add("--aspect", choices=get_args(Aspect), help="how to fit a photo into the input, for a file (default: stretch)")
@@ -68,7 +65,7 @@ def run_export(options: argparse.Namespace) -> None:
             Path(options.weights),
             options.name,
             classes=options.classes,
-            preprocessing=options.preprocessing.replace("+-", "±"),
+            preprocessing=options.preprocessing,
             architecture=options.architecture,
             size_px=options.size,
             filter=options.filter or "bicubic",
@@ -99,6 +96,15 @@ def _check_export(options: argparse.Namespace) -> None:
         _require(options, "classes", "preprocessing", "name")
         if options.aspect != "crop":
             _refuse(options, "without --aspect crop", "crop")
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    """Add the option of what a file leaves open."""
+    parser.add_argument(
+        "--preprocessing",
+        type=lambda text: text.replace("+-", "±"),
+        help="input that the file's model expects: none, 0-1, ±1 (or +-1), caffe, torch, efficientnet-lite",
+    )
 
 
 def add_release_options(parser: argparse.ArgumentParser) -> None:

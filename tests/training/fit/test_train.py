@@ -197,6 +197,28 @@ def test_a_phase_can_be_left_out_but_not_all(folder, small, tmp_path):
     assert (run / "model.keras").is_file()
 
 
+@tensorflow
+def test_a_run_is_a_starting_point(run, folder, tmp_path):
+    """Other classes train on its features, of which only the upper half changes, and the file travels as origin."""
+    from training.models.starting_points import find_start
+    from training.runs.folder import sha256
+
+    for name in ("red", "blue"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).symlink_to(folder / name)
+    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
+    options = ["--weights", str(run), "--head-epochs", "1", "--epochs", "1", "--batch-size", "8", *places]
+    assert main(["train", str(tmp_path / "photos"), "--name", "two", *options]) == 0
+    contract = describe(tmp_path / "store" / "two" / "1")
+    assert contract.classes == ("blue", "red")
+    assert (contract.origin.architecture, contract.origin.weights) == ("small", f"colours/{run.name}/model.keras")
+    assert contract.origin.weights_sha256 == sha256(run / "model.keras")
+    (mine,) = (tmp_path / "runs" / "two").iterdir()
+    before, after = (find_start("", str(each)).backbone("").get_weights() for each in (run, mine))
+    same = [np.array_equal(*pair) for pair in zip(before, after, strict=True)]
+    assert same[:2] == [True, True] and not all(same)
+
+
 # What cannot be
 
 
@@ -235,6 +257,8 @@ def test_missing_and_bad_options_are_told(capsys, arguments, message):
             "Expected a run folder that train has finished; `python -m training runs` lists them. Received: {tmp}",
         ),
         (["train", "{tmp}/photos", "--name", "m"], "Expected a folder of photos"),
+        (["train", "p", "--name", "m", "--weights", "imagnet"], "none, a run folder or a file. Received: imagnet"),
+        (["train", "p", "--name", "m", "--preprocessing", "+-1"], "no --preprocessing with weights imagenet, as"),
         (
             ["export", "--weights", __file__, "--name", "m", "--classes", "{tmp}/c", "--preprocessing", "none"],
             "Expected a file of class names. Received a path where there is none: {tmp}/c",
