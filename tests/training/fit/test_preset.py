@@ -32,7 +32,7 @@ def test_default_lists_every_default() -> None:
 def test_single_options_override() -> None:
     """A given value counts, and what is not given is the preset's or the default."""
     preset = find_preset("plain-cnn").changed({"epochs": 3, "patience": None, "size": 64, "weights": None})
-    assert (preset.recipe.epochs, preset.recipe.patience, preset.recipe.batch_size) == (3, 8, 32)
+    assert (preset.recipe.epochs, preset.recipe.patience, preset.recipe.batch_size) == (3, 10, 32)
     assert (preset.size, preset.weights) == (64, "none")
 
 
@@ -54,7 +54,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "Expected a preset of: default, plain-cnn, quick, or"),
+        (None, "Expected a preset of: default, plain-cnn, quick, resnet50, vgg16, or"),
         ("about = 1", "missing"),
         ("no toml", "Expected"),
         ("epochs = 1", "Received: epochs, where outside of \\[recipe\\] there may be: about, command,"),

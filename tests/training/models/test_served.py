@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 
 from gateway.model.versions import Versions
+from tests.conftest import ROOT
 from tests.programs.stack import embedded_server, wait_until
 from training.__main__ import main
 
 pytestmark = pytest.mark.tensorflow
+
+CLOTHING = Path(os.environ.get("CLOTHING", ROOT / "photos"))
 
 
 @pytest.fixture(scope="module")
@@ -30,24 +34,50 @@ def places(work: Path) -> list[str]:
     return [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("VGG16", "ResNet50")]
-
-
-@pytest.mark.parametrize("architecture", [*SLOW, "plain-cnn"])
-def test_architecture_trains_exports_and_serves(
-    architecture: str, photos: Path, tmp_path: Path, connect: Callable[[str], Versions]
-) -> None:
-    """One step from random weights at 32 px ends in a version that the gateway's client admits and asks."""
-    options = ["--architecture", architecture, "--weights", "none", "--size", "32", "--epochs", "1"]
-    assert main(["train", str(photos), "--name", "tiny", *options, "--batch-size", "6", *places(tmp_path)]) == 0
-    with embedded_server(tmp_path / "store") as address:
+def assert_serves(work: Path, connect: Callable[[str], Versions], architecture: str, weights: str) -> None:
+    """The version that was released answers, and says what it was made from."""
+    with embedded_server(work / "store") as address:
         client = connect(address)
         client.start()
         wait_until(lambda: client.health.ready, 60)
         version = client.newest()
-        assert version.contract.origin.architecture == architecture and version.contract.image.height == 32
+        origin = version.contract.origin
+        assert (origin.architecture, origin.weights) == (architecture, weights)
+        assert version.contract.image.height == 32
         answer = client.predict(version, np.zeros((2, 32, 32, 3), np.uint8), time.monotonic() + 30)
         assert answer.shape == (2, 3) and answer.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_plain_cnn_trains_exports_and_serves(photos: Path, tmp_path: Path, connect: Callable[[str], Versions]) -> None:
+    """One step at 32 px ends in a version that the gateway's client admits and asks."""
+    options = ["--preset", "plain-cnn", "--size", "32", "--epochs", "1", "--batch-size", "6", *places(tmp_path)]
+    assert main(["train", str(photos), "--name", "tiny", *options]) == 0
+    assert_serves(tmp_path, connect, "plain-cnn", "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "kept", "tuned"), [("VGG16", 10, 3), ("ResNet50", 48, 58)])
+def test_preset_tunes_the_upper_layers_of_a_file(
+    architecture: str, kept: int, tuned: int, photos: Path, tmp_path: Path, connect: Callable[[str], Versions]
+) -> None:
+    """Of a file of weights, as many layers stay untouched as the preset says, the lower ones, and the result serves."""
+    import keras
+
+    theirs = getattr(keras.applications, architecture)(weights=None, include_top=False)
+    theirs.save_weights(tmp_path / "theirs.weights.h5")
+    options = ["--preset", architecture.lower(), "--weights", str(tmp_path / "theirs.weights.h5"), "--size", "32"]
+    few = ["--head-epochs", "1", "--epochs", "1", "--batch-size", "2", "--int8-drop", "1"]
+    assert main(["train", str(photos), "--name", "tiny", *options, *few, *places(tmp_path)]) == 0
+    (run,) = (tmp_path / "runs" / "tiny").iterdir()
+    parts = keras.models.load_model(run / "model.keras").layers
+    mine = next(part for part in parts if isinstance(part, keras.Model))
+    changed = [
+        not all(map(np.array_equal, layer.get_weights(), theirs.get_layer(layer.name).get_weights()))
+        for layer in mine.layers
+        if layer.weights
+    ]
+    assert changed == [False] * kept + [True] * tuned
+    assert_serves(tmp_path, connect, architecture, "theirs.weights.h5")
 
 
 def test_plain_cnn_learns_from_scratch(photos: Path, tmp_path: Path) -> None:
@@ -58,6 +88,16 @@ def test_plain_cnn_learns_from_scratch(photos: Path, tmp_path: Path) -> None:
     history = json.loads((run / "history.json").read_text())
     assert status == 0 and history["head"] == {}
     assert history["upper layers"]["loss"][-1] < 0.8 * history["upper layers"]["loss"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CLOTHING / "train" / "t-shirt").is_dir(), reason="needs the tutorial's photos, see CLOTHING")
+def test_plain_cnn_learns_clothing(tmp_path: Path) -> None:
+    """Ten epochs of the preset are right about 0.6 of the validation photos."""
+    options = ["--preset", "plain-cnn", "--epochs", "10", *places(tmp_path)]
+    assert main(["train", str(CLOTHING), "--name", "clothing", *options]) == 0
+    (run,) = (tmp_path / "runs" / "clothing").iterdir()
+    assert json.loads((run / "contract.json").read_text())["metrics"]["validation_accuracy"] >= 0.6
 
 
 @pytest.mark.parametrize(
