@@ -1,17 +1,54 @@
-"""What a loaded version answers: its contract, and its predictions."""
+"""What a loaded version answers: its contract, its predictions, and whether an image is unknown to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY
+from contract.document import CONTRACT, DESCRIBE_SIGNATURE, NOVELTY, PROBABILITIES, QUERY, Contract, GoldenExample
 
 Run = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Runs a signature, by its name, on inputs, and returns its outputs."""
+
+
+class Outputs(NamedTuple):
+    """What a version gives for n images: probabilities (n, k), and scores (n) if its graph gives these."""
+
+    probabilities: NDArray[np.float32]
+    novelty: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, outputs: Mapping[str, NDArray[Any]]) -> Outputs:
+        """Take them from the outputs of a signature."""
+        return cls(outputs[PROBABILITIES], outputs.get(NOVELTY))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """Put together what was given for several images, one part at least."""
+        scores = [part.novelty for part in parts if part.novelty is not None]
+        return cls(np.concatenate([part.probabilities for part in parts]), np.concatenate(scores) if scores else None)
+
+    @classmethod
+    def none(cls, contract: Contract) -> Outputs:
+        """Return what a version gives for no image."""
+        scores = np.empty(0, np.float32) if contract.novelty else None
+        return cls(np.empty((0, len(contract.classes)), np.float32), scores)
+
+    def unknown(self, contract: Contract) -> NDArray[np.bool_] | None:
+        """Tell which images (n) are unlike all training photos; None if the version gives no scores."""
+        if contract.novelty is None or self.novelty is None:
+            return None
+        return np.asarray(self.novelty > contract.novelty.threshold)
+
+    def difference(self, example: GoldenExample) -> float:
+        """Return by how much a golden example, the only image, differs at most: in a probability or in its score."""
+        received = self.probabilities[0] if self.novelty is None else np.append(self.probabilities[0], self.novelty)
+        if len(received) != len(example.values):
+            return np.nan
+        return float(np.abs(received - np.array(example.values, np.float32)).max())
 
 
 def describe(run: Run) -> bytes:

@@ -14,7 +14,7 @@ CONTRACT_VERSION = 1
 PREDICT_SIGNATURE = "serving_default"
 DESCRIBE_SIGNATURE = "describe"
 EXPORT_SIGNATURES = "export_"  # and the identity
-IMAGES, PROBABILITIES, IDENTITY = "images", "probabilities", "identity"
+IMAGES, PROBABILITIES, NOVELTY, IDENTITY = "images", "probabilities", "novelty", "identity"
 QUERY, CONTRACT = "query", "contract"
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -68,11 +68,48 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class GoldenExample:
-    """An encoded image and the probabilities (k,) that the file carrying this contract gave for it at export."""
+    """An encoded image and the probabilities (k,) that the file carrying this contract gave for it at export.
+
+    Attributes:
+        novelty: The score that it gave; None for a model without one.
+    """
 
     name: str
     image: bytes = field(repr=False)
     probabilities: tuple[float, ...] = field(repr=False)
+    novelty: float | None = None
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """All that is compared: the probabilities, and the score if there is one."""
+        return self.probabilities if self.novelty is None else (*self.probabilities, self.novelty)
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """When an image is unlike all that a model was trained on.
+
+    The score is an output of the graph: the part of an image's pooled features that lies outside the directions which
+    training photos use, from 0 to 1.
+
+    Attributes:
+        threshold: The score above which an image counts as unknown.
+        turned_away: Part of the photos, held out to fit the threshold, that are above it.
+        photos: How many those were.
+    """
+
+    threshold: float
+    turned_away: float = 0.0
+    photos: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Novelty:
+        """Read what a contract says; members that this release does not know are left out."""
+        return cls(
+            threshold=float(values["threshold"]),
+            turned_away=float(values.get("turned_away", 0.0)),
+            photos=int(values.get("photos", 0)),
+        )
 
 
 @dataclass(frozen=True)
@@ -126,8 +163,9 @@ class Contract:
         origin: How the model was made.
         metrics: Figures on held-out data, by name, and how many photos trained it.
         golden: Examples that a gateway replays before it trusts the version.
-        tolerance: Largest absolute difference in a probability that a replay may show.
+        tolerance: Largest absolute difference in a probability, or in the score, that a replay may show.
         identity: 64 random bits in hex that each export makes once. Empty in exports before November 2026.
+        novelty: When an image is unlike all training photos. None if the graph gives no score, as in older exports.
     """
 
     model: str
@@ -138,9 +176,15 @@ class Contract:
     golden: tuple[GoldenExample, ...] = ()
     tolerance: float = 1e-3
     identity: str = ""
+    novelty: Novelty | None = None
 
     def __post_init__(self) -> None:
         _expect(not self.identity or _IDENTITY.fullmatch(self.identity), "an identity of 16 hex digits", self.identity)
+
+    @property
+    def outputs(self) -> list[str]:
+        """What a prediction gives beside the identity."""
+        return [PROBABILITIES, NOVELTY] if self.novelty else [PROBABILITIES]
 
     @property
     def signature(self) -> str:
@@ -157,6 +201,7 @@ class Contract:
             "image": {**vars(self.image), "background": list(self.image.background)},
             "origin": self.origin.to_dict(),
             "metrics": dict(self.metrics),
+            **({"novelty": vars(self.novelty)} if self.novelty else {}),
             "golden": {
                 "tolerance": self.tolerance,
                 "examples": [
@@ -164,6 +209,7 @@ class Contract:
                         "name": example.name,
                         "image": base64.b64encode(example.image).decode("ascii"),
                         "probabilities": list(example.probabilities),
+                        **({} if example.novelty is None else {"novelty": example.novelty}),
                     }
                     for example in self.golden
                 ],
@@ -204,6 +250,7 @@ class Contract:
                 name=str(example["name"]),
                 image=base64.b64decode(example["image"], validate=True),
                 probabilities=tuple(float(p) for p in example["probabilities"]),
+                novelty=None if example.get("novelty") is None else float(example["novelty"]),
             )
             for example in document["golden"]["examples"]
         )
@@ -220,6 +267,7 @@ class Contract:
             golden=golden,
             tolerance=float(document["golden"]["tolerance"]),
             identity=str(document.get("identity", "")),
+            novelty=Novelty.from_dict(document["novelty"]) if document.get("novelty") else None,
         )
 
     def with_golden(self, golden: tuple[GoldenExample, ...]) -> Contract:

@@ -14,7 +14,7 @@ from flask import Flask, Request, Response, g, jsonify, redirect, request, url_f
 from numpy.typing import NDArray
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from contract.answers import most_probable
+from contract.answers import Outputs, most_probable
 from contract.image import DecodedImage
 from gateway import errors, openapi
 from gateway.errors import GatewayError, InternalError, Unauthorized, VersionGone
@@ -87,13 +87,12 @@ class Views:
             images = self._stages.fetch(query.images, deadline, g.held)
         active = self._trials.choose(self._release_key())
         tried = active if active and active.trial.mode == "share" else None
-        version, decoded, probabilities = self._ask(images, tried, clock, deadline)
+        version, decoded, outputs = self._ask(images, tried, clock, deadline)
         if active and (tried is None or version is tried.version):
             self._comparisons.offer(active, images)
-        rows = iter(probabilities)
+        answers = iter(self._answers(version, outputs, query.top_k))
         results = [
-            answer(version, each, next(rows), query.top_k) if isinstance(each, DecodedImage) else each
-            for each in decoded
+            next(answers) | {"image": described(each)} if isinstance(each, DecodedImage) else each for each in decoded
         ]
         self._metrics.observe(version.export, clock.seconds, results)
         g.export = version.export
@@ -110,8 +109,8 @@ class Views:
 
     def _ask(
         self, images: list[bytes | GatewayError], tried: ActiveTrial | None, clock: Clock, deadline: float
-    ) -> tuple[Version, list[DecodedImage | GatewayError], NDArray[np.float32]]:
-        """Return the version that answered, its pixels, and probabilities (n, k) of the images that were decoded.
+    ) -> tuple[Version, list[DecodedImage | GatewayError], Outputs]:
+        """Return the version that answered, its pixels, and what it gave for the images that were decoded.
 
         A tried version gets half of the time that is left. If it fails, the request goes on as if it was not tried.
         """
@@ -125,7 +124,7 @@ class Views:
             try:
                 with clock.time("predict"):
                     limit = (time.monotonic() + deadline) / 2 if active else deadline
-                    probabilities = self._model.predict(version, stack_pixels(decoded, version), limit)
+                    outputs = self._model.predict(version, stack_pixels(decoded, version), limit)
             except VersionGone:  # a replica without that version; the next one may mean other pixels
                 continue
             except GatewayError:
@@ -136,8 +135,17 @@ class Views:
             if tried and (active or failed):
                 self._metrics.trial_requests.labels(*tried.version.export, "failed" if failed else "answered").inc()
                 self._trials.record(tried, failed=failed)
-            return version, decoded, probabilities
+            return version, decoded, outputs
         raise InternalError  # candidates without an end
+
+    def _answers(self, version: Version, outputs: Outputs, top_k: int) -> list[dict[str, Any]]:
+        """Return what is answered for each image, but for the image itself."""
+        classes = version.contract.classes
+        answers = [{"predictions": most_probable(classes, row, top_k)} for row in outputs.probabilities]
+        unknown = outputs.unknown(version.contract) if self._settings.unknown == "on" else None
+        if unknown is None:
+            return answers
+        return [each | {"unknown": bool(is_unknown)} for each, is_unknown in zip(answers, unknown, strict=True)]
 
     def show_model(self) -> Response:
         """Answer the contract in use and what runs it, and the same of the version that is tried."""
@@ -251,12 +259,9 @@ def stack_pixels(decoded: list[DecodedImage | GatewayError], version: Version) -
     return np.stack(pixels) if pixels else np.empty((0, spec.height, spec.width, 3), np.uint8)
 
 
-def answer(version: Version, image: DecodedImage, probabilities: NDArray[np.float32], top_k: int) -> dict[str, Any]:
-    """Return the answer for one image with probabilities (k,)."""
-    return {
-        "predictions": most_probable(version.contract.classes, probabilities, top_k),
-        "image": {"format": image.format, "width": image.width, "height": image.height, "bytes": image.size_bytes},
-    }
+def described(image: DecodedImage) -> dict[str, Any]:
+    """Return what an answer says of an image."""
+    return {"format": image.format, "width": image.width, "height": image.height, "bytes": image.size_bytes}
 
 
 def as_gateway_error(error: Exception) -> GatewayError:

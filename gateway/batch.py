@@ -25,7 +25,7 @@ from tqdm import tqdm
 from contract.photos import SUFFIXES, photos_in
 
 ANY_BYTES = "surrogateescape"  # a file's name need not be UTF-8
-COLUMNS = ("source", "version", "rank", "class", "index", "probability", "error", "detail")
+COLUMNS = ("source", "version", "rank", "class", "index", "probability", "error", "detail", "unknown")
 ALL_ANSWERED, SOME_FAILED, NOT_STARTED = 0, 1, 2
 # A busy gateway says when to try again, and a request that it refused changed nothing.
 RETRIES = urllib3.Retry(
@@ -159,7 +159,8 @@ def _ask(http: urllib3.PoolManager, url: str, image: str) -> dict[str, Any]:
         response = http.request("POST", url, body=body, headers={**http.headers, "Content-Type": kind})
         answer: dict[str, Any] = json.loads(response.data)
         if response.status == 200:
-            return {key: answer[key] for key in ("model", "predictions", "image", "timing_ms")}
+            kept = ("model", "predictions", "unknown", "image", "timing_ms")
+            return {key: answer[key] for key in kept if key in answer}
         return {"error": answer["code"], "detail": answer["detail"]}
     except OSError as exc:
         return {"error": "unreadable", "detail": str(exc)}
@@ -179,9 +180,13 @@ def _write(file: TextIO, out: Path | None, image: str, answer: dict[str, Any]) -
         if "error" in answer:
             writer.writerow({"source": image, "error": answer["error"], "detail": answer["detail"]})
         else:
-            version = answer["model"]["version"]
+            common = {
+                "source": image,
+                "version": answer["model"]["version"],
+                "unknown": str(answer.get("unknown", "")).lower(),
+            }
             rows = enumerate(answer["predictions"], start=1)
-            writer.writerows({"source": image, "version": version, "rank": rank, **row} for rank, row in rows)
+            writer.writerows({**common, "rank": rank, **row} for rank, row in rows)
     file.flush()
 
 

@@ -62,6 +62,11 @@ def _check_proxy(text: str) -> None:
         Proxy(text)
 
 
+def _check_switch(text: str) -> None:
+    if text not in ("on", "off"):
+        raise ValueError(f"Expected on or off. Received: {text!r}")
+
+
 def _setting(default: Any, help: str, check: float | range | Callable[[str], object] | None = None) -> Any:
     """Return a field; `check` is the least number, a range, or a function that raises ValueError for a bad text."""
     return field(default=default, metadata={"help": help, "check": check})
@@ -134,6 +139,11 @@ class Settings:
         2, "images that a process decodes at once; each may take 13 bytes a pixel, a transparent WebP or AVIF 21", 1
     )
     top_k: int = _setting(5, "predictions per image, for requests without top_k", 1)
+    unknown: str = _setting(
+        "on",
+        "on: answers say whether an image is unlike all that the model was trained on; off: none says",
+        _check_switch,
+    )
 
     @property
     def stop_timeout_s(self) -> float:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.answers import describe
-from contract.document import IMAGES, PROBABILITIES, Contract
+from contract.answers import Outputs, describe
+from contract.document import IMAGES, Contract
 from contract.release import FILE_NAME, read_release
 from contract.store import versions_of
 from gateway.errors import ModelFailed, ModelTimeout
@@ -59,21 +59,19 @@ class OwnModel:
     def candidates(self, deadline: float) -> Iterator[Version]:
         yield self._version
 
-    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
+    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> Outputs:
         if len(pixels) == 0:
-            return np.empty((0, len(version.contract.classes)), np.float32)
+            return Outputs.none(version.contract)
         try:
-            probabilities = self._run(version.contract, pixels, deadline - time.monotonic())
+            outputs = self._run(version.contract, pixels, deadline - time.monotonic())
         except DeadlineExceededError as exc:
             raise ModelTimeout("The request took too long: no time was left for the prediction.") from exc
         except ServingError as exc:
             _log.exception("the model failed")
             raise ModelFailed("The model failed; see the log.") from exc
-        if not np.isfinite(probabilities).all():
+        if not all(np.isfinite(each).all() for each in outputs if each is not None):
             raise ModelFailed("The model did not answer with a probability for each class.")
-        return probabilities
+        return outputs
 
-    def _run(
-        self, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float | None = None
-    ) -> NDArray[np.float32]:
-        return self._engine.run(contract.signature, {IMAGES: pixels}, timeout_s)[PROBABILITIES]
+    def _run(self, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float | None = None) -> Outputs:
+        return Outputs.of(self._engine.run(contract.signature, {IMAGES: pixels}, timeout_s))

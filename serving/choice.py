@@ -30,8 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.answers import describe
-from contract.document import IMAGES, PROBABILITIES, Contract, ImageSpec
+from contract.answers import Outputs, describe
+from contract.document import IMAGES, Contract, ImageSpec
 from contract.image import DecodedImage, decode
 from serving.engines import TFLITE_FILES, Engine, open_engine
 from serving.errors import ServingError
@@ -164,11 +164,11 @@ class _Trial:
             while not count or time.monotonic() < end:
                 index = (first + count) % len(self._pixels)
                 outputs = self._run(self._contract.signature, {IMAGES: self._pixels[index][np.newaxis]})
-                received[index] = outputs[PROBABILITIES][0]
+                received[index] = Outputs.of(outputs)
                 count += 1
             image_s = (clock() - started) / count
-            golden = [self._contract.golden[index].probabilities for index in received]
-            difference = float(np.abs(np.subtract(list(received.values()), golden)).max())
+            golden = self._contract.golden
+            difference = float(np.max([each.difference(golden[index]) for index, each in received.items()]))
         except (KeyError, ValueError, ServingError) as exc:
             raise self._unfit(f"cannot run its golden examples ({exc})") from exc
         if not difference <= self._contract.tolerance:  # also when it is NaN

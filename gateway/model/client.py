@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
+from contract.answers import Outputs
 from contract.document import (
     CONTRACT,
     DESCRIBE_SIGNATURE,
     EXPORT_SIGNATURES,
     IDENTITY,
     IMAGES,
+    NOVELTY,
     PROBABILITIES,
     QUERY,
     Contract,
@@ -176,8 +178,8 @@ class ModelClient:
 
     def predict(
         self, number: int, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float = math.inf
-    ) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3) by the export that a contract describes; n >= 1.
+    ) -> Outputs:
+        """Return what the export that a contract describes gives for pixels (n, h, w, 3); n >= 1.
 
         The signature that is asked contains the identity, so another export under the same number lacks it. The answer
         repeats the identity. Exports from before there were identities can only be asked by their number.
@@ -191,16 +193,18 @@ class ModelClient:
         expected = (contract.image.height, contract.image.width, 3)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected or len(pixels) == 0:
             raise ValueError(f"Expected uint8 (n, {expected}). Received: {pixels.dtype} {pixels.shape}")
-        wanted = [PROBABILITIES, IDENTITY] if contract.identity else [PROBABILITIES]
+        wanted = [*contract.outputs, IDENTITY] if contract.identity else contract.outputs
         timeout_s = min(timeout_s, self._timeout_s)
         outputs = self._run(number, contract.signature, {IMAGES: pixels}, wanted, timeout_s)
         if contract.identity and not _names(outputs[IDENTITY], contract.identity, len(pixels)):
             raise from_grpc(grpc.StatusCode.NOT_FOUND)
-        probabilities = tensor.to_array(outputs[PROBABILITIES])
-        if probabilities.shape != (len(pixels), len(contract.classes)) or not np.isfinite(probabilities).all():
-            _log.error("version %d answered probabilities of shape %s, or not finite", number, probabilities.shape)
-            raise ModelFailed("The model did not answer with a probability for each class.")
-        return probabilities.astype(np.float32)
+        shapes = {PROBABILITIES: (len(pixels), len(contract.classes)), NOVELTY: (len(pixels),)}
+        received = {name: tensor.to_array(outputs[name]) for name in contract.outputs}
+        for name, array in received.items():
+            if array.shape != shapes[name] or not np.isfinite(array).all():
+                _log.error("version %d answered %s of shape %s, or not finite", number, name, array.shape)
+                raise ModelFailed("The model did not answer with a probability for each class.")
+        return Outputs.of({name: array.astype(np.float32) for name, array in received.items()})
 
     def _run(
         self, number: int, signature: str, inputs: Mapping[str, NDArray[Any]], wanted: Sequence[str], timeout_s: float

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.document import Contract, ContractError, GoldenExample
+from contract.answers import Outputs
+from contract.document import Contract, ContractError
 from contract.image import ImageError, decode
 
-Predict = Callable[[Contract, NDArray[np.uint8]], NDArray[np.float32]]
-"""A version's contract and pixels (n, h, w, 3) to probabilities (n, k), by the model server."""
+Predict = Callable[[Contract, NDArray[np.uint8]], Outputs]
+"""A version's contract and pixels (n, h, w, 3) to what the model server gives for them."""
 
 
 class Refusal(Exception):
@@ -27,7 +28,7 @@ def open_gate(description: bytes, predict: Predict, others: Iterable[bytes] = ()
         others: What it returned on replicas that run another file of the export, with its own answers to the examples.
 
     Raises:
-        Refusal: The contract cannot be read, or an example's probabilities differ by more than the tolerance.
+        Refusal: The contract cannot be read, or an example's probabilities or score differ by more than the tolerance.
     """
     try:
         contract, *files = map(Contract.from_json, (description, *others))
@@ -40,10 +41,10 @@ def open_gate(description: bytes, predict: Predict, others: Iterable[bytes] = ()
             pixels = decode(example.image, contract.image).pixels
         except ImageError as exc:
             raise Refusal(f"Golden example {example.name!r}: {exc}") from exc
-        received = predict(contract, pixels[np.newaxis])[0]
-        difference = _difference(received, example)
+        received = predict(contract, pixels[np.newaxis])
+        difference = received.difference(example)
         if not difference <= contract.tolerance and not any(  # also when it is NaN
-            each.image == example.image and _difference(received, each) <= file.tolerance
+            each.image == example.image and received.difference(each) <= file.tolerance
             for file in files
             for each in file.golden
         ):
@@ -53,7 +54,3 @@ def open_gate(description: bytes, predict: Predict, others: Iterable[bytes] = ()
                 " did, or the model server runs another model"
             )
     return contract
-
-
-def _difference(received: NDArray[np.float32], example: GoldenExample) -> float:
-    return float(np.abs(received - np.array(example.probabilities, np.float32)).max())

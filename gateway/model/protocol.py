@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.answers import Outputs
 from contract.document import Contract
 from contract.release import Release, Trial
 
@@ -104,8 +105,8 @@ class Model(Protocol):
             ModelUnavailable: There was none before the deadline.
         """
 
-    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3) by that version; n may be 0.
+    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> Outputs:
+        """Return what that version gives for pixels (n, h, w, 3); n may be 0.
 
         Raises:
             VersionGone: The version is not loaded any more.

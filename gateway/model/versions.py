@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
+from contract.answers import Outputs
 from contract.document import DESCRIBE_SIGNATURE, Contract, ContractError, find_identity
 from gateway.errors import (
     GatewayError,
@@ -192,14 +193,14 @@ class Versions:
                 raise ModelUnavailable("There is no usable version of the model at the moment; /readyz says why.")
             time.sleep(SEARCH_PAUSE_S)
 
-    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3) by that version, in calls of at most `max_batch`.
+    def predict(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> Outputs:
+        """Return what that version gives for pixels (n, h, w, 3), in calls of at most `max_batch`.
 
         Raises:
             VersionGone: The version is not loaded where the call arrived.
             GatewayError: A call failed otherwise.
         """
-        parts = [np.empty((0, len(version.contract.classes)), np.float32)]
+        parts = [Outputs.none(version.contract)]
         for start in range(0, len(pixels), self._max_batch):
             chunk = pixels[start : start + self._max_batch]
             call = partial(self._predict_part, version, chunk, deadline)
@@ -207,15 +208,15 @@ class Versions:
             parts.append(_search(call, min(deadline, time.monotonic() + SEARCH_S)) if start else call())
         if len(pixels):
             self._failed_looks = 0  # whatever a look found, the model server answers
-        return np.concatenate(parts)
+        return Outputs.joined(parts)
 
-    def _predict_part(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> NDArray[np.float32]:
+    def _predict_part(self, version: Version, pixels: NDArray[np.uint8], deadline: float) -> Outputs:
         timeout_s = deadline - time.monotonic()
         if timeout_s <= 0:
             raise ModelTimeout("The request took too long: no time was left for the prediction.")
         breaks = self._replicas.breaks
         try:
-            probabilities = self._replicas.predict(version.number, version.contract, pixels, timeout_s)
+            outputs = self._replicas.predict(version.number, version.contract, pixels, timeout_s)
         except ModelFailed as exc:
             if version.contract.identity:
                 raise
@@ -224,10 +225,10 @@ class Versions:
                 raise
             raise VersionGone(exc.detail) from exc
         if version.contract.identity:
-            return probabilities
+            return outputs
         if breaks != self._replicas.breaks or version not in self._current(self._usable):
             raise VersionGone("Another export may have answered.")
-        return probabilities
+        return outputs
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
@@ -386,7 +387,7 @@ class Versions:
             GatewayError: It could not be tried.
         """
 
-        def predict(contract: Contract, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def predict(contract: Contract, pixels: NDArray[np.uint8]) -> Outputs:
             return _search(lambda: self._replicas.predict(known.number, contract, pixels), give_up)
 
         try:

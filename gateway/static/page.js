@@ -227,7 +227,8 @@ function element(tag, className, ...children) {
   return made;
 }
 
-function showResult({ model, predictions, image: facts, timing_ms }) {
+function showResult({ model, predictions, unknown, image: facts, timing_ms }) {
+  $("unknown").hidden = !unknown;
   $("predictions").replaceChildren(
     ...predictions.map((prediction) => {
       const fill = element("i", "");
@@ -250,7 +251,8 @@ function showResult({ model, predictions, image: facts, timing_ms }) {
   );
   show("result");
   const [best] = predictions;
-  say(`${readable(best.class)}, ${percent(best.probability)}. ${predictions.length} predictions are listed.`);
+  const first = `${readable(best.class)}, ${percent(best.probability)}`;
+  say(`${unknown ? `${$("unknown").textContent} ` : ""}${first}. ${predictions.length} predictions are listed.`);
   // a new version took over, a trial may have ended, or a key opened /model
   if (shown.trial || shown.version !== versionText(model)) showModel();
 }

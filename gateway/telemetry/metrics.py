@@ -58,6 +58,8 @@ class Metrics:
                                ["version", "identity", "class"], **options)  # fmt: skip
         self.confidence = Histogram("gateway_confidence", "Probability of the most probable class, by version.",
                                     ["version", "identity"], buckets=CONFIDENCE_BUCKETS, **options)  # fmt: skip
+        self.unknown = Counter("gateway_unknown", "Images unlike all that the version was trained on, by version.",
+                               ["version", "identity"], **options)  # fmt: skip
         self.accepted = Gauge("gateway_version_accepted", "1 for each loaded version that passed the golden gate.",
                               ["version", "identity"], multiprocess_mode="livemin", **options)  # fmt: skip
         self.refused = Gauge("gateway_version_refused", "1 for each version refused, not tried, or not loaded.",
@@ -86,9 +88,12 @@ class Metrics:
             self._child(self.stages, stage, *export).observe(value)
         for error in (result for result in results if isinstance(result, GatewayError)):
             self.failures.labels(error.code).inc()
-        for best in (result["predictions"][0] for result in results if isinstance(result, dict)):
+        for result in (result for result in results if isinstance(result, dict)):
+            best = result["predictions"][0]
             self._child(self.classes, *export, best["class"]).inc()
             self._child(self.confidence, *export).observe(best["probability"])
+            if "unknown" in result:
+                self._child(self.unknown, *export).inc(result["unknown"])
 
     def show(self, health: Health) -> None:
         """Show which versions a worker found."""

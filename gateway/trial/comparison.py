@@ -163,8 +163,8 @@ class Comparisons:
         (decoded,) = self._stages.decode([image], version.contract.image, deadline)
         if isinstance(decoded, GatewayError):
             raise decoded
-        probabilities = self._model.predict(version, decoded.pixels[np.newaxis], deadline)[0]
-        return _Reply(version, time.perf_counter() - started, probabilities)
+        outputs = self._model.predict(version, decoded.pixels[np.newaxis], deadline)
+        return _Reply(version, time.perf_counter() - started, outputs.probabilities[0])
 
     def _count(self, stable: _Reply, tried: _Reply) -> None:
         export, metrics = tried.version.export, self._metrics

@@ -12,6 +12,7 @@ from contract.document import (
     ContractError,
     GoldenExample,
     ImageSpec,
+    Novelty,
     Origin,
     find_identity,
     identity_bits,
@@ -24,9 +25,10 @@ CONTRACT = Contract(
     image=ImageSpec(32, 48, filter="lanczos", aspect="pad", background=(1, 2, 3)),
     origin=Origin(architecture="tiny", recipe={"seed": 1}),
     metrics={"test_accuracy": 0.5},
-    golden=(GoldenExample("one", b"\x00\xff", (0.25, 0.5, 0.25)),),
+    golden=(GoldenExample("one", b"\x00\xff", (0.25, 0.5, 0.25), 0.125),),
     tolerance=0.01,
     identity="00ff00ff00ff00ff",
+    novelty=Novelty(0.25, 0.02, 341),
 )
 
 
@@ -52,6 +54,7 @@ def test_a_contract_reads_back_as_it_was_written() -> None:
         (("golden", "examples"), [{"name": "one", "image": "", "probabilities": [10**400, 0, 0]}], "complete contract"),
         (("golden", "examples"), [{"name": "one", "image": "", "probabilities": ["a", 0, 0]}], "complete contract"),
         (("origin",), ["abc"], "complete contract"),
+        (("novelty",), {"photos": 341}, "complete contract"),
     ],
 )
 def test_a_contract_that_cannot_be_read_says_which_member(path: tuple[str, ...], value: object, message: str) -> None:
@@ -63,6 +66,15 @@ def test_a_contract_that_cannot_be_read_says_which_member(path: tuple[str, ...],
     place[path[-1]] = value
     with pytest.raises(ContractError, match=message):
         Contract.from_json(json.dumps(document))
+
+
+def test_a_contract_without_a_score_reads_as_before() -> None:
+    """Exports from before there was one, and later ones with more members, are read too."""
+    document = json.loads(CONTRACT.to_json())
+    del document["novelty"], document["golden"]["examples"][0]["novelty"]
+    assert "novelty" not in Contract.from_json(json.dumps(document)).to_json().decode()
+    document["novelty"] = {"threshold": 0.5, "later": 1}
+    assert Contract.from_json(json.dumps(document)).novelty == Novelty(0.5)
 
 
 def test_an_identity_is_64_bits_and_names_a_signature() -> None:

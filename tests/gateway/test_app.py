@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
-from contract.document import ImageSpec
+from contract.document import ImageSpec, Novelty
 from gateway.app import HEALTH_PATHS, create_app
 from gateway.errors import ModelUnavailable
 from gateway.model.versions import Versions
@@ -42,6 +43,37 @@ def test_a_url_is_answered_with_classes_most_probable_first(
     assert body["image"] == {"format": "PNG", "width": 64, "height": 48, "bytes": len(RED)}
     assert list(body["timing_ms"]) == ["fetch", "decode", "predict", "total"]
     assert body["timing_ms"]["total"] >= body["timing_ms"]["fetch"] > 0
+
+
+def redness(pixels: np.ndarray) -> np.ndarray:
+    """A score: the part of red in the mean colour, 0 to 1."""
+    return (pixels[..., 0].mean(axis=(1, 2)) / 255).astype(np.float32)
+
+
+def test_an_image_unlike_all_is_unknown(
+    gateway: FlaskClient, model_server: FakeModelServer, golden: list[bytes]
+) -> None:
+    """Beside the predictions of each image, by the threshold in the contract; a counter counts them."""
+    model_server.versions[1] = FakeVersion.of(golden, score=redness, novelty=Novelty(0.9))
+    images = [base64.b64encode(image).decode() for image in (RED, encode(photo()))]
+    results = gateway.post("/predict", json={"images": images}).get_json()["results"]
+    assert [each["unknown"] for each in results] == [True, False]
+    assert gateway.post("/predict", json={"image": images[0]}).get_json()["unknown"] is True
+    assert re.search(r'gateway_unknown_total{.*version="1"} 2.0', gateway.get("/metrics").text)
+
+
+@pytest.mark.parametrize(("unknown", "novelty"), [("off", Novelty(0.9)), ("on", None)])
+def test_without_a_score_or_with_the_setting_off_answers_are_as_before(
+    gateway_with: Callable[..., FlaskClient],
+    model_server: FakeModelServer,
+    golden: list[bytes],
+    unknown: str,
+    novelty: Novelty | None,
+) -> None:
+    """They have no member `unknown`."""
+    model_server.versions[1] = FakeVersion.of(golden, score=redness if novelty else None, novelty=novelty)
+    answer = gateway_with(unknown=unknown).post("/predict", data=RED, content_type="image/png")
+    assert set(answer.get_json()) == {"model", "predictions", "image", "timing_ms"}
 
 
 @pytest.mark.parametrize(("top_k", "answered"), [({}, "gfedc"), ({"top_k": 1}, "g"), ({"top_k": 9}, "gfedcba")])

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from contract import messages_pb2 as messages
-from contract.document import ImageSpec
+from contract.document import ImageSpec, Novelty
 from contract.image import decode
 from gateway.errors import ModelUnavailable, VersionGone
 from gateway.model.protocol import Export, Version
@@ -90,7 +90,7 @@ def ask_version(client: Versions, image: bytes = IMAGE) -> tuple[Version, str]:
     for version in client.candidates(deadline):
         pixels = decode(image, version.contract.image).pixels
         try:
-            probabilities = client.predict(version, pixels[np.newaxis], deadline)[0]
+            probabilities = client.predict(version, pixels[np.newaxis], deadline).probabilities[0]
         except VersionGone:
             continue
         return version, version.contract.classes[int(probabilities.argmax())]
@@ -202,7 +202,7 @@ def test_many_images_find_one_of_two_exports(model_server: FakeModelServer, conn
             spec = version.contract.image
             with suppress(VersionGone):
                 shape = (64, spec.height, spec.width, 3)
-                assert client.predict(version, np.zeros(shape, np.uint8), deadline).shape == (64, 3)
+                assert client.predict(version, np.zeros(shape, np.uint8), deadline).probabilities.shape == (64, 3)
                 break
 
 
@@ -345,10 +345,18 @@ def test_replicas_that_run_different_files_of_an_export_are_accepted(golden: lis
             each.stop()
 
 
+def of_another_score(golden: list[bytes]) -> FakeVersion:
+    """Return a version whose score is not that of its examples."""
+    version = FakeVersion.of(golden, score=lambda pixels: np.full(len(pixels), 0.2, np.float32), novelty=Novelty(0.5))
+    version.score = lambda pixels: np.full(len(pixels), 0.3, np.float32)
+    return version
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (of_other_weights, "Golden example '0'"),
+        (of_another_score, "Golden example '0'"),
         (of_another_filter, "The gateway decodes images otherwise"),
         (lambda _: FakeVersion.of([]), "Expected golden examples"),
         (lambda _: FakeVersion(b"not json"), "Expected a contract in JSON"),
@@ -356,7 +364,7 @@ def test_replicas_that_run_different_files_of_an_export_are_accepted(golden: lis
         (lambda _: FakeVersion(b'{"contract_version": 99}'), "Expected contract_version 1. Received: 99"),
         (lambda _: FakeVersion(b"", describes=False), "save the model as .keras where it was trained"),
     ],
-    ids=["weights", "pixels", "no examples", "no JSON", "deep JSON", "another contract", "no contract"],
+    ids=["weights", "score", "pixels", "no examples", "no JSON", "deep JSON", "another contract", "no contract"],
 )
 def test_a_bad_version_is_refused_and_the_old_one_answers(
     model_server: FakeModelServer,
@@ -524,7 +532,7 @@ def test_a_tensor_that_would_kill_tensorflow_serving_is_never_sent(
     with pytest.raises(ValueError, match="Expected uint8"):
         client.predict(version, np.zeros(shape, kind), time.monotonic() + 1)
     nothing = client.predict(version, np.zeros((0, 8, 8, 3), np.uint8), time.monotonic() + 1)
-    assert (nothing.shape, len(model_server.calls)) == ((0, 3), calls)
+    assert (nothing.probabilities.shape, len(model_server.calls)) == ((0, 3), calls)
 
 
 def test_a_refused_export_beside_a_good_one_does_not_end_readiness(

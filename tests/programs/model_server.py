@@ -34,6 +34,7 @@ class FakeVersion:
     Attributes:
         description: Its contract in JSON.
         predict: What it answers to pixels.
+        score: What scores it gives them, if any.
         identity: The identity that its signatures name.
         describes: Whether it has the signature `describe`.
         fails: How its predictions fail, if they do.
@@ -43,6 +44,7 @@ class FakeVersion:
     description: bytes
     predict: Predict = mean_colour
     identity: str = ""
+    score: Predict | None = None
     describes: bool = True
     fails: grpc.StatusCode | None = None
     engine: str | None = None
@@ -59,16 +61,19 @@ class FakeVersion:
         classes: tuple[str, ...] = ("red", "green", "blue"),
         spec: ImageSpec | None = None,
         predict: Predict = mean_colour,
+        score: Predict | None = None,
         **contract: Any,
     ) -> FakeVersion:
         """Return a version with golden examples that `predict` gives, made of these images."""
         spec = spec or ImageSpec(8, 8)
-        golden = tuple(
-            GoldenExample(str(i), data, tuple(map(float, predict(decode(data, spec).pixels[np.newaxis])[0])))
-            for i, data in enumerate(images)
-        )
+        golden = []
+        for i, data in enumerate(images):
+            pixels = decode(data, spec).pixels[np.newaxis]
+            probabilities = tuple(map(float, predict(pixels)[0]))
+            golden.append(GoldenExample(str(i), data, probabilities, float(score(pixels)[0]) if score else None))
         contract.setdefault("identity", secrets.token_hex(8))
-        return cls(Contract("tiny", classes, spec, golden=golden, **contract).to_json(), predict, contract["identity"])
+        described = Contract("tiny", classes, spec, golden=tuple(golden), **contract)
+        return cls(described.to_json(), predict, described.identity, score)
 
 
 class FakeModelServer:
@@ -126,6 +131,8 @@ class FakeModelServer:
                 context.abort(version.fails, "as the test wants it")
             pixels = tensor.to_array(request.inputs["images"])
             outputs = {"probabilities": version.predict(pixels)}
+            if "novelty" in request.output_filter and version.score:
+                outputs["novelty"] = version.score(pixels)
             if identity := find_identity([signature]):
                 outputs["identity"] = np.full(len(pixels), identity_bits(self.answers_as or identity))
         response = messages.PredictResponse()

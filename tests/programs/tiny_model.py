@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import layers
 
 from contract.document import Contract, ImageSpec
+from training.models.novelty import feature_model, fit
 from training.release.sources import Source, release
 
 CLASSES = ("cat", "dog", "bird")
@@ -41,9 +43,22 @@ def build_convolutions(seed: int) -> keras.Model:
     return keras.Model(inputs, layers.Softmax()(x))
 
 
+def scored() -> Source:
+    """Return a model that knows noise, and to which an image of one colour is unknown."""
+    model, noise = build_convolutions(0), np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8)
+    features = feature_model(model)
+    assert features is not None
+    score = fit(*np.split(features.predict(noise, verbose=0), 2))
+    assert score is not None
+    return Source(model, Contract("tiny", CLASSES, SPEC, novelty=score.novelty), directions=score.directions)
+
+
 def main(store: Path, name: str, *models: str) -> None:
-    """Release each model, which JSON describes by its seed, size and classes."""
+    """Release each model, which JSON describes by its seed, size and classes, or as `scored`."""
     for model in map(json.loads, models):
+        if model.get("scored"):
+            release(scored(), store)
+            continue
         size, classes = model.get("size", 16), tuple(model.get("classes", CLASSES))
         contract = Contract(name, classes, replace(SPEC, height=size, width=size))
         release(Source(build(model.get("seed", 0), size, len(classes)), contract), store)

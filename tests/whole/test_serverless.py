@@ -229,9 +229,9 @@ def test_the_newest_version_answers(tiny_store: Path, tmp_path: Path) -> None:
     version = model.newest()
     assert (version.number, model.health.versions, model.health.ready) == (10, [10], True)
     assert list(model.candidates(0.0)) == [version]
-    probabilities = model.predict(version, np.zeros((2, 16, 16, 3), np.uint8), float("inf"))
+    probabilities = model.predict(version, np.zeros((2, 16, 16, 3), np.uint8), float("inf")).probabilities
     assert (probabilities.shape, probabilities.dtype) == ((2, 3), np.float32)
-    assert model.predict(version, np.zeros((0, 16, 16, 3), np.uint8), float("inf")).shape == (0, 3)
+    assert model.predict(version, np.zeros((0, 16, 16, 3), np.uint8), float("inf")).probabilities.shape == (0, 3)
 
 
 @pytest.mark.tensorflow

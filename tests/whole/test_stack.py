@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.conftest import run_export
 from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
 from tests.programs.stack import Gateway, Load, Reference, embedded_server, gateway, release
@@ -54,6 +56,18 @@ def test_answers_are_the_models_own(stack: Gateway, urls: dict[str, bytes], expo
         status, answer = stack.predict(url)
         assert status == 200
         assert reference.matches(url, answer)
+
+
+def test_an_image_unlike_all_training_photos_is_unknown(tmp_path: Path, origin: Origin) -> None:
+    """To a model of noise, one colour is, by the real model server; noise is not."""
+    from PIL import Image
+
+    run_export(tmp_path, "tiny", {"scored": True})
+    noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (16, 16, 3), np.uint8))
+    images = {"noise.png": noise, "colour.png": Image.new("RGB", (16, 16), "teal")}
+    urls = [origin.add(name, encode(image, "PNG")) for name, image in images.items()]
+    with embedded_server(tmp_path) as address, gateway(address, GATEWAY_FETCH_ALLOW=origin.authority) as client:
+        assert [client.predict(url)[1]["unknown"] for url in urls] == [False, True]
 
 
 def test_releases_under_load_lose_nothing_and_mix_nothing(

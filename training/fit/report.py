@@ -75,6 +75,7 @@ def write_report(
             f"{counted(len(photos.labels), 'photo')} of {split}{chose if split == 'validation' else ''}",
             run,
             trained_on=contract.metrics.get("train_photos"),
+            novelty=contract.novelty,
         ),
         name=contract.model,
         curves=page.picture(run / "curves.png"),

@@ -21,6 +21,7 @@ from training.fit.report import augmented_photos, write_report
 from training.fit.unfinished import History, open_unfinished
 from training.judge.metrics import measure
 from training.judge.report import Result
+from training.models import novelty
 from training.models.catalogue import Architecture
 from training.runs.folder import provenance, write_run
 from training.runs.track import Tracking
@@ -29,6 +30,7 @@ from training.words import counted
 _log = logging.getLogger(__name__)
 
 GOLDEN_PHOTOS = 3
+SCORE_PHOTOS = 1000  # of train, whose features are computed for the score; all 3,068 of clothing made it no better
 
 
 def train(
@@ -116,9 +118,18 @@ def _keep(
     """Measure a model on what was held out, and write its run folder with a report."""
     held_out = {split: splits[split] for split in ("validation", "test") if split in splits}
     results = {split: _measure(split, model, pixels, contract) for split, pixels in held_out.items()}
+    score, results = _fit_score(model, splits, results)
+    contract = replace(contract, novelty=score.novelty if score else None)
     contract = replace(contract, metrics={"train_photos": len(splits["train"].labels), **_metrics(results)})
     split, result = list(results.items())[-1]
-    run = write_run(runs, model, contract, history, _telling_photos(held_out[split], result))
+    run = write_run(
+        runs,
+        model,
+        contract,
+        history,
+        _telling_photos(held_out[split], result),
+        directions=score.directions if score else None,
+    )
     augmented = augmented_photos(splits["train"], recipe)
     write_report(
         run, model, contract, history=history, result=result, photos=held_out[split], split=split, augmented=augmented
@@ -141,6 +152,23 @@ def _log_class_weights(model: keras.Model, pixels: Pixels, classes: Sequence[str
         return
     by_class = phases.class_weights(phases.one_hot(pixels.labels, model))
     _log.info("Class weights: " + ", ".join(f"{classes[k]} {weight:.2f}" for k, weight in by_class.items()))
+
+
+def _fit_score(
+    model: keras.Model, splits: Mapping[str, Pixels], results: Mapping[str, Result]
+) -> tuple[novelty.Score | None, dict[str, Result]]:
+    """Fit the score for unknown images, and add to the results which photos it would turn away."""
+    of_images = novelty.feature_model(model)
+    if of_images is None:
+        return None, dict(results)
+    train = splits["train"].images
+    chosen = np.linspace(0, len(train) - 1, min(len(train), SCORE_PHOTOS)).round().astype(int)
+    features = {split: of_images.predict(splits[split].images, verbose=0) for split in results}
+    score = novelty.fit(of_images.predict(train[chosen], verbose=0), features["validation"])
+    if score is None:
+        return None, dict(results)
+    unknown = {split: score.is_unknown(features[split]) for split in results}
+    return score, {split: replace(result, unknown=unknown[split]) for split, result in results.items()}
 
 
 def _measure(split: str, model: keras.Model, pixels: Pixels, contract: Contract) -> Result:

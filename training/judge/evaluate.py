@@ -46,17 +46,20 @@ def evaluate(
     for predictor in predictors:
         pixels = photos.pixels(chosen, predictor.contract.image)
         _log.info(f"Asking {predictor.title}")
-        probabilities = predictor.predict(pixels)
+        probabilities, unknown = predictor.predict(pixels)
         agreement = metrics.compare(results[0].probabilities, probabilities) if results else None
         figures = metrics.measure(probabilities, pixels.labels, contract.classes)
-        results.append(Result(predictor.title, probabilities, figures, agreement))
+        results.append(Result(predictor.title, probabilities, figures, agreement, unknown))
     for path, reason in pixels.skipped.items():
         _log.info(f"Skipped {path}: {reason}")
     _log.info("")
     report.show(results, console)
     trained_on = contract.metrics.get("train_photos")
     out.mkdir(parents=True, exist_ok=True)
-    page = report.write(report.draw(results, pixels, contract.classes, description, out, trained_on=trained_on), out)
+    shown = report.draw(
+        results, pixels, contract.classes, description, out, trained_on=trained_on, novelty=contract.novelty
+    )
+    page = report.write(shown, out)
     _log.info(f"\nWrote {page}, evaluation.json and plots beside it")
     return results
 

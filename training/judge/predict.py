@@ -24,11 +24,12 @@ MAX_NAME = 24  # characters of a class name in columns
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions for one image, the most probable first, or why there are none."""
+    """Predictions for one image, the most probable first, and whether it is unknown; or why there are none."""
 
     source: str
     predictions: list[dict[str, Any]]
     error: str = ""
+    unknown: bool | None = None
 
 
 def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
@@ -59,8 +60,10 @@ def predict(images: Sequence[str], version: StoredVersion, top_k: int) -> Iterat
         except (ImageError, OSError, urllib3.exceptions.HTTPError) as exc:
             yield Answer(image, [], str(exc))
             continue
-        probabilities = version.predict_pixels(pixels[np.newaxis])[0]
-        yield Answer(image, most_probable(contract.classes, probabilities, top_k))
+        outputs = version.run(pixels[np.newaxis])
+        unknown = outputs.unknown(contract)
+        predictions = most_probable(contract.classes, outputs.probabilities[0], top_k)
+        yield Answer(image, predictions, unknown=None if unknown is None else bool(unknown[0]))
 
 
 def write(answers: Iterator[Answer], version: StoredVersion, as_json: bool) -> None:
@@ -83,14 +86,16 @@ def _columns(answer: Answer, version: StoredVersion) -> str:
         return f"no answer  {answer.source}: {answer.error}"
     width = min(MAX_NAME, max(map(len, version.contract.classes)))
     columns = (f"{each['class'][:width]:<{width}} {each['probability']:.3f}" for each in answer.predictions)
-    return f"{'  '.join(columns)}  {answer.source}"
+    return f"{'  '.join(columns)}  {'unknown: ' if answer.unknown else ''}{answer.source}"
 
 
 def _json(answer: Answer, version: StoredVersion) -> str:
     """Return JSON with the members of a gateway's answer."""
     contract = version.contract
     model = {"name": contract.model, "version": version.number, "identity": contract.identity or None}
-    result = {"error": answer.error} if answer.error else {"predictions": answer.predictions}
+    result: dict[str, Any] = {"error": answer.error} if answer.error else {"predictions": answer.predictions}
+    if answer.unknown is not None:
+        result["unknown"] = answer.unknown
     return json.dumps({"source": answer.source, "model": model, **result}, ensure_ascii=False)
 
 

@@ -6,17 +6,17 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import urllib3
 from numpy.typing import NDArray
 
-from contract.answers import describe
-from contract.document import DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
+from contract.answers import Outputs, describe
+from contract.document import DESCRIBE_SIGNATURE, IMAGES, Contract
 from contract.store import versions_of
 from serving.engines import open_engine
 from serving.errors import ServingError
@@ -24,7 +24,7 @@ from training.data.pixels import Pixels
 from training.errors import TrainingError
 from training.models.quiet import quiet
 from training.progress import estimated
-from training.runs.folder import Run, read_run
+from training.runs.folder import Run, read_directions, read_run
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,13 @@ _RETRIES = urllib3.Retry(
 )  # fmt: skip
 
 
+class Predicted(NamedTuple):
+    """What a predictor says of n photos: probabilities (n, k), and which are unknown (n) if it can tell."""
+
+    probabilities: NDArray[np.float32]
+    unknown: NDArray[np.bool_] | None
+
+
 class Predictor(Protocol):
     """Gives probabilities.
 
@@ -52,8 +59,8 @@ class Predictor(Protocol):
     title: str
     contract: Contract
 
-    def predict(self, photos: Pixels) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of decoded photos.
+    def predict(self, photos: Pixels) -> Predicted:
+        """Return what it says of decoded photos.
 
         Raises:
             TrainingError: One of them got no answer.
@@ -64,11 +71,17 @@ class KerasRun:
     """The Keras model of a run folder."""
 
     def __init__(self, run: Path) -> None:
-        self._model, self.contract, _ = read_run(run)
+        from training.models.novelty import with_score
+
+        model, self.contract, _ = read_run(run)
+        self._model = with_score(model, read_directions(run, self.contract))
         self.title = f"Keras, {Run(run).name}"
 
-    def predict(self, photos: Pixels) -> NDArray[np.float32]:
-        return np.asarray(self._model.predict(photos.images, batch_size=_BATCH, verbose=0))
+    def predict(self, photos: Pixels) -> Predicted:
+        from training.models.novelty import predict
+
+        outputs = predict(self._model, photos.images)
+        return Predicted(outputs.probabilities, outputs.unknown(self.contract))
 
 
 class StoredVersion:
@@ -96,18 +109,19 @@ class StoredVersion:
             )
         self.contract = Contract.from_json(described)
 
-    def predict(self, photos: Pixels) -> NDArray[np.float32]:
-        return predict_in_batches(self.predict_pixels, photos.images)
+    def predict(self, photos: Pixels) -> Predicted:
+        outputs = Outputs.joined([self.run(batch) for batch in in_batches(photos.images)])
+        return Predicted(outputs.probabilities, outputs.unknown(self.contract))
 
-    def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of pixels (n, h, w, 3), in one batch."""
-        return self._engine.run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES]
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """Return what the version gives for pixels (n, h, w, 3), in one batch."""
+        return Outputs.of(self._engine.run(self.contract.signature, {IMAGES: pixels}))
 
 
-def predict_in_batches(predict: Predict, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return probabilities (n, k) of pixels (n, h, w, 3) on disk, of which only a batch is in memory at once."""
-    starts = estimated(range(0, len(pixels), _BATCH), f"Predicting {len(pixels)} photos")
-    return np.concatenate([predict(np.ascontiguousarray(pixels[start : start + _BATCH])) for start in starts])
+def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Yield pixels (n, h, w, 3) on disk, of which only a batch is in memory at once."""
+    for start in estimated(range(0, len(pixels), _BATCH), f"Predicting {len(pixels)} photos"):
+        yield np.ascontiguousarray(pixels[start : start + _BATCH])
 
 
 class Gateway:
@@ -127,18 +141,19 @@ class Gateway:
         self._version = model["version"], model.get("identity")
         self.title = f"gateway, {model['name']} {model['version']}"
 
-    def predict(self, photos: Pixels) -> NDArray[np.float32]:
+    def predict(self, photos: Pixels) -> Predicted:
         with ThreadPoolExecutor(_CONCURRENCY) as pool:
-            return np.stack(list(pool.map(self._predict, photos.paths)))
+            probabilities, unknown = zip(*pool.map(self._predict, photos.paths), strict=True)
+        return Predicted(np.stack(probabilities), None if None in unknown else np.array(unknown))
 
-    def _predict(self, path: Path) -> NDArray[np.float32]:
+    def _predict(self, path: Path) -> tuple[NDArray[np.float32], bool | None]:
         probabilities = np.zeros(len(self.contract.classes), np.float32)
         answer = self._ask("POST", f"/predict?top_k={len(probabilities)}", path.read_bytes(), f" for {path}")
         if (answer["model"]["version"], answer["model"].get("identity")) != self._version:
             raise TrainingError(f"Another version replaced {self.title} meanwhile. Run the command again")
         for each in answer["predictions"]:
             probabilities[each["index"]] = each["probability"]
-        return probabilities
+        return probabilities, answer.get("unknown")
 
     def _ask(self, method: str, path: str, body: bytes | None = None, purpose: str = "") -> Any:
         try:

@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from contract.answers import most_probable
+from contract.document import Novelty
 from training import page
 from training.data.pixels import Pixels
 from training.judge import plots
 from training.judge.metrics import Agreement, Figures, worst_mistakes
 
 WORST_MISTAKES, FREQUENT_MISTAKES = 24, 8
+UNKNOWN_PHOTOS = 12
 PAIR_PHOTOS, PAGE_PHOTOS = 12, 600  # of one class taken for another, and of all; at 4 kB each, a page stays below 3 MB
 
 
@@ -30,12 +32,14 @@ class Result:
 
     Attributes:
         agreement: With the first predictor; None for the first itself.
+        unknown: Which photos (n) it says are unlike all training photos; None if it cannot tell.
     """
 
     title: str
     probabilities: NDArray[np.float32]
     figures: Figures
     agreement: Agreement | None
+    unknown: NDArray[np.bool_] | None = None
 
 
 def rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
@@ -52,6 +56,9 @@ def rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
         table.append(("top-5 accuracy", [f"{each.top_5:.4f}" for each in figures]))
     table.append(("log loss", [f"{each.log_loss:.4f}" for each in figures]))
     table.append(("calibration error", [f"{each.calibration_error:.4f}" for each in figures]))
+    if any(each.unknown is not None for each in results):
+        parts = ["" if each.unknown is None else f"{each.unknown.mean():.1%}" for each in results]
+        table.append(("turned away as unknown", parts))
     if agreements := [each.agreement for each in results if each.agreement]:
         table.append(("different predictions", ["", *(str(each.other_first_places) for each in agreements)]))
         table.append(("largest difference", ["", *(f"{each.largest_difference:.1e}" for each in agreements)]))
@@ -100,6 +107,7 @@ def draw(
     out: Path,
     *,
     trained_on: float | None,
+    novelty: Novelty | None = None,
 ) -> dict[str, Any]:
     """Write evaluation.json and the plots into a folder, and return what a page shows of them.
 
@@ -112,6 +120,7 @@ def draw(
         description: Which photos these are.
         out: The folder.
         trained_on: How many photos trained the first; None if it is not known.
+        novelty: When a photo is unknown to it.
     """
     first = results[0]
     positions = worst_mistakes(first.probabilities, photos.labels, WORST_MISTAKES)
@@ -133,6 +142,8 @@ def draw(
         "matrix": _matrix(first.figures, {(each["class"], each["predicted"]): each["id"] for each in pairs}),
         "reliability": page.picture(out / "reliability.png"),
         "mistakes": [_picture(first, photos, classes, position) for position in positions],
+        "unknown": None if first.unknown is None else _unknown(first, first.unknown, photos, classes),
+        "novelty": novelty,
     }
 
 
@@ -145,6 +156,7 @@ def _document(results: Sequence[Result], photos: Pixels) -> dict[str, Any]:
                 "title": each.title,
                 "figures": asdict(each.figures),
                 "agreement": each.agreement and asdict(each.agreement),
+                "unknown": None if each.unknown is None else int(each.unknown.sum()),
             }
             for each in results
         ],
@@ -193,6 +205,13 @@ def _pairs(result: Result, photos: Pixels, classes: Sequence[str]) -> list[dict[
             }
         )
     return pairs
+
+
+def _unknown(result: Result, unknown: NDArray[np.bool_], photos: Pixels, classes: Sequence[str]) -> dict[str, Any]:
+    """Return how many photos are turned away though they are of the classes, and some of them, evenly spread."""
+    positions = np.flatnonzero(unknown)
+    shown = positions[np.unique(np.linspace(0, max(0, len(positions) - 1), UNKNOWN_PHOTOS).round().astype(int))]
+    return {"count": len(positions), "photos": [_picture(result, photos, classes, int(each)) for each in shown]}
 
 
 def _picture(result: Result, photos: Pixels, classes: Sequence[str], position: int) -> dict[str, Any]:

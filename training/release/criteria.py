@@ -15,7 +15,7 @@ from contract.store import versions_of
 from training.data.folder import Photo
 from training.data.pixels import Photos
 from training.errors import DataError, ExportError, TrainingError
-from training.judge.predictors import Predict, StoredVersion, check_alike, predict_in_batches
+from training.judge.predictors import Predict, StoredVersion, check_alike, in_batches
 from training.release.difference import measure_difference
 from training.release.quantization import CALIBRATION_PHOTOS, Limit
 from training.words import counted
@@ -60,7 +60,7 @@ class Criteria:
 
     def probabilities(self, predict: Predict, spec: ImageSpec) -> NDArray[np.float32]:
         """Return probabilities (n, k) of the held-out photos."""
-        return predict_in_batches(predict, self.photos.pixels(self.held_out, spec).images)
+        return np.concatenate([predict(batch) for batch in in_batches(self.photos.pixels(self.held_out, spec).images)])
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -97,7 +97,7 @@ class Criteria:
         try:
             last = StoredVersion(store, contract.model, None, "tflite")
             check_alike([(last.title, last.contract), ("the new version", contract)])
-            before = self.probabilities(last.predict_pixels, last.contract.image)
+            before = self.probabilities(lambda pixels: last.run(pixels).probabilities, last.contract.image)
         except TrainingError as exc:
             if self.margin is not None:
                 raise

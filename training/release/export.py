@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ from contract.document import (
 from serving.engines import TFLITE_FILES, open_engine
 from serving.errors import ServingError
 from training.errors import ExportError
-from training.judge.predictors import Predict
 from training.models.frozen import freeze
 from training.release import quantization, tflite
 from training.release.golden import GoldenImage, answer, check_probabilities, golden_images, largest_difference
 
 _log = logging.getLogger(__name__)
+
+Run = Callable[[NDArray[np.uint8]], Mapping[str, Any]]
+"""Pixels (n, h, w, 3) to the outputs of a file, by their names."""
 
 # Largest difference in a probability between an fp32 file and the Keras model. Seen: 4e-6.
 KERAS_TOLERANCE = 1e-3
@@ -58,7 +60,7 @@ def export(
     """Write the files of a version into an empty folder.
 
     Args:
-        model: Pixels 0-255, float32 (n, h, w, 3), to probabilities (n, k).
+        model: Pixels 0-255, float32 (n, h, w, 3), to probabilities (n, k); with a score, to both by their names.
         contract: All but its golden examples, which are made here, for each file its own.
         path: The folder.
         photos: Encoded held-out photos for golden examples.
@@ -69,7 +71,13 @@ def export(
     """
     images = golden_images(contract.image, photos)
     _log.info(f"Running {len(images)} golden examples through Keras")
-    expected = answer(images, lambda pixels: np.asarray(model(pixels.astype(np.float32), training=False)))
+    with_score = isinstance(model.output, dict)
+
+    def ask(pixels: NDArray[np.uint8]) -> Mapping[str, Any]:
+        outputs = model(pixels.astype(np.float32), training=False)
+        return outputs if with_score else {PROBABILITIES: outputs}
+
+    expected = answer(images, ask)
     check_probabilities(expected)
     files = _Files(path, images, expected)
 
@@ -78,7 +86,7 @@ def export(
     files.add(
         "tensorflow",
         contract,
-        lambda pixels: np.asarray(frozen(tf.constant(pixels))[PROBABILITIES]),
+        lambda pixels: frozen(tf.constant(pixels)),
         lambda described: _write_saved_model(frozen, described, path),
     )
     _write_warmup(contract, path)
@@ -105,9 +113,9 @@ class _Files:
     images: Sequence[GoldenImage]
     expected: Sequence[GoldenExample]
 
-    def add(self, engine: str, contract: Contract, predict: Predict, write: Callable[[Contract], object]) -> None:
+    def add(self, engine: str, contract: Contract, run: Run, write: Callable[[Contract], object]) -> None:
         """Ask a function, write it with its answers, then load the file and compare."""
-        described = contract.with_golden(answer(self.images, predict))
+        described = contract.with_golden(answer(self.images, run))
         write(described)
         self._check(engine, described)
 
@@ -115,10 +123,10 @@ class _Files:
         """Add a TFLite file that does not describe itself yet."""
         file = self.path / TFLITE_FILES[engine]
         try:
-            predict = tflite.predictor(content)
+            run = tflite.runner(content)
         except ServingError as exc:
             raise ExportError(f"The {engine} file does not load: {exc}") from exc
-        self.add(engine, contract, predict, lambda described: file.write_bytes(tflite.describe(content, described)))
+        self.add(engine, contract, run, lambda described: file.write_bytes(tflite.describe(content, described)))
 
     def _check(self, name: str, described: Contract) -> None:
         try:
@@ -127,7 +135,7 @@ class _Files:
             raise ExportError(f"The {name} file does not load: {exc}") from exc
         if Contract.from_json(answers.describe(engine.run)) != described:
             raise ExportError(f"The {name} file describes itself by another contract than it was given.")
-        received = answer(self.images, lambda pixels: engine.run(described.signature, {IMAGES: pixels})[PROBABILITIES])
+        received = answer(self.images, lambda pixels: engine.run(described.signature, {IMAGES: pixels}))
         # Single probabilities of int8 may differ: what ties it to Keras is its accuracy. NaN is refused all the same.
         tolerance = np.inf if name == "int8" else KERAS_TOLERANCE
         from_keras = largest_difference(received, self.expected)
@@ -143,6 +151,10 @@ class _Files:
 
 def _write_saved_model(frozen: Any, contract: Contract, path: Path) -> None:
     description, bits = contract.to_json(), identity_bits(contract.identity)
+    pixels = tf.TensorSpec(frozen.inputs[0].shape, tf.uint8, name=IMAGES)
+
+    def predict_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {PROBABILITIES: frozen(images)[PROBABILITIES]}
 
     def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
         count = tf.slice(tf.shape(images), [0], [1])
@@ -152,8 +164,8 @@ def _write_saved_model(frozen: Any, contract: Contract, path: Path) -> None:
         return {CONTRACT: tf.fill(tf.shape(query), description)}
 
     signatures = {
-        PREDICT_SIGNATURE: frozen,
-        contract.signature: tf.function(predict, [tf.TensorSpec(frozen.inputs[0].shape, tf.uint8, name=IMAGES)]),
+        PREDICT_SIGNATURE: tf.function(predict_default, [pixels]) if contract.novelty else frozen,
+        contract.signature: tf.function(predict, [pixels]),
         DESCRIBE_SIGNATURE: tf.function(describe, [tf.TensorSpec((None,), tf.string, name=QUERY)]),
     }
     # Without this, saving a frozen graph fails on functions with a gradient of their own, such as swish.

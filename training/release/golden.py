@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
-from contract.document import GoldenExample, ImageSpec
+from contract.document import NOVELTY, PROBABILITIES, GoldenExample, ImageSpec
 from contract.image import ImageError, decode, open_image
 from training.errors import ExportError
 
@@ -60,20 +61,26 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[GoldenI
 
 
 def answer(
-    images: Sequence[GoldenImage], predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    images: Sequence[GoldenImage], run: Callable[[NDArray[np.uint8]], Mapping[str, Any]]
 ) -> tuple[GoldenExample, ...]:
-    """Return examples with the probabilities that `predict`, (1, h, w, 3) to (1, k), gives for each image."""
-    return tuple(
+    """Return examples with what `run` gives for each image's pixels: the probabilities, and perhaps the score."""
+    examples = []
+    for each in images:
+        outputs = run(each.pixels)
         # By their shortest text that reads back the same, which is half as long as that of float64.
-        GoldenExample(each.name, each.image, tuple(float(str(p)) for p in predict(each.pixels)[0]))
-        for each in images
-    )
+        probabilities, *score = (
+            tuple(float(str(value)) for value in np.ravel(outputs[name]))
+            for name in (PROBABILITIES, NOVELTY)
+            if name in outputs
+        )
+        examples.append(GoldenExample(each.name, each.image, probabilities, *(values[0] for values in score)))
+    return tuple(examples)
 
 
 def largest_difference(received: Sequence[GoldenExample], expected: Sequence[GoldenExample]) -> float:
-    """Return the largest absolute difference in a probability; NaN if one is."""
+    """Return the largest absolute difference in a probability or a score; NaN if one is."""
     pairs = zip(received, expected, strict=True)
-    return float(np.max([np.abs(np.subtract(a.probabilities, b.probabilities)).max() for a, b in pairs]))
+    return float(np.max([np.abs(np.subtract(a.values, b.values)).max() for a, b in pairs]))
 
 
 def check_probabilities(examples: Sequence[GoldenExample]) -> None:

@@ -148,15 +148,15 @@ def quantize(content: bytes, calibration: Calibration, float_part: float) -> byt
         parameters.min, parameters.max = ([value] for value in calibration.ranges[name])
         model.tensors[index].quantization = parameters
     first = round(len(model.operations) * float_part)
-    layers = [position for position, operation in enumerate(model.operations) if model.kind(operation) in _LAYERS]
-    last = max(layers, default=len(model.operations) - 1)
-    for operation in model.operations[first:last]:
-        if model.is_small_convolution(operation):
+    in_fp32 = [*model.operations[:first], *model.ends()]
+    for operation in model.operations:
+        if operation not in in_fp32 and model.is_small_convolution(operation):
             model.set_weights(operation, calibration.weights[model.name(operation.outputs[0])])
-    ends = (*model.operations[:first], *model.operations[last:])
-    in_fp32 = [model.name(index) for operation in ends for index in operation.outputs]
     with quiet():
-        quantized: bytes = mlir_quantize(model.to_bytes(), denylisted_nodes=in_fp32)
+        quantized: bytes = mlir_quantize(
+            model.to_bytes(),
+            denylisted_nodes=[model.name(index) for operation in in_fp32 for index in operation.outputs],
+        )
     return quantized
 
 
@@ -210,6 +210,21 @@ class _Model:
     def computed(self) -> dict[str, int]:
         """The index of each float tensor that an operation gives, by its name."""
         return {self.name(index): index for index in self._outputs() if self._is_float(index)}
+
+    def ends(self) -> list[Any]:
+        """Return the last layer, what comes after it, and what goes beside it: no other layer takes what they give.
+
+        Without any layer, it is the last operation.
+        """
+        if not any(self.kind(operation) in _LAYERS for operation in self.operations):
+            return list(self.operations[-1:])
+        ends, taken = list[Any](), set[int]()  # by a layer, at the end
+        for operation in reversed(self.operations):
+            if taken.isdisjoint(map(int, operation.outputs)):
+                ends.append(operation)
+            if operation not in ends or self.kind(operation) in _LAYERS:
+                taken.update(map(int, operation.inputs))
+        return ends
 
     def _outputs(self) -> Iterator[int]:
         return (int(index) for operation in self.operations for index in operation.outputs)

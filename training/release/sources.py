@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from contract.document import Aspect, Contract, Filter, ImageSpec, new_identity
 from training.errors import ExportError, WeightsError
 from training.models.catalogue import find_architecture, imagenet_classes
 from training.models.files import as_probabilities, load_file
+from training.models.novelty import with_score
 from training.release.class_names import read_classes
 from training.release.criteria import Criteria
 from training.release.export import export
 from training.release.store import staged_version
-from training.runs.folder import provenance, read_run, record_release, sha256
+from training.runs.folder import provenance, read_directions, read_run, record_release, sha256
 
 _log = logging.getLogger(__name__)
 
@@ -32,12 +35,14 @@ class Source:
         contract: All but its identity and its golden examples.
         photos: Encoded held-out photos for golden examples; without any, they are drawn.
         run: The run folder that it comes from.
+        directions: Those of its score (c, d), see `training.models.novelty`; None without a score.
     """
 
     model: keras.Model
     contract: Contract
     photos: Sequence[bytes] = ()
     run: Path | None = None
+    directions: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Release:
 def of_run(run: Path, name: str | None) -> Source:
     """Return the model of a run folder, under its own name or another."""
     model, contract, photos = read_run(run)
-    return Source(model, contract.named(name or contract.model), photos, run)
+    return Source(model, contract.named(name or contract.model), photos, run, read_directions(run, contract))
 
 
 def of_architecture(name: str, architecture: str, weights: str, classes: Path | None) -> Source:
@@ -129,6 +134,7 @@ def release(source: Source, store: Path, criteria: Criteria | None = None) -> Re
         difference = criteria.compare(probabilities, contract, store)
         contract = replace(contract, metrics={**contract.metrics, **difference})
         int8 = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image)
+    model = with_score(model, source.directions)
     try:
         with staged_version(store, contract.model) as staged:
             export(model, contract, staged.path, photos=source.photos, int8=int8)

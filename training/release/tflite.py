@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import flatbuffers
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 from tensorflow.lite.python.convert_phase import ConverterError
 
 from contract import answers
-from contract.document import DESCRIBE_SIGNATURE, IDENTITY, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
+from contract.document import DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
 from serving.engines import TFLITE_FILES, open_engine
 from training.errors import ExportError
 from training.judge.predictors import Predict
@@ -41,8 +42,8 @@ def convert(saved_model: Path, signatures: Sequence[str]) -> bytes:
     return content
 
 
-def predictor(content: bytes) -> Predict:
-    """Load a file as a server does, and return its prediction.
+def runner(content: bytes) -> Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]:
+    """Load a file as a server does, and return what gives its outputs by name, for pixels (n, h, w, 3).
 
     Raises:
         ServingError: It does not load.
@@ -53,7 +54,17 @@ def predictor(content: bytes) -> Predict:
             engine = open_engine(Path(scratch), "tflite", os.cpu_count() or 1)
             answers.describe(engine.run)  # XNNPACK announces itself at the first run
     signature = next(name for name in engine.signatures if name != DESCRIBE_SIGNATURE)
-    return lambda pixels: engine.run(signature, {IMAGES: pixels})[PROBABILITIES]
+    return lambda pixels: engine.run(signature, {IMAGES: pixels})
+
+
+def predictor(content: bytes) -> Predict:
+    """Load a file as a server does, and return its prediction.
+
+    Raises:
+        ServingError: It does not load.
+    """
+    run = runner(content)
+    return lambda pixels: run(pixels)[PROBABILITIES]
 
 
 def describe(content: bytes, contract: Contract) -> bytes:
@@ -67,7 +78,7 @@ def describe(content: bytes, contract: Contract) -> bytes:
     _replace_text(model, signatures[DESCRIBE_SIGNATURE].subgraphIndex, contract.to_json())
     default = copy(signatures[contract.signature])
     default.signatureKey = PREDICT_SIGNATURE.encode()
-    default.outputs = [each for each in default.outputs if each.name != IDENTITY.encode()]
+    default.outputs = [each for each in default.outputs if each.name == PROBABILITIES.encode()]
     model.signatureDefs.append(default)
     return pack(model)
 

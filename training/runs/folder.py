@@ -5,6 +5,7 @@
     contract.json   the contract, without golden examples
     history.json    each phase's figures by epoch
     golden/         held-out photos for golden examples
+    novelty.npy     directions of the score, see `training.models.novelty`
     report.html     and its plots, see `training.fit.report`
     releases.jsonl  the identity and the place of each version that was made of the run
 """
@@ -26,6 +27,8 @@ from training.errors import TrainingError
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,13 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def write_run(
-    folder: Path, model: keras.Model, contract: Contract, history: Mapping[str, Any], photos: Sequence[bytes]
+    folder: Path,
+    model: keras.Model,
+    contract: Contract,
+    history: Mapping[str, Any],
+    photos: Sequence[bytes],
+    *,
+    directions: NDArray[np.float32] | None = None,
 ) -> Path:
     """Write a run folder below `folder/<contract.model>/` and return it."""
     run = folder / contract.model / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -77,6 +86,10 @@ def write_run(
     (run / "history.json").write_text(json.dumps(history, indent=2))
     for position, photo in enumerate(photos):
         (run / "golden" / str(position)).write_bytes(photo)
+    if directions is not None:
+        import numpy as np
+
+        np.save(run / "novelty.npy", directions)
     (run / "contract.json").write_bytes(contract.to_json())  # last: a run without it is not complete
     return run
 
@@ -93,6 +106,22 @@ def read_run(run: Path) -> tuple[keras.Model, Contract, list[bytes]]:
     try:
         photos = [path.read_bytes() for path in sorted((run / "golden").iterdir())]
         return keras.models.load_model(run / "model.keras", compile=False), contract, photos
+    except (OSError, ValueError) as exc:
+        raise TrainingError(f"Expected a run folder that train has finished. Received {run}: {exc}") from exc
+
+
+def read_directions(run: Path, contract: Contract) -> NDArray[np.float32] | None:
+    """Return the directions (c, d) of a run's score; None if it has no score.
+
+    Raises:
+        TrainingError: They are missing.
+    """
+    import numpy as np
+
+    if not contract.novelty:
+        return None
+    try:
+        return np.asarray(np.load(run / "novelty.npy"), np.float32)
     except (OSError, ValueError) as exc:
         raise TrainingError(f"Expected a run folder that train has finished. Received {run}: {exc}") from exc
 

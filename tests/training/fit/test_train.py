@@ -44,6 +44,7 @@ def small():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", SMALL)
+        patch.setattr("training.models.novelty.FEWEST_PHOTOS", 2)
         yield "small"
 
 
@@ -108,7 +109,7 @@ def test_contract_says_how_the_model_was_made(trained):
 @tensorflow
 def test_run_folder_is_complete(run):
     """A run keeps the Keras model, the contract, the history and the golden photos."""
-    needed = {"contract.json", "golden", "history.json", "model.keras"}
+    needed = {"contract.json", "golden", "history.json", "model.keras", "novelty.npy"}
     plots = {f"{name}.png" for name in ("confusion", "curves", "reliability")}
     others = {"evaluation.json", "model.txt", "releases.jsonl", "report.html"}
     assert {path.name for path in run.iterdir()} == needed | plots | others
@@ -129,6 +130,17 @@ def test_run_report_shows_training_and_model(run):
         "head_probabilities",
     ):
         assert told in page
+
+
+@tensorflow
+def test_train_fits_a_score_for_unknown_images(trained, run):
+    """The version has a threshold and gives scores, and the report says how many good photos it would turn away."""
+    version = trained[2] / "store" / "colours" / "1"
+    contract, engine = describe(version), open_engine(version, "tflite", threads=1)
+    scores = engine.run(contract.signature, {"images": np.zeros((2, 16, 16, 3), np.uint8)})["novelty"]
+    assert contract.novelty.photos == 3 and scores.shape == (2,)
+    assert "Photos that would be turned away as unknown" in (run / "report.html").read_text()
+    assert [each["unknown"] for each in json.loads((run / "evaluation.json").read_text())["results"]] == [0]
 
 
 @tensorflow

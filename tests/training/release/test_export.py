@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contract.answers import Outputs
 from contract.document import (
     CONTRACT,
     DESCRIBE_SIGNATURE,
     IDENTITY,
     IMAGES,
+    NOVELTY,
     PREDICT_SIGNATURE,
     PROBABILITIES,
     QUERY,
@@ -186,6 +188,36 @@ def test_golden_examples_replay(engine):
     for example in written.golden:
         received = predict(engine, decode(example.image, written.image).pixels[np.newaxis])[0]
         np.testing.assert_allclose(received, example.probabilities, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A version with a score and an int8 file, the Keras model of both outputs, and pixels: noise, then flat."""
+    from training.models.novelty import with_score
+    from training.release.quantization import Limit
+
+    source, random = tiny_model.scored(), np.random.default_rng(1)
+    noise = random.integers(0, 256, (30, 16, 16, 3), np.uint8)
+    flat = np.broadcast_to(random.integers(0, 256, (20, 1, 1, 3), np.uint8), (20, 16, 16, 3))
+    model, path = with_score(source.model, source.directions), tmp_path_factory.mktemp("scored")
+    contract = replace(source.contract, identity="0123456789abcdef")
+    export.export(model, contract, path, photos=PHOTOS, int8=Limit(noise, lambda _: 1.0, "photos", 1.0, 1.0))
+    return path, model, np.concatenate([noise, flat])
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("tensorflow", 1e-4), ("tflite", 1e-4), ("int8", 0.02)])
+def test_files_say_alike_what_is_unknown(scored, name, tolerance):
+    """Each gives the Keras model's scores beside the probabilities, which are all that `serving_default` gives."""
+    path, model, pixels = scored
+    opened = open_engine(path, name, threads=1)
+    contract, outputs = describe(opened), opened.run("export_0123456789abcdef", {IMAGES: pixels})
+    expected = np.asarray(model(pixels.astype(np.float32), training=False)[NOVELTY])
+    assert outputs[NOVELTY].shape == (50,) and np.abs(outputs[NOVELTY] - expected).max() < tolerance
+    assert Outputs.of(outputs).unknown(contract).tolist() == [False] * 30 + [True] * 20
+    assert list(opened.signatures[PREDICT_SIGNATURE].outputs) == [PROBABILITIES]
+    for example in contract.golden:
+        given = Outputs.of(opened.run(contract.signature, {IMAGES: decode(example.image, contract.image).pixels[None]}))
+        assert given.difference(example) < 1e-5 and given.difference(replace(example, novelty=2.0)) > 1
 
 
 def test_variables_are_frozen(version):

@@ -1,0 +1,69 @@
+"""training/models/novelty.py: a score for images unlike all training photos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture(scope="module")
+def novelty() -> Any:
+    """The module; it imports TensorFlow."""
+    from training.models import novelty
+
+    return novelty
+
+
+def draw(count: int, seed: int, directions: int = 5) -> np.ndarray:
+    """Return features (count, 32) that lie near a few directions, of any length."""
+    random = np.random.default_rng(seed)
+    inside = random.normal(size=(count, directions)) @ np.random.default_rng(0).normal(size=(directions, 32))
+    return ((inside + 0.05 * random.normal(size=inside.shape)) * random.uniform(0.1, 10, (count, 1))).astype(np.float32)
+
+
+def test_what_lies_outside_the_directions_of_the_training_photos_scores_high(novelty: Any) -> None:
+    """However long its features are; held-out photos that are like those of training score low."""
+    import keras
+
+    inputs = keras.Input((32,))
+    outputs = keras.layers.Dense(3, activation="softmax")(keras.layers.Dropout(0.3)(inputs))
+    alike, other = draw(100, 2), np.random.default_rng(3).normal(size=(100, 32)).astype(np.float32)
+    score = novelty.fit(draw(300, 1), alike)
+    assert score.is_unknown(other).all() and score.is_unknown(np.zeros((1, 32), np.float32)).all()
+    given = novelty.predict(
+        novelty.with_score(keras.Model(inputs, outputs), score.directions), np.vstack([alike, other])
+    )
+    assert given.probabilities.shape == (200, 3) and given.novelty.min() >= 0 and given.novelty.max() <= 1
+    threshold = score.novelty.threshold
+    assert ((given.novelty > threshold) == np.concatenate([score.is_unknown(each) for each in (alike, other)])).all()
+
+
+@pytest.mark.parametrize(("photos", "turned_away"), [(20, 0), (100, 1), (250, 6), (2000, 83)])
+def test_the_threshold_turns_few_other_photos_away(novelty: Any, photos: int, turned_away: int) -> None:
+    """So few of these that at most 5 % of others are above it, with 95 % confidence; of 20 photos none."""
+    found = novelty.fit(draw(300, 1), draw(photos, 2)).novelty
+    assert (found.photos, round(found.turned_away * photos)) == (photos, turned_away)
+
+
+def test_few_photos_give_no_score(novelty: Any) -> None:
+    """A threshold of nineteen photos would turn away more than one in twenty."""
+    assert novelty.fit(draw(300, 1), draw(19, 2)) is None and novelty.fit(draw(19, 1), draw(300, 2)) is None
+
+
+def test_features_are_what_the_last_layer_takes(novelty: Any) -> None:
+    """Before the dropout, whatever the softmax is; a model without such a layer, or inside another, has none."""
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((8, 8, 3))
+    pooled = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(6, 3)(inputs))
+    logits = layers.Dense(4)(layers.Dropout(0.2)(layers.Dense(5, name="hidden")(pooled)))
+    model = keras.Model(inputs, layers.Softmax()(logits))
+    assert novelty.feature_model(model).output is model.get_layer("hidden").output
+    assert novelty.feature_model(keras.Model(inputs, layers.Softmax()(pooled))) is None
+    outer = keras.Input((8, 8, 3))
+    assert novelty.feature_model(keras.Model(outer, model(outer))) is None
