@@ -210,7 +210,8 @@ def _pairs(result: Result, photos: Pixels, classes: Sequence[str]) -> list[dict[
 def _unknown(result: Result, unknown: NDArray[np.bool_], photos: Pixels, classes: Sequence[str]) -> dict[str, Any]:
     """Return how many photos are turned away though they are of the classes, and some of them, evenly spread."""
     positions = np.flatnonzero(unknown)
-    shown = positions[np.unique(np.linspace(0, max(0, len(positions) - 1), UNKNOWN_PHOTOS).round().astype(int))]
+    count = min(len(positions), UNKNOWN_PHOTOS)
+    shown = positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]
     return {"count": len(positions), "photos": [_picture(result, photos, classes, int(each)) for each in shown]}
 
 
