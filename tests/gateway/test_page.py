@@ -81,7 +81,10 @@ class Gateway:
             if problem:
                 return jsonify(problem), problem["status"], {"Content-Type": "application/problem+json"}
             is_raw = request.mimetype.startswith("image/")
-            return jsonify({**ANSWER, "timing_ms": {**ANSWER["timing_ms"], **({"fetch": 0} if is_raw else {})}})
+            unknown = {"unknown": True} if b"unlike" in body else {}
+            return jsonify(
+                {**ANSWER, **unknown, "timing_ms": {**ANSWER["timing_ms"], **({"fetch": 0} if is_raw else {})}}
+            )
 
         self.app = app
         self._server = make_server("127.0.0.1", 0, app, threaded=True)
@@ -318,6 +321,18 @@ def test_a_trial_is_shown_until_it_ends(page: Page, gateway: Gateway) -> None:
     classify_url(page, CAT)
     wait_for_result(page)
     page.wait_for_selector("#trial", state="hidden")
+
+
+def test_an_image_unlike_all_is_said_to_be_none_of_the_classes(page: Page) -> None:
+    """Above the predictions and to a screen reader; the next image's answer takes it away."""
+    classify_url(page, "https://example.com/unlike.jpg")
+    wait_for_result(page)
+    assert "None of these, most likely" in page.locator("#unknown").inner_text()
+    assert (page.text_content("#status") or "").startswith("None of these, most likely")
+    assert findings(page) == NO_FINDINGS
+    classify_url(page, CAT)
+    page.wait_for_selector("#unknown", state="hidden")
+    assert (page.text_content("#status") or "").startswith("Egyptian cat")
 
 
 def test_a_url_has_a_link_and_no_thumbnail(page: Page) -> None:

@@ -70,9 +70,9 @@ def test_panoramas_make_examples_that_decode():
 
 
 def test_answers_are_what_the_model_gives(photos):
-    """Each example holds its image and the probabilities of exactly its pixels."""
-    images = golden_images(SPEC, photos)
-    examples = answer(images, lambda pixels: pixels.mean(axis=(1, 2)).astype(np.float32) / 255)
+    """Each example holds its image, and the probabilities and the score of exactly its pixels."""
+    images, mean = golden_images(SPEC, photos), lambda pixels: pixels.mean(axis=(1, 2)).astype(np.float32) / 255
+    examples = answer(images, lambda pixels: {"probabilities": mean(pixels), "novelty": mean(pixels)[:, 0]})
     assert [(each.name, each.image) for each in examples] == [(each.name, each.image) for each in images]
     expected = decode(images[1].image, SPEC).pixels.mean(axis=(0, 1)) / 255
-    np.testing.assert_allclose(examples[1].probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(examples[1].values, [*expected, expected[0]], atol=1e-6)
