@@ -12,18 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
+from contract.document import Novelty
 from gateway.app import create_app
 from gateway.batch import main
 from gateway.model.versions import Versions
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.conftest import Origin
-from tests.programs.model_server import FakeModelServer
+from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
 
 
@@ -60,8 +62,11 @@ def folder(tmp_path: Path) -> Path:
     return photos
 
 
-def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(address: str, folder: Path, tmp_path: Path) -> None:
-    """A row for each prediction, a row with its error for each failure."""
+def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(
+    address: str, model_server: FakeModelServer, golden: list[bytes], folder: Path, tmp_path: Path
+) -> None:
+    """A row for each prediction, with what is unknown, and a row with its error for each failure."""
+    model_server.versions[1] = FakeVersion.of(golden, score=lambda pixels: np.ones(len(pixels)), novelty=Novelty(0.5))
     out = tmp_path / "out.csv"
     assert main([str(folder), "--gateway", address, "--out", str(out), "--top-k", "2"]) == 1
     rows = list(csv.DictReader(out.read_text().splitlines()))
@@ -73,6 +78,7 @@ def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(address: str, 
         ("broken.jpg", ""),
     ]
     assert next(row["error"] for row in rows if row["source"].endswith("broken.jpg")) == "bad_image"
+    assert sorted(row["unknown"] for row in rows) == ["", "true", "true", "true", "true"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

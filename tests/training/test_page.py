@@ -12,7 +12,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from contract.document import ImageSpec
+from contract.document import ImageSpec, Novelty
 from tests.gateway.test_page import CHROMIUM, DESK, FLAGS, NO_FINDINGS, PHONE
 from tests.programs.photos import encode, photo
 from training import page
@@ -68,9 +68,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes = inspected.listing.all_classes
     pixels = load_pixels(read_split(work / "photos", classes, complete=False), ImageSpec(64, 64), work / "cache")
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), len(pixels.labels)).astype(np.float32)
-    result = Result("Keras, clothing/1", probabilities, metrics.measure(probabilities, pixels.labels, classes), None)
+    figures, unknown = metrics.measure(probabilities, pixels.labels, classes), np.arange(len(pixels.labels)) % 5 == 0
+    result, novelty = Result("Keras, clothing/1", probabilities, figures, None, unknown), Novelty(0.4, 0.02, 100)
     other = Result("gateway, clothing 1", probabilities, result.figures, metrics.compare(probabilities, probabilities))
-    report.write(report.draw([result, other], pixels, classes, "18 photos", work, trained_on=120), work)
+    drawn = report.draw([result, other], pixels, classes, "18 photos", work, trained_on=120, novelty=novelty)
+    report.write(drawn, work)
 
     plots.curves(work / "curves.png", {"head": {"loss": [2, 1], "val_loss": [2, 1.5], "accuracy": [0, 1]}})
     page.write(

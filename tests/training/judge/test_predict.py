@@ -99,3 +99,20 @@ def test_what_does_not_exist_is_refused(
     arguments = [argument.format(folder=folder) for argument in arguments]
     assert main(["predict", *arguments, "--store", str(tiny_store)]) == 1
     assert message.format(store=tiny_store) in capsys.readouterr().err
+
+
+def test_an_image_unlike_all_training_photos_is_marked(capsys: pytest.CaptureFixture[str], tiny_store: Path) -> None:
+    """A word before its name, and a member of its JSON; a version without a score has neither."""
+    from training.judge.predict import Answer, write
+    from training.judge.predictors import StoredVersion
+
+    version, predictions = StoredVersion(tiny_store, "tiny", None, "tflite"), [{"class": "cat", "probability": 0.9}]
+    answers = [Answer("a.jpg", predictions, unknown=is_unknown) for is_unknown in (True, False, None)]
+    write(iter(answers), version, as_json=False)
+    assert [line.split()[-2:] for line in capsys.readouterr().out.splitlines()] == [
+        ["unknown:", "a.jpg"],
+        ["0.900", "a.jpg"],
+        ["0.900", "a.jpg"],
+    ]
+    write(iter(answers), version, as_json=True)
+    assert [json.loads(line).get("unknown") for line in capsys.readouterr().out.splitlines()] == [True, False, None]
