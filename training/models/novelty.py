@@ -17,6 +17,7 @@ others, with a fine-tuned EfficientNet-Lite0 (area under the ROC curve):
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ def fit(train: Features, held_out: Features) -> Score | None:
     directions = np.asarray(rows.T, np.float32)
     scores = _score(held_out, directions)
     above = int(binom.ppf(1 - CONFIDENCE, len(scores), MOST_TURNED_AWAY)) - 1
-    threshold = float(np.ceil(np.sort(scores)[::-1][max(0, above)] * 1e6) / 1e6)
+    threshold = math.ceil(float(np.sort(scores)[::-1][max(0, above)]) * 1e6) / 1e6
     turned_away = float((scores > threshold).mean())
     _log.info(
         f"Images unlike the training photos are unknown: those with a score above {threshold:.3f}, as"
