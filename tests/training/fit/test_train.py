@@ -140,7 +140,8 @@ def test_train_fits_a_score_for_unknown_images(trained, run):
     scores = engine.run(contract.signature, {"images": np.zeros((2, 16, 16, 3), np.uint8)})["novelty"]
     assert contract.novelty.photos == 3 and scores.shape == (2,)
     assert "Photos that would be turned away as unknown" in (run / "report.html").read_text()
-    assert [each["unknown"] for each in json.loads((run / "evaluation.json").read_text())["results"]] == [0]
+    (result,) = json.loads((run / "evaluation.json").read_text())["results"]
+    assert 0 <= result["unknown"] <= 3
 
 
 @tensorflow
