@@ -78,7 +78,7 @@ def _die_in_the_third(*_: Any, trainings: Iterator[int] = count(1)) -> float:  #
 
 if __name__ == "__main__":
     ARCHITECTURES |= {each.name: each for each in (SMALL, WITHOUT_NORM)}
-    setattr(sources, "release", lambda *_: None)  # noqa: B010, for mypy
+    setattr(sources, "release", lambda *_, **__: None)  # noqa: B010, for mypy
     if sys.argv[1] == "two devices":
         halves = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)

@@ -40,6 +40,7 @@ class Pixels:
         paths: The file of each image.
         digest: SHA-256 over labels and file contents.
         skipped: Files that do not decode, and why.
+        file: Where the images of the whole split are, in the cache.
     """
 
     images: NDArray[np.uint8]
@@ -47,9 +48,10 @@ class Pixels:
     paths: list[Path]
     digest: str
     skipped: dict[str, str]
+    file: Path
 
     def part(self, positions: NDArray[np.int64]) -> Pixels:
-        """Return the photos at some positions; digest and skipped files stay as they are."""
+        """Return the photos at some positions; digest, skipped files and file stay as they are."""
         paths = [self.paths[position] for position in positions]
         rows = cast(NDArray[np.uint8], Rows(self.images, positions))
         return replace(self, images=rows, labels=self.labels[positions], paths=paths)
@@ -138,6 +140,7 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
         paths=[photo.path for photo in kept],
         digest=found["digest"],
         skipped=found["skipped"],
+        file=array,
     )
 
 

@@ -9,9 +9,11 @@ import re
 import shlex
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contract.store import versions_of
 from training.errors import TrainingError, WeightsError
 from training.models.quiet import import_tensorflow
 from training.release.commands import (
@@ -25,7 +27,12 @@ from training.release.commands import (
 if TYPE_CHECKING:
     from training.fit.preset import Preset
 
+if TYPE_CHECKING:
+    from training.runs.track import Tracking
+
 _log = logging.getLogger(__name__)
+
+STOPPED = 130  # the exit status after Ctrl-C
 
 FOLDER = (
     "folder of photos: a folder for each class, or train/, validation/ and test/ with class folders inside;"
@@ -42,7 +49,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         default="default",
-        help="default, quick, plain-cnn, vgg16, resnet50, or a .toml file (default: %(default)s)",
+        help="default, plain-cnn, vgg16, resnet50, or a .toml file (default: %(default)s)",
     )
     add(
         "--architecture",
@@ -55,6 +62,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     add_preprocessing(parser)
     add("--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)")
+    add("--first-only", action="store_true", help="stop after the first version, which takes about a minute")
     add("--fresh", action="store_true", help="start again, even if the same training was interrupted")
     add("--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs")
     add(
@@ -68,39 +76,92 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train on a folder of photos, then release the model; an exit status other than 0 if a tracker failed."""
+    """Train on a folder of photos, then release the model; an exit status other than 0 if a tracker failed.
+
+    Where people have no version yet, they get a first one before: a head on frozen features.
+    """
     check_release_options(options)
     import_tensorflow()
 
     from training.data.pixels import Photos
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
-    from training.fit.train import train
+    from training.fit.train import read_data, train
     from training.release.replacement import refuse_other_classes
-    from training.release.sources import of_run, release
     from training.runs.track import Tracking, find_tracker
 
     tracking = Tracking(find_tracker(options.track)) if options.track else None
     chosen = ("architecture", "weights", "size", "preprocessing", *(field.name for field in fields(Recipe)))
     preset = find_preset(options.preset).changed({name: getattr(options, name) for name in chosen})
+    preset.check_trains()
+    if options.first_only and not preset.pretrained:
+        raise TrainingError("Expected weights to begin with, for a first version. Received: --weights none")
     _check_start(preset, options.architecture)
     photos = Photos(options.folder, options.cache)
     if not options.replace_classes:
         refuse_other_classes(options.store, options.name, photos.splits().classes)
-    places = {"name": options.name, "runs": options.runs, "fresh": options.fresh}
-    run = train(photos, preset, **places, distribute=options.distribute, tracking=tracking)
-    _log.info(f"Saved the run in {run}")
-    status = 0
+    train_with = partial(
+        train,
+        read_data(photos, preset),
+        name=options.name,
+        runs=options.runs,
+        fresh=options.fresh,
+        distribute=options.distribute,
+    )
+    first = released = None
+    if preset.pretrained:
+        first = train_with(preset.first, tracking=tracking if options.first_only else None)
+        if options.first_only or not versions_of(options.store, options.name):
+            if _release(first, options, int8=False):
+                return STOPPED
+            released = first
+        if options.first_only:
+            return _track(first, tracking, options.track)
+    run = train_with(preset, tracking=tracking)
+    status = _track(run, tracking, options.track)
+    best = _better(run, first)
+    return (0 if best == released else _release(best, options)) or status
+
+
+def _better(run: Path, first: Path | None) -> Path:
+    """Return the run that is more accurate on validation; of equals, the one that gives the right classes more."""
+    from training.runs.folder import Run
+
+    if not first:
+        return run
+    now, before = (Run(each).contract.metrics for each in (run, first))
+    names = ("validation_accuracy", "validation_log_loss")
+    (accuracy, loss), (accuracy_before, loss_before) = ([each[name] for name in names] for each in (now, before))
+    best = run if (accuracy, -loss) > (accuracy_before, -loss_before) else first
+    _log.info(
+        f"{'Better' if best == run else 'Not better'} than the first version: accuracy {accuracy:.4f} on validation,"
+        f" before {accuracy_before:.4f}; log loss {loss:.3f}, before {loss_before:.3f}"
+    )
+    return best
+
+
+def _track(run: Path, tracking: Tracking | None, name: str) -> int:
+    """Send a run to a tracker, and return 1 if that fails: a release does not depend on it."""
+    if not tracking:
+        return 0
     try:
-        if tracking:  # gets every run; a release does not depend on it
-            try:
-                tracking.finish(run)
-                _log.info(f"Sent the run to {options.track}")
-            except TrainingError as exc:
-                print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-                status = 1
+        tracking.finish(run)
+    except TrainingError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
+    _log.info(f"Sent the run to {name}")
+    return 0
+
+
+def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> int:
+    """Release a run, and return `STOPPED` if that is interrupted, else 0."""
+    from training.release.sources import of_run, release
+
+    try:
         source = of_run(run, options.name)
-        release(source, options.store, read_chosen_criteria(options, source.contract))
+        decides = int8 or versions_of(options.store, options.name)
+        criteria = read_chosen_criteria(options, source.contract) if decides else None
+        release(source, options.store, criteria, int8=int8)
     except KeyboardInterrupt:
         command = ["--run", str(run), "--photos", str(options.folder)]
         for name in ("store", "cache", "int8_drop", "margin"):
@@ -111,8 +172,8 @@ def run_train(options: argparse.Namespace) -> int:
         print(
             f"Stopped; the run is kept. To release it: python -m training export {shlex.join(command)}", file=sys.stderr
         )
-        return 130
-    return status
+        return STOPPED
+    return 0
 
 
 def _check_start(preset: Preset, architecture: str | None) -> None:

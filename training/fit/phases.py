@@ -1,4 +1,4 @@
-"""The model that is trained, and its two phases: a head on frozen features, then the upper layers with augmentation."""
+"""The model that is trained: a head is fitted on frozen features, then the upper layers train with augmentation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from training.data.pixels import Pixels
 from training.fit import batches
+from training.fit.features import frozen_features
+from training.fit.head import fit_head
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.unfinished import History, Progress, Unfinished
 from training.models.catalogue import Architecture, preprocess
 from training.models.starting_points import find_start
 from training.progress import estimated
-from training.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +30,26 @@ Watch = Sequence[keras.callbacks.Callback]
 Data = dict[str, tuple[NDArray[Any], NDArray[np.float32]]]
 """Inputs and targets (n, k) of each split."""
 
-# Validation photos below which many epochs tie in accuracy, so the loss breaks ties. With the 341 of clothing, breaking
-# ties trained the head for 26 epochs instead of 10, and ended at 0.894 instead of 0.903.
-FEW_PHOTOS = 100
+FEW_PHOTOS = 100  # of validation, below which many epochs tie in accuracy, so the loss breaks ties
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model that is trained, pixels 0-255 to probabilities, and the backbone inside it; a head alone has none."""
+    """A model that is trained, pixels 0-255 to probabilities, and the backbone inside it."""
 
     model: keras.Model
-    backbone: keras.Model | None
+    backbone: keras.Model
+
+    @property
+    def features(self) -> keras.Model:
+        """The part from pixels to features (n, c)."""
+        return keras.Model(self.model.input, self.model.get_layer("head_dropout").input)
+
+    @property
+    def head(self) -> keras.Model:
+        """The part from features to probabilities (n, k)."""
+        inputs = keras.Input(self.features.output_shape[1:])
+        return keras.Model(inputs, self.model.get_layer("head_probabilities")(inputs))
 
 
 def start_of(preset: Preset) -> Architecture:
@@ -57,19 +67,9 @@ def build(preset: Preset, classes: int) -> Network:
     backbone = architecture.backbone(preset.weights, include_top=False)
     inputs = keras.Input(backbone.input_shape[1:], name="pixels")
     features = backbone(preprocess(inputs, architecture.preprocessing))
-    return Network(_with_head(inputs, features, preset.recipe, classes), backbone)
-
-
-def build_head(preset: Preset, classes: int, shape: tuple[int, ...]) -> Network:
-    """Return a head alone, from features of a shape."""
-    inputs = keras.Input(shape)
-    return Network(_with_head(inputs, inputs, preset.recipe, classes), None)
-
-
-def _with_head(inputs: Any, features: Any, recipe: Recipe, classes: int) -> keras.Model:
-    x = layers.Dropout(recipe.dropout, name="head_dropout")(features)
+    x = layers.Dropout(preset.recipe.dropout, name="head_dropout")(features)
     outputs = layers.Dense(classes, activation="softmax", name="head_probabilities")(x)
-    return keras.Model(inputs, outputs, name="classifier")
+    return Network(keras.Model(inputs, outputs, name="classifier"), backbone)
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Phases:
     """The two phases of a training: the head on frozen features, then the upper layers on augmented photos.
 
     Attributes:
-        network: From `build` or `build_head`.
+        network: From `build`.
         preset: How to train.
         run: State of the same training: what an earlier process left, and what this one keeps.
-        watch: Callbacks of Keras for the last phase, beside those that it needs.
+        watch: Callbacks of Keras for the upper layers, beside those that they need.
     """
 
     network: Network
@@ -99,31 +99,22 @@ class Phases:
         return self.network.model
 
     def fit(self, splits: dict[str, Pixels]) -> dict[str, History]:
-        """Train on the split `train`, with early stopping on `validation`; a phase without epochs is left out."""
-        recipe, head, upper = self.recipe, History(), History()
-        if recipe.head_epochs and self.preset.pretrained:
-            head = self._fit_head(splits)
-        if recipe.epochs:
-            upper = self._fit_upper_layers(splits)
-        return {"head": head, "upper layers": upper}
+        """Train on the split `train`, with early stopping on `validation`; return the figures by phase and epoch."""
+        if self.preset.pretrained:
+            self._fit_head(splits)
+        return {"upper layers": self.fit_upper_layers(splits)} if self.recipe.epochs else {}
 
-    def _fit_head(self, splits: dict[str, Pixels]) -> History:
-        """Compute the frozen features once, and train the head alone on them."""
-        features = self._features(splits)
-        inputs = keras.Input(features["train"].shape[1:])
-        dropout, probabilities = (self.model.get_layer(name) for name in ("head_dropout", "head_probabilities"))
-        head = keras.Model(inputs, probabilities(dropout(inputs)))
-        data = {split: (features[split], one_hot(splits[split].labels, self.model)) for split in features}
-        history = self._fit("head", head, data, self.recipe.head_epochs, self.recipe.head_learning_rate)
-        log.info(
-            f"Trained the head for {counted(len(history['loss']), 'epoch')}:"
-            f" validation {max(history['val_accuracy']):.4f}"
-        )
-        return history
+    def _fit_head(self, splits: dict[str, Pixels]) -> None:
+        """Fit the head to frozen features."""
+        features, *_ = frozen_features(self.network.features, splits["train"], splits["validation"])
+        balanced = self.recipe.class_weights == "balanced"
+        head = fit_head(features, splits["train"].labels, seed=self.recipe.seed, balanced=balanced)
+        self.model.get_layer("head_probabilities").set_weights([head.kernel, head.bias])
+        if head.accuracy is not None:
+            log.info(f"Fitted the head: accuracy {head.accuracy:.4f} in cross-validation on the training photos")
 
-    def _fit_upper_layers(self, splits: dict[str, Pixels]) -> History:
+    def fit_upper_layers(self, splits: dict[str, Pixels]) -> History:
         """Train a part of the backbone, from the top, with the head."""
-        assert self.network.backbone is not None
         weighted = [layer for layer in self.network.backbone.layers if layer.weights]
         for layer in weighted[: round(len(weighted) * (1 - self.preset.unfreeze))]:
             layer.trainable = False
@@ -139,20 +130,6 @@ class Phases:
             for split in ("train", "validation")
         }
         return self._fit("upper-layers", self.model, data, self.recipe.epochs, schedule)
-
-    def _features(self, splits: dict[str, Pixels]) -> dict[str, NDArray[np.float32]]:
-        """Return the backbone's features of the photos; an earlier process may have left them."""
-        started, found = time.monotonic(), dict[str, NDArray[np.float32]]()
-        for split in ("train", "validation"):
-            kept = self.run.kept(f"features-{split}")
-            if kept is None:
-                features = frozen_features(self.model, splits[split].images, self.recipe)
-                kept = self.run.keep(f"features-{split}", features)
-            found[split] = kept
-        log.info(
-            f"Computed the features of {sum(map(len, found.values()))} photos in {time.monotonic() - started:.0f} s"
-        )
-        return found
 
     def _fit(self, phase: str, model: keras.Model, data: Data, epochs: int, learning_rate: Any) -> History:
         """Fit on inputs and targets from where an earlier process stopped; photos are augmented, features are not."""
@@ -190,19 +167,12 @@ class Phases:
                 stopping,
                 progress,
                 *([Wait(steps, f"Epoch {left.start + 1}/{left.stop}"), _Lines(left)] if photos else []),
-                *(self.watch if phase == "upper-layers" or not recipe.epochs else ()),
+                *self.watch,
             ],
             shuffle=False,
             verbose=0,
         )
         return progress.history
-
-
-def frozen_features(model: keras.Model, images: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:
-    """Return the backbone's features (n, c) of images."""
-    of_images = keras.Model(model.input, model.get_layer("head_dropout").input)
-    wait = Wait(-(-len(images) // recipe.batch_size), f"Computing features of {len(images)} photos")
-    return of_images.predict(images, batch_size=recipe.batch_size, callbacks=[wait], verbose=0)
 
 
 class Wait(keras.callbacks.Callback):

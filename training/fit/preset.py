@@ -43,7 +43,7 @@ class Preset:
 
     @property
     def pretrained(self) -> bool:
-        """Whether the backbone begins with weights; random ones have no head phase and are not frozen."""
+        """Whether the backbone begins with weights; random ones give no features, and are not frozen."""
         return self.weights != "none"
 
     @property
@@ -58,14 +58,18 @@ class Preset:
         return replace(self, **own, recipe=replace(self.recipe, **given))
 
     def check_trains(self) -> None:
-        """Refuse to train nothing.
+        """Refuse to train nothing but the head, which needs no preset.
 
         Raises:
-            TrainingError: There is no epoch, for random weights none of the upper layers.
+            TrainingError: There is no epoch.
         """
-        if not (self.recipe.epochs or (self.pretrained and self.recipe.head_epochs)):
-            kind = "epochs or head_epochs" if self.pretrained else "epochs, which train random weights,"
-            raise TrainingError(f"Expected {kind} of at least 1. Received: 0")
+        if not self.recipe.epochs:
+            raise TrainingError("Expected epochs of at least 1. Received: 0. For the head alone: train --first-only")
+
+    @property
+    def first(self) -> Preset:
+        """The same for a first version: the head alone, on frozen features."""
+        return replace(self, recipe=replace(self.recipe, epochs=0))
 
 
 def names() -> list[str]:

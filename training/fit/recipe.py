@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from training.errors import TrainingError
 
 MOST_AUGMENTATION = 3  # beyond it, little is left of a photo
-_NOT_NEGATIVE = ("seed", "averaging", "head_epochs", "epochs", "head_learning_rate", "learning_rate", "weight_decay")
+_NOT_NEGATIVE = ("seed", "averaging", "epochs", "learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,9 @@ class Recipe:
     """How to train; the defaults reach the figures in the README on clothing photos.
 
     Attributes:
-        head_epochs: Largest number of epochs for the head, on frozen features; weights `none` have no such phase.
         epochs: Largest number of epochs for the upper layers.
         patience: Epochs without a better validation accuracy after which a phase ends.
         batch_size: Photos in a batch.
-        head_learning_rate: Learning rate for the head, constant.
         learning_rate: Peak learning rate for the upper layers. It warms up over one epoch, then decays to zero by a
             cosine.
         weight_decay: Weight decay of AdamW.
@@ -34,11 +32,9 @@ class Recipe:
         seed: Seed for initial weights, order and augmentation.
     """
 
-    head_epochs: int = 40
     epochs: int = 6
     patience: int = 4
     batch_size: int = 32
-    head_learning_rate: float = 1e-3
     learning_rate: float = 5e-4
     weight_decay: float = 1e-2
     dropout: float = 0.3

@@ -63,7 +63,8 @@ def write_report(
     model.summary(print_fn=lambda text, **_: lines.append(text), expand_nested=True)
     summary = "\n".join(lines)
     (run / "model.txt").write_text(summary, encoding="utf-8")
-    plots.curves(run / "curves.png", history)
+    if history:
+        plots.curves(run / "curves.png", history)
     chose = "; they were used to choose the model's weights, so expect lower figures on new photos"
     page.write(
         run / "report.html",
@@ -78,7 +79,7 @@ def write_report(
             novelty=contract.novelty,
         ),
         name=contract.model,
-        curves=page.picture(run / "curves.png"),
+        curves=page.picture(run / "curves.png") if history else "",
         augmented={contract.classes[label]: list(map(page.thumbnail, row)) for label, row in augmented.items()},
         class_count=len(contract.classes),
         versions=VERSIONS,

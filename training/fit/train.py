@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from contract.document import Contract, ImageSpec
-from training.data.folder import Dataset
+from contract.document import Contract
 from training.data.pixels import Photos, Pixels, decoder
 from training.fit import calibration, phases
+from training.fit.features import compute_features, frozen_features
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.report import augmented_photos, write_report
@@ -22,7 +23,6 @@ from training.fit.unfinished import History, open_unfinished
 from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
-from training.models.catalogue import Architecture
 from training.runs.folder import provenance, write_run
 from training.runs.track import Tracking
 from training.words import counted
@@ -30,11 +30,40 @@ from training.words import counted
 _log = logging.getLogger(__name__)
 
 GOLDEN_PHOTOS = 3
-SCORE_PHOTOS = 1000  # of train, whose features are computed for the score; all 3,068 of clothing made it no better
+SCORE_PHOTOS = 1000  # of train, whose features the score is fitted to; all 3,068 of clothing made it no better
+
+
+@dataclass(frozen=True)
+class Data:
+    """Photos to train on and held-out ones, by split, and the names of their classes."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Pixels]
+
+
+def read_data(photos: Photos, preset: Preset) -> Data:
+    """Read each split as a preset's network needs it, and log what there is.
+
+    Raises:
+        DataError: There is too little, or nothing that decodes.
+    """
+    start = phases.start_of(preset)
+    dataset, spec, origin = photos.splits(), start.photo_spec, start.origin(preset.weights)
+    if "weights_sha256" in origin:
+        _log.info(
+            f"Starting from {origin['weights']}: {start.name} at {spec.height} by {spec.width} pixels, with"
+            f" preprocessing: {start.preprocessing}"
+        )
+    for line in dataset.describe():
+        _log.info(line)
+    splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
+    if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
+        _log.info(f"Note: only {counted(few, 'validation photo')} to choose the best epoch by, and to decide on int8")
+    return Data(dataset.classes, splits)
 
 
 def train(
-    photos: Photos,
+    data: Data,
     preset: Preset,
     *,
     name: str,
@@ -43,11 +72,11 @@ def train(
     distribute: str = "none",
     tracking: Tracking | None = None,
 ) -> Path:
-    """Train a classifier on a folder of photos.
+    """Train a classifier on photos.
 
     Args:
-        photos: Class folders, or split folders with class folders inside.
-        preset: The network, its weights and the recipe.
+        data: The photos, see `read_data`.
+        preset: The network, its weights and the recipe. Without epochs, only the head is fitted.
         name: The model's name.
         runs: Where run folders go.
         fresh: Start again, though the same training was interrupted; without it, that one continues.
@@ -57,74 +86,58 @@ def train(
     Returns:
         The run folder, see `training/runs/folder.py`.
     """
-    preset.check_trains()
     recipe = preset.recipe
     keras.utils.set_random_seed(recipe.seed)
     architecture = phases.start_of(preset)
-    dataset, spec = photos.splits(), architecture.photo_spec
-    start = _log_start(architecture, preset)
-    splits = _read(photos, dataset, spec)
     strategy = _strategy(distribute, recipe)
-    digests = {split: pixels.digest for split, pixels in splits.items()}
+    splits, digests = data.splits, {split: pixels.digest for split, pixels in data.splits.items()}
     made_of = [asdict(architecture), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
     with open_unfinished(runs, name, made_of, fresh) as unfinished, strategy.scope():
         if tracking:
             unfinished.follow = tracking.start(name, unfinished.path)
-        network = phases.build(preset, len(dataset.classes))
-        _log_class_weights(network.model, splits["train"], dataset.classes, recipe)
+        network = phases.build(preset, len(data.classes))
+        _log_class_weights(network.model, splits["train"], data.classes, recipe)
         history = phases.Phases(network, preset, unfinished).fit(splits)
+        features = _compute_features(network, splits, recipe)
         origin = replace(
             provenance(),
-            **start,
+            **architecture.origin(preset.weights),
             data_digest=digests,
             recipe=asdict(recipe),
-            temperature=round(_calibrate(network.model, splits["validation"], recipe), 4),
+            temperature=round(_calibrate(network, features["validation"], splits["validation"].labels), 4),
             training_s=round(unfinished.spent_s),
         )
-        contract = Contract(name, dataset.classes, spec, origin)
-        return _keep(runs, network.model, contract, history=history, splits=splits, recipe=recipe)
-
-
-def _read(photos: Photos, dataset: Dataset, spec: ImageSpec) -> dict[str, Pixels]:
-    """Read each split, and log what there is."""
-    for line in dataset.describe():
-        _log.info(line)
-    splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
-    if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
-        _log.info(f"Note: only {counted(few, 'validation photo')} to choose the best epoch by, and to decide on int8")
-    return splits
-
-
-def _log_start(architecture: Architecture, preset: Preset) -> dict[str, str]:
-    """Log which file a training starts from, if any, and return what the contract says of it."""
-    start, spec = architecture.origin(preset.weights), architecture.photo_spec
-    if "weights_sha256" in start:
-        _log.info(
-            f"Starting from {start['weights']}: {architecture.name} at {spec.height} by {spec.width} pixels, with"
-            f" preprocessing: {architecture.preprocessing}"
-        )
-    return start
+        contract = Contract(name, data.classes, architecture.photo_spec, origin)
+        return _keep(runs, network, contract, history=history, splits=splits, features=features, recipe=recipe)
 
 
 def _keep(
     runs: Path,
-    model: keras.Model,
+    network: phases.Network,
     contract: Contract,
     *,
     history: Mapping[str, History],
     splits: Mapping[str, Pixels],
+    features: Mapping[str, NDArray[np.float32]],
     recipe: Recipe,
 ) -> Path:
     """Measure a model on what was held out, and write its run folder with a report."""
     held_out = {split: splits[split] for split in ("validation", "test") if split in splits}
-    results = {split: _measure(split, model, pixels, contract) for split, pixels in held_out.items()}
-    score, results = _fit_score(model, splits, results)
-    contract = replace(contract, novelty=score.novelty if score else None)
+    results = {
+        split: _measure(split, network.head.predict(features[split], verbose=0), pixels, contract)
+        for split, pixels in held_out.items()
+    }
+    score = novelty.fit(features["train"], features["validation"])
+    if score:
+        contract = replace(contract, novelty=score.novelty)
+        results = {
+            split: replace(result, unknown=score.is_unknown(features[split])) for split, result in results.items()
+        }
     contract = replace(contract, metrics={"train_photos": len(splits["train"].labels), **_metrics(results)})
     split, result = list(results.items())[-1]
     run = write_run(
         runs,
-        model,
+        network.model,
         contract,
         history,
         _telling_photos(held_out[split], result),
@@ -132,16 +145,36 @@ def _keep(
     )
     augmented = augmented_photos(splits["train"], recipe)
     write_report(
-        run, model, contract, history=history, result=result, photos=held_out[split], split=split, augmented=augmented
+        run,
+        network.model,
+        contract,
+        history=history,
+        result=result,
+        photos=held_out[split],
+        split=split,
+        augmented=augmented,
     )
+    _log.info(f"Saved the run in {run}")
     return run
 
 
-def _calibrate(model: keras.Model, pixels: Pixels, recipe: Recipe) -> float:
+def _compute_features(
+    network: phases.Network, splits: Mapping[str, Pixels], recipe: Recipe
+) -> dict[str, NDArray[np.float32]]:
+    """Return the features (n, c) of each split; of train, those of some photos spread over it."""
+    last, count = len(splits["train"].labels) - 1, min(len(splits["train"].labels), SCORE_PHOTOS)
+    some = splits["train"].part(np.linspace(0, last, count).round().astype(np.int64))
+    chosen, model = {**splits, "train": some}, network.features
+    if recipe.epochs:
+        images = (np.asarray(pixels.images[:]) for pixels in chosen.values())
+        return dict(zip(chosen, compute_features(model, *images), strict=True))
+    return dict(zip(chosen, frozen_features(model, *chosen.values()), strict=True))
+
+
+def _calibrate(network: phases.Network, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Fit a temperature on validation and bake it into the head."""
-    probabilities = model.predict(pixels.images, batch_size=recipe.batch_size, verbose=0)
-    temperature = calibration.fit_temperature(probabilities, pixels.labels)
-    calibration.bake(model, "head_probabilities", temperature)
+    temperature = calibration.fit_temperature(network.head.predict(features, verbose=0), labels)
+    calibration.bake(network.model, "head_probabilities", temperature)
     if temperature != 1.0:
         _log.info(f"Divided the logits by a temperature of {temperature:.2f}, fitted on validation")
     return temperature
@@ -154,25 +187,7 @@ def _log_class_weights(model: keras.Model, pixels: Pixels, classes: Sequence[str
     _log.info("Class weights: " + ", ".join(f"{classes[k]} {weight:.2f}" for k, weight in by_class.items()))
 
 
-def _fit_score(
-    model: keras.Model, splits: Mapping[str, Pixels], results: Mapping[str, Result]
-) -> tuple[novelty.Score | None, dict[str, Result]]:
-    """Fit the score for unknown images, and add to the results which photos it would turn away."""
-    of_images = novelty.feature_model(model)
-    if of_images is None:
-        return None, dict(results)
-    train = splits["train"].images
-    chosen = np.linspace(0, len(train) - 1, min(len(train), SCORE_PHOTOS)).round().astype(int)
-    features = {split: of_images.predict(splits[split].images, verbose=0) for split in results}
-    score = novelty.fit(of_images.predict(train[chosen], verbose=0), features["validation"])
-    if score is None:
-        return None, dict(results)
-    unknown = {split: score.is_unknown(features[split]) for split in results}
-    return score, {split: replace(result, unknown=unknown[split]) for split, result in results.items()}
-
-
-def _measure(split: str, model: keras.Model, pixels: Pixels, contract: Contract) -> Result:
-    probabilities = model.predict(pixels.images, verbose=0)
+def _measure(split: str, probabilities: NDArray[np.float32], pixels: Pixels, contract: Contract) -> Result:
     figures = measure(probabilities, pixels.labels, contract.classes)
     accuracy = figures.accuracy
     _log.info(
@@ -186,6 +201,7 @@ def _metrics(results: Mapping[str, Result]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for split, result in results.items():
         metrics[f"{split}_accuracy"] = round(result.figures.accuracy.value, 4)
+        metrics[f"{split}_log_loss"] = round(result.figures.log_loss, 4)
         metrics[f"{split}_calibration_error"] = round(result.figures.calibration_error, 4)
         metrics[f"{split}_photos"] = result.figures.photos
     return metrics

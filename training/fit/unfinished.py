@@ -1,6 +1,6 @@
 """The state of a run, kept on disk after each epoch, so that the same command continues it after kill -9.
 
-`runs/.unfinished/NAME-DIGEST/` contains the frozen features and a folder for each phase. The digest covers everything
+`runs/.unfinished/NAME-DIGEST/` contains a folder for each phase. The digest covers everything
 that makes the run what it is. keras.callbacks.BackupAndRestore overwrites its weights in place, and keeps neither the
 best weights nor the history; here one rename commits all of them.
 """
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
 
 from contract.disk import locked, written_whole
 from training.errors import TrainingError
@@ -43,17 +41,6 @@ class Unfinished:
     def spent_s(self) -> float:
         """Seconds that this process and earlier ones spent on the run."""
         return time.monotonic() - self.started
-
-    def keep(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        """Keep an array that takes long to compute."""
-        with written_whole(self.path / f"{name}.npy") as draft, draft.open("wb") as file:
-            np.save(file, array)
-        return array
-
-    def kept(self, name: str) -> NDArray[Any] | None:
-        """Return an array that was kept, or None."""
-        path = self.path / f"{name}.npy"
-        return np.load(path) if path.is_file() else None
 
 
 @contextmanager

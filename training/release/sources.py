@@ -114,13 +114,14 @@ def of_file(
     return Source(model, Contract(name, names, ImageSpec(height, width, filter, aspect, crop), origin))
 
 
-def release(source: Source, store: Path, criteria: Criteria | None = None) -> Release:
+def release(source: Source, store: Path, criteria: Criteria | None = None, *, int8: bool = True) -> Release:
     """Release a model as the next version of its name in the store.
 
     Args:
         source: What to release.
         store: The model-store.
         criteria: Labelled photos, without which there is no int8 file and no comparison with the last version.
+        int8: Whether to make an int8 file; the search takes longer than all the rest.
 
     Raises:
         ExportError: It is worse than the last version allows, its files answer differently than the model, or they
@@ -128,16 +129,16 @@ def release(source: Source, store: Path, criteria: Criteria | None = None) -> Re
     """
     contract = replace(source.contract, identity=new_identity())
     model = as_probabilities(source.model, len(contract.classes))
-    int8 = None
+    limit = None
     if criteria:
         probabilities = criteria.probabilities(model.predict_on_batch, contract.image)
         difference = criteria.compare(probabilities, contract, store)
         contract = replace(contract, metrics={**contract.metrics, **difference})
-        int8 = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image)
+        limit = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image) if int8 else None
     model = with_score(model, source.directions)
     try:
         with staged_version(store, contract.model) as staged:
-            export(model, contract, staged.path, photos=source.photos, int8=int8)
+            export(model, contract, staged.path, photos=source.photos, int8=limit)
             released = Release(staged.release(), contract.identity)
     except (OSError, tf.errors.OpError) as exc:
         raise ExportError(f"Could not make a version below {store / contract.model}: {exc}") from exc

@@ -1,9 +1,9 @@
 """Run folders: what training leaves behind, and what a release is made of. Only models need TensorFlow.
 
-`runs/NAME/TIME/` contains:
+`runs/NAME/TIME/`, or `runs/NAME/TIME-first/` for a first version, contains:
     model.keras     pixels 0-255 to probabilities
     contract.json   the contract, without golden examples
-    history.json    each phase's figures by epoch
+    history.json    each phase's figures by epoch; a first version has none
     golden/         held-out photos for golden examples
     novelty.npy     directions of the score, see `training.models.novelty`
     report.html     and its plots, see `training.fit.report`
@@ -80,7 +80,7 @@ def write_run(
     directions: NDArray[np.float32] | None = None,
 ) -> Path:
     """Write a run folder below `folder/<contract.model>/` and return it."""
-    run = folder / contract.model / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run = folder / contract.model / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + ("" if history else "-first"))
     (run / "golden").mkdir(parents=True)
     model.save(run / "model.keras")
     (run / "history.json").write_text(json.dumps(history, indent=2))

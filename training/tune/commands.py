@@ -22,7 +22,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
         help="time for the whole search; the same command again continues it for as long",
     )
     add("--out", type=Path, required=True, help="preset to write: a .toml file for train --preset; a page beside it")
-    add("--preset", default="default", help="preset to start from; quick tunes only the head (default: %(default)s)")
+    add("--preset", default="default", help="preset to start from (default: %(default)s)")
     add(
         "--architectures",
         metavar="NAME,…",

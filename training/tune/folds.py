@@ -13,7 +13,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
 from training.data.pixels import Pixels
@@ -29,13 +28,13 @@ FOLDS = 5
 
 
 class Folds:
-    """The folds of some photos, with their frozen features, which all trainings of a backbone and size share.
+    """The folds of some photos, for all trainings of a backbone and size.
 
     Args:
         photos: What is divided into folds.
-        preset: The network; its recipe's seed decides the folds, and it has a head phase if the others have one.
+        preset: The network; its recipe's seed decides the folds.
         classes: How many there are.
-        path: A folder where the features are kept, and the state of trainings that were interrupted.
+        path: A folder for the state of trainings that were interrupted.
 
     Raises:
         DataError: A class has fewer photos than there are folds.
@@ -49,21 +48,6 @@ class Folds:
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=preset.recipe.seed)
         parts = folds.split(photos.labels, photos.labels)
         self._rows = [{"train": train, "validation": held_out} for train, held_out in parts]
-        self._features: NDArray[np.float32] | None = None
-
-    def compute_features(self) -> None:
-        """Compute the frozen features, or read what an earlier search kept, if the recipe has a head phase."""
-        if self._features is not None or not (self._preset.pretrained and self._preset.recipe.head_epochs):
-            return
-        self._path.mkdir(parents=True, exist_ok=True)
-        kept = Unfinished(self._path, time.monotonic())
-        self._features = kept.kept("features")
-        if self._features is None:
-            _log.info(f"Computing the features of {len(self._photos.labels)} photos")
-            keras.utils.set_random_seed(self._preset.recipe.seed)
-            model = phases.build(self._preset, self._classes).model
-            features = phases.frozen_features(model, self._photos.images, self._preset.recipe)
-            self._features = kept.keep("features", features)
 
     def spent_s(self, recipe: Recipe, fold: int) -> float:
         """Return the seconds that a training which was interrupted has taken so far."""
@@ -74,29 +58,22 @@ class Folds:
         shutil.rmtree(self._folder(recipe, fold), ignore_errors=True)
 
     def accuracy(self, recipe: Recipe, fold: int, watch: phases.Watch = ()) -> float:
-        """Train and return the best epoch's accuracy on a fold; `watch` is called back in the last phase.
+        """Train and return the best epoch's accuracy on a fold; `watch` is called back while the upper layers train.
 
         A training that was interrupted continues after its last epoch.
         """
-        self.compute_features()
         keras.utils.clear_session()  # or the graphs of all trainings stay in memory
         keras.utils.set_random_seed(recipe.seed)
         path = self._folder(recipe, fold)
         path.mkdir(parents=True, exist_ok=True)
         run = Unfinished(path, time.monotonic() - spent_s(path))
         splits = {split: self._photos.part(rows) for split, rows in self._rows[fold].items()}
-        if self._features is not None:
-            for split, rows in self._rows[fold].items():
-                run.keep(f"features-{split}", self._features[rows])
         preset = replace(self._preset, recipe=recipe)
-        if recipe.epochs == 0 and self._features is not None:
-            network = phases.build_head(preset, self._classes, self._features.shape[1:])
-        else:
-            network = phases.build(preset, self._classes)
+        network = phases.build(preset, self._classes)
         with without_lines():
-            histories = phases.Phases(network, preset, run, watch).fit(splits)
+            (history,) = phases.Phases(network, preset, run, watch).fit(splits).values()
         self.forget(recipe, fold)
-        return max(next(history for history in reversed(histories.values()) if history)["val_accuracy"])
+        return max(history["val_accuracy"])
 
     def _folder(self, recipe: Recipe, fold: int) -> Path:
         return self._path / f"training-{hashlib.sha256(f'{recipe} {fold}'.encode()).hexdigest()[:12]}"

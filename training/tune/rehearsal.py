@@ -32,9 +32,8 @@ STEPS = 4  # the first one also traces the graph
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds for the frozen features, and for a training: if it ends as early as it can, and if it does not."""
+    """Seconds of a training: if it ends as early as it can, and if it does not."""
 
-    features_s: float
     least_s: float
     most_s: float
 
@@ -90,12 +89,11 @@ class Costs:
         Raises:
             TrainingError: They are, with the backbone that takes longest.
         """
-        features_s = sum(self[each].features_s for each in self.space.backbones)
         first, longest = self.space.backbones[0], max(self.space.backbones, key=lambda each: self[each].most_s)
         trainings = 1 + FEWEST_COMPARED
         left.check(
-            features_s + trainings * (self[first].least_s + self[longest].least_s),
-            features_s + trainings * (self[first].most_s + self[longest].most_s),
+            trainings * (self[first].least_s + self[longest].least_s),
+            trainings * (self[first].most_s + self[longest].most_s),
             f"A training with {longest.name} at {longest.size_px} px takes {self[longest].range}, and a search needs"
             f" {2 * trainings}" + (f", half of them with {first.name} at {first.size_px} px" * (longest != first)),
         )
@@ -104,7 +102,7 @@ class Costs:
 def rehearse(preset: Preset, photos: int, classes: int) -> Cost:
     """Estimate what a preset's training costs on some photos.
 
-    The head's epochs before those of the upper layers do not count: they take a second each, on features.
+    The head does not count: it is fitted to features in some seconds.
     """
     started, watch, recipe = time.monotonic(), _Watch(), preset.recipe
     keras.utils.clear_session()
@@ -115,26 +113,14 @@ def rehearse(preset: Preset, photos: int, classes: int) -> Cost:
 
     network, images = phases.build(preset, classes), noise(STEPS * recipe.batch_size, size_px, size_px, 3)
     with tempfile.TemporaryDirectory() as folder, without_lines():
-        run = Unfinished(Path(folder), time.monotonic())
-        if recipe.epochs:
-            short = preset.changed({"head_epochs": 0, "epochs": 1})
-        else:
-            short = preset.changed({"head_epochs": 1})
-            network.model.predict(images, recipe.batch_size, callbacks=[watch], verbose=0)
-            width = network.model.get_layer("head_dropout").input.shape[1]
-            network, images = phases.build_head(preset, classes, (width,)), noise(STEPS * recipe.batch_size, width)
-            for split in ("train", "validation"):
-                run.keep(f"features-{split}", images.astype(np.float32))
-        pixels = Pixels(images, rng.integers(0, classes, len(images)), [], "", {})
-        phases.Phases(network, short, run, [watch]).fit({"train": pixels, "validation": pixels})
+        run, short = Unfinished(Path(folder), time.monotonic()), preset.changed({"epochs": 1})
+        pixels = Pixels(images, rng.integers(0, classes, len(images)), [], "", {}, Path())
+        phases.Phases(network, short, run, [watch]).fit_upper_layers({"train": pixels, "validation": pixels})
     once_s = time.monotonic() - started - watch.measured_s
-    trained = batches.steps(photos * (FOLDS - 1) // FOLDS, short.recipe) * watch.batch_s("train")
-    epoch_s = trained + batches.steps(photos // FOLDS, short.recipe) * watch.batch_s("test")
-    most = recipe.epochs or recipe.head_epochs
-    least_s, most_s = (once_s + epochs * epoch_s for epochs in (min(most, recipe.patience + 1), most))
-    has_features = preset.pretrained and recipe.head_epochs > 0
-    features_s = photos / recipe.batch_size * watch.batch_s("test" if recipe.epochs else "predict")
-    return Cost(has_features * features_s, least_s, most_s)
+    trained = batches.steps(photos * (FOLDS - 1) // FOLDS, recipe) * watch.batch_s("train")
+    epoch_s = trained + batches.steps(photos // FOLDS, recipe) * watch.batch_s("test")
+    least_s, most_s = (once_s + epochs * epoch_s for epochs in (min(recipe.epochs, recipe.patience + 1), recipe.epochs))
+    return Cost(least_s, most_s)
 
 
 class _Watch(keras.callbacks.Callback):
@@ -145,7 +131,7 @@ class _Watch(keras.callbacks.Callback):
         self._ends: dict[str, list[float]] = defaultdict(list)
 
     def batch_s(self, kind: str) -> float:
-        """Return the seconds of a batch of training, validation or prediction."""
+        """Return the seconds of a batch of training (`train`) or validation (`test`)."""
         return float(np.median(np.diff(self._ends[kind])))
 
     @property
@@ -158,6 +144,3 @@ class _Watch(keras.callbacks.Callback):
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         self._ends["test"].append(time.monotonic())
-
-    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._ends["predict"].append(time.monotonic())

@@ -2,8 +2,7 @@
 
 Trials are scored on the first fold, where the best of many is also the luckiest. So the best one is compared with the
 preset on the other folds, and only a gain there counts. Validation and test are not used. `runs/.tune/PRESET-DIGEST/`
-keeps the trials, the scores of the comparison, the frozen features of each backbone and size, and trainings that were
-interrupted.
+keeps the trials, the scores of the comparison, and trainings that were interrupted.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def tune(photos: Photos, space: Space, minutes: float, *, out: Path, runs: Path)
 
     Args:
         photos: Class folders, or split folders.
-        space: Where to start, and what to choose from. Without upper layers, all trials share the frozen features.
+        space: Where to start, and what to choose from.
         minutes: Time for the whole search. The same call again continues it for as long.
         out: The .toml file to write, with a page beside it; without a gain, it has the values of the preset.
         runs: The folder where the trials are kept.
@@ -178,7 +177,6 @@ class _Search:
         trial = kept.ask(self.study, self.space)
         preset = self.space.preset(trial.params)
         of, photos = backbone(preset), self.folds[backbone(preset)]
-        photos.compute_features()
         spent_s = photos.spent_s(preset.recipe, 0)
         if folds and not self._fits(of, folds, spent_s):
             kept.put_back(self.study, trial)

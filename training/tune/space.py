@@ -13,7 +13,6 @@ from training.fit.preset import Preset
 from training.models.catalogue import Architecture, find_architecture
 
 _FLOATS = {
-    "head_learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
     "learning_rate": FloatDistribution(5e-5, 5e-3, log=True),
     "weight_decay": FloatDistribution(1e-4, 1, log=True),
     "dropout": FloatDistribution(0, 0.6),
@@ -72,19 +71,12 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
     px: list[int | None] = [*dict.fromkeys(sizes)] or [preset.size]
     known = preset.size or find_architecture(own).size_px
     start = preset.changed({"architecture": own if own in named else named[0], "size": known if known in px else px[0]})
-    head, upper = preset.pretrained and preset.recipe.head_epochs > 0, preset.recipe.epochs > 0
-    matters = {
-        "head_learning_rate": head,
-        "learning_rate": upper,
-        "augmentation": upper,
-        "unfreeze": upper and preset.pretrained,
-    }
     values: dict[str, BaseDistribution] = {}
     if len(named) > 1:
         values["architecture"] = CategoricalDistribution(named)
     if len(px) > 1:
         values["size"] = CategoricalDistribution(px)
-    values |= {each: floats for each, floats in _FLOATS.items() if matters.get(each, True)}
+    values |= {each: floats for each, floats in _FLOATS.items() if each != "unfreeze" or preset.pretrained}
     backbones = [find_architecture(each, size) for each in named for size in px]
     first = find_architecture(start.architecture, start.size)
     changed = first != find_architecture(own, preset.size)

@@ -29,7 +29,7 @@ def open_study(path: Path, space: Space) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(journal))),
-        pruner=optuna.pruners.MedianPruner(FIRST_TRIALS, n_warmup_steps=(recipe.epochs or recipe.head_epochs) // 4),
+        pruner=optuna.pruners.MedianPruner(FIRST_TRIALS, n_warmup_steps=recipe.epochs // 4),
         study_name="tune",
         direction="maximize",
         load_if_exists=True,

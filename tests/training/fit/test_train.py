@@ -13,7 +13,6 @@ import pytest
 from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY, Contract, find_identity
 from serving.engines import open_engine
 from training.__main__ import main
-from training.errors import TrainingError
 
 tensorflow = pytest.mark.tensorflow
 
@@ -53,7 +52,7 @@ def trained(folder, small, tmp_path_factory):
     """A whole `python -m training train`: its exit status, what it said, and the folder that it worked in."""
     work = tmp_path_factory.mktemp("work")
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
-    options = ["--architecture", small, "--epochs", "2", "--head-learning-rate", "0.05"]
+    options = ["--architecture", small, "--epochs", "2", "--learning-rate", "0.02"]
     with redirect_stdout(StringIO()) as said:
         status = main(["train", str(folder), "--name", "colours", *options, *places])
     return status, said.getvalue(), work
@@ -61,14 +60,18 @@ def trained(folder, small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(trained):
-    """The run folder."""
-    return next((trained[2] / "runs" / "colours").iterdir())
+    """The run folder of the whole training."""
+    return max((trained[2] / "runs" / "colours").glob("*[!t]"))
 
 
 @tensorflow
 def test_train_ends_with_a_release(trained):
-    """The exit status is 0, and the store has version 1."""
-    assert trained[0] == 0 and (trained[2] / "store" / "colours" / "1" / "saved_model.pb").is_file()
+    """The exit status is 0, and the store has a first version and a better one."""
+    assert trained[0] == 0
+    for version in ("1", "2"):
+        assert (trained[2] / "store" / "colours" / version / "saved_model.pb").is_file()
+    first = describe(trained[2] / "store" / "colours" / "1")
+    assert first.origin.recipe["epochs"] == 0 and first.metrics["validation_accuracy"] > 0.6
 
 
 @tensorflow
@@ -76,11 +79,13 @@ def test_train_tells_its_steps(trained):
     """What was read and skipped, each epoch, the accuracies and the version are lines."""
     for line in (
         "broken.jpg: Expected a JPEG",
-        "Trained the head for",
+        "Computed the features of 30 photos in",
+        "Fitted the head: accuracy ",
         "Epoch 2/2: loss",
         "Accuracy on validation: ",
         "Accuracy on test: ",
         "Saved the run in",
+        "Better than the first version: accuracy ",
         "Released ",
     ):
         assert line in trained[1]
@@ -89,7 +94,7 @@ def test_train_tells_its_steps(trained):
 @tensorflow
 def test_train_learns(trained):
     """Colours can be told apart."""
-    metrics = describe(trained[2] / "store" / "colours" / "1").metrics
+    metrics = describe(trained[2] / "store" / "colours" / "2").metrics
     assert metrics["validation_photos"] == metrics["test_photos"] == 3
     assert metrics["validation_accuracy"] > 0.6
 
@@ -97,7 +102,7 @@ def test_train_learns(trained):
 @tensorflow
 def test_contract_says_how_the_model_was_made(trained):
     """Classes, size, architecture, data digest, recipe and held-out photos travel with the version."""
-    contract = describe(trained[2] / "store" / "colours" / "1")
+    contract = describe(trained[2] / "store" / "colours" / "2")
     assert contract.model == "colours" and contract.classes == ("blue", "green", "red")
     assert (contract.image.height, contract.image.width) == (16, 16)
     assert contract.origin.architecture == "small" and contract.origin.weights == "imagenet"
@@ -147,7 +152,7 @@ def test_train_fits_a_score_for_unknown_images(trained, run):
 @tensorflow
 def test_train_releases_int8_where_it_is_as_good(trained):
     """The held-out photos of training judge it, and the file that is served by default carries its accuracy."""
-    engine = open_engine(trained[2] / "store" / "colours" / "1", "auto", threads=1)
+    engine = open_engine(trained[2] / "store" / "colours" / "2", "auto", threads=1)
     answer = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
     metrics = Contract.from_json(answer).metrics
     assert metrics["int8_accuracy_drop"] <= 0.005 and metrics["keras_accuracy"] == metrics["test_accuracy"]
@@ -192,22 +197,29 @@ def test_file_exports(tmp_path, capsys):
 
 
 @tensorflow
-def test_a_phase_can_be_left_out_but_not_all(folder, small, tmp_path):
-    """Random weights have no phase for the head; where nothing would train them, nothing is kept."""
-    from training.data.pixels import Photos
-    from training.fit.preset import Preset
-    from training.fit.recipe import Recipe
-    from training.fit.train import train
+def test_a_first_version_can_be_all(folder, small, tmp_path, capsys):
+    """With `--first-only` nothing else is trained, and nothing waits for int8; random weights have no features."""
+    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
+    command = ["train", str(folder), "--name", "colours", "--architecture", small, "--first-only", *places]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "Released" in said and "Epoch 1" not in said and "int8:" not in said
+    (run,) = (tmp_path / "runs" / "colours").iterdir()
+    assert "Accuracy and loss by epoch" not in (run / "report.html").read_text()
+    assert "Expected weights to begin with" in refused(capsys, *command, "--weights", "none")
 
-    photos, runs = Photos(folder, tmp_path / "cache"), tmp_path / "runs"
-    preset = Preset("a", "c", "e", small, "none", recipe=Recipe(head_epochs=5, epochs=0))
-    with pytest.raises(
-        TrainingError, match=r"Expected epochs, which train random weights, of at least 1\. Received: 0"
-    ):
-        train(photos, preset, name="colours", runs=runs)
-    assert not photos.cache.exists() and not runs.exists()
-    run = train(photos, preset.changed({"head_epochs": 0, "epochs": 1}), name="colours", runs=runs)
-    assert (run / "model.keras").is_file()
+
+@tensorflow
+def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_path, monkeypatch, capsys):
+    """People who have a version already get no first one; and of two runs, the better one."""
+    monkeypatch.setattr("training.release.quantization.search", lambda *_: None)
+    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
+    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places]
+    too_fast = ["--epochs", "3", "--batch-size", "4", "--learning-rate", "10"]
+    assert main([*command, "--first-only"]) == main([*command, *too_fast]) == 0
+    said = capsys.readouterr().out
+    assert "Not better than the first version: " in said and said.count("Released ") == 2
+    assert describe(tmp_path / "store" / "colours" / "2").origin.recipe["epochs"] == 0
 
 
 @tensorflow
@@ -220,13 +232,13 @@ def test_a_run_is_a_starting_point(run, folder, tmp_path):
         (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "photos" / name).symlink_to(folder / name)
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    options = ["--weights", str(run), "--head-epochs", "1", "--epochs", "1", "--batch-size", "8", *places]
+    options = ["--weights", str(run), "--epochs", "1", "--batch-size", "8", *places]
     assert main(["train", str(tmp_path / "photos"), "--name", "two", *options]) == 0
     contract = describe(tmp_path / "store" / "two" / "1")
     assert contract.classes == ("blue", "red")
     assert (contract.origin.architecture, contract.origin.weights) == ("small", f"colours/{run.name}/model.keras")
     assert contract.origin.weights_sha256 == sha256(run / "model.keras")
-    (mine,) = (tmp_path / "runs" / "two").iterdir()
+    (mine,) = (tmp_path / "runs" / "two").glob("*[!t]")
     before, after = (find_start("", str(each)).backbone("").get_weights() for each in (run, mine))
     same = [np.array_equal(*pair) for pair in zip(before, after, strict=True)]
     assert same[:2] == [True, True] and not all(same)

@@ -34,14 +34,14 @@ from training.__main__ import main
 from training.models.catalogue import ARCHITECTURES
 ARCHITECTURES["small"] = SMALL
 draw(Path("photos"))
-preset = ["--preset", "quick", "--architecture", "small", "--weights", "none", "--epochs", "2"]
+preset = ["--architecture", "small", "--epochs", "2"]
 status = main(["train", "photos", "--name", "small", *preset])
 status += main(["evaluate", "photos", "--model", "small", "--run", str(next(Path("runs/small").iterdir()))])
 sys.exit(status)
 """
 OURS = re.compile(
-    r"Photos to train on|Held-out |Read |Note: |Computed |Trained |Divided |Accuracy |Saved |Running |Writing |"
-    r"Nothing to compare with|Checked |Converting |Calibrating|Predicting |"
+    r"Photos to train on|Held-out |Read |Note: |Computed |Fitted |Better |Not better |Divided |Accuracy |Saved |"
+    r"Compared |Running |Writing |Nothing to compare with|Checked |Converting |Calibrating|Predicting |"
     r"int8|No int8 file|Released |Evaluating |Asking |Epoch "
 )
 

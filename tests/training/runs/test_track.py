@@ -36,7 +36,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "clothing" / "20260101-000000"
     run.mkdir(parents=True)
-    contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), ORIGIN, {"validation_accuracy": 0.875})
+    contract = Contract(
+        "clothing", ("a", "b"), ImageSpec(8, 8), ORIGIN, {"validation_accuracy": 0.875, "validation_log_loss": 0.5}
+    )
     (run / "contract.json").write_bytes(contract.to_json())
     (run / "history.json").write_text(json.dumps(HISTORY))
     (run / "report.html").write_text("<h1>A report</h1>")
@@ -217,16 +219,17 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
             tracking.start("clothing", run.parent)
         return run
 
+    monkeypatch.setattr("training.fit.train.read_data", lambda *_: None)
     monkeypatch.setattr("training.fit.train.train", train)
     monkeypatch.setattr("training.runs.track.find_tracker", lambda _: Broken)
     released: list[Path] = []
-    monkeypatch.setattr("training.release.sources.release", lambda source, *_: released.append(source.run))
+    monkeypatch.setattr("training.release.sources.release", lambda source, *_, **__: released.append(source.run))
     monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, []))
     monkeypatch.setattr("training.fit.commands.read_chosen_criteria", lambda *_: None)
     assert main(["train", "photos", "--name", "clothing", "--track", "mlflow"]) == 1
     assert released == [run] and "The tracker did not take" in capsys.readouterr().err
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("training.release.sources.release", stop)
