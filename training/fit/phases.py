@@ -106,9 +106,9 @@ class Phases:
 
     def _fit_head(self, splits: dict[str, Pixels]) -> None:
         """Fit the head to frozen features."""
-        features, *_ = frozen_features(self.network.features, splits["train"], splits["validation"])
+        of_splits = dict(zip(splits, frozen_features(self.network.features, *splits.values()), strict=True))
         balanced = self.recipe.class_weights == "balanced"
-        head = fit_head(features, splits["train"].labels, seed=self.recipe.seed, balanced=balanced)
+        head = fit_head(of_splits["train"], splits["train"].labels, seed=self.recipe.seed, balanced=balanced)
         self.model.get_layer("head_probabilities").set_weights([head.kernel, head.bias])
         if head.accuracy is not None:
             log.info(f"Fitted the head: accuracy {head.accuracy:.4f} in cross-validation on the training photos")

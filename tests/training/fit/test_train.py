@@ -79,7 +79,7 @@ def test_train_tells_its_steps(trained):
     """What was read and skipped, each epoch, the accuracies and the version are lines."""
     for line in (
         "broken.jpg: Expected a JPEG",
-        "Computed the features of 30 photos in",
+        "Computed the features of 36 photos in",
         "Fitted the head: accuracy ",
         "Epoch 2/2: loss",
         "Accuracy on validation: ",
