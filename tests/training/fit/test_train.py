@@ -53,7 +53,8 @@ def trained(folder, small, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
     options = ["--architecture", small, "--epochs", "2", "--learning-rate", "0.02"]
-    with redirect_stdout(StringIO()) as said:
+    with redirect_stdout(StringIO()) as said, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.fit.commands._better", lambda run, _: run)  # three photos cannot decide that for sure
         status = main(["train", str(folder), "--name", "colours", *options, *places])
     return status, said.getvalue(), work
 
@@ -85,7 +86,6 @@ def test_train_tells_its_steps(trained):
         "Accuracy on validation: ",
         "Accuracy on test: ",
         "Saved the run in",
-        "Better than the first version: accuracy ",
         "Released ",
     ):
         assert line in trained[1]

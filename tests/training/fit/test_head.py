@@ -1,0 +1,71 @@
+"""training/fit/head.py and features.py: a linear head, and the features that it is fitted to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from training.fit.head import fit_head
+
+
+def draw(counts: tuple[int, ...], seed: int, distance: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (n, 20) of classes around points of their own, and labels."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    points = distance * np.eye(len(counts), 20)
+    noise = np.random.default_rng(seed).normal(size=(len(labels), 20))
+    return (points[labels] + noise).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("counts", [(60, 60), (60, 40, 20, 5)])
+def test_a_head_tells_classes_apart_as_well_as_it_says(counts: tuple[int, ...]) -> None:
+    """Two classes and more, one of them rare; accuracy and confidence on other photos are those of the folds."""
+    head = fit_head(*draw(counts, 0), seed=0)
+    features, labels = draw(tuple(10 * count for count in counts), 1)
+    probabilities = softmax(features @ head.kernel + head.bias, axis=1)
+    accuracy = (probabilities.argmax(axis=1) == labels).mean()
+    assert head.accuracy is not None and accuracy > 0.9
+    assert accuracy == pytest.approx(head.accuracy, abs=0.06)
+    assert probabilities.max(axis=1).mean() == pytest.approx(accuracy, abs=0.06)
+
+
+def test_a_rare_class_can_count_as_much_as_others() -> None:
+    """With `balanced`, more photos are given the rare class."""
+    features, labels = draw((200, 10), 0, distance=1.0)
+    heads = [fit_head(features, labels, seed=0, balanced=balanced) for balanced in (False, True)]
+    few, many = (int((features @ head.kernel + head.bias).argmax(axis=1).sum()) for head in heads)
+    assert few < 15 < many
+
+
+def test_few_photos_make_a_head_too() -> None:
+    """One photo of a class is enough, and features that never change do no harm; nothing is claimed then."""
+    features, labels = draw((1, 2, 9), 0)
+    features[:, 10:] = 0
+    head = fit_head(features, labels, seed=0)
+    assert head.accuracy is None
+    assert ((features @ head.kernel + head.bias).argmax(axis=1) == labels).all() and np.isfinite(head.kernel).all()
+
+
+@pytest.mark.tensorflow
+def test_features_are_those_of_keras_and_are_kept(tmp_path: Path, lines: list[str]) -> None:
+    """They are computed once for the parts of a split, and again for other weights."""
+    import keras
+
+    from tests.programs.small_training import SMALL, draw
+    from training.data.folder import read_folder
+    from training.data.pixels import load_pixels
+    from training.fit.features import frozen_features
+    from training.models.catalogue import with_preprocessing
+
+    photos = load_pixels(read_folder(draw(tmp_path / "photos")).splits["train"], SMALL.photo_spec, tmp_path)
+    model = with_preprocessing(SMALL.backbone("none", include_top=False), SMALL.preprocessing)
+    odd, even = (photos.part(np.arange(start, len(photos.labels), 2)) for start in (1, 0))
+    parts = frozen_features(model, odd, even)
+    expected = model.predict(np.asarray(photos.images), verbose=0)
+    np.testing.assert_allclose(parts[0], expected[1::2], atol=1e-4)
+    np.testing.assert_allclose(parts[1], expected[0::2], atol=1e-4)
+    np.testing.assert_array_equal(frozen_features(keras.models.clone_model(model), even)[0].shape, parts[1].shape)
+    np.testing.assert_array_equal(frozen_features(model, even)[0], parts[1])
+    assert [line.partition(" in ")[0] for line in lines] == [f"Computed the features of {len(expected)} photos"] * 2
