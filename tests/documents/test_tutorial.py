@@ -44,7 +44,7 @@ class Follower:
     def follow(self, command: str) -> str:
         """Run a command as it stands, but for ports and the time in the name of the run; return what it prints."""
         for run in Path("runs/clothing").glob("*"):
-            command = re.sub(r"\d{8}-\d{6}", run.name, command)
+            command = re.sub(r"\d{8}-\d{6}(-first)?", run.name, command)
         command = command.replace("localhost:9696", f"127.0.0.1:{self._gateway.port}").replace("8000", self._origin)
         match parts := shlex.split(command):
             case ["python", "-m", "training", *arguments]:

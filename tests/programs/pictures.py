@@ -14,7 +14,7 @@ from tests.programs.stack import ROOT, embedded_server, gateway
 
 CHROMIUM = shutil.which("chromium")
 MODEL = "clothing"
-PHOTO = "photos/validation/hat/50cf0bbc-5a25-4df9-94fe-3323d2b61bff.jpg"
+PHOTO = "photos/validation/hat/d7c07f9f-8362-4abc-92aa-193221a7db5b.jpg"
 WIDTH_PX, HEIGHT_PX = 1000, 800
 REPORTS = {
     "explore": "reports/explore/explore.html",
