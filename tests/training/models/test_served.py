@@ -44,7 +44,7 @@ def assert_serves(work: Path, connect: Callable[[str], Versions], architecture: 
         origin = version.contract.origin
         assert (origin.architecture, origin.weights) == (architecture, weights)
         assert version.contract.image.height == 32
-        answer = client.predict(version, np.zeros((2, 32, 32, 3), np.uint8), time.monotonic() + 30)
+        answer = client.predict(version, np.zeros((2, 32, 32, 3), np.uint8), time.monotonic() + 30).probabilities
         assert answer.shape == (2, 3) and answer.sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
