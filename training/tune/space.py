@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from training.errors import TrainingError
+from training.fit.phases import start_of
 from training.fit.preset import Preset
 from training.models.catalogue import Architecture, find_architecture
 
@@ -54,18 +57,26 @@ class Space:
         return self.start.changed(rounded)
 
 
+@cache  # a file is loaded to know its size
 def backbone(preset: Preset) -> Architecture:
     """Return a preset's backbone, at its size."""
-    return find_architecture(preset.architecture, preset.size)
+    return start_of(preset)
 
 
 def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: Sequence[int]) -> Space:
     """Return the values that matter to a preset's training, and the backbones and sizes to choose from, if any.
 
     Raises:
-        TrainingError: The preset trains nothing, or there is no such architecture.
+        TrainingError: The preset trains nothing, there is no such architecture, or its weights are those of one.
     """
     preset.check_trains()
+    floats = {each: values for each, values in _FLOATS.items() if each != "unfreeze" or preset.pretrained}
+    if preset.weights not in ("imagenet", "none"):
+        if architectures or sizes:
+            raise TrainingError(
+                f"Expected no --architectures nor --sizes with the weights of one network, {preset.weights}"
+            )
+        return Space(name, name, preset, dict(floats), [backbone(preset)])
     own = find_architecture(preset.architecture).name
     named = list(dict.fromkeys(find_architecture(each).name for each in architectures)) or [own]
     px: list[int | None] = [*dict.fromkeys(sizes)] or [preset.size]
@@ -76,7 +87,7 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
         values["architecture"] = CategoricalDistribution(named)
     if len(px) > 1:
         values["size"] = CategoricalDistribution(px)
-    values |= {each: floats for each, floats in _FLOATS.items() if each != "unfreeze" or preset.pretrained}
+    values |= floats
     backbones = [find_architecture(each, size) for each in named for size in px]
     first = find_architecture(start.architecture, start.size)
     changed = first != find_architecture(own, preset.size)

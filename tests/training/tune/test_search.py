@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import ROOT
 from training.__main__ import main
+from training.errors import TrainingError
 from training.fit.preset import Preset, find_preset
 from training.fit.recipe import Recipe
 
@@ -343,6 +344,22 @@ def test_a_start_is_among_the_choices() -> None:
     assert (space.start.architecture, space.start.size) == ("EfficientNetB0", 160)
     assert space.label == "default with EfficientNetB0 at 160 px" and len(space.backbones) == 4
     assert find_space(preset, "default", ["efficientnet-lite2", "efficientnet-lite0"], []).label == "default"
+
+
+def test_a_file_is_the_only_network_of_its_search(tmp_path: Path) -> None:
+    """Photos are read as it needs them, and no other network or size is tried with its weights."""
+    import keras
+
+    from training.tune.space import find_space
+
+    model = keras.Sequential([keras.Input((40, 40, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalAvgPool2D()])
+    model.save(tmp_path / "theirs.keras")
+    preset = find_preset("default").changed({"weights": str(tmp_path / "theirs.keras"), "preprocessing": "±1"})
+    (only,) = find_space(preset, "theirs", [], []).backbones
+    assert (only.size_px, only.photo_spec.height) == (40, 40)
+    for choices in ([["efficientnet-lite1"], []], [[], [32]]):
+        with pytest.raises(TrainingError, match="Expected no --architectures nor --sizes"):
+            find_space(preset, "theirs", *choices)
 
 
 @pytest.mark.parametrize(
