@@ -8,15 +8,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
 from numpy.typing import NDArray
 
 from training.fit.recipe import Recipe
 
-_SEEDS_A_STEP = 64  # more than all layers of the augmentation draw together
+_SEEDS_A_STEP = 64  # more than the augmentation draws together
+_LEAST_AREA = 0.1  # of a photo, that is cropped
 
 
 def steps(photos: int, recipe: Recipe) -> int:
@@ -25,9 +24,9 @@ def steps(photos: int, recipe: Recipe) -> int:
 
 
 def shuffled(
-    inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe, epochs: range, augment: bool
+    images: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe, epochs: range, size_px: int
 ) -> tf.data.Dataset:
-    """Return the batches of several epochs: inputs as float32 (b, …), and targets (b, k).
+    """Return the batches of several epochs: augmented images, float32 (b, size, size, 3), and targets (b, k).
 
     Each epoch has its own order. Its last batch is filled up from its start, so that each device gets a part of it.
     """
@@ -42,16 +41,12 @@ def shuffled(
     def rows(step: np.int64) -> tuple[NDArray[Any], NDArray[np.float32]]:
         epoch, place = divmod(int(step), a_epoch)
         chosen = np.sort(order(epoch)[place * recipe.batch_size :][: recipe.batch_size])
-        return inputs[chosen].astype(np.float32), targets[chosen]
+        return images[chosen].astype(np.float32), targets[chosen]
 
     numbers = tf.data.Dataset.range(epochs.start * a_epoch, epochs.stop * a_epoch)
-    batches = numbers.map(lambda step: (step, *_read(rows, step, inputs, targets)))
-    if augment and recipe.augmentation:
-        change = augmentation(recipe.seed, recipe.augmentation)
-        batches = batches.map(
-            lambda step, images, labels: (step, change(images, step), labels), num_parallel_calls=tf.data.AUTOTUNE
-        )
-    return _ready(batches.map(lambda step, images, labels: (images, labels)))
+    change = augmentation(recipe, size_px)
+    batches = numbers.map(lambda step: (step, *_read(rows, step, images, targets)))
+    return _ready(batches.map(change, num_parallel_calls=tf.data.AUTOTUNE))
 
 
 def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe) -> tf.data.Dataset:
@@ -66,41 +61,96 @@ def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe)
     return _ready(starts.map(lambda start: _read(rows, start, inputs, targets)))
 
 
-def augmentation(seed: int, extent: float = 1.0) -> Any:
-    """Return a function that changes images (n, h, w, 3), 0-255, at random, seeded by the step.
+def augmentation(recipe: Recipe, size_px: int) -> Any:
+    """Return a function of a step, images (n, h, w, 3), 0-255, and targets (n, k), which changes both at random.
 
-    The extent scales every change but the flip.
+    The images become (n, size, size, 3). What is drawn depends on the recipe's seed and the step alone.
     """
-    zoom, shift = (-0.2 * extent, 0.1 * extent), 0.08 * extent
-    changes = (
-        layers.RandomFlip("horizontal"),
-        layers.RandomRotation(0.05 * extent, fill_mode="nearest"),
-        layers.RandomZoom(zoom, zoom, fill_mode="nearest"),
-        layers.RandomTranslation(shift, shift, fill_mode="nearest"),
-        layers.RandomBrightness(0.15 * extent),
-        layers.RandomContrast(0.2 * extent, value_range=(0, 255)),
-    )
 
     @tf.autograph.experimental.do_not_convert
-    def change(images: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        seeds = _StepSeeds(tf.stack([tf.constant(seed, tf.int64), tf.cast(step, tf.int64) * _SEEDS_A_STEP]))
-        for layer in changes:
-            drawn = layer.get_random_transformation(images, training=True, seed=seeds)
-            images = layer.transform_images(images, drawn, training=True)
-        return images
+    def change(step: tf.Tensor, images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        draw = _Draws(recipe.seed, step, tf.shape(images)[0])
+        images = _coloured(_cropped(images, size_px, draw, recipe.augmentation), draw, recipe.augmentation)
+        return _pasted(images, targets, draw, recipe.cutmix) if recipe.cutmix else (images, targets)
 
     return change
 
 
-class _StepSeeds(keras.random.SeedGenerator):
-    """Seeds counted from a start. Keras' generator keeps a variable, which parallel steps read in any order."""
+class _Draws:
+    """Random numbers (n), a new one for each image at each call."""
 
-    def __init__(self, start: tf.Tensor) -> None:
-        self.start, self.taken = start, 0
+    def __init__(self, seed: int, step: tf.Tensor, count: tf.Tensor) -> None:
+        self._start = tf.stack([tf.constant(seed, tf.int64), tf.cast(step, tf.int64) * _SEEDS_A_STEP])
+        self._count, self._taken = count, 0
 
-    def next(self, ordered: bool = True) -> tf.Tensor:
-        self.taken += 1
-        return self.start + tf.constant([0, self.taken], tf.int64)
+    def __call__(self, low: float, high: float) -> tf.Tensor:
+        self._taken += 1
+        return tf.random.stateless_uniform(
+            [self._count], self._start + tf.constant([0, self._taken], tf.int64), low, high
+        )
+
+    def pixels(self, low: float, high: float) -> tf.Tensor:
+        """Return such numbers to multiply pixels by (n, 1, 1, 1)."""
+        return self(low, high)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+
+
+def _cropped(images: tf.Tensor, size_px: int, draw: _Draws, strength: float) -> tf.Tensor:
+    """Return a part of each image, turned, perhaps flipped, at another size; what is outside is mirrored."""
+    if not strength:
+        return tf.image.resize(images, (size_px, size_px)) if images.shape[1] != size_px else images
+    area, aspect = draw(max(_LEAST_AREA, 1 - 0.65 * strength), 1.0), tf.exp(strength * draw(-0.25, 0.25))
+    width, height = (tf.minimum(tf.sqrt(each), 1.0) for each in (area * aspect, area / aspect))
+    flip, angle = tf.sign(draw(-1.0, 1.0)), strength * draw(-0.3, 0.3)
+    (down, right), middle, scale = images.shape[1:3], (size_px - 1) / 2, images.shape[1] / size_px
+    rows = []
+    for start, along, across in (
+        (
+            right / 2 - 0.5 + right * (1 - width) * draw(-0.5, 0.5),
+            width * flip * tf.cos(angle),
+            -height * tf.sin(angle),
+        ),
+        (down / 2 - 0.5 + down * (1 - height) * draw(-0.5, 0.5), width * flip * tf.sin(angle), height * tf.cos(angle)),
+    ):
+        along, across = scale * along, scale * across
+        rows += [along, across, start - middle * (along + across)]
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack([*rows, tf.zeros_like(angle), tf.zeros_like(angle)], axis=1),
+        output_shape=[size_px, size_px],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+    )
+
+
+def _coloured(images: tf.Tensor, draw: _Draws, strength: float) -> tf.Tensor:
+    """Change the brightness, contrast and saturation of each image, and the level of each colour."""
+    images = images * (1 + strength * draw.pixels(-0.2, 0.2))
+    for axes, most in (([1, 2, 3], 0.25), ([3], 0.3)):
+        mean = tf.reduce_mean(images, axes, keepdims=True)
+        images = mean + (images - mean) * (1 + strength * draw.pixels(-most, most))
+    levels = tf.concat([draw.pixels(-8.0, 8.0) for _ in range(3)], axis=3)
+    return tf.clip_by_value(images + strength * levels, 0.0, 255.0)
+
+
+def _pasted(images: tf.Tensor, targets: tf.Tensor, draw: _Draws, part: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Paste a square of another image into some of the images, and mix their targets by area.
+
+    Source: Yun et al., "CutMix", ICCV 2019.
+    """
+    size = images.shape[1]
+    side = tf.where(draw(0.0, 1.0) < part, draw(0.2, 0.7), 0.0)[:, tf.newaxis] * size
+    places = tf.range(size, dtype=tf.float32)
+    inside = []
+    for _ in range(2):
+        start = draw(0.0, 1.0)[:, tf.newaxis] * (size - side)
+        inside.append(tf.cast((places >= start) & (places < start + side), tf.float32))
+    mask = (inside[0][:, :, tf.newaxis] * inside[1][:, tf.newaxis])[..., tf.newaxis]
+    other, kept = tf.argsort(draw(0.0, 1.0)), 1 - tf.reduce_mean(mask, [1, 2])
+    return (
+        images * (1 - mask) + tf.gather(images, other) * mask,
+        targets * kept + tf.gather(targets, other) * (1 - kept),
+    )
 
 
 @tf.autograph.experimental.do_not_convert

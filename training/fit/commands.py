@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import math
 import re
 import shlex
 import sys
+import time
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STOPPED = 130  # the exit status after Ctrl-C
+MINUTES = 30.0  # for a training
 
 FOLDER = (
     "folder of photos: a folder for each class, or train/, validation/ and test/ with class folders inside;"
@@ -62,6 +65,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     add_preprocessing(parser)
     add("--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)")
+    add(
+        "--minutes",
+        type=float,
+        help="time for all, from the first version to the release; more minutes train more epochs, perhaps of a larger"
+        " network (default: 30; with --epochs, as long as these take)",
+    )
     add("--first-only", action="store_true", help="stop after the first version, which takes about a minute")
     add("--fresh", action="store_true", help="start again, even if the same training was interrupted")
     add("--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs")
@@ -80,10 +89,12 @@ def run_train(options: argparse.Namespace) -> int:
 
     Where people have no version yet, they get a first one before: a head on frozen features.
     """
+    started = time.monotonic()
     check_release_options(options)
     import_tensorflow()
 
     from training.data.pixels import Photos
+    from training.fit.plan import Plan, larger_presets, planned
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
     from training.fit.train import read_data, train
@@ -97,37 +108,49 @@ def run_train(options: argparse.Namespace) -> int:
     if options.first_only and not preset.pretrained:
         raise TrainingError("Expected weights to begin with, for a first version. Received: --weights none")
     _check_start(preset, options.architecture)
-    photos = Photos(options.folder, options.cache)
+    photos, minutes = Photos(options.folder, options.cache), _minutes(options)
     if not options.replace_classes:
         refuse_other_classes(options.store, options.name, photos.splits().classes)
     train_with = partial(
-        train,
-        read_data(photos, preset),
-        name=options.name,
-        runs=options.runs,
-        fresh=options.fresh,
-        distribute=options.distribute,
+        train, name=options.name, runs=options.runs, fresh=options.fresh, distribute=options.distribute
     )
-    first = released = None
+    data, first, released = read_data(photos, preset), None, None
     if preset.pretrained:
-        first = train_with(preset.first, tracking=tracking if options.first_only else None)
+        first = train_with(data, Plan(preset.first), tracking=tracking if options.first_only else None)
         if options.first_only or not versions_of(options.store, options.name):
             if _release(first, options, int8=False):
                 return STOPPED
             released = first
         if options.first_only:
             return _track(first, tracking, options.track)
-    run = train_with(preset, tracking=tracking)
+    presets = [preset] if options.architecture else [*larger_presets(preset), preset]
+    places = {"name": options.name, "runs": options.runs, "fresh": options.fresh}
+    with planned(presets, data, minutes, time.monotonic() - started, **places) as plan:
+        if plan and plan.preset != preset:
+            data = read_data(photos, plan.preset)
+        run = train_with(data, plan, tracking=tracking, first=first) if plan else first
+    if not run:
+        raise TrainingError(f"Expected more --minutes than an epoch takes. Received: {minutes:g}")
     status = _track(run, tracking, options.track)
     best = _better(run, first)
     return (0 if best == released else _release(best, options)) or status
+
+
+def _minutes(options: argparse.Namespace) -> float | None:
+    """Return the minutes that a training may take, or None if only its epochs were given."""
+    minutes: float | None = options.minutes
+    if minutes is None:
+        return MINUTES if options.epochs is None else None
+    if not 0 < minutes < math.inf:
+        raise TrainingError(f"Expected --minutes above 0. Received: {minutes:g}")
+    return minutes
 
 
 def _better(run: Path, first: Path | None) -> Path:
     """Return the run that is more accurate on validation; of equals, the one that gives the right classes more."""
     from training.runs.folder import Run
 
-    if not first:
+    if not first or run == first:
         return run
     now, before = (Run(each).contract.metrics for each in (run, first))
     names = ("validation_accuracy", "validation_log_loss")

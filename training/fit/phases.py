@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +27,8 @@ from training.progress import estimated
 log = logging.getLogger(__name__)
 
 Watch = Sequence[keras.callbacks.Callback]
-Data = dict[str, tuple[NDArray[Any], NDArray[np.float32]]]
-"""Inputs and targets (n, k) of each split."""
 
+_STEP_PX = 32  # of the usual backbones
 FEW_PHOTOS = 100  # of validation, below which many epochs tie in accuracy, so the loss breaks ties
 
 
@@ -81,12 +80,14 @@ class Phases:
         preset: How to train.
         run: State of the same training: what an earlier process left, and what this one keeps.
         watch: Callbacks of Keras for the upper layers, beside those that they need.
+        limit_s: When the upper layers end, in seconds of the run, if their epochs have not ended before.
     """
 
     network: Network
     preset: Preset
     run: Unfinished
     watch: Watch = ()
+    limit_s: float | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -118,61 +119,80 @@ class Phases:
         weighted = [layer for layer in self.network.backbone.layers if layer.weights]
         for layer in weighted[: round(len(weighted) * (1 - self.preset.unfreeze))]:
             layer.trainable = False
-        steps = batches.steps(len(splits["train"].labels), self.recipe)
-        schedule = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0,
-            decay_steps=steps * max(1, self.recipe.epochs - 1),
-            warmup_target=self.recipe.learning_rate,
-            warmup_steps=steps,
-        )
-        data = {
-            split: (splits[split].images, one_hot(splits[split].labels, self.model))
-            for split in ("train", "validation")
-        }
-        return self._fit("upper-layers", self.model, data, self.recipe.epochs, schedule)
-
-    def _fit(self, phase: str, model: keras.Model, data: Data, epochs: int, learning_rate: Any) -> History:
-        """Fit on inputs and targets from where an earlier process stopped; photos are augmented, features are not."""
-        recipe, photos, targets = self.recipe, len(data["train"][0].shape) == 4, data["train"][1]
+        recipe, (model, size_px) = self.recipe, for_training(self.model, self.recipe.train_size)
+        train, validation = splits["train"], splits["validation"]
+        targets = one_hot(train.labels, model)
         steps = batches.steps(len(targets), recipe)
-        averaged = steps * recipe.averaging > 1
-        momentum = 1 - 1 / (steps * recipe.averaging) if averaged else None
-        model.compile(
-            keras.optimizers.AdamW(
-                learning_rate, weight_decay=recipe.weight_decay, use_ema=averaged, ema_momentum=momentum
-            ),
-            keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-            metrics=["accuracy"],
-        )
-        early_stopping = BestOfEqual if len(data["validation"][1]) < FEW_PHOTOS else keras.callbacks.EarlyStopping
+        averaged = _compile(model, steps, recipe)
+        early_stopping = BestOfEqual if len(validation.labels) < FEW_PHOTOS else keras.callbacks.EarlyStopping
         stopping = early_stopping("val_accuracy", patience=recipe.patience, restore_best_weights=True)
-        progress = Progress(self.run, phase, stopping)
-        left = progress.restore(model, epochs)
+        progress = Progress(self.run, "upper-layers", stopping)
+        left = progress.restore(model, recipe.epochs)
         if left and left.start:
             log.info(
-                f"Resuming {phase} at epoch {left.start + 1} of {epochs} from {self.run.path}; --fresh starts again"
+                f"Resuming at epoch {left.start + 1} of {recipe.epochs} from {self.run.path}; --fresh starts again"
             )
         if not left:
             return progress.history
         model.fit(
-            batches.shuffled(*data["train"], recipe, left, augment=photos),
-            validation_data=batches.in_order(*data["validation"], recipe),
+            batches.shuffled(train.images, targets, recipe, left, size_px),
+            validation_data=batches.in_order(validation.images, one_hot(validation.labels, model), recipe),
             steps_per_epoch=steps,
             class_weight=class_weights(targets) if recipe.class_weights == "balanced" else None,
             initial_epoch=left.start,
-            epochs=epochs,
+            epochs=recipe.epochs,
             callbacks=[
                 _Reseed(recipe.seed),
+                _Pace(recipe, steps, self.run, self.limit_s),
                 *([_Average(left)] if averaged else []),  # before those that keep weights
                 stopping,
+                _Minutes(self.run),
                 progress,
-                *([Wait(steps, f"Epoch {left.start + 1}/{left.stop}"), _Lines(left)] if photos else []),
+                Wait(steps, f"Epoch {left.start + 1}/{left.stop}"),
+                _Lines(left, self.run, self.limit_s),
                 *self.watch,
             ],
             shuffle=False,
             verbose=0,
         )
         return progress.history
+
+
+def _compile(model: keras.Model, steps: int, recipe: Recipe) -> bool:
+    """Compile a model for epochs of some steps, and return whether its weights are averaged."""
+    averaged = steps * recipe.averaging > 1
+    model.compile(
+        keras.optimizers.AdamW(
+            weight_decay=recipe.weight_decay,
+            use_ema=averaged,
+            ema_momentum=1 - 1 / (steps * recipe.averaging) if averaged else None,
+        ),
+        keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+        metrics=["accuracy"],
+    )
+    return averaged
+
+
+def for_training(model: keras.Model, part: float) -> tuple[keras.Model, int]:
+    """Return a model of the same layers that takes images of any size, and the size in pixels to train it at.
+
+    That is a part of its own, in whole steps of the last map. A model whose layers need its own size is trained at it.
+    """
+
+    def same(operation: Any) -> Any:
+        if isinstance(operation, keras.Model):
+            return lambda x, *_, **__: operation._run_through_graph(x, same)
+        return operation
+
+    size_px = model.input_shape[1]
+    smaller = max(1, round(part * size_px / _STEP_PX)) * _STEP_PX
+    if smaller >= size_px:
+        return model, size_px
+    inputs = keras.Input((None, None, 3))
+    try:
+        return keras.Model(inputs, model._run_through_graph(inputs, same)), smaller
+    except (TypeError, ValueError):  # such as a Dense on all places of a map
+        return model, size_px
 
 
 class Wait(keras.callbacks.Callback):
@@ -220,20 +240,58 @@ class _Average(keras.callbacks.SwapEMAWeights):
         self._ema_weights_in_model = epochs.start > 0  # what a process before this one left
 
 
+class _Pace(keras.callbacks.Callback):
+    """Let the learning rate rise over the first epoch, then fall to zero by a cosine; end when the time is up.
+
+    It falls with the part of the epochs that has passed, or of the time if that is greater.
+    """
+
+    def __init__(self, recipe: Recipe, steps: int, run: Unfinished, limit_s: float | None) -> None:
+        super().__init__()
+        self._recipe, self._steps, self._run, self._limit_s = recipe, steps, run, limit_s or math.inf
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        step = self._epoch * self._steps + batch
+        passed = max(step / (self._steps * self._recipe.epochs), self._run.spent_s / self._limit_s)
+        rate = self._recipe.learning_rate * min(1, step / self._steps) * (1 + math.cos(math.pi * min(1, passed))) / 2
+        self.model.optimizer.learning_rate.assign(rate)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._run.spent_s > self._limit_s:
+            self.model.stop_training = True
+
+
+class _Minutes(keras.callbacks.Callback):
+    """Add the minutes of the run to each epoch's figures."""
+
+    def __init__(self, run: Unfinished) -> None:
+        super().__init__()
+        self._run = run
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        if logs is not None:
+            logs["minutes"] = self._run.spent_s / 60
+
+
 class _Lines(keras.callbacks.Callback):
     """Log a line for each epoch, with the time that is left."""
 
-    def __init__(self, epochs: range) -> None:
+    def __init__(self, epochs: range, run: Unfinished, limit_s: float | None) -> None:
         super().__init__()
-        self.epochs, self.started = epochs, time.monotonic()
+        self._epochs, self._run, self._limit_s, self._started_s = epochs, run, limit_s or math.inf, run.spent_s
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}
-        passed = time.monotonic() - self.started
-        left = passed / (epoch + 1 - self.epochs.start) * (self.epochs.stop - epoch - 1)
+        passed_s = self._run.spent_s - self._started_s
+        left_s = passed_s / (epoch + 1 - self._epochs.start) * (self._epochs.stop - epoch - 1)
+        left_s = max(0, min(left_s, self._limit_s - self._run.spent_s))
         log.info(
-            f"Epoch {epoch + 1}/{self.epochs.stop}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.4f},"
-            f" validation {logs['val_accuracy']:.4f}, {passed:.0f} s passed, at most {left:.0f} s left"
+            f"Epoch {epoch + 1}/{self._epochs.stop}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.4f},"
+            f" validation {logs['val_accuracy']:.4f}, {passed_s:.0f} s passed, at most {left_s:.0f} s left"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -21,6 +22,32 @@ from training.runs.folder import flat
 from training.words import counted
 
 AUGMENTED_CLASSES, VERSIONS = 12, 4  # rows in a report, and what stands beside each original
+SHOWN_EPOCHS = 6  # in the table of what the minutes bought
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training did with its time.
+
+    Attributes:
+        plan: In words; empty without one.
+        first: The figures of the first version; None without one.
+        history: Each phase's figures by epoch.
+    """
+
+    plan: str
+    first: Mapping[str, float] | None
+    history: Mapping[str, Mapping[str, Sequence[float]]]
+
+    def steps(self, last: Mapping[str, float]) -> list[tuple[str, float]]:
+        """Return what was reached, in words, with the accuracy on validation; `last` has the figures of the end."""
+        steps = [("The first version", self.first["validation_accuracy"])] if self.first else []
+        for figures in self.history.values():
+            accuracies, minutes = figures["val_accuracy"], figures["minutes"]
+            best = np.maximum.accumulate(accuracies)
+            shown = np.linspace(0, len(best) - 1, min(len(best), SHOWN_EPOCHS)).round().astype(int)
+            steps += [(f"The best after {minutes[k]:.1f} minutes, {k + 1} epochs", best[k]) for k in shown]
+        return [*steps, ("What was kept", last["validation_accuracy"])]
 
 
 def augmented_photos(pixels: Pixels, recipe: Recipe) -> dict[int, NDArray[np.uint8]]:
@@ -33,8 +60,9 @@ def augmented_photos(pixels: Pixels, recipe: Recipe) -> dict[int, NDArray[np.uin
     labels, first = np.unique(pixels.labels, return_index=True)
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), AUGMENTED_CLASSES)).round().astype(int))
     originals = np.ascontiguousarray(pixels.images[first[chosen]])
-    change = batches.augmentation(recipe.seed, recipe.augmentation)
-    versions = [change(originals.astype(np.float32), tf.constant(step)) for step in range(VERSIONS)]
+    change = batches.augmentation(recipe, originals.shape[1])
+    targets = np.eye(len(chosen), dtype=np.float32)
+    versions = [change(tf.constant(step), originals.astype(np.float32), targets)[0] for step in range(VERSIONS)]
     rows = np.stack([originals, *(np.clip(each, 0, 255).astype(np.uint8) for each in versions)], axis=1)
     return dict(zip(labels[chosen].tolist(), rows, strict=True))
 
@@ -44,7 +72,7 @@ def write_report(
     model: keras.Model,
     contract: Contract,
     *,
-    history: Mapping[str, Mapping[str, Sequence[float]]],
+    course: Course,
     result: Result,
     photos: Pixels,
     split: str,
@@ -53,7 +81,7 @@ def write_report(
     """Write report.html, its plots as PNG files and model.txt into a run folder, and return the page.
 
     Args:
-        history: Each phase's figures by epoch.
+        course: What was done.
         result: What the model said of held-out photos.
         photos: Those photos.
         split: Which they are.
@@ -63,8 +91,8 @@ def write_report(
     model.summary(print_fn=lambda text, **_: lines.append(text), expand_nested=True)
     summary = "\n".join(lines)
     (run / "model.txt").write_text(summary, encoding="utf-8")
-    if history:
-        plots.curves(run / "curves.png", history)
+    if course.history:
+        plots.curves(run / "curves.png", course.history)
     chose = "; they were used to choose the model's weights, so expect lower figures on new photos"
     page.write(
         run / "report.html",
@@ -79,7 +107,9 @@ def write_report(
             novelty=contract.novelty,
         ),
         name=contract.model,
-        curves=page.picture(run / "curves.png") if history else "",
+        plan=course.plan,
+        steps=course.steps(contract.metrics),
+        curves=page.picture(run / "curves.png") if course.history else "",
         augmented={contract.classes[label]: list(map(page.thumbnail, row)) for label, row in augmented.items()},
         class_count=len(contract.classes),
         versions=VERSIONS,

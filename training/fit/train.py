@@ -16,14 +16,15 @@ from contract.document import Contract
 from training.data.pixels import Photos, Pixels, decoder
 from training.fit import calibration, phases
 from training.fit.features import compute_features, frozen_features
+from training.fit.plan import Plan
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
-from training.fit.report import augmented_photos, write_report
-from training.fit.unfinished import History, open_unfinished
+from training.fit.report import Course, augmented_photos, write_report
+from training.fit.unfinished import open_unfinished
 from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
-from training.runs.folder import provenance, write_run
+from training.runs.folder import Run, provenance, write_run
 from training.runs.track import Tracking
 from training.words import counted
 
@@ -64,29 +65,31 @@ def read_data(photos: Photos, preset: Preset) -> Data:
 
 def train(
     data: Data,
-    preset: Preset,
+    plan: Plan,
     *,
     name: str,
     runs: Path,
     fresh: bool = False,
     distribute: str = "none",
     tracking: Tracking | None = None,
+    first: Path | None = None,
 ) -> Path:
     """Train a classifier on photos.
 
     Args:
         data: The photos, see `read_data`.
-        preset: The network, its weights and the recipe. Without epochs, only the head is fitted.
+        plan: The network, its weights and the recipe, and how long it takes. Without epochs, only the head is fitted.
         name: The model's name.
         runs: Where run folders go.
         fresh: Start again, though the same training was interrupted; without it, that one continues.
         distribute: Which devices share the work, see `_strategy`.
         tracking: What is sent each epoch's figures.
+        first: The run of the first version, to compare with in the report.
 
     Returns:
         The run folder, see `training/runs/folder.py`.
     """
-    recipe = preset.recipe
+    preset, recipe = plan.preset, plan.preset.recipe
     keras.utils.set_random_seed(recipe.seed)
     architecture = phases.start_of(preset)
     strategy = _strategy(distribute, recipe)
@@ -97,7 +100,7 @@ def train(
             unfinished.follow = tracking.start(name, unfinished.path)
         network = phases.build(preset, len(data.classes))
         _log_class_weights(network.model, splits["train"], data.classes, recipe)
-        history = phases.Phases(network, preset, unfinished).fit(splits)
+        history = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s).fit(splits)
         features = _compute_features(network, splits, recipe)
         origin = replace(
             provenance(),
@@ -108,7 +111,8 @@ def train(
             training_s=round(unfinished.spent_s),
         )
         contract = Contract(name, data.classes, architecture.photo_spec, origin)
-        return _keep(runs, network, contract, history=history, splits=splits, features=features, recipe=recipe)
+        course = Course(plan.text, Run(first).contract.metrics if first else None, history)
+        return _keep(runs, network, contract, course=course, splits=splits, features=features, recipe=recipe)
 
 
 def _keep(
@@ -116,7 +120,7 @@ def _keep(
     network: phases.Network,
     contract: Contract,
     *,
-    history: Mapping[str, History],
+    course: Course,
     splits: Mapping[str, Pixels],
     features: Mapping[str, NDArray[np.float32]],
     recipe: Recipe,
@@ -139,7 +143,7 @@ def _keep(
         runs,
         network.model,
         contract,
-        history,
+        course.history,
         _telling_photos(held_out[split], result),
         directions=score.directions if score else None,
     )
@@ -148,7 +152,7 @@ def _keep(
         run,
         network.model,
         contract,
-        history=history,
+        course=course,
         result=result,
         photos=held_out[split],
         split=split,

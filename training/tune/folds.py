@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +17,8 @@ from training.errors import DataError
 from training.fit import phases
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
+from training.fit.rehearsal import without_lines
 from training.fit.unfinished import Unfinished, spent_s
-
-_log = logging.getLogger(__name__)
 
 FOLDS = 5
 
@@ -77,16 +73,3 @@ class Folds:
 
     def _folder(self, recipe: Recipe, fold: int) -> Path:
         return self._path / f"training-{hashlib.sha256(f'{recipe} {fold}'.encode()).hexdigest()[:12]}"
-
-
-@contextmanager
-def without_lines() -> Iterator[None]:
-    """Leave out the lines of a single training; the search logs its result."""
-    logs = (phases.log, logging.getLogger("training.progress"))
-    for log in logs:
-        log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for log in logs:
-            log.setLevel(logging.NOTSET)

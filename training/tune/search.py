@@ -28,8 +28,8 @@ from training.fit.preset import Preset, write_preset
 from training.fit.unfinished import folder_of
 from training.models.catalogue import Architecture
 from training.tune import study as kept
+from training.tune.costs import FEWEST_COMPARED, Costs, Time
 from training.tune.folds import FOLDS, Folds
-from training.tune.rehearsal import FEWEST_COMPARED, Costs, Time
 from training.tune.report import Comparison, shown, write_report
 from training.tune.space import Space, backbone
 from training.words import counted

@@ -16,8 +16,8 @@ def change(augmentation: float) -> float:
     from training.fit import batches
 
     images = np.stack([np.asarray(photo(32, 32, seed)) for seed in range(16)])
-    recipe, targets = Recipe(batch_size=16, augmentation=augmentation), np.zeros((16, 1), np.float32)
-    (batch, _) = next(iter(batches.shuffled(images, targets, recipe, range(1), augment=True)))
+    recipe, targets = Recipe(batch_size=16, augmentation=augmentation, cutmix=0), np.zeros((16, 1), np.float32)
+    (batch, _) = next(iter(batches.shuffled(images, targets, recipe, range(1), 32)))
     flipped = np.where(_nearer(batch.numpy(), images)[:, None, None, None], images[:, :, ::-1], images)
     return float(np.abs(batch.numpy() - flipped).mean())
 

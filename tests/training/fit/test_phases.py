@@ -42,18 +42,23 @@ def test_what_is_learned_follows_the_weights(
     """Of photos that tell nothing, the rare class becomes as probable as it is, or as any other."""
     import keras
 
+    from training.data.pixels import Pixels
     from training.fit import phases
     from training.fit.unfinished import open_unfinished
 
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, activation="softmax")])
-    recipe = Recipe(batch_size=40, label_smoothing=0.0, patience=100, class_weights=class_weights, weight_decay=0.0)
-    features = np.zeros((40, 1), np.float32)
-    data = dict.fromkeys(("train", "validation"), (features, targets))
-    preset = Preset("a", "c", "e", "plain-cnn", "none", recipe=recipe)
+    inputs = keras.Input((8, 8, 3))
+    backbone = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(backbone.output))
+    plain = {"label_smoothing": 0.0, "cutmix": 0.0, "augmentation": 0.0, "weight_decay": 0.0, "averaging": 0.0}
+    recipe = Recipe(epochs=80, patience=80, batch_size=40, learning_rate=0.05, class_weights=class_weights, **plain)
+    preset, images = Preset("a", "c", "e", "plain-cnn", "none", recipe=recipe), np.zeros((40, 8, 8, 3), np.uint8)
+    pixels = Pixels(images, targets.argmax(axis=1), [], "", {}, tmp_path)
     with open_unfinished(tmp_path, "m", [], fresh=False) as run:
-        phases.Phases(phases.Network(model, None), preset, run)._fit("head", model, data, 80, 0.05)
-        model.load_weights(run.path / "head" / "epoch-80.weights.h5")  # the last, not the first of equals
-    assert float(model(features[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
+        phases.Phases(phases.Network(model, backbone), preset, run).fit_upper_layers(
+            {"train": pixels, "validation": pixels}
+        )
+        model.load_weights(run.path / "upper-layers" / "epoch-80.weights.h5")  # the last, not the first of equals
+    assert float(model(images[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
 
 
 def test_of_equally_accurate_epochs_the_one_with_less_loss_is_taken() -> None:

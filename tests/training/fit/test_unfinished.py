@@ -78,7 +78,8 @@ def assert_same(one: Path, other: Path) -> None:
     assert figures == figures_2
     assert history["upper layers"].keys() == history_2["upper layers"].keys()
     for name, values in history["upper layers"].items():
-        np.testing.assert_allclose(values, history_2["upper layers"][name], atol=1e-5)
+        if name != "minutes":
+            np.testing.assert_allclose(values, history_2["upper layers"][name], atol=1e-5)
     for array, array_2 in zip(weights, weights_2, strict=True):
         np.testing.assert_allclose(array, array_2, atol=1e-5)
 
@@ -104,7 +105,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
     assert tracked_epochs(live) == [0, 1]
     die("before the state", killed)
     train(killed)
-    assert "Resuming upper-layers at epoch 4 of 6 from" in capsys.readouterr().out
+    assert "Resuming at epoch 4 of 6 from" in capsys.readouterr().out
     assert_same(tmp_path, undisturbed)
     assert list((tmp_path / "runs" / ".unfinished").iterdir()) == []
     history, *_ = outcome(tmp_path)
@@ -147,7 +148,8 @@ def test_two_devices_train_as_one_does(photos: Path, tmp_path: Path) -> None:
         curves.append(outcome(tmp_path / name)[0]["upper layers"])
     assert curves[0].keys() == curves[1].keys()
     for name, values in curves[0].items():
-        np.testing.assert_allclose(values, curves[1][name], atol=2e-3, err_msg=name)
+        if name != "minutes":
+            np.testing.assert_allclose(values, curves[1][name], atol=2e-3, err_msg=name)
 
 
 def fit(folder: Path, accuracies: list[float]) -> tuple[float, range, dict[str, list[float]]]:

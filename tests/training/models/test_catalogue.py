@@ -480,12 +480,28 @@ def test_outputs_that_are_no_classes_are_refused(inputs):
 
 def test_lite0_has_its_published_size_and_weights():
     """The Keras model has the published 4.7 million parameters, filled from the installed file."""
-    model = efficientnet_lite.build("efficientnet-lite0")
+    model = efficientnet_lite.build("efficientnet-lite0", weights="none")
     assert sum(int(np.prod(each.shape)) for each in model.trainable_weights) == 4_652_008
     assert model.count_params() == 4_694_024
+
+
+def test_lite0_computes_the_same_without_its_batch_norms():
+    """Merged into the convolutions, as ImageNet's weights are, they change no probability."""
+    merged, normed = (efficientnet_lite.build("efficientnet-lite0", each, size_px=64) for each in ("imagenet", "none"))
     variant = efficientnet_lite.VARIANTS["efficientnet-lite0"]
     tensors = efficientnet_lite._read_torch_file(efficientnet_lite._find(variant), variant.sha256)
-    np.testing.assert_array_equal(model.get_layer("probabilities").get_weights()[0], tensors["_fc.weight"].T)
+    for layer in (each for each in normed.layers if each.weights):
+        conv, norm = efficientnet_lite._torch_names(layer.name.removesuffix("_bn"))
+        if layer.name.endswith("_bn"):
+            parts = ("weight", "bias", "running_mean", "running_var")
+            layer.set_weights([tensors[f"{norm}.{part}"] for part in parts])
+        elif isinstance(layer, layers.Dense):
+            layer.set_weights([tensors["_fc.weight"].T, tensors["_fc.bias"]])
+        else:
+            axes = (2, 3, 0, 1) if isinstance(layer, layers.DepthwiseConv2D) else (2, 3, 1, 0)
+            layer.set_weights([tensors[f"{conv}.weight"].transpose(axes)])
+    pixels = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    np.testing.assert_allclose(run(merged, pixels), run(normed, pixels), atol=1e-5)
 
 
 def test_lite0_takes_another_size():

@@ -43,7 +43,7 @@ def clock() -> Iterator[Clock]:
     """Each training takes a minute, and a rehearsal finds half of that or all; the small architecture is known."""
     from tests.programs.small_training import SMALL
     from training.models.catalogue import ARCHITECTURES
-    from training.tune import rehearsal, search
+    from training.tune import costs, search
     from training.tune.folds import Folds
 
     clock, accuracy = Clock(), Folds.accuracy
@@ -55,8 +55,8 @@ def clock() -> Iterator[Clock]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", SMALL)
         patch.setattr(search, "time", clock)
-        patch.setattr(rehearsal, "time", clock)
-        patch.setattr(rehearsal, "rehearse", lambda *_: rehearsal.Cost(30, 60))
+        patch.setattr(costs, "time", clock)
+        patch.setattr(costs.Costs, "_cost", lambda *_: costs.Cost(30, 60))
         patch.setattr(Folds, "accuracy", timed)
         yield clock
 

@@ -1,0 +1,100 @@
+"""How fast a training will be here, by a few steps on noise: known before a photo is read."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.pixels import Pixels
+from training.fit import phases
+from training.fit.preset import Preset
+from training.fit.unfinished import Unfinished
+
+STEPS = 4  # the first one also traces the graph
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a network trains here.
+
+    Attributes:
+        once_s: Seconds before the second step: for the network, and its graph.
+        train_s: Seconds for a photo in training.
+        validate_s: Seconds for a photo in validation.
+    """
+
+    once_s: float
+    train_s: float
+    validate_s: float
+
+    def epoch_s(self, photos: int, held_out: int) -> float:
+        """Return the seconds of an epoch with some photos."""
+        return photos * self.train_s + held_out * self.validate_s
+
+
+def rehearse(preset: Preset, classes: int) -> Speed:
+    """Measure how fast a preset's upper layers train.
+
+    The head does not count: it is fitted to features in some seconds.
+    """
+    started, watch, recipe = time.monotonic(), _Watch(), preset.recipe
+    keras.utils.clear_session()
+    rng, size_px = np.random.default_rng(0), phases.start_of(preset).size_px
+
+    def noise(*shape: int) -> NDArray[np.uint8]:
+        return rng.integers(0, 256, shape, np.uint8)
+
+    network, images = phases.build(preset, classes), noise(STEPS * recipe.batch_size, size_px, size_px, 3)
+    with tempfile.TemporaryDirectory() as folder, without_lines():
+        run, short = Unfinished(Path(folder), time.monotonic()), preset.changed({"epochs": 1})
+        pixels = Pixels(images, rng.integers(0, classes, len(images)), [], "", {}, Path())
+        phases.Phases(network, short, run, [watch]).fit_upper_layers({"train": pixels, "validation": pixels})
+    once_s = time.monotonic() - started - watch.measured_s
+    return Speed(once_s, *(watch.batch_s(kind) / recipe.batch_size for kind in ("train", "test")))
+
+
+@contextmanager
+def without_lines() -> Iterator[None]:
+    """Leave out the lines of a single training, of which there are many."""
+    logs = (phases.log, logging.getLogger("training.progress"))
+    for log in logs:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.setLevel(logging.NOTSET)
+
+
+class _Watch(keras.callbacks.Callback):
+    """Remember when batches ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends: dict[str, list[float]] = defaultdict(list)
+
+    def batch_s(self, kind: str) -> float:
+        """Return the seconds of a batch of training (`train`) or validation (`test`)."""
+        return float(np.median(np.diff(self._ends[kind])))
+
+    @property
+    def measured_s(self) -> float:
+        """Seconds of all batches after the first of each kind."""
+        return sum(ends[-1] - ends[0] for ends in self._ends.values())
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._ends["train"].append(time.monotonic())
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._ends["test"].append(time.monotonic())
