@@ -68,8 +68,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add(
         "--minutes",
         type=float,
-        help="time for all, from the first version to the release; more minutes train more epochs, perhaps of a larger"
-        " network (default: 30; with --epochs, as long as these take)",
+        help="time for all, from the first version to the release (default: 30; with --epochs, as long as these take)",
     )
     add("--first-only", action="store_true", help="stop after the first version, which takes about a minute")
     add("--fresh", action="store_true", help="start again, even if the same training was interrupted")
@@ -94,7 +93,7 @@ def run_train(options: argparse.Namespace) -> int:
     import_tensorflow()
 
     from training.data.pixels import Photos
-    from training.fit.plan import Plan, larger_presets, planned
+    from training.fit.plan import Plan, make_plan
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
     from training.fit.train import read_data, train
@@ -123,12 +122,8 @@ def run_train(options: argparse.Namespace) -> int:
             released = first
         if options.first_only:
             return _track(first, tracking, options.track)
-    presets = [preset] if options.architecture else [*larger_presets(preset), preset]
-    places = {"name": options.name, "runs": options.runs, "fresh": options.fresh}
-    with planned(presets, data, minutes, time.monotonic() - started, **places) as plan:
-        if plan and plan.preset != preset:
-            data = read_data(photos, plan.preset)
-        run = train_with(data, plan, tracking=tracking, first=first) if plan else first
+    plan = Plan(preset) if minutes is None else make_plan(preset, data, minutes, started)
+    run = train_with(data, plan, tracking=tracking, first=first) if plan else first
     if not run:
         raise TrainingError(f"Expected more --minutes than an epoch takes. Received: {minutes:g}")
     status = _track(run, tracking, options.track)

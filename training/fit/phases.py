@@ -255,9 +255,9 @@ class _Pace(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        step = self._epoch * self._steps + batch
-        passed = max(step / (self._steps * self._recipe.epochs), self._run.spent_s / self._limit_s)
-        rate = self._recipe.learning_rate * min(1, step / self._steps) * (1 + math.cos(math.pi * min(1, passed))) / 2
+        epochs = self._epoch + batch / self._steps
+        passed = min(1, max(epochs / self._recipe.epochs, self._run.spent_s / self._limit_s))
+        rate = self._recipe.learning_rate * min(1, epochs) * (1 + math.cos(math.pi * passed)) / 2
         self.model.optimizer.learning_rate.assign(rate)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
