@@ -148,7 +148,7 @@ class Phases:
                 stopping,
                 _Minutes(self.run),
                 progress,
-                Wait(steps, f"Epoch {left.start + 1}/{left.stop}"),
+                _Wait(steps, f"Epoch {left.start + 1}/{left.stop}"),
                 _Lines(left, self.run, self.limit_s),
                 *self.watch,
             ],
@@ -195,17 +195,16 @@ def for_training(model: keras.Model, part: float) -> tuple[keras.Model, int]:
         return model, size_px
 
 
-class Wait(keras.callbacks.Callback):
-    """Log once how long the first batches take."""
+class _Wait(keras.callbacks.Callback):
+    """Log once how long the first epoch takes."""
 
     def __init__(self, batches: int, work: str) -> None:
         super().__init__()
-        self._batches = estimated(range(batches), work)
+        self._batches = estimated(range(1, batches), work)
 
-    def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
-        next(self._batches, None)
-
-    on_train_batch_begin = on_predict_batch_begin
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch:  # the first one also traces the graph
+            next(self._batches, None)
 
 
 class BestOfEqual(keras.callbacks.EarlyStopping):

@@ -82,7 +82,7 @@ def _write(out: Path, best: Preset, search: _Search, comparison: Comparison, pho
     """Write the preset, and a page beside it."""
     tried, options = counted(len(search.done), "trial"), ["--name", "NAME", "--preset", str(out)]
     tuned = replace(
-        best,
+        best.changed({"epochs": search.space.epochs}),
         about=f"{comparison.start}, tuned on the training photos of {photos} in {tried}.",
         command=shlex.join(["python", "-m", "training", "train", str(photos), *options]),
         expected=comparison.sentence,

@@ -24,6 +24,8 @@ _FLOATS = {
     "unfreeze": FloatDistribution(0, 1),
 }
 
+TRIAL_EPOCHS = 8  # of a training that is compared with others; all of the default's take half an hour
+
 
 @dataclass(frozen=True)
 class Space:
@@ -32,7 +34,9 @@ class Space:
     Attributes:
         name: The name of the preset that it starts from.
         label: The name, and the backbone and size if they are not the preset's own.
-        start: That preset; its backbone or size is the first to choose from, if its own is not among these.
+        start: That preset, with few epochs; its backbone or size is the first to choose from, if its own is not among
+            these.
+        epochs: How many it has itself.
         values: The values of each hyperparameter; a backbone or size is one if there are several.
         backbones: The start's, then the others that a preset may have.
     """
@@ -40,6 +44,7 @@ class Space:
     name: str
     label: str
     start: Preset
+    epochs: int
     values: dict[str, BaseDistribution]
     backbones: list[Architecture]
 
@@ -70,13 +75,15 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
         TrainingError: The preset trains nothing, there is no such architecture, or its weights are those of one.
     """
     preset.check_trains()
+    epochs = preset.recipe.epochs
+    preset = preset.changed({"epochs": min(epochs, TRIAL_EPOCHS)})
     floats = {each: values for each, values in _FLOATS.items() if each != "unfreeze" or preset.pretrained}
     if preset.weights not in ("imagenet", "none"):
         if architectures or sizes:
             raise TrainingError(
                 f"Expected no --architectures nor --sizes with the weights of one network, {preset.weights}"
             )
-        return Space(name, name, preset, dict(floats), [backbone(preset)])
+        return Space(name, name, preset, epochs, dict(floats), [backbone(preset)])
     own = find_architecture(preset.architecture).name
     named = list(dict.fromkeys(find_architecture(each).name for each in architectures)) or [own]
     px: list[int | None] = [*dict.fromkeys(sizes)] or [preset.size]
@@ -92,4 +99,4 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
     first = find_architecture(start.architecture, start.size)
     changed = first != find_architecture(own, preset.size)
     label = f"{name} with {first.name} at {first.size_px} px" if changed else name
-    return Space(name, label, start, values, [first, *(each for each in backbones if each != first)])
+    return Space(name, label, start, epochs, values, [first, *(each for each in backbones if each != first)])

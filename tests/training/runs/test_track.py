@@ -226,14 +226,14 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     monkeypatch.setattr("training.release.sources.release", lambda source, *_, **__: released.append(source.run))
     monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, []))
     monkeypatch.setattr("training.fit.commands.read_chosen_criteria", lambda *_: None)
-    assert main(["train", "photos", "--name", "clothing", "--track", "mlflow"]) == 1
+    assert main(["train", "photos", "--name", "clothing", "--epochs", "1", "--track", "mlflow"]) == 1
     assert released == [run] and "The tracker did not take" in capsys.readouterr().err
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("training.release.sources.release", stop)
-    assert main(["train", "photos", "--name", "clothing", "--refuse-if-worse", "--margin", "0.01"]) == 130
+    assert main(["train", "photos", "--name", "clothing", "--epochs=1", "--refuse-if-worse", "--margin", "0.01"]) == 130
     message = capsys.readouterr().err
     assert f"python -m training export --run {run} --photos photos --store model-store" in message
     assert message.endswith(" --margin 0.01 --refuse-if-worse\n")

@@ -1,0 +1,99 @@
+"""training/fit/plan.py and `train --minutes`: what fits into the time, and that training ends with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.fit.preset import Preset
+from training.fit.recipe import Recipe
+
+pytestmark = pytest.mark.tensorflow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """The small architecture is known, releases take no time, and nothing is kept for them."""
+    from tests.programs.small_training import SMALL
+    from training.models.catalogue import ARCHITECTURES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", SMALL)
+        patch.setattr("training.fit.plan.AFTER_S", 0)
+        patch.setattr("training.release.sources.release", lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """A training of the small architecture on three easy classes, without its minutes."""
+    from tests.programs.small_training import draw
+
+    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
+    return ["train", str(draw(tmp_path / "photos")), "--name", "colours", "--architecture", "small", *places]
+
+
+def test_training_ends_with_its_time(tmp_path: Path) -> None:
+    """Of many epochs, those are trained that fit, and the learning rate has fallen to zero with them."""
+    import keras
+
+    from training.data.pixels import Pixels
+    from training.fit import phases
+    from training.fit.unfinished import Unfinished
+
+    rates: list[float] = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+            rates.append(float(self.model.optimizer.learning_rate))
+
+    recipe = Recipe(epochs=100_000, patience=100_000, batch_size=8, learning_rate=0.01)
+    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path)
+    run = Unfinished(tmp_path, time.monotonic())
+    training = phases.Phases(phases.build(preset, 3), preset, run, [Watch()], limit_s=8)
+    history = training.fit_upper_layers({"train": pixels, "validation": pixels})
+    assert 8 < run.spent_s < 10 and 7.5 < 60 * history["minutes"][-1] < 10
+    assert 0.003 < max(rates) <= 0.01 and rates[-1] < 1e-4
+
+
+def test_a_plan_says_how_many_epochs_fit(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is logged, and stands in the report beside what the time bought."""
+    from training.__main__ import main
+
+    assert main([*command, "--minutes", "5", "--patience", "1"]) == 0
+    assert "Plan for 5 minutes: all 40 epochs of small at 16 px, " in capsys.readouterr().out
+    (run,) = (tmp_path / "runs" / "colours").glob("*[!t]")
+    report = (run / "report.html").read_text()
+    assert "Plan for 5 minutes: all 40 epochs" in report
+    assert report.index("The first version") < report.index("The best after") < report.index("What was kept")
+
+
+def test_minutes_that_are_too_few_for_an_epoch(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They end with the first version, or are refused where there is none."""
+    from training.__main__ import main
+
+    assert main([*command, "--minutes", "0.01"]) == 0
+    assert "0.01 minutes end here: an epoch takes " in capsys.readouterr().out
+    assert [run.name[-6:] for run in (tmp_path / "runs" / "colours").iterdir()] == ["-first"]
+    assert main([*command, "--minutes", "0.01", "--weights", "none"]) == 1
+    assert "Expected more --minutes than an epoch takes. Received: 0.01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_minutes_that_cannot_be(command: list[str], capsys: pytest.CaptureFixture[str], minutes: str) -> None:
+    """They are refused before a photo is read."""
+    from training.__main__ import main
+
+    assert main([*command, f"--minutes={minutes}"]) == 1
+    said = capsys.readouterr()
+    assert "Expected --minutes above 0. Received: " in said.err and "Read " not in said.out
