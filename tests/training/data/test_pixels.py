@@ -1,0 +1,150 @@
+"""training/data/pixels.py: photos as pixels, and their cache."""
+
+import re
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+from contract.document import ImageSpec
+from contract.image import decode
+from tests.programs.photos import encode, flip_bit, photo
+from training.data import pixels
+from training.data.folder import Photo
+from training.data.pixels import Photos, load_pixels
+from training.errors import DataError
+
+SPEC = ImageSpec(8, 8)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A folder for decoded pixels."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(fill):
+    """Six photos of two classes."""
+    folder = fill({"cat": 3, "dog": 3})
+    return [Photo(path, int(path.parent.name == "dog")) for path in sorted(folder.rglob("*.jpg"))]
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """A list that grows with each image that is decoded."""
+    calls = []
+
+    def counted(image, spec):
+        calls.append(image)
+        return decode(image, spec)
+
+    monkeypatch.setattr(pixels, "decode", counted)
+    return calls
+
+
+def test_pixels_are_the_contracts(photos, cache):
+    """Each image is what contract/image.py makes of the file, beside its label and path."""
+    pixels = load_pixels(photos, SPEC, cache)
+    assert pixels.images.dtype == np.uint8 and pixels.images.shape == (6, 8, 8, 3)
+    for each, image in zip(photos, pixels.images, strict=True):
+        np.testing.assert_array_equal(image, decode(each.path.read_bytes(), SPEC).pixels)
+    assert pixels.labels.tolist() == [0, 0, 0, 1, 1, 1] and pixels.paths == [each.path for each in photos]
+
+
+def test_corrupt_files_are_named_and_skipped(photos, cache):
+    """Pixels, labels and paths of the rest stay together, also when they come from the cache."""
+    broken, empty, flipped = photos[1].path, photos[4].path, photos[5].path
+    broken.write_bytes(broken.read_bytes()[:300])
+    empty.write_bytes(b"")
+    flipped.write_bytes(flip_bit(encode(photo(24, 16), "PNG")))
+    for loaded in (load_pixels(photos, SPEC, cache), load_pixels(photos, SPEC, cache)):
+        assert sorted(loaded.skipped) == [str(broken), str(empty), str(flipped)]
+        assert "Received: nothing" in loaded.skipped[str(empty)]
+        assert loaded.labels.tolist() == [0, 0, 1] and len(loaded.images) == 3
+        np.testing.assert_array_equal(loaded.images[1], decode(loaded.paths[1].read_bytes(), SPEC).pixels)
+
+
+@pytest.mark.parametrize(("split", "refused"), [("train", True), ("validation", False)])
+def test_a_class_without_a_photo_that_decodes_is_refused(photos, cache, caplog, split, refused):
+    """Training would never see it; in a split that only measures, it is a warning."""
+    for each in photos[:3]:
+        each.path.write_text("<html>")
+    lost = rf"3 of 3 photos for {split} in .*cat cannot be decoded"
+    with caplog.at_level("INFO"), pytest.raises(DataError, match=lost) if refused else nullcontext():
+        Photos(cache, cache).read(split, photos, SPEC)
+    assert refused or re.search("Warning: " + lost, caplog.text)
+
+
+def test_no_photo_that_decodes_is_an_error(photos, cache):
+    """Files that are all corrupt are named, and nothing is kept."""
+    for each in photos:
+        each.path.write_bytes(b"not a photo")
+    with pytest.raises(DataError, match=r"Received 6 that cannot be decoded: .*000\.jpg"):
+        load_pixels(photos, SPEC, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_second_load_decodes_nothing(photos, cache, decoded):
+    """The cache gives the same pixels without a decode."""
+    first = load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 6
+    second = load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 6 and first.digest == second.digest
+    np.testing.assert_array_equal(first.images, second.images)
+
+
+def test_changed_file_decodes_again(photos, cache, decoded, jpegs):
+    """New content under an old name is seen."""
+    before = load_pixels(photos, SPEC, cache)
+    photos[2].path.write_bytes(jpegs[20])
+    after = load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 12 and not np.array_equal(before.images[2], after.images[2])
+
+
+def test_another_decoder_decodes_again(photos, cache, decoded, monkeypatch):
+    """Pixels that an older Pillow made are not those that are served."""
+    load_pixels(photos, SPEC, cache)
+    monkeypatch.setattr(pixels.PIL, "__version__", "0.1")
+    load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 12
+
+
+def test_other_size_decodes_again(photos, cache):
+    """Pixels of one size are not given for another."""
+    load_pixels(photos, SPEC, cache)
+    assert load_pixels(photos, ImageSpec(10, 12), cache).images.shape == (6, 10, 12, 3)
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_cache_of_a_killed_run_is_not_used(photos, cache, decoded, monkeypatch, killed):
+    """A process that ended before its last rename leaves nothing that counts."""
+    renames = []
+
+    def rename(path, target):
+        renames.append(target)
+        if len(renames) == killed:
+            raise KeyboardInterrupt
+        path.replace(target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pixels.Path, "rename", rename)
+        load_pixels(photos, SPEC, cache)
+    assert len(load_pixels(photos, SPEC, cache).images) == 6 and len(decoded) == 12
+
+
+def test_cache_that_cannot_be_written_is_named(photos, tmp_path):
+    """A path that is no folder, like a full disk, is an error with the place."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"write decoded photos to .*file"):
+        load_pixels(photos, SPEC, tmp_path / "file")
+
+
+def test_digest_follows_content_and_labels(photos, cache, tmp_path, jpegs):
+    """Time and place of files do not change it; a label or one photo's bytes do."""
+    digest = load_pixels(photos, SPEC, cache).digest
+    moved = photos[0].path.rename(tmp_path / "moved.jpg")
+    assert load_pixels([Photo(moved, 0), *photos[1:]], SPEC, cache).digest == digest
+    assert load_pixels([Photo(moved, 1), *photos[1:]], SPEC, cache).digest != digest
+    moved.write_bytes(jpegs[20])
+    assert load_pixels([Photo(moved, 0), *photos[1:]], SPEC, cache).digest != digest

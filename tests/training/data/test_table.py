@@ -1,0 +1,62 @@
+"""training/data/table.py: a CSV of labels as a dataset."""
+
+import pytest
+
+from training.data.folder import read_folder
+from training.errors import DataError
+
+
+@pytest.fixture
+def table(fill):
+    """A function that writes a CSV beside six photos of two classes, and returns its path."""
+
+    def write(*rows):
+        fill({"a": 3, "b": 3})
+        path = fill({}) / "labels.csv"
+        path.write_text("\n".join(rows), encoding="utf-8-sig")
+        return path
+
+    return write
+
+
+def test_a_csv_of_labels_is_a_dataset(table):
+    """Paths are relative to it; without a split, some photos of each class are held out."""
+    rows = [
+        f"{folder}/{position:03}.jpg,{label}" for folder, label in (("a", "dog"), ("b", "cat")) for position in range(3)
+    ]
+    dataset = read_folder(table("File,Label", *rows, rows[0], "a/404.jpg,cat", "a/000.jpg,"))
+    assert dataset.classes == ("cat", "dog")
+    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 2, "validation": 2, "test": 2}
+    assert all((each.path.parent.name == "b") == (each.label == 0) for each in dataset.splits["train"])
+    assert dataset.remarks[0].startswith("Left out 2 rows without a file or a label, such as ")
+
+
+def test_a_csv_may_name_splits(table):
+    """By the names that folders may have; others are left out with a word."""
+    rows = [
+        f"{folder}/{position:03}.jpg,{folder},{split}"
+        for folder in "ab"
+        for position, split in enumerate(("Training", "dev", "x"))
+    ]
+    dataset = read_folder(table("path,label,split", *rows))
+    assert {split: [each.label for each in photos] for split, photos in dataset.splits.items()} == {
+        "train": [0, 1],
+        "validation": [0, 1],
+    }
+    assert dataset.remarks == ("Left out rows of: x. That does not read like a split",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("path,label", "a/000.jpg,cat", "a/000.jpg,dog"), "one class and one split for each photo.*000.jpg"),
+        (("path,label,split", "a/000.jpg,cat,train", "a/001.jpg,dog,train", "b/000.jpg,cow,val"), "also: cow"),
+        (("path,label", "a/000.jpg,cat"), "labels of two or more classes in .*csv. Received: cat"),
+        (("path,cat,dog", "a/000.jpg,0,1"), "Expected columns path and label.* Received: path, cat, dog"),
+        (("path,label", "x.jpg,cat"), "labels of two or more classes in .*csv. Received: none"),
+    ],
+)
+def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
+    """A photo of two classes, an unknown class, one class, a column for each class, and no file."""
+    with pytest.raises(DataError, match=message):
+        read_folder(table(*rows))
