@@ -55,12 +55,12 @@ def _die(*_: Any) -> NoReturn:
 
 
 class Dying(Progress):
-    """Die inside the third epoch of the upper layers, or in the fourth between its weights and its state."""
+    """Die inside the third epoch of the network, or in the fourth between its weights and its state."""
 
     moment = ""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.epoch = epoch if self._folder.name == "upper-layers" else -1
+        self.epoch = epoch if self._folder.name == "network" else -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if (self.moment, self.epoch, batch) == ("inside an epoch", 2, 1):

@@ -1,4 +1,4 @@
-"""The model that is trained: a head is fitted on frozen features, then the upper layers train with augmentation."""
+"""The model that is trained: a head is fitted on frozen features, then the network trains with augmentation."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def build(preset: Preset, classes: int) -> Network:
 
 @dataclass(frozen=True)
 class Phases:
-    """The two phases of a training: the head on frozen features, then the upper layers on augmented photos.
+    """The two phases of a training: the head on frozen features, then the network on augmented photos.
 
     Attributes:
         network: From `build`.
         preset: How to train.
         run: State of the same training: what an earlier process left, and what this one keeps.
-        watch: Callbacks of Keras for the upper layers, beside those that they need.
-        limit_s: When the upper layers end, in seconds of the run, if their epochs have not ended before.
+        watch: Callbacks of Keras for the network, beside those that they need.
+        limit_s: When training ends, in seconds of the run, if its epochs have not ended before.
     """
 
     network: Network
@@ -103,7 +103,7 @@ class Phases:
         """Train on the split `train`, with early stopping on `validation`; return the figures by phase and epoch."""
         if self.preset.pretrained:
             self._fit_head(splits)
-        return {"upper layers": self.fit_upper_layers(splits)} if self.recipe.epochs else {}
+        return {"network": self.fit_network(splits)} if self.recipe.epochs else {}
 
     def _fit_head(self, splits: dict[str, Pixels]) -> None:
         """Fit the head to frozen features."""
@@ -114,7 +114,7 @@ class Phases:
         if head.accuracy is not None:
             log.info(f"Fitted the head: accuracy {head.accuracy:.4f} in cross-validation on the training photos")
 
-    def fit_upper_layers(self, splits: dict[str, Pixels]) -> History:
+    def fit_network(self, splits: dict[str, Pixels]) -> History:
         """Train a part of the backbone, from the top, with the head."""
         weighted = [layer for layer in self.network.backbone.layers if layer.weights]
         for layer in weighted[: round(len(weighted) * (1 - self.preset.unfreeze))]:
@@ -126,7 +126,7 @@ class Phases:
         averaged = _compile(model, steps, recipe)
         early_stopping = BestOfEqual if len(validation.labels) < FEW_PHOTOS else keras.callbacks.EarlyStopping
         stopping = early_stopping("val_accuracy", patience=recipe.patience, restore_best_weights=True)
-        progress = Progress(self.run, "upper-layers", stopping)
+        progress = Progress(self.run, "network", stopping)
         left = progress.restore(model, recipe.epochs)
         if left and left.start:
             log.info(

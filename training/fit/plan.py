@@ -26,7 +26,7 @@ class Plan:
 
     Attributes:
         preset: What it trains.
-        limit_s: Seconds of the run until the upper layers must have ended; None if only their epochs count.
+        limit_s: Seconds of the run after which training ends; None if only its epochs count.
         text: The same in words; empty without a limit.
     """
 

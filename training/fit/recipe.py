@@ -15,11 +15,10 @@ class Recipe:
     """How to train; the defaults reach the figures in the README on clothing photos.
 
     Attributes:
-        epochs: Largest number of epochs for the upper layers.
+        epochs: Largest number of epochs.
         patience: Epochs without a better validation accuracy after which a phase ends.
         batch_size: Photos in a batch.
-        learning_rate: Peak learning rate for the upper layers. It warms up over one epoch, then decays to zero by a
-            cosine.
+        learning_rate: Peak learning rate. It warms up over one epoch, then decays to zero by a cosine.
         weight_decay: Weight decay of AdamW.
         dropout: Part of the features that is dropped before the head.
         averaging: Epochs over which the weights are averaged for validation and release; 0 for none. The average is

@@ -44,7 +44,7 @@ class Speed:
 
 
 def rehearse(preset: Preset, classes: int) -> Speed:
-    """Measure how fast a preset's upper layers train.
+    """Measure how fast a preset's network trains.
 
     The head does not count: it is fitted to features in some seconds.
     """
@@ -59,7 +59,7 @@ def rehearse(preset: Preset, classes: int) -> Speed:
     with tempfile.TemporaryDirectory() as folder, without_lines():
         run, short = Unfinished(Path(folder), time.monotonic()), preset.changed({"epochs": 1})
         pixels = Pixels(images, rng.integers(0, classes, len(images)), [], "", {}, Path())
-        phases.Phases(network, short, run, [watch]).fit_upper_layers({"train": pixels, "validation": pixels})
+        phases.Phases(network, short, run, [watch]).fit_network({"train": pixels, "validation": pixels})
     once_s = time.monotonic() - started - watch.measured_s
     return Speed(once_s, *(watch.batch_s(kind) / recipe.batch_size for kind in ("train", "test")))
 

@@ -54,7 +54,7 @@ class Folds:
         shutil.rmtree(self._folder(recipe, fold), ignore_errors=True)
 
     def accuracy(self, recipe: Recipe, fold: int, watch: phases.Watch = ()) -> float:
-        """Train and return the best epoch's accuracy on a fold; `watch` is called back while the upper layers train.
+        """Train and return the best epoch's accuracy on a fold; `watch` is called back while the network trains.
 
         A training that was interrupted continues after its last epoch.
         """

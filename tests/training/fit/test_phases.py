@@ -54,10 +54,8 @@ def test_what_is_learned_follows_the_weights(
     preset, images = Preset("a", "c", "e", "plain-cnn", "none", recipe=recipe), np.zeros((40, 8, 8, 3), np.uint8)
     pixels = Pixels(images, targets.argmax(axis=1), [], "", {}, tmp_path)
     with open_unfinished(tmp_path, "m", [], fresh=False) as run:
-        phases.Phases(phases.Network(model, backbone), preset, run).fit_upper_layers(
-            {"train": pixels, "validation": pixels}
-        )
-        model.load_weights(run.path / "upper-layers" / "epoch-80.weights.h5")  # the last, not the first of equals
+        phases.Phases(phases.Network(model, backbone), preset, run).fit_network({"train": pixels, "validation": pixels})
+        model.load_weights(run.path / "network" / "epoch-80.weights.h5")  # the last, not the first of equals
     assert float(model(images[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
 
 

@@ -57,7 +57,7 @@ def test_training_ends_with_its_time(tmp_path: Path) -> None:
     pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path)
     run = Unfinished(tmp_path, time.monotonic())
     training = phases.Phases(phases.build(preset, 3), preset, run, [Watch()], limit_s=8)
-    history = training.fit_upper_layers({"train": pixels, "validation": pixels})
+    history = training.fit_network({"train": pixels, "validation": pixels})
     assert 8 < run.spent_s < 10 and 7.5 < 60 * history["minutes"][-1] < 10
     assert 0.003 < max(rates) <= 0.01 and rates[-1] < 1e-4
 

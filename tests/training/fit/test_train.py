@@ -119,7 +119,7 @@ def test_run_folder_is_complete(run):
     others = {"evaluation.json", "model.txt", "releases.jsonl", "report.html"}
     assert {path.name for path in run.iterdir()} == needed | plots | others
     history = json.loads((run / "history.json").read_text())
-    assert len(history["upper layers"]["val_accuracy"]) == 2
+    assert len(history["network"]["val_accuracy"]) == 2
 
 
 @tensorflow

@@ -76,10 +76,10 @@ def assert_same(one: Path, other: Path) -> None:
     """Compare two runs' histories, figures and weights."""
     (history, figures, weights), (history_2, figures_2, weights_2) = outcome(one), outcome(other)
     assert figures == figures_2
-    assert history["upper layers"].keys() == history_2["upper layers"].keys()
-    for name, values in history["upper layers"].items():
+    assert history["network"].keys() == history_2["network"].keys()
+    for name, values in history["network"].items():
         if name != "minutes":
-            np.testing.assert_allclose(values, history_2["upper layers"][name], atol=1e-5)
+            np.testing.assert_allclose(values, history_2["network"][name], atol=1e-5)
     for array, array_2 in zip(weights, weights_2, strict=True):
         np.testing.assert_allclose(array, array_2, atol=1e-5)
 
@@ -110,7 +110,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
     assert list((tmp_path / "runs" / ".unfinished").iterdir()) == []
     history, *_ = outcome(tmp_path)
     (run,) = (tmp_path / "runs" / "colours").glob("*[!t]")
-    assert tracked_epochs(run / "tensorboard") == list(range(len(history["upper layers"]["loss"])))
+    assert tracked_epochs(run / "tensorboard") == list(range(len(history["network"]["loss"])))
 
 
 def tracked_epochs(folder: Path) -> list[int]:
@@ -119,13 +119,13 @@ def tracked_epochs(folder: Path) -> list[int]:
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    return [event.step for event in events.Tensors("upper layers/loss")]
+    return [event.step for event in events.Tensors("network/loss")]
 
 
 def test_what_is_kept_is_what_was_validated(undisturbed: Path) -> None:
     """The run's model has the weights, averaged as they are, of the epoch that did best on validation."""
     history, figures, _ = outcome(undisturbed)
-    assert figures["validation_accuracy"] == pytest.approx(max(history["upper layers"]["val_accuracy"]), abs=1e-4)
+    assert figures["validation_accuracy"] == pytest.approx(max(history["network"]["val_accuracy"]), abs=1e-4)
 
 
 def test_another_seed_gives_another_model(photos: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_two_devices_train_as_one_does(photos: Path, tmp_path: Path) -> None:
         done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert ("Sharing each batch of 8 among 2 devices" in done.stdout) == (name == "mirrored")
-        curves.append(outcome(tmp_path / name)[0]["upper layers"])
+        curves.append(outcome(tmp_path / name)[0]["network"])
     assert curves[0].keys() == curves[1].keys()
     for name, values in curves[0].items():
         if name != "minutes":

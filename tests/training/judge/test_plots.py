@@ -35,8 +35,8 @@ def test_a_matrix_has_the_classes_that_are_taken_for_each_other() -> None:
     "history",
     [
         {},
-        {"head": {"loss": [], "accuracy": []}, "upper layers": {"loss": [1.0], "accuracy": [0.5]}},
-        {"head": {"loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}, "upper layers": {"loss": [1.0], "val_loss": [1.4]}},
+        {"head": {"loss": [], "accuracy": []}, "network": {"loss": [1.0], "accuracy": [0.5]}},
+        {"head": {"loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}, "network": {"loss": [1.0], "val_loss": [1.4]}},
     ],
     ids=["untrained", "one", "both"],
 )

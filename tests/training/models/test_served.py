@@ -86,8 +86,8 @@ def test_plain_cnn_learns_from_scratch(photos: Path, tmp_path: Path) -> None:
     status = main(["train", str(photos), "--name", "colours", *options, "--batch-size", "6", *places(tmp_path)])
     (run,) = (tmp_path / "runs" / "colours").iterdir()
     history = json.loads((run / "history.json").read_text())
-    assert status == 0 and list(history) == ["upper layers"]
-    assert history["upper layers"]["loss"][-1] < 0.8 * history["upper layers"]["loss"][0]
+    assert status == 0 and list(history) == ["network"]
+    assert history["network"]["loss"][-1] < 0.8 * history["network"]["loss"][0]
 
 
 @pytest.mark.slow

@@ -26,8 +26,8 @@ ORIGIN = Origin(
     data_digest={"train": "a" * 64},
     source_revision="abc123",
 )
-HISTORY = {"head": {"loss": [3.0, 2.0], "accuracy": [0.5, 0.6]}, "upper layers": {"loss": [1.5], "accuracy": [0.75]}}
-LOSSES = [("head/loss", 0, 3.0), ("head/loss", 1, 2.0), ("upper layers/loss", 2, 1.5)]
+HISTORY = {"head": {"loss": [3.0, 2.0], "accuracy": [0.5, 0.6]}, "network": {"loss": [1.5], "accuracy": [0.75]}}
+LOSSES = [("head/loss", 0, 3.0), ("head/loss", 1, 2.0), ("network/loss", 2, 1.5)]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def track(run: Path, name: str, interrupted: bool = True) -> None:
     follow = tracking.start("clothing", unfinished)
     follow("head", HISTORY["head"])
     wait_for(tracking, 2)
-    follow("upper layers", HISTORY["upper layers"])
+    follow("network", HISTORY["network"])
     tracking.finish(run)
 
 
@@ -87,7 +87,7 @@ def test_tensorboard(run: Path) -> None:
     def values(name: str) -> list[tuple[str, int, float]]:
         return [(name, event.step, float(make_ndarray(event.tensor_proto))) for event in events.Tensors(name)]
 
-    assert values("head/loss") + values("upper layers/loss") == LOSSES
+    assert values("head/loss") + values("network/loss") == LOSSES
     assert values("validation_accuracy") == [("validation_accuracy", 0, 0.875)]
     assert "curves" in events.Tags()["tensors"]
     (content,) = events.PluginTagToContent("hparams").values()
@@ -106,7 +106,7 @@ def test_mlflow(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (found,) = client.search_runs([client.get_experiment_by_name("clothing").experiment_id])
     losses = [
         (name, metric.step, metric.value)
-        for name in ("head/loss", "upper layers/loss")
+        for name in ("head/loss", "network/loss")
         for metric in client.get_metric_history(found.info.run_id, name)
     ]
     assert losses == LOSSES and found.data.metrics["validation_accuracy"] == 0.875
@@ -131,7 +131,7 @@ def test_wandb(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         if b"validation_accuracy" in log.read_bytes():
             break
         time.sleep(0.1)
-    for logged in ("head/loss", "upper layers/loss", "validation_accuracy", "0.875", "recipe.dropout", "a" * 64):
+    for logged in ("head/loss", "network/loss", "validation_accuracy", "0.875", "recipe.dropout", "a" * 64):
         assert logged.encode() in log.read_bytes()
 
 

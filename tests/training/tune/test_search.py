@@ -96,7 +96,7 @@ def tuned(clock: Clock, photos: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_bad_start_is_improved_on(tuned: tuple[Path, str]) -> None:
-    """The upper layers learn with the values that are found, and the gain is told with its error."""
+    """The network learns with the values that are found, and the gain is told with its error."""
     work, said = tuned
     found = find_preset(str(work / "tuned.toml"))
     assert found.recipe.learning_rate < 1
