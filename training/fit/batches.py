@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from training.fit.recipe import Recipe
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
 _SEEDS_A_STEP = 64  # more than the augmentation draws together
 _LEAST_AREA = 0.1  # of a photo, that is cropped
 
@@ -24,9 +27,9 @@ def steps(photos: int, recipe: Recipe) -> int:
 
 
 def shuffled(
-    images: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe, epochs: range, size_px: int
+    images: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe, epochs: range, size: Size
 ) -> tf.data.Dataset:
-    """Return the batches of several epochs: augmented images, float32 (b, size, size, 3), and targets (b, k).
+    """Return the batches of several epochs: augmented images of a size, float32 (b, h, w, 3), and targets (b, k).
 
     Each epoch has its own order. Its last batch is filled up from its start, so that each device gets a part of it.
     """
@@ -44,7 +47,7 @@ def shuffled(
         return images[chosen].astype(np.float32), targets[chosen]
 
     numbers = tf.data.Dataset.range(epochs.start * a_epoch, epochs.stop * a_epoch)
-    change = augmentation(recipe, size_px)
+    change = augmentation(recipe, size)
     batches = numbers.map(lambda step: (step, *_read(rows, step, images, targets)))
     return _ready(batches.map(change, num_parallel_calls=tf.data.AUTOTUNE))
 
@@ -61,16 +64,16 @@ def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe)
     return _ready(starts.map(lambda start: _read(rows, start, inputs, targets)))
 
 
-def augmentation(recipe: Recipe, size_px: int) -> Any:
+def augmentation(recipe: Recipe, size: Size) -> Any:
     """Return a function of a step, images (n, h, w, 3), 0-255, and targets (n, k), which changes both at random.
 
-    The images become (n, size, size, 3). What is drawn depends on the recipe's seed and the step alone.
+    The images get the size. What is drawn depends on the recipe's seed and the step alone.
     """
 
     @tf.autograph.experimental.do_not_convert
     def change(step: tf.Tensor, images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         draw = _Draws(recipe.seed, step, tf.shape(images)[0])
-        images = _coloured(_cropped(images, size_px, draw, recipe.augmentation), draw, recipe.augmentation)
+        images = _coloured(_cropped(images, size, draw, recipe.augmentation), draw, recipe.augmentation)
         return _pasted(images, targets, draw, recipe.cutmix) if recipe.cutmix else (images, targets)
 
     return change
@@ -94,29 +97,26 @@ class _Draws:
         return self(low, high)[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
-def _cropped(images: tf.Tensor, size_px: int, draw: _Draws, strength: float) -> tf.Tensor:
+def _cropped(images: tf.Tensor, size: Size, draw: _Draws, strength: float) -> tf.Tensor:
     """Return a part of each image, turned, perhaps flipped, at another size; what is outside is mirrored."""
     if not strength:
-        return tf.image.resize(images, (size_px, size_px)) if images.shape[1] != size_px else images
+        return tf.image.resize(images, size) if tuple(images.shape[1:3]) != size else images
     area, aspect = draw(max(_LEAST_AREA, 1 - 0.65 * strength), 1.0), tf.exp(strength * draw(-0.25, 0.25))
-    width, height = (tf.minimum(tf.sqrt(each), 1.0) for each in (area * aspect, area / aspect))
+    parts = [tf.minimum(tf.sqrt(each), 1.0) for each in (area / aspect, area * aspect)]
     flip, angle = tf.sign(draw(-1.0, 1.0)), strength * draw(-0.3, 0.3)
-    (down, right), middle, scale = images.shape[1:3], (size_px - 1) / 2, images.shape[1] / size_px
+    wholes = [float(length) for length in images.shape[1:3]]
+    down, right = (whole / px * part for whole, px, part in zip(wholes, size, parts, strict=True))
+    y, x = (whole / 2 - 0.5 + whole * (1 - part) * draw(-0.5, 0.5) for whole, part in zip(wholes, parts, strict=True))
     rows = []
-    for start, along, across in (
-        (
-            right / 2 - 0.5 + right * (1 - width) * draw(-0.5, 0.5),
-            width * flip * tf.cos(angle),
-            -height * tf.sin(angle),
-        ),
-        (down / 2 - 0.5 + down * (1 - height) * draw(-0.5, 0.5), width * flip * tf.sin(angle), height * tf.cos(angle)),
+    for middle, along, across in (
+        (x, right * flip * tf.cos(angle), -down * tf.sin(angle)),
+        (y, right * flip * tf.sin(angle), down * tf.cos(angle)),
     ):
-        along, across = scale * along, scale * across
-        rows += [along, across, start - middle * (along + across)]
+        rows += [along, across, middle - along * (size[1] - 1) / 2 - across * (size[0] - 1) / 2]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.stack([*rows, tf.zeros_like(angle), tf.zeros_like(angle)], axis=1),
-        output_shape=[size_px, size_px],
+        output_shape=size,
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="REFLECT",
@@ -138,12 +138,11 @@ def _pasted(images: tf.Tensor, targets: tf.Tensor, draw: _Draws, part: float) ->
 
     Source: Yun et al., "CutMix", ICCV 2019.
     """
-    size = images.shape[1]
-    side = tf.where(draw(0.0, 1.0) < part, draw(0.2, 0.7), 0.0)[:, tf.newaxis] * size
-    places = tf.range(size, dtype=tf.float32)
+    height, width = images.shape[1:3]
+    side = tf.where(draw(0.0, 1.0) < part, draw(0.2, 0.7), 0.0)[:, tf.newaxis] * min(height, width)
     inside = []
-    for _ in range(2):
-        start = draw(0.0, 1.0)[:, tf.newaxis] * (size - side)
+    for length in (height, width):
+        start, places = draw(0.0, 1.0)[:, tf.newaxis] * (length - side), tf.range(length, dtype=tf.float32)
         inside.append(tf.cast((places >= start) & (places < start + side), tf.float32))
     mask = (inside[0][:, :, tf.newaxis] * inside[1][:, tf.newaxis])[..., tf.newaxis]
     other, kept = tf.argsort(draw(0.0, 1.0)), 1 - tf.reduce_mean(mask, [1, 2])

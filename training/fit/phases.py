@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
@@ -119,7 +120,7 @@ class Phases:
         weighted = [layer for layer in self.network.backbone.layers if layer.weights]
         for layer in weighted[: round(len(weighted) * (1 - self.preset.unfreeze))]:
             layer.trainable = False
-        recipe, (model, size_px) = self.recipe, for_training(self.model, self.recipe.train_size)
+        recipe, (model, size) = self.recipe, for_training(self.model, self.recipe.train_size)
         train, validation = splits["train"], splits["validation"]
         targets = one_hot(train.labels, model)
         steps = batches.steps(len(targets), recipe)
@@ -135,7 +136,7 @@ class Phases:
         if not left:
             return progress.history
         model.fit(
-            batches.shuffled(train.images, targets, recipe, left, size_px),
+            batches.shuffled(train.images, targets, recipe, left, size),
             validation_data=batches.in_order(validation.images, one_hot(validation.labels, model), recipe),
             steps_per_epoch=steps,
             class_weight=class_weights(targets) if recipe.class_weights == "balanced" else None,
@@ -173,8 +174,8 @@ def _compile(model: keras.Model, steps: int, recipe: Recipe) -> bool:
     return averaged
 
 
-def for_training(model: keras.Model, part: float) -> tuple[keras.Model, int]:
-    """Return a model of the same layers that takes images of any size, and the size in pixels to train it at.
+def for_training(model: keras.Model, part: float) -> tuple[keras.Model, batches.Size]:
+    """Return a model of the same layers that takes images of any size, and the size to train it at.
 
     That is a part of its own, in whole steps of the last map. A model whose layers need its own size is trained at it.
     """
@@ -184,15 +185,21 @@ def for_training(model: keras.Model, part: float) -> tuple[keras.Model, int]:
             return lambda x, *_, **__: operation._run_through_graph(x, same)
         return operation
 
-    size_px = model.input_shape[1]
-    smaller = max(1, round(part * size_px / _STEP_PX)) * _STEP_PX
-    if smaller >= size_px:
-        return model, size_px
+    height, width = model.input_shape[1:3]
+    size = _smaller(height, part), _smaller(width, part)
+    if size == (height, width):
+        return model, size
     inputs = keras.Input((None, None, 3))
     try:
-        return keras.Model(inputs, model._run_through_graph(inputs, same)), smaller
-    except (TypeError, ValueError):  # such as a Dense on all places of a map
-        return model, size_px
+        found = keras.Model(inputs, model._run_through_graph(inputs, same))
+        found(np.zeros((1, *size, 3), np.float32), training=False)
+    except (TypeError, ValueError, tf.errors.OpError):  # such as a Dense on all places of a map
+        return model, (height, width)
+    return found, size
+
+
+def _smaller(px: int, part: float) -> int:
+    return min(px, max(1, round(part * px / _STEP_PX)) * _STEP_PX)
 
 
 class _Wait(keras.callbacks.Callback):

@@ -50,12 +50,12 @@ def rehearse(preset: Preset, classes: int) -> Speed:
     """
     started, watch, recipe = time.monotonic(), _Watch(), preset.recipe
     keras.utils.clear_session()
-    rng, size_px = np.random.default_rng(0), phases.start_of(preset).size_px
+    rng, spec = np.random.default_rng(0), phases.start_of(preset).photo_spec
 
     def noise(*shape: int) -> NDArray[np.uint8]:
         return rng.integers(0, 256, shape, np.uint8)
 
-    network, images = phases.build(preset, classes), noise(STEPS * recipe.batch_size, size_px, size_px, 3)
+    network, images = phases.build(preset, classes), noise(STEPS * recipe.batch_size, spec.height, spec.width, 3)
     with tempfile.TemporaryDirectory() as folder, without_lines():
         run, short = Unfinished(Path(folder), time.monotonic()), preset.changed({"epochs": 1})
         pixels = Pixels(images, rng.integers(0, classes, len(images)), [], "", {}, Path())

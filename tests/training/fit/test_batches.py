@@ -17,7 +17,7 @@ def change(augmentation: float) -> float:
 
     images = np.stack([np.asarray(photo(32, 32, seed)) for seed in range(16)])
     recipe, targets = Recipe(batch_size=16, augmentation=augmentation, cutmix=0), np.zeros((16, 1), np.float32)
-    (batch, _) = next(iter(batches.shuffled(images, targets, recipe, range(1), 32)))
+    (batch, _) = next(iter(batches.shuffled(images, targets, recipe, range(1), (32, 32))))
     flipped = np.where(_nearer(batch.numpy(), images)[:, None, None, None], images[:, :, ::-1], images)
     return float(np.abs(batch.numpy() - flipped).mean())
 
@@ -32,3 +32,29 @@ def test_the_extent_scales_all_changes() -> None:
     """0 leaves photos as they are, a little changes little, and 2 goes further than 1."""
     extents = [change(extent) for extent in (0.0, 0.05, 1.0, 2.0)]
     assert extents[0] == 0 < extents[1] < 4 < 3 * extents[1] < extents[2] < extents[3]
+
+
+def test_pasted_squares_bring_their_part_of_the_class() -> None:
+    """Each image is one colour, so its pixels tell how much of it is of which; images need not be square."""
+    import tensorflow as tf
+
+    from training.fit import batches
+
+    images = np.zeros((32, 40, 60, 3), np.float32) + np.arange(32, dtype=np.float32)[:, None, None, None]
+    recipe = Recipe(augmentation=0.0, cutmix=0.5)
+    mixed, targets = batches.augmentation(recipe, (40, 60))(tf.constant(0), images, np.eye(32, dtype=np.float32))
+    found = [[(image == colour).mean() for colour in range(32)] for image in mixed.numpy()]
+    np.testing.assert_allclose(found, targets, atol=1e-5)
+    assert 4 < (targets.numpy().max(axis=1) < 1).sum() < 28
+
+
+def test_photos_are_shown_at_the_size_of_training() -> None:
+    """A part of each is cropped, or all of it without augmentation."""
+    import tensorflow as tf
+
+    from training.fit import batches
+
+    images, targets = np.random.default_rng(0).uniform(0, 255, (4, 96, 128, 3)).astype(np.float32), np.eye(4)
+    for augmentation in (0.0, 1.0):
+        change = batches.augmentation(Recipe(augmentation=augmentation, cutmix=0.0), (64, 96))
+        assert change(tf.constant(0), images, targets)[0].shape == (4, 64, 96, 3)
