@@ -64,9 +64,12 @@ class Follower:
         return subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True).stdout
 
     def _train(self, arguments: list[str]) -> str:
-        """Run `python -m training` in this process, so that TensorFlow is imported once."""
+        """Run `python -m training` in this process, so that TensorFlow is imported once; an epoch for any minutes."""
         from training.__main__ import main
 
+        if "--minutes" in arguments:
+            place = arguments.index("--minutes")
+            arguments[place : place + 2] = ["--epochs", "1"]
         with redirect_stdout(StringIO()) as output:
             assert main(arguments) == 0, output.getvalue()
         return output.getvalue()
