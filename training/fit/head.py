@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.model_selection import StratifiedKFold
 
-from training.fit.calibration import fit_temperature
+from training.fit.calibration import best_temperature, fit_temperature
 
 Array = NDArray[np.float32]
 
@@ -24,6 +24,7 @@ Array = NDArray[np.float32]
 SHRINKAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 USUAL = 0.4  # where there are too few photos for cross-validation
 FOLDS = 5
+SOFTENING = (1.0, 1e4)
 _LEAST_DEVIATION = 0.1  # of a feature, times their mean: one that is nearly constant in training must not decide
 
 
@@ -40,6 +41,16 @@ class Head:
     kernel: Array
     bias: Array
     accuracy: float | None
+
+
+def soften(head: Head, features: Array, labels: NDArray[np.int64], smoothing: float) -> Head:
+    """Return a head that a network can be trained with: its logits are divided until they fit smoothed labels (n).
+
+    Those of a discriminant analysis are larger, which smoothing punishes: on clothing's first epoch the loss was 2.6 in
+    place of 1.5. The gradients of that ruined the backbone: validation fell from 0.88 to 0.73 in four epochs.
+    """
+    temperature = best_temperature(features @ head.kernel + head.bias, labels, bounds=SOFTENING, smoothing=smoothing)
+    return replace(head, kernel=head.kernel / temperature, bias=head.bias / temperature)
 
 
 def fit_head(features: Array, labels: NDArray[np.int64], *, seed: int, balanced: bool = False) -> Head:

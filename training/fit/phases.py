@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from training.data.pixels import Pixels
 from training.fit import batches
 from training.fit.features import frozen_features
-from training.fit.head import fit_head
+from training.fit.head import fit_head, soften
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.unfinished import History, Progress, Unfinished
@@ -110,7 +110,10 @@ class Phases:
         """Fit the head to frozen features."""
         of_splits = dict(zip(splits, frozen_features(self.network.features, *splits.values()), strict=True))
         balanced = self.recipe.class_weights == "balanced"
-        head = fit_head(of_splits["train"], splits["train"].labels, seed=self.recipe.seed, balanced=balanced)
+        features, labels = of_splits["train"], splits["train"].labels
+        head = fit_head(features, labels, seed=self.recipe.seed, balanced=balanced)
+        if self.recipe.epochs:
+            head = soften(head, features, labels, self.recipe.label_smoothing)
         self.model.get_layer("head_probabilities").set_weights([head.kernel, head.bias])
         if head.accuracy is not None:
             log.info(f"Fitted the head: accuracy {head.accuracy:.4f} in cross-validation on the training photos")
