@@ -81,7 +81,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **report.draw([result], pixels, classes, "18 photos", work, trained_on=None),
         name="clothing",
         plan="Plan for 30 minutes: about 31 of at most 40 epochs of efficientnet-lite0 at 224 px, 52 s each",
-        steps=[("The first version", 0.88), ("The best after 1.5 minutes, 1 epochs", 0.9), ("What was kept", 0.92)],
+        steps=[("The first version", 0.88), ("The best after 1.5 minutes, 1 epoch", 0.9), ("This run's model", 0.92)],
         curves=page.picture(work / "curves.png"),
         augmented={classes[0]: [page.thumbnail(image) for image in pixels.images[:5]]},
         class_count=len(classes),

@@ -27,10 +27,16 @@ def steps(photos: int, recipe: Recipe) -> int:
 
 
 def shuffled(
-    images: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe, epochs: range, size: Size
+    images: NDArray[Any],
+    targets: NDArray[np.float32],
+    recipe: Recipe,
+    epochs: range,
+    size: Size,
+    weights: NDArray[np.float32] | None = None,
 ) -> tf.data.Dataset:
     """Return the batches of several epochs: augmented images of a size, float32 (b, h, w, 3), and targets (b, k).
 
+    With weights of the classes (k), a third part has those of the images (b).
     Each epoch has its own order. Its last batch is filled up from its start, so that each device gets a part of it.
     """
     a_epoch = steps(len(targets), recipe)
@@ -49,7 +55,10 @@ def shuffled(
     numbers = tf.data.Dataset.range(epochs.start * a_epoch, epochs.stop * a_epoch)
     change = augmentation(recipe, size)
     batches = numbers.map(lambda step: (step, *_read(rows, step, images, targets)))
-    return _ready(batches.map(change, num_parallel_calls=tf.data.AUTOTUNE))
+    batches = batches.map(change, num_parallel_calls=tf.data.AUTOTUNE)
+    if weights is not None:
+        batches = batches.map(lambda images, labels: (images, labels, tf.linalg.matvec(labels, weights)))
+    return _ready(batches)
 
 
 def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe) -> tf.data.Dataset:

@@ -96,7 +96,7 @@ def run_train(options: argparse.Namespace) -> int:
     from training.fit.plan import Plan, make_plan
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
-    from training.fit.train import read_data, train
+    from training.fit.train import find_strategy, read_data, train
     from training.release.replacement import refuse_other_classes
     from training.runs.track import Tracking, find_tracker
 
@@ -122,10 +122,9 @@ def run_train(options: argparse.Namespace) -> int:
             released = first
         if options.first_only:
             return _track(first, tracking, options.track)
-    plan = Plan(preset) if minutes is None else make_plan(preset, data, minutes, started)
-    run = train_with(data, plan, tracking=tracking, first=first) if plan else first
-    if not run:
-        raise TrainingError(f"Expected more --minutes than an epoch takes. Received: {minutes:g}")
+    with find_strategy(options.distribute, preset.recipe).scope():
+        plan = make_plan(preset, data, minutes, started) if minutes else Plan(preset)
+    run = train_with(data, plan, tracking=tracking, first=first)
     status = _track(run, tracking, options.track)
     best = _better(run, first)
     return (0 if best == released else _release(best, options)) or status
@@ -136,6 +135,8 @@ def _minutes(options: argparse.Namespace) -> float | None:
     minutes: float | None = options.minutes
     if minutes is None:
         return MINUTES if options.epochs is None else None
+    if options.first_only:
+        raise TrainingError("Expected no --minutes with --first-only, which takes about one")
     if not 0 < minutes < math.inf:
         raise TrainingError(f"Expected --minutes above 0. Received: {minutes:g}")
     return minutes
@@ -145,7 +146,7 @@ def _better(run: Path, first: Path | None) -> Path:
     """Return the run that is more accurate on validation; of equals, the one that gives the right classes more."""
     from training.runs.folder import Run
 
-    if not first or run == first:
+    if not first:
         return run
     now, before = (Run(each).contract.metrics for each in (run, first))
     names = ("validation_accuracy", "validation_log_loss")

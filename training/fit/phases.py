@@ -132,17 +132,19 @@ class Phases:
         stopping = early_stopping("val_accuracy", patience=recipe.patience, restore_best_weights=True)
         progress = Progress(self.run, "network", stopping)
         left = progress.restore(model, recipe.epochs)
+        if left.start and self.run.spent_s >= (self.limit_s or math.inf):
+            left = progress.restore(model, 0)  # to the best epoch, as the time is over
         if left and left.start:
             log.info(
                 f"Resuming at epoch {left.start + 1} of {recipe.epochs} from {self.run.path}; --fresh starts again"
             )
         if not left:
             return progress.history
+        weights = class_weights(targets) if recipe.class_weights == "balanced" else None
         model.fit(
-            batches.shuffled(train.images, targets, recipe, left, size),
+            batches.shuffled(train.images, targets, recipe, left, size, weights),
             validation_data=batches.in_order(validation.images, one_hot(validation.labels, model), recipe),
             steps_per_epoch=steps,
-            class_weight=class_weights(targets) if recipe.class_weights == "balanced" else None,
             initial_epoch=left.start,
             epochs=recipe.epochs,
             callbacks=[
@@ -185,7 +187,8 @@ def for_training(model: keras.Model, part: float) -> tuple[keras.Model, batches.
 
     def same(operation: Any) -> Any:
         if isinstance(operation, keras.Model):
-            return lambda x, *_, **__: operation._run_through_graph(x, same)
+            inner = keras.Model(operation.inputs, operation.outputs)  # a Sequential has no graph of its own
+            return lambda x, *_, **__: inner._run_through_graph(x, same)
         return operation
 
     height, width = model.input_shape[1:3]
@@ -202,7 +205,7 @@ def for_training(model: keras.Model, part: float) -> tuple[keras.Model, batches.
 
 
 def _smaller(px: int, part: float) -> int:
-    return min(px, max(1, round(part * px / _STEP_PX)) * _STEP_PX)
+    return px if part == 1 else min(px, max(1, round(part * px / _STEP_PX)) * _STEP_PX)
 
 
 class _Wait(keras.callbacks.Callback):
@@ -270,8 +273,11 @@ class _Pace(keras.callbacks.Callback):
         self.model.optimizer.learning_rate.assign(rate)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._run.spent_s > self._limit_s:
+        if self._run.spent_s >= self._limit_s:
             self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.on_train_batch_end(0)
 
 
 class _Minutes(keras.callbacks.Callback):
@@ -304,10 +310,10 @@ class _Lines(keras.callbacks.Callback):
         )
 
 
-def class_weights(targets: NDArray[np.float32]) -> dict[int, float]:
+def class_weights(targets: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a weight for each class of targets (n, k) so that classes count the same, and a photo 1 on average."""
-    counts = np.maximum(targets.sum(axis=0), 1)
-    return dict(enumerate((len(targets) / (np.count_nonzero(targets.sum(axis=0)) * counts)).tolist()))
+    counts = targets.sum(axis=0)
+    return np.asarray(len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1)), np.float32)
 
 
 def one_hot(labels: Sequence[int] | NDArray[np.int64], model: keras.Model) -> NDArray[np.float32]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from training.errors import TrainingError
 from training.fit import phases
 from training.fit.preset import Preset
 from training.fit.rehearsal import rehearse
@@ -35,7 +37,7 @@ class Plan:
     text: str = ""
 
 
-def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Plan | None:
+def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Plan:
     """Measure a few steps, and log what the minutes suffice for.
 
     Args:
@@ -44,18 +46,21 @@ def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Pla
         minutes: For all, from the first version to the release.
         started: When they began, on the monotonic clock.
 
-    Returns:
-        None if they do not suffice for one epoch.
+    Raises:
+        TrainingError: They do not suffice for one epoch.
     """
     network, most = phases.start_of(preset), preset.recipe.epochs
     train, held_out = (len(data.splits[split].labels) for split in ("train", "validation"))
     speed = rehearse(preset, len(data.classes))
-    limit_s = 60 * minutes - (time.monotonic() - started) - AFTER_S - held_out * AFTER_S_A_PHOTO
-    epoch_s = speed.epoch_s(train, held_out)
+    after_s, epoch_s = AFTER_S + held_out * AFTER_S_A_PHOTO, speed.epoch_s(train, held_out)
+    limit_s = 60 * minutes - (time.monotonic() - started) - after_s
     epochs = int((limit_s - speed.once_s) / epoch_s)
     if epochs < 1:
-        _log.info(f"{minutes:g} minutes end here: an epoch takes {epoch_s:.0f} s, and what follows {AFTER_S} s or more")
-        return None
+        enough = math.ceil(minutes + (speed.once_s + epoch_s - limit_s) / 60)
+        raise TrainingError(
+            f"Expected --minutes {enough} or more, as an epoch takes {epoch_s:.0f} s here. Received: {minutes:g}."
+            " What was released stays."
+        )
     count = f"all {most} epochs" if epochs >= most else f"about {epochs} of at most {most} epochs"
     plan = f"Plan for {minutes:g} minutes: {count} of {network.name} at {network.size_px} px, {epoch_s:.0f} s each"
     _log.info(plan)

@@ -1,4 +1,4 @@
-"""How fast a training will be here, by a few steps on noise: known before a photo is read."""
+"""How fast a training will be here, by a few steps on noise."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ class Speed:
 
     Attributes:
         once_s: Seconds before the second step: for the network, and its graph.
-        train_s: Seconds for a photo in training.
-        validate_s: Seconds for a photo in validation.
+        batch_size: Photos in a batch.
+        train_s: Seconds of a batch in training.
+        validate_s: Seconds of a batch in validation.
     """
 
     once_s: float
+    batch_size: int
     train_s: float
     validate_s: float
 
     def epoch_s(self, photos: int, held_out: int) -> float:
         """Return the seconds of an epoch with some photos."""
-        return photos * self.train_s + held_out * self.validate_s
+        batches, held_out_batches = (-(-count // self.batch_size) for count in (photos, held_out))
+        return batches * self.train_s + held_out_batches * self.validate_s
 
 
 def rehearse(preset: Preset, classes: int) -> Speed:
@@ -61,7 +64,7 @@ def rehearse(preset: Preset, classes: int) -> Speed:
         pixels = Pixels(images, rng.integers(0, classes, len(images)), [], "", {}, Path())
         phases.Phases(network, short, run, [watch]).fit_network({"train": pixels, "validation": pixels})
     once_s = time.monotonic() - started - watch.measured_s
-    return Speed(once_s, *(watch.batch_s(kind) / recipe.batch_size for kind in ("train", "test")))
+    return Speed(once_s, recipe.batch_size, watch.batch_s("train"), watch.batch_s("test"))
 
 
 @contextmanager

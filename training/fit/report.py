@@ -46,8 +46,10 @@ class Course:
             accuracies, minutes = figures["val_accuracy"], figures["minutes"]
             best = np.maximum.accumulate(accuracies)
             shown = np.linspace(0, len(best) - 1, min(len(best), SHOWN_EPOCHS)).round().astype(int)
-            steps += [(f"The best after {minutes[k]:.1f} minutes, {k + 1} epochs", best[k]) for k in shown]
-        return [*steps, ("What was kept", last["validation_accuracy"])]
+            steps += [
+                (f"The best after {minutes[k]:.1f} minutes, {counted(int(k) + 1, 'epoch')}", best[k]) for k in shown
+            ]
+        return [*steps, ("This run's model", last["validation_accuracy"])]
 
 
 def augmented_photos(pixels: Pixels, recipe: Recipe) -> dict[int, NDArray[np.uint8]]:
@@ -55,7 +57,7 @@ def augmented_photos(pixels: Pixels, recipe: Recipe) -> dict[int, NDArray[np.uin
 
     Of many classes, some are evenly spread over all; there are none where training does not augment.
     """
-    if not (recipe.epochs and recipe.augmentation):
+    if not (recipe.epochs and (recipe.augmentation or recipe.cutmix)):
         return {}
     labels, first = np.unique(pixels.labels, return_index=True)
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), AUGMENTED_CLASSES)).round().astype(int))

@@ -82,7 +82,7 @@ def train(
         name: The model's name.
         runs: Where run folders go.
         fresh: Start again, though the same training was interrupted; without it, that one continues.
-        distribute: Which devices share the work, see `_strategy`.
+        distribute: Which devices share the work, see `find_strategy`.
         tracking: What is sent each epoch's figures.
         first: The run of the first version, to compare with in the report.
 
@@ -92,7 +92,7 @@ def train(
     preset, recipe = plan.preset, plan.preset.recipe
     keras.utils.set_random_seed(recipe.seed)
     architecture = phases.start_of(preset)
-    strategy = _strategy(distribute, recipe)
+    strategy = find_strategy(distribute, recipe)
     splits, digests = data.splits, {split: pixels.digest for split, pixels in data.splits.items()}
     made_of = [asdict(architecture), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
     with open_unfinished(runs, name, made_of, fresh) as unfinished, strategy.scope():
@@ -188,7 +188,7 @@ def _log_class_weights(model: keras.Model, pixels: Pixels, classes: Sequence[str
     if recipe.class_weights != "balanced":
         return
     by_class = phases.class_weights(phases.one_hot(pixels.labels, model))
-    _log.info("Class weights: " + ", ".join(f"{classes[k]} {weight:.2f}" for k, weight in by_class.items()))
+    _log.info("Class weights: " + ", ".join(f"{classes[k]} {weight:.2f}" for k, weight in enumerate(by_class)))
 
 
 def _measure(split: str, probabilities: NDArray[np.float32], pixels: Pixels, contract: Contract) -> Result:
@@ -217,7 +217,7 @@ def _telling_photos(pixels: Pixels, result: Result) -> list[bytes]:
     return [pixels.paths[position].read_bytes() for position in np.argsort(top)[:GOLDEN_PHOTOS]]
 
 
-def _strategy(name: str, recipe: Recipe) -> tf.distribute.Strategy:
+def find_strategy(name: str, recipe: Recipe) -> tf.distribute.Strategy:
     """Return how work is shared: `none`, or `mirrored` for all GPUs of this machine, or its CPU devices without one."""
     if name == "none":
         return tf.distribute.get_strategy()

@@ -86,7 +86,8 @@ def _write(out: Path, best: Preset, search: _Search, comparison: Comparison, pho
         about=f"{comparison.start}, tuned on the training photos of {photos} in {tried}.",
         command=shlex.join(["python", "-m", "training", "train", str(photos), *options]),
         expected=comparison.sentence,
-        time=f"{search.best_s:.0f} s for {FOLDS - 1} of {FOLDS} parts of the photos, where it was tuned.",
+        time=f"{search.best_s:.0f} s for {FOLDS - 1} of {FOLDS} parts of the photos"
+        f" and {search.space.start.recipe.epochs} epochs, where it was tuned.",
     )
     write_preset(out, tuned)
     page = write_report(out.with_suffix(".html"), search.space.start, tuned, search.done, comparison)

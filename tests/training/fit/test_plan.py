@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,10 +57,30 @@ def test_training_ends_with_its_time(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
     pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path)
     run = Unfinished(tmp_path, time.monotonic())
-    training = phases.Phases(phases.build(preset, 3), preset, run, [Watch()], limit_s=8)
+    training = phases.Phases(phases.build(preset, 3), preset, run, [Watch()], limit_s=10)
     history = training.fit_network({"train": pixels, "validation": pixels})
-    assert 8 < run.spent_s < 10 and 7.5 < 60 * history["minutes"][-1] < 10
+    assert 10 <= run.spent_s < 20 and len(history["minutes"]) > 1
     assert 0.003 < max(rates) <= 0.01 and rates[-1] < 1e-4
+
+
+def test_a_training_that_is_resumed_after_its_time_trains_no_more(tmp_path: Path) -> None:
+    """It has the weights of its best epoch, and no epoch more."""
+    from training.data.pixels import Pixels
+    from training.fit import phases
+    from training.fit.unfinished import Unfinished
+
+    recipe = Recipe(epochs=3, patience=3, batch_size=8, learning_rate=0.01)
+    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path)
+    run, networks, histories = Unfinished(tmp_path, time.monotonic()), [], []
+    for training in (preset.changed({"epochs": 2}), preset):
+        networks.append(phases.build(training, 3))
+        phase = phases.Phases(networks[-1], training, run, limit_s=None if training != preset else 0.1)
+        histories.append(phase.fit_network({"train": pixels, "validation": pixels}))
+    assert histories[0] == histories[1] and len(histories[1]["loss"]) == 2
+    for one, other in zip(*(each.model.get_weights() for each in networks), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_plan_says_how_many_epochs_fit(
@@ -73,20 +94,23 @@ def test_a_plan_says_how_many_epochs_fit(
     (run,) = (tmp_path / "runs" / "colours").glob("*[!t]")
     report = (run / "report.html").read_text()
     assert "Plan for 5 minutes: all 40 epochs" in report
-    assert report.index("The first version") < report.index("The best after") < report.index("What was kept")
+    assert report.index("The first version") < report.index("The best after") < report.index("This run&#39;s model")
 
 
 def test_minutes_that_are_too_few_for_an_epoch(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They end with the first version, or are refused where there is none."""
+    """They are refused with a number that suffices, after the first version."""
     from training.__main__ import main
 
-    assert main([*command, "--minutes", "0.01"]) == 0
-    assert "0.01 minutes end here: an epoch takes " in capsys.readouterr().out
+    assert main([*command, "--minutes", "0.01"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(
+        r"Expected --minutes 1 or more, as an epoch takes \d+ s here. Received: 0.01. What was released", said
+    )
     assert [run.name[-6:] for run in (tmp_path / "runs" / "colours").iterdir()] == ["-first"]
-    assert main([*command, "--minutes", "0.01", "--weights", "none"]) == 1
-    assert "Expected more --minutes than an epoch takes. Received: 0.01" in capsys.readouterr().err
+    assert main([*command, "--minutes", "1", "--first-only"]) == 1
+    assert "Expected no --minutes with --first-only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
