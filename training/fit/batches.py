@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 from training.fit.recipe import Recipe
 
-Size = tuple[int, int]
-"""Height and width in pixels."""
-
 _SEEDS_A_STEP = 64  # more than the augmentation draws together
 _LEAST_AREA = 0.1  # of a photo, that is cropped
 
@@ -31,10 +28,9 @@ def shuffled(
     targets: NDArray[np.float32],
     recipe: Recipe,
     epochs: range,
-    size: Size,
     weights: NDArray[np.float32] | None = None,
 ) -> tf.data.Dataset:
-    """Return the batches of several epochs: augmented images of a size, float32 (b, h, w, 3), and targets (b, k).
+    """Return the batches of several epochs: augmented images, float32 (b, h, w, 3), and targets (b, k).
 
     With weights of the classes (k), a third part has those of the images (b).
     Each epoch has its own order. Its last batch is filled up from its start, so that each device gets a part of it.
@@ -53,7 +49,7 @@ def shuffled(
         return images[chosen].astype(np.float32), targets[chosen]
 
     numbers = tf.data.Dataset.range(epochs.start * a_epoch, epochs.stop * a_epoch)
-    change = augmentation(recipe, size)
+    change = augmentation(recipe)
     batches = numbers.map(lambda step: (step, *_read(rows, step, images, targets)))
     batches = batches.map(change, num_parallel_calls=tf.data.AUTOTUNE)
     if weights is not None:
@@ -73,16 +69,17 @@ def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe)
     return _ready(starts.map(lambda start: _read(rows, start, inputs, targets)))
 
 
-def augmentation(recipe: Recipe, size: Size) -> Any:
+def augmentation(recipe: Recipe) -> Any:
     """Return a function of a step, images (n, h, w, 3), 0-255, and targets (n, k), which changes both at random.
 
-    The images get the size. What is drawn depends on the recipe's seed and the step alone.
+    What is drawn depends on the recipe's seed and the step alone.
     """
 
     @tf.autograph.experimental.do_not_convert
     def change(step: tf.Tensor, images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         draw = _Draws(recipe.seed, step, tf.shape(images)[0])
-        images = _coloured(_cropped(images, size, draw, recipe.augmentation), draw, recipe.augmentation)
+        if recipe.augmentation:
+            images = _coloured(_cropped(images, draw, recipe.augmentation), draw, recipe.augmentation)
         return _pasted(images, targets, draw, recipe.cutmix) if recipe.cutmix else (images, targets)
 
     return change
@@ -106,26 +103,24 @@ class _Draws:
         return self(low, high)[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
-def _cropped(images: tf.Tensor, size: Size, draw: _Draws, strength: float) -> tf.Tensor:
-    """Return a part of each image, turned, perhaps flipped, at another size; what is outside is mirrored."""
-    if not strength:
-        return tf.image.resize(images, size) if tuple(images.shape[1:3]) != size else images
-    area, aspect = draw(max(_LEAST_AREA, 1 - 0.65 * strength), 1.0), tf.exp(strength * draw(-0.25, 0.25))
-    parts = [tf.minimum(tf.sqrt(each), 1.0) for each in (area / aspect, area * aspect)]
+def _cropped(images: tf.Tensor, draw: _Draws, strength: float) -> tf.Tensor:
+    """Return a part of each image at its size, turned, perhaps flipped; what is outside is mirrored."""
+    area, aspect = draw(max(_LEAST_AREA, 1 - 0.36 * strength), 1.0), tf.exp(strength * draw(-0.25, 0.25))
+    down, right = (tf.minimum(tf.sqrt(each), 1.0) for each in (area / aspect, area * aspect))
     flip, angle = tf.sign(draw(-1.0, 1.0)), strength * draw(-0.3, 0.3)
-    wholes = [float(length) for length in images.shape[1:3]]
-    down, right = (whole / px * part for whole, px, part in zip(wholes, size, parts, strict=True))
-    y, x = (whole / 2 - 0.5 + whole * (1 - part) * draw(-0.5, 0.5) for whole, part in zip(wholes, parts, strict=True))
+    height, width = (float(length) for length in images.shape[1:3])
+    y = height / 2 - 0.5 + height * (1 - down) * draw(-0.5, 0.5)
+    x = width / 2 - 0.5 + width * (1 - right) * draw(-0.5, 0.5)
     rows = []
     for middle, along, across in (
         (x, right * flip * tf.cos(angle), -down * tf.sin(angle)),
         (y, right * flip * tf.sin(angle), down * tf.cos(angle)),
     ):
-        rows += [along, across, middle - along * (size[1] - 1) / 2 - across * (size[0] - 1) / 2]
+        rows += [along, across, middle - along * (width - 1) / 2 - across * (height - 1) / 2]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.stack([*rows, tf.zeros_like(angle), tf.zeros_like(angle)], axis=1),
-        output_shape=size,
+        output_shape=images.shape[1:3],
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="REFLECT",

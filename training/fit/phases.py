@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 
 Watch = Sequence[keras.callbacks.Callback]
 
-_STEP_PX = 32  # of the usual backbones
 FEW_PHOTOS = 100  # of validation, below which many epochs tie in accuracy, so the loss breaks ties
 
 
@@ -123,7 +121,7 @@ class Phases:
         weighted = [layer for layer in self.network.backbone.layers if layer.weights]
         for layer in weighted[: round(len(weighted) * (1 - self.preset.unfreeze))]:
             layer.trainable = False
-        recipe, (model, size) = self.recipe, for_training(self.model, self.recipe.train_size)
+        recipe, model = self.recipe, self.model
         train, validation = splits["train"], splits["validation"]
         targets = one_hot(train.labels, model)
         steps = batches.steps(len(targets), recipe)
@@ -142,7 +140,7 @@ class Phases:
             return progress.history
         weights = class_weights(targets) if recipe.class_weights == "balanced" else None
         model.fit(
-            batches.shuffled(train.images, targets, recipe, left, size, weights),
+            batches.shuffled(train.images, targets, recipe, left, weights),
             validation_data=batches.in_order(validation.images, one_hot(validation.labels, model), recipe),
             steps_per_epoch=steps,
             initial_epoch=left.start,
@@ -177,35 +175,6 @@ def _compile(model: keras.Model, steps: int, recipe: Recipe) -> bool:
         metrics=["accuracy"],
     )
     return averaged
-
-
-def for_training(model: keras.Model, part: float) -> tuple[keras.Model, batches.Size]:
-    """Return a model of the same layers that takes images of any size, and the size to train it at.
-
-    That is a part of its own, in whole steps of the last map. A model whose layers need its own size is trained at it.
-    """
-
-    def same(operation: Any) -> Any:
-        if isinstance(operation, keras.Model):
-            inner = keras.Model(operation.inputs, operation.outputs)  # a Sequential has no graph of its own
-            return lambda x, *_, **__: inner._run_through_graph(x, same)
-        return operation
-
-    height, width = model.input_shape[1:3]
-    size = _smaller(height, part), _smaller(width, part)
-    if size == (height, width):
-        return model, size
-    inputs = keras.Input((None, None, 3))
-    try:
-        found = keras.Model(inputs, model._run_through_graph(inputs, same))
-        found(np.zeros((1, *size, 3), np.float32), training=False)
-    except (TypeError, ValueError, tf.errors.OpError):  # such as a Dense on all places of a map
-        return model, (height, width)
-    return found, size
-
-
-def _smaller(px: int, part: float) -> int:
-    return px if part == 1 else min(px, max(1, round(part * px / _STEP_PX)) * _STEP_PX)
 
 
 class _Wait(keras.callbacks.Callback):

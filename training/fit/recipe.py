@@ -27,8 +27,6 @@ class Recipe:
         label_smoothing: Part of the target's probability that is spread over all classes.
         augmentation: Strength of the random changes to photos: 0 for none, 2 for twice as strong as 1.
         cutmix: Part of the photos into which a square of another is pasted, with the part of its class.
-        train_size: Size of photos in training, as a part of the network's. Random crops enlarge what they show, by a
-            quarter on average, and small photos are faster.
         unfreeze: Part of the backbone's layers that is trained, from the top; with weights `none`, all are.
         class_weights: `balanced` to count all classes the same, `none` to count all photos the same.
         seed: Seed for initial weights, order and augmentation.
@@ -44,13 +42,12 @@ class Recipe:
     label_smoothing: float = 0.1
     augmentation: float = 1.0
     cutmix: float = 0.5
-    train_size: float = 0.72
-    unfreeze: float = 1.0
+    unfreeze: float = 0.5
     class_weights: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "label_smoothing", "unfreeze", "cutmix", "train_size"):
+        for name in ("dropout", "label_smoothing", "unfreeze", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"Expected {name} from 0 to 1. Received: {getattr(self, name)}")
         if not 0 <= self.augmentation <= MOST_AUGMENTATION:

@@ -62,7 +62,7 @@ def augmented_photos(pixels: Pixels, recipe: Recipe) -> dict[int, NDArray[np.uin
     labels, first = np.unique(pixels.labels, return_index=True)
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), AUGMENTED_CLASSES)).round().astype(int))
     originals = np.ascontiguousarray(pixels.images[first[chosen]])
-    change = batches.augmentation(recipe, originals.shape[1:3])
+    change = batches.augmentation(recipe)
     targets = np.eye(len(chosen), dtype=np.float32)
     versions = [change(tf.constant(step), originals.astype(np.float32), targets)[0] for step in range(VERSIONS)]
     rows = np.stack([originals, *(np.clip(each, 0, 255).astype(np.uint8) for each in versions)], axis=1)

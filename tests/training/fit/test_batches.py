@@ -17,7 +17,7 @@ def change(augmentation: float) -> float:
 
     images = np.stack([np.asarray(photo(32, 32, seed)) for seed in range(16)])
     recipe, targets = Recipe(batch_size=16, augmentation=augmentation, cutmix=0), np.zeros((16, 1), np.float32)
-    (batch, _) = next(iter(batches.shuffled(images, targets, recipe, range(1), (32, 32))))
+    (batch, _) = next(iter(batches.shuffled(images, targets, recipe, range(1))))
     flipped = np.where(_nearer(batch.numpy(), images)[:, None, None, None], images[:, :, ::-1], images)
     return float(np.abs(batch.numpy() - flipped).mean())
 
@@ -42,19 +42,7 @@ def test_pasted_squares_bring_their_part_of_the_class() -> None:
 
     images = np.zeros((32, 40, 60, 3), np.float32) + np.arange(32, dtype=np.float32)[:, None, None, None]
     recipe = Recipe(augmentation=0.0, cutmix=0.5)
-    mixed, targets = batches.augmentation(recipe, (40, 60))(tf.constant(0), images, np.eye(32, dtype=np.float32))
+    mixed, targets = batches.augmentation(recipe)(tf.constant(0), images, np.eye(32, dtype=np.float32))
     found = [[(image == colour).mean() for colour in range(32)] for image in mixed.numpy()]
     np.testing.assert_allclose(found, targets, atol=1e-5)
     assert 4 < (targets.numpy().max(axis=1) < 1).sum() < 28
-
-
-def test_photos_are_shown_at_the_size_of_training() -> None:
-    """A part of each is cropped, or all of it without augmentation."""
-    import tensorflow as tf
-
-    from training.fit import batches
-
-    images, targets = np.random.default_rng(0).uniform(0, 255, (4, 96, 128, 3)).astype(np.float32), np.eye(4)
-    for augmentation in (0.0, 1.0):
-        change = batches.augmentation(Recipe(augmentation=augmentation, cutmix=0.0), (64, 96))
-        assert change(tf.constant(0), images, targets)[0].shape == (4, 64, 96, 3)

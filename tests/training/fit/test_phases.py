@@ -59,27 +59,6 @@ def test_what_is_learned_follows_the_weights(
     assert float(model(images[:1])[0, 1]) == pytest.approx(probability, abs=0.03)
 
 
-@pytest.mark.parametrize("needs", ["nothing", "all places", "its shape"])
-def test_a_network_trains_on_smaller_photos_if_it_can(needs: str) -> None:
-    """The layers stay the same ones; what needs its own size keeps it, also where that shows only with pixels."""
-    import keras
-    from keras import layers
-
-    from training.fit.phases import for_training
-
-    inputs = keras.Input((96, 128, 3))
-    x = layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
-    top = {
-        "nothing": lambda: keras.Sequential([layers.Conv2D(4, 1), layers.GlobalAveragePooling2D()])(x),
-        "all places": lambda: layers.Flatten()(x),
-        "its shape": lambda: layers.GlobalAveragePooling1D()(layers.Reshape((48 * 64, 4))(x)),
-    }[needs]()
-    model = keras.Model(inputs, layers.Dense(2)(top))
-    trained, size = for_training(model, 0.72)
-    assert size == ((64, 96) if needs == "nothing" else (96, 128))
-    assert [id(each) for each in trained.weights] == [id(each) for each in model.weights]
-
-
 def test_of_equally_accurate_epochs_the_one_with_less_loss_is_taken() -> None:
     """Of three photos, most epochs get as many right."""
     import keras

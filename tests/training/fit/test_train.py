@@ -232,7 +232,7 @@ def test_a_run_is_a_starting_point(run, folder, tmp_path):
         (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "photos" / name).symlink_to(folder / name)
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    options = ["--weights", str(run), "--epochs", "1", "--batch-size", "8", "--unfreeze", "0.5", *places]
+    options = ["--weights", str(run), "--epochs", "1", "--batch-size", "8", *places]
     assert main(["train", str(tmp_path / "photos"), "--name", "two", *options]) == 0
     contract = describe(tmp_path / "store" / "two" / "1")
     assert contract.classes == ("blue", "red")

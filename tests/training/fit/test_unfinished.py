@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.tensorflow
 
 # Long enough that the best epoch may lie before or after a kill, and patience may end it.
-RECIPE = ["--epochs", "6", "--patience", "3", "--batch-size", "8", "--learning-rate", "0.02", "--size", "64"]
+RECIPE = ["--epochs", "6", "--patience", "3", "--batch-size", "8", "--learning-rate", "0.02"]
 
 
 @pytest.fixture(scope="module")
