@@ -18,9 +18,9 @@ from PIL import Image
 from tests.programs.photos import encode
 from training.__main__ import main
 from training.fit import phases
-from training.fit.unfinished import Progress
 from training.models.catalogue import ARCHITECTURES, Architecture
 from training.release import sources
+from training.runs.unfinished import Progress
 from training.tune import folds
 
 

@@ -19,10 +19,10 @@ from training.fit.features import frozen_features
 from training.fit.head import fit_head, soften
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
-from training.fit.unfinished import History, Progress, Unfinished
 from training.models.catalogue import Architecture, preprocess
 from training.models.starting_points import find_start
 from training.progress import estimated
+from training.runs.unfinished import History, Progress, Unfinished
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from training.data.pixels import Pixels
 from training.fit import phases
 from training.fit.preset import Preset
-from training.fit.unfinished import Unfinished
+from training.runs.unfinished import Unfinished
 
 STEPS = 4  # the first one also traces the graph
 

@@ -20,12 +20,12 @@ from training.fit.plan import Plan
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.report import Course, augmented_photos, write_report
-from training.fit.unfinished import open_unfinished
 from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
 from training.runs.folder import Run, provenance, write_run
 from training.runs.track import Tracking
+from training.runs.unfinished import open_unfinished
 from training.words import counted
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from training.fit import phases
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.rehearsal import without_lines
-from training.fit.unfinished import Unfinished, spent_s
+from training.runs.unfinished import Unfinished, spent_s
 
 FOLDS = 5
 

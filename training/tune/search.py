@@ -25,8 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 from training.data.pixels import Photos, decoder
 from training.errors import TrainingError
 from training.fit.preset import Preset, write_preset
-from training.fit.unfinished import folder_of
 from training.models.catalogue import Architecture
+from training.runs.unfinished import folder_of
 from training.tune import study as kept
 from training.tune.costs import FEWEST_COMPARED, Costs, Time
 from training.tune.folds import FOLDS, Folds

@@ -44,7 +44,7 @@ def test_what_is_learned_follows_the_weights(
 
     from training.data.pixels import Pixels
     from training.fit import phases
-    from training.fit.unfinished import open_unfinished
+    from training.runs.unfinished import open_unfinished
 
     inputs = keras.Input((8, 8, 3))
     backbone = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))

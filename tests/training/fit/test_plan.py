@@ -44,7 +44,7 @@ def test_training_ends_with_its_time(tmp_path: Path) -> None:
 
     from training.data.pixels import Pixels
     from training.fit import phases
-    from training.fit.unfinished import Unfinished
+    from training.runs.unfinished import Unfinished
 
     rates: list[float] = []
 
@@ -67,7 +67,7 @@ def test_a_training_that_is_resumed_after_its_time_trains_no_more(tmp_path: Path
     """It has the weights of its best epoch, and no epoch more."""
     from training.data.pixels import Pixels
     from training.fit import phases
-    from training.fit.unfinished import Unfinished
+    from training.runs.unfinished import Unfinished
 
     recipe = Recipe(epochs=3, patience=3, batch_size=8, learning_rate=0.01)
     preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)

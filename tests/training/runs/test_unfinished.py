@@ -159,7 +159,7 @@ def fit(folder: Path, accuracies: list[float]) -> tuple[float, range, dict[str, 
     """
     import keras
 
-    from training.fit.unfinished import Progress, open_unfinished
+    from training.runs.unfinished import Progress, open_unfinished
 
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.compile("adam", "mse")
@@ -193,7 +193,7 @@ def test_early_stopping_remembers_epochs_before_a_kill(tmp_path: Path) -> None:
 
 def test_fresh_forgets_what_was_interrupted(tmp_path: Path) -> None:
     """With `fresh` nothing is left of the state; without, and with another recipe, it is as it was."""
-    from training.fit.unfinished import open_unfinished
+    from training.runs.unfinished import open_unfinished
 
     def kept(fresh: bool, seed: int) -> bool:
         with suppress(KeyboardInterrupt), open_unfinished(tmp_path, "m", [seed], fresh) as run:
