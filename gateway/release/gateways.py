@@ -11,7 +11,7 @@ from typing import Any
 
 import urllib3
 
-from gateway.batch import key_header
+from gateway.batch.asking import key_header
 from gateway.release.ledger import Refused
 
 # A gateway's workers look at the document by themselves, every half second, and any of them may get a connection. So

@@ -64,7 +64,7 @@ def test_training_takes_the_arguments(command: str) -> None:
 @pytest.mark.parametrize("command", [line for line in COMMANDS["README.md"] if "-m gateway.batch" in line])
 def test_batch_takes_the_arguments(command: str) -> None:
     """Each `python -m gateway.batch` line of the README."""
-    from gateway.batch import _parser
+    from gateway.batch.__main__ import _parser
 
     _parser().parse_args(shlex.split(command)[3:])
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from contract.release import FILE_NAME
-from gateway import batch
+from gateway.batch import __main__ as batch
 from gateway.release.__main__ import main as release
 from tests.documents.pages import PAGES, commands
 from tests.programs import pictures

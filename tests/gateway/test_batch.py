@@ -1,9 +1,10 @@
-"""gateway/batch.py against a gateway over HTTP: what it asks, writes, resumes and returns."""
+"""gateway/batch/ against a gateway over HTTP: what it asks, writes, resumes and returns."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import threading
@@ -19,8 +20,11 @@ from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
 from contract.document import Novelty
+from contract.image import decode
 from gateway.app import create_app
-from gateway.batch import main
+from gateway.batch.__main__ import main
+from gateway.batch.asking import Asked, Client, Pace
+from gateway.errors import ModelFailed
 from gateway.model.versions import Versions
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
@@ -237,3 +241,165 @@ def test_a_gateway_that_is_not_there_is_one_message(
     with pytest.raises(SystemExit, match="2"):
         main([str(folder), "--gateway", "localhost:9696"])
     assert "Expected http://HOST:PORT" in capsys.readouterr().err
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of forty photos, no two alike."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(40):
+        (folder / f"{i}.png").write_bytes(encode(photo(40 + i), "PNG"))
+    return folder
+
+
+def answered(out: Path) -> list[str]:
+    """Return the names of the photos that a JSON lines file answers."""
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all("predictions" in line for line in lines)
+    return sorted(Path(line["source"]).name for line in lines)
+
+
+def test_a_request_carries_several_images(
+    address: str, photos: Path, tmp_path: Path, model_server: FakeModelServer
+) -> None:
+    """Files, as a form, and URLs, as a list; each gets the answer that it gets alone."""
+    together, alone = tmp_path / "together.jsonl", tmp_path / "alone.jsonl"
+    model_server.calls.clear()
+    assert main([str(photos), "--gateway", address, "--out", str(together), "--concurrency", "1"]) == 0
+    assert len([call for call in model_server.calls if call.startswith("serving")]) < 20
+    for each in sorted(photos.iterdir()):
+        assert main([str(each), "--gateway", address, "--out", str(alone)]) == 0
+    assert sorted(together.read_text().splitlines()) == sorted(alone.read_text().splitlines())
+
+
+def test_urls_go_together(address: str, origin: Origin, tmp_path: Path, model_server: FakeModelServer) -> None:
+    """One URL that cannot be fetched fails alone."""
+    urls = [origin.add(f"{i}.png", encode(photo(40 + i), "PNG")) for i in range(20)]
+    listed, out = tmp_path / "urls.txt", tmp_path / "out.jsonl"
+    listed.write_text("\n".join([*urls, f"{urls[0]}.none"]))
+    model_server.calls.clear()
+    assert main([str(listed), "--gateway", address, "--out", str(out), "--concurrency", "1"]) == 1
+    assert len([call for call in model_server.calls if call.startswith("serving")]) < 12
+    errors = [line for line in map(json.loads, out.read_text().splitlines()) if "error" in line]
+    assert [(line["source"], line["error"]) for line in errors] == [(f"{urls[0]}.none", "fetch_failed")]
+
+
+def test_an_image_on_which_the_model_fails_costs_the_others_nothing(
+    gateway: FlaskClient, monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path
+) -> None:
+    """They are asked again, each alone, and one alone has failed."""
+    out, view = tmp_path / "out.jsonl", gateway.application.view_functions["predict"]
+    bad = (photos / "7.png").read_bytes()
+    model = view.__self__._model  # type: ignore[attr-defined]
+    predict = model.predict
+
+    def failing(version: Any, pixels: Any, deadline: float) -> Any:
+        wanted = decode(bad, version.contract.image).pixels
+        if any((each == wanted).all() for each in pixels):
+            raise ModelFailed("The model server answered with an error")
+        return predict(version, pixels, deadline)
+
+    monkeypatch.setattr(model, "predict", failing)
+    with serving(gateway.application) as address:
+        assert main([str(photos), "--gateway", address, "--out", str(out)]) == 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 40
+    assert [line["error"] for line in lines if Path(line["source"]).name == "7.png"] == ["model_failed"]
+    assert sum("error" in line for line in lines) == 1
+
+
+def test_a_gateway_that_takes_few_images_at_once_gets_few(
+    model_server: FakeModelServer, connect: Callable[[str], Versions], photos: Path, tmp_path: Path
+) -> None:
+    """GATEWAY_MAX_IMAGES is learnt, and no image is lost meanwhile."""
+    out = tmp_path / "out.jsonl"
+    app = create_app(Settings(model_name="tiny", max_images=3), connect(model_server.address), Metrics())
+    with serving(app) as address:
+        assert main([str(photos), "--gateway", address, "--out", str(out)]) == 0
+    assert len(answered(out)) == 40
+
+
+def test_what_the_gateway_was_too_busy_for_is_asked_again(folder: Path, tmp_path: Path) -> None:
+    """An item of a list may say so, in an answer of status 200."""
+    item = {"predictions": [{"class": "red", "index": 0, "probability": 1.0}], "image": {}}
+    model = {"name": "m", "version": 3}
+    busy = {"error": {"code": "overloaded", "detail": "The gateway is busy"}}
+    both = json.dumps({"model": model, "results": [item, busy], "timing_ms": {}})
+    scripted = Scripted(Response(both), Response(json.dumps({"model": model, **item, "timing_ms": {}})))
+    with serving(scripted) as gateway:
+        asked = Client(gateway, top_k=1, concurrency=1, timeout_s=5.0).ask(
+            [str(folder / n) for n in ("a.jpg", "b.png")]
+        )
+    assert [each["model"]["version"] for each in asked.answers.values()] == [3, 3]
+    assert len(scripted.keys) == 2
+
+
+def test_the_pace_follows_the_gateway() -> None:
+    """Twice as many images after a quick answer, half as many after a slow one, and never more than were too large."""
+    pace, sizes = Pace(), []
+    for seconds, is_too_large in ((0.1, False), (0.1, False), (0.9, False), (2.0, False), (0.1, False), (0.1, True)):
+        pace.note(Asked({str(i): {} for i in range(pace.size)}, seconds, is_too_large))
+        sizes.append(pace.size)
+    assert sizes == [2, 4, 4, 2, 4, 2]
+    for _ in range(9):
+        pace.note(Asked({str(i): {} for i in range(pace.size)}, 0.1, False))
+    assert pace.size == 2
+
+
+def test_shards_are_merged_and_nothing_is_lost_or_repeated(
+    address: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A merge of all parts asks nobody; of those with a gap, about the gap alone."""
+    parts, whole = [tmp_path / f"part-{i}.csv" for i in range(3)], tmp_path / "all.csv"
+    for i, part in enumerate(parts):
+        assert main([str(photos), "--gateway", address, "--out", str(part), "--shard", f"{i}/3", "--top-k", "2"]) == 0
+    sizes = [len(part.read_text().splitlines()) for part in parts]
+    assert sum(sizes) == 2 * 40 + 3 and min(sizes) > 1
+    merge = [str(photos), "--out", str(whole), "--top-k", "2", "--merge", *map(str, parts), "--gateway"]
+    assert main([*merge, "http://127.0.0.1:1"]) == 0
+    assert "40 taken over" in capsys.readouterr().err
+    rows = [(row["source"], row["rank"]) for row in read_csv(whole)]
+    assert len(rows) == len(set(rows)) == 80
+    parts[1].write_bytes(parts[1].read_bytes()[:-20])
+    whole.unlink()
+    assert main([*merge, address]) == 0
+    said = capsys.readouterr().err
+    assert "39 taken over" in said and "1 answered" in said
+    assert sorted((row["source"], row["rank"]) for row in read_csv(whole)) == sorted(rows)
+
+
+def test_a_csv_that_was_cut_inside_a_line_becomes_whole(address: str, tmp_path: Path) -> None:
+    """Each image has all of its predictions, once, whichever byte was the last; here with a line break in a name."""
+    images, out = [tmp_path / "a\nb.jpg", tmp_path / "c.jpg"], tmp_path / "out.csv"
+    for image in images:
+        image.write_bytes(encode(photo()))
+    ask = [*map(str, images), "--gateway", address, "--out", str(out), "--top-k", "2"]
+    assert main(ask) == 0
+    whole = out.read_bytes()
+    for size in range(0, len(whole), 13):
+        out.write_bytes(whole[:size] if whole[:size][-1:] != b"\n" else whole)
+        assert main(ask) == 0
+        rows = [(row["source"], row["rank"]) for row in read_csv(out)]
+        assert sorted(rows) == [(str(image), rank) for image in images for rank in ("1", "2")]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV, in which a name may have line breaks."""
+    return list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "-1/3", "0/0", "a/b", "1/3/4"])
+def test_a_shard_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parts count from 0, as the indexes of a Kubernetes Job do."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["photos", f"--shard={text}"])
+    assert "Expected I/N with I from 0 to N - 1, such as 0/4" in capsys.readouterr().err
+
+
+def test_parts_of_another_kind_are_refused(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is written."""
+    (tmp_path / "part.jsonl").touch()
+    out = tmp_path / "out.csv"
+    assert main([str(folder), "--out", str(out), "--merge", str(tmp_path / "part.jsonl")]) == 2
+    assert "Expected files of .csv for --merge" in capsys.readouterr().err and not out.exists()

@@ -1,0 +1,190 @@
+"""How a client asks a gateway: with a key, about several images in a request, and again where that fails."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+Answer = dict[str, Any]
+"""Model, predictions, unknown and image; or `{"error": code, "detail": …}`."""
+
+# A busy gateway says when to try again, and a request that it refused changed nothing.
+RETRIES = urllib3.Retry(
+    total=8, connect=2, status_forcelist=(503,), allowed_methods=("POST",), backoff_factor=0.2, raise_on_status=False
+)
+KEPT = ("model", "predictions", "unknown", "image")
+MOST_IMAGES = 16  # in a request, as many as the gateway sends to the model at once
+MOST_BYTES = 8 * 1024 * 1024  # of the files in a request
+# A request of several images must end long before the gateway's limit of 5 s for a call of the model server.
+QUICK_S, SLOW_S = 0.5, 1.5
+
+
+class Pace:
+    """How many images a request carries: twice as many after a quick one, half as many after a slow one."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self._most = MOST_IMAGES
+
+    def note(self, asked: Asked) -> None:
+        """Learn from a request that has ended."""
+        count = len(asked.answers)
+        if asked.is_too_large:
+            self._most = self.size = max(1, count // 2)
+        elif asked.seconds > SLOW_S:
+            self.size = max(1, count // 2)
+        elif asked.seconds < QUICK_S and count >= self.size:
+            self.size = min(self._most, 2 * count)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that has ended.
+
+    Attributes:
+        answers: By image, in order.
+        seconds: How long it took.
+        is_too_large: Whether the gateway takes only fewer images, or bytes, in a request.
+    """
+
+    answers: Mapping[str, Answer]
+    seconds: float
+    is_too_large: bool
+
+
+class Client:
+    """Asks one gateway; safe for threads."""
+
+    def __init__(self, gateway: str, top_k: int, concurrency: int, timeout_s: float) -> None:
+        """Make sure that a gateway answers, so that its absence is one message and not one for each image.
+
+        Raises:
+            ValueError: None does, or the key in `GATEWAY_KEY` is none.
+        """
+        self._url, self._concurrency = f"{gateway}/predict?top_k={top_k}", concurrency
+        self._http = urllib3.PoolManager(headers=key_header(), maxsize=concurrency, retries=RETRIES, timeout=timeout_s)
+        try:
+            self._http.request("GET", f"{gateway}/livez", headers={})  # needs no key
+        except urllib3.exceptions.HTTPError as exc:
+            raise ValueError(
+                f"No gateway answers at {gateway}: {getattr(exc, 'reason', exc)}. `make run` starts one; --gateway"
+                " names another."
+            ) from exc
+
+    def ask_all(self, pool: Executor, images: Sequence[str]) -> Iterator[tuple[str, Answer]]:
+        """Yield each image and its answer as they arrive, with few requests waiting, however many images there are."""
+        left, pace, running = deque(images), Pace(), set[Future[Asked]]()
+        while left or running:
+            while left and len(running) < 2 * self._concurrency:
+                running.add(pool.submit(self.ask, _take(left, pace.size)))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for each in done:
+                pace.note(each.result())
+                yield from each.result().answers.items()
+
+    def ask(self, images: Sequence[str]) -> Asked:
+        """Ask about URLs, or about files, in one request; about those alone that it does not answer."""
+        started, answers, bodies = time.perf_counter(), dict[str, Answer](), dict[str, bytes]()
+        for image in images:
+            try:
+                bodies[image] = b"" if _is_url(image) else Path(image).read_bytes()
+            except OSError as exc:
+                answers[image] = {"error": "unreadable", "detail": str(exc)}
+        together, is_too_large = self._ask_together(bodies) if len(bodies) > 1 else ({}, False)
+        answers |= together
+        for image in bodies.keys() - answers.keys():
+            answers[image] = self._ask_alone(image, bodies[image])
+        return Asked({image: answers[image] for image in images}, time.perf_counter() - started, is_too_large)
+
+    def _ask_together(self, bodies: Mapping[str, bytes]) -> tuple[dict[str, Answer], bool]:
+        """Return the answers; one image may have failed them all, and the gateway may be busy with some of them."""
+        sent: dict[str, Any] = {"fields": [("image", ("image", each, "image/*")) for each in bodies.values()]}
+        if all(map(_is_url, bodies)):
+            sent = {"json": {"urls": list(bodies)}}
+        try:
+            response = self._http.request("POST", self._url, headers=self._http.headers, **sent)
+            if response.status != 200:
+                return {}, response.status == 413
+            answer = json.loads(response.data)
+            results = [_kept({"model": answer["model"], **each}) for each in answer["results"]]
+            asked = dict(zip(bodies, results, strict=True))
+            return {image: each for image, each in asked.items() if each.get("error") != "overloaded"}, False
+        except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError):
+            return {}, False
+
+    def _ask_alone(self, image: str, body: bytes) -> Answer:
+        kind = "application/json" if _is_url(image) else "application/octet-stream"
+        body = json.dumps({"url": image}).encode() if _is_url(image) else body
+        try:
+            headers = {**self._http.headers, "Content-Type": kind}
+            response = self._http.request("POST", self._url, body=body, headers=headers)
+            answer = json.loads(response.data)
+            return _kept(answer if response.status == 200 else {"error": answer})
+        except urllib3.exceptions.HTTPError as exc:
+            return {"error": "unreachable", "detail": f"No gateway answers at {self._url}: {exc}"}
+        except (ValueError, KeyError, TypeError):
+            detail = f"Something other than a gateway answers at {self._url}, with status {response.status}"
+            return {"error": "not_a_gateway", "detail": detail}
+
+
+def _take(left: deque[str], size: int) -> list[str]:
+    """Take the images of the next request: URLs, or files of not too many bytes."""
+    taken, total = [left.popleft()], 0
+    total = _size_bytes(taken[0])
+    while left and len(taken) < size and _is_url(left[0]) == _is_url(taken[0]):
+        total += _size_bytes(left[0])
+        if total > MOST_BYTES:
+            break
+        taken.append(left.popleft())
+    return taken
+
+
+def _kept(answer: Mapping[str, Any]) -> Answer:
+    if "error" in answer:
+        return {"error": answer["error"]["code"], "detail": answer["error"]["detail"]}
+    return {key: answer[key] for key in KEPT if key in answer}
+
+
+def _is_url(image: str) -> bool:
+    return image.startswith(("http://", "https://"))
+
+
+def _size_bytes(image: str) -> int:
+    try:
+        return 0 if _is_url(image) else Path(image).stat().st_size
+    except OSError:
+        return 0
+
+
+def key_header() -> dict[str, str]:
+    """Return the header with the key in `GATEWAY_KEY`, if there is one.
+
+    Raises:
+        ValueError: The key has a control character, such as a line break.
+    """
+    key = os.environb.get(b"GATEWAY_KEY", b"").strip()
+    if re.search(rb"[\x00-\x1f\x7f]", key):
+        raise ValueError("Expected a key of one line in GATEWAY_KEY. Received one with a control character")
+    return {"Authorization": f"Bearer {key.decode('latin-1')}"} if key else {}  # sent as the bytes that they are
+
+
+def gateway_url(text: str) -> str:
+    """Read a gateway's URL from the command line."""
+    try:
+        url = urllib3.util.parse_url(text)
+    except urllib3.exceptions.LocationParseError:
+        url = urllib3.util.Url()
+    if not text.startswith(("http://", "https://")) or not url.host or text.endswith("/predict"):
+        raise argparse.ArgumentTypeError(f"Expected http://HOST:PORT or https://HOST. Received: {text!r}")
+    return text.rstrip("/")
