@@ -18,6 +18,7 @@ import yaml
 
 from contract.release import Release
 from gateway.app import create_app
+from gateway.batch.__main__ import _parser as batch_parser
 from gateway.fetch.addresses import REFUSED
 from gateway.model.versions import Versions
 from gateway.release.__main__ import _parser as release_parser
@@ -67,7 +68,9 @@ SOURCES: dict[str, Callable[[Path], list[Object]]] = {
 }
 
 
-COMPONENTS = sorted(path.parent.name for path in KUBE.glob("*/kustomization.yaml") if path.parent.name != "base")
+COMPONENTS = sorted(
+    path.parent.name for path in KUBE.glob("*/kustomization.yaml") if "\nkind: Component\n" in path.read_text()
+)
 
 
 @pytest.fixture(scope="module", params=SOURCES)
@@ -257,6 +260,44 @@ else:
     assert (service["clusterIP"], service["selector"]) == ("None", {"app.kubernetes.io/name": "gateway"})
     assert service["ports"] == [{"name": "http", "port": settings().port, "targetPort": "http"}]
     assert [port["port"] for port in policy["egress"][1]["ports"]] == [settings().port]
+
+
+def test_a_batch_runs_in_parts(tmp_path: Path) -> None:
+    """As Pods that the namespace lets in, each with a part of the photos and a file of its own; they reach gateways."""
+    objects = render(KUBE / "batch")
+    for each in objects:
+        assert each["metadata"]["namespace"] == "image-classifier"
+        for version in kubernetes_validate.utils.all_versions()[-3:]:
+            kubernetes_validate.validate(each, version, strict=True)
+    job = find(objects, "Job", "batch")["spec"]
+    spec = job["template"]["spec"]
+    (only,) = spec["containers"]
+    gateway = container(read_base(), "gateway")
+    assert only["securityContext"] == gateway["securityContext"]
+    assert spec["securityContext"] == {**pod(read_base(), "gateway")["securityContext"], "fsGroup": 10001}
+    assert (
+        spec["volumes"][0]["persistentVolumeClaim"]["claimName"]
+        == find(objects, "PersistentVolumeClaim", "photos")["metadata"]["name"]
+    )
+    program, calls = tmp_path / "python", tmp_path / "calls"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {calls}\nexit $STATUS\n')
+    program.chmod(0o755)
+    given = {each["name"]: each["value"] for each in only["env"]}
+    statuses = []
+    for index, status in enumerate((0, 1, 2, 137)):
+        extra = {"JOB_COMPLETION_INDEX": str(index), "STATUS": str(status), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run([*only["command"], *only["args"]], env={**given, **extra})
+        statuses.append(done.returncode == 0)
+    assert statuses == [True, True, False, False]  # a photo that has no prediction is no reason to try again
+    sent = [line for line in calls.read_text().split("-m\n") if line]
+    parsed = [batch_parser().parse_args(each.splitlines()[1:]) for each in sent]
+    assert [each.shard for each in parsed] == [(index, job["completions"]) for index in range(4)]
+    assert len({each.out for each in parsed}) == 4 and {each.gateway for each in parsed} == {"http://gateway"}
+    assert find(read_base(), "Service", "gateway")["spec"]["ports"][0]["port"] == 80
+    policy = find(objects, "NetworkPolicy", "batch")["spec"]
+    assert policy["podSelector"]["matchLabels"] == job["template"]["metadata"]["labels"]
+    release = yaml.safe_load((KUBE / "model-volume" / "network.yaml").read_text())["spec"]
+    assert policy["egress"] == release["egress"]
 
 
 def split(values: list[str], separator: str) -> tuple[list[str], list[str]]:
