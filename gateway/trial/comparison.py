@@ -29,9 +29,10 @@ from gateway.stages import Stages
 from gateway.telemetry.metrics import Metrics
 from gateway.trial.trials import Trials
 
-# One of so many requests is compared. A comparison is the work of two, so shadow adds 2 %; with one of 50, the p99 of
-# users was 1.07 times as long. With a share, it answers users, and sooner evidence is worth 13 %. With 10 %,
-# a version that calls 80 % of photos one class then needs 250 requests in 99 of 100 replays, and 334 with one of 20.
+# One of so many photos is compared, and of a request one at most. A comparison is the work of two, so shadow adds 2 %;
+# with one of 50, the p99 of users was 1.07 times as long. With a share, it answers users, and sooner evidence is worth
+# 13 %. With 10 %, a version that calls 80 % of photos one class then needs 250 requests in 99 of 100 replays, and 334
+# with one of 20.
 EVERY = {"shadow": 100, "share": 15}
 LONGEST_WAIT_S = 5.0  # with fewer requests, the work matters less than the evidence
 MOST_REPEATS = 2  # comparisons of one photo in a process: a health check that sends it again is no new evidence
@@ -86,7 +87,7 @@ class Comparisons:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_busy = False
-        self._requests, self._last = 0.0, 0.0  # since the last comparison, and when that was
+        self._photos, self._last = 0.0, 0.0  # since the last comparison, and when that was
         self._compared: Counter[int] = Counter()  # how often each photo was, by its hash
         self._trial: object = None
 
@@ -94,8 +95,8 @@ class Comparisons:
         """Offer a request's images, one of which may be compared."""
         photos, now, trial = [image for image in images if isinstance(image, bytes)], time.monotonic(), active.trial
         with self._lock:
-            self._requests += 1 / trial.share  # those that are not offered count too
-            is_due = self._requests >= EVERY[trial.mode] or now - self._last > LONGEST_WAIT_S
+            self._photos += len(photos) / trial.share  # those that are not offered count too
+            is_due = self._photos >= EVERY[trial.mode] or now - self._last > LONGEST_WAIT_S
             if not is_due or self._is_busy:
                 return
             if trial.identity != self._trial or len(self._compared) > MOST_REMEMBERED:
@@ -107,7 +108,7 @@ class Comparisons:
             image, held = random.choice(fresh), Held(self._room)  # noqa: S311  # no secret
             with suppress(Overloaded):  # a process without room has no time either
                 held.add(len(image))
-                self._requests, self._last, self._is_busy = 0.0, now, True
+                self._photos, self._last, self._is_busy = 0.0, now, True
                 self._compared[hash(image)] += 1
                 self._offers.put(_Offer(active, image, held))
             if not self._thread:

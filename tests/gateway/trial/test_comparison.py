@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from contract.document import ImageSpec
 from contract.release import Trial
 from tests.gateway.trial.conftest import IMAGE, Tried
 from tests.programs.model_server import mean_colour
+from tests.programs.photos import encode, photo
 from tests.programs.stack import wait_until
 
 SHADOW = Trial(2, "shadow")
@@ -138,6 +140,16 @@ def test_one_of_many_requests_is_compared(tried: Tried, monkeypatch: pytest.Monk
         tried.ask()
         time.sleep(0.02)
     wait_until(lambda: tried.count("gateway_comparisons_total") == 4)
+
+
+def test_each_photo_of_a_request_counts(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of many photos is as much work as many requests, so it is compared as often; one of its photos is."""
+    monkeypatch.setattr("gateway.trial.comparison.EVERY", {"shadow": 10, "share": 20})
+    tried.start(SHADOW)
+    images = [base64.b64encode(encode(photo(64 + i))).decode() for i in range(5)]
+    for done in (0, 1, 1, 2):
+        assert tried.client.post("/predict", json={"images": images}).status_code == 200
+        wait_until(lambda expected=done: tried.count("gateway_comparisons_total") == expected)  # type: ignore[misc]
 
 
 def test_photo_that_comes_again_is_no_new_evidence(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
