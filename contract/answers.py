@@ -14,11 +14,22 @@ Run = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Runs a signature, by its name, on inputs, and returns its outputs."""
 
 
+SECONDS = "engine-seconds"
+"""The metadata after a Predict that say how long it ran; TensorFlow Serving does not."""
+
+
 class Outputs(NamedTuple):
-    """What a version gives for n images: probabilities (n, k), and scores (n) if its graph gives these."""
+    """What a version gives for n images.
+
+    Attributes:
+        probabilities: Of each class (n, k).
+        novelty: Scores (n), if the graph gives these.
+        seconds: How long it ran, without waiting for its turn, if the model server says so.
+    """
 
     probabilities: NDArray[np.float32]
     novelty: NDArray[np.float32] | None = None
+    seconds: float | None = None
 
     @classmethod
     def of(cls, outputs: Mapping[str, NDArray[Any]]) -> Outputs:
@@ -29,13 +40,18 @@ class Outputs(NamedTuple):
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
         """Put together what was given for several images, one part at least."""
         scores = [part.novelty for part in parts if part.novelty is not None]
-        return cls(np.concatenate([part.probabilities for part in parts]), np.concatenate(scores) if scores else None)
+        known = [part.seconds for part in parts if part.seconds is not None]
+        return cls(
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate(scores) if scores else None,
+            sum(known) if len(known) == len(parts) else None,
+        )
 
     @classmethod
     def none(cls, contract: Contract) -> Outputs:
         """Return what a version gives for no image."""
         scores = np.empty(0, np.float32) if contract.novelty else None
-        return cls(np.empty((0, len(contract.classes)), np.float32), scores)
+        return cls(np.empty((0, len(contract.classes)), np.float32), scores, 0.0)
 
     def unknown(self, contract: Contract) -> NDArray[np.bool_] | None:
         """Tell which images (n) are unlike all training photos; None if the version gives no scores."""

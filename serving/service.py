@@ -14,6 +14,7 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from contract import messages_pb2 as messages
+from contract.answers import SECONDS
 from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
 from serving.prediction import predict
@@ -42,7 +43,9 @@ class Service:
     def predict(self, request: messages.PredictRequest, context: grpc.ServicerContext) -> messages.PredictResponse:
         name, version = _asked_by_number(request)
         with self._lifecycle.use(name, version) as (number, engine):
+            started = engine.clock()
             response = predict(engine, request, context.time_remaining())
+            context.set_trailing_metadata(((SECONDS, f"{engine.clock() - started:.6f}"),))
         response.model_spec.version.value = number
         return response
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
-from contract.answers import Outputs
+from contract.answers import SECONDS, Outputs
 from contract.document import (
     CONTRACT,
     DESCRIBE_SIGNATURE,
@@ -148,7 +148,7 @@ class ModelClient:
             GatewayError: The call failed otherwise.
         """
         request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name=self._model))
-        response = self._call(self._get_status, request, min(STATUS_TIMEOUT_S, self._timeout_s))
+        response, _ = self._call(self._get_status, request, min(STATUS_TIMEOUT_S, self._timeout_s))
         return response.model_version_status  # type: ignore[no-any-return]
 
     def signatures(self, number: int) -> set[str]:
@@ -161,7 +161,7 @@ class ModelClient:
         request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self._model
         request.model_spec.version.value = number
-        response = self._call(self._get_metadata, request, min(STATUS_TIMEOUT_S, self._timeout_s))
+        response, _ = self._call(self._get_metadata, request, min(STATUS_TIMEOUT_S, self._timeout_s))
         # Not Any.Unpack: it compares packages, and ours is another.
         return set(messages.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def)
 
@@ -173,7 +173,7 @@ class ModelClient:
             GatewayError: The call failed otherwise.
         """
         query = np.array([b""], dtype=object)
-        outputs = self._run(number, DESCRIBE_SIGNATURE, {QUERY: query}, [CONTRACT], self._timeout_s)
+        outputs, _ = self._run(number, DESCRIBE_SIGNATURE, {QUERY: query}, [CONTRACT], self._timeout_s)
         return bytes(tensor.to_array(outputs[CONTRACT])[0])
 
     def predict(
@@ -195,38 +195,40 @@ class ModelClient:
             raise ValueError(f"Expected uint8 (n, {expected}). Received: {pixels.dtype} {pixels.shape}")
         wanted = [*contract.outputs, IDENTITY] if contract.identity else contract.outputs
         timeout_s = min(timeout_s, self._timeout_s)
-        outputs = self._run(number, contract.signature, {IMAGES: pixels}, wanted, timeout_s)
-        if contract.identity and not _names(outputs[IDENTITY], contract.identity, len(pixels)):
+        answer, seconds = self._run(number, contract.signature, {IMAGES: pixels}, wanted, timeout_s)
+        if contract.identity and not _names(answer[IDENTITY], contract.identity, len(pixels)):
             raise from_grpc(grpc.StatusCode.NOT_FOUND)
         shapes = {PROBABILITIES: (len(pixels), len(contract.classes)), NOVELTY: (len(pixels),)}
-        received = {name: tensor.to_array(outputs[name]) for name in contract.outputs}
+        received = {name: tensor.to_array(answer[name]) for name in contract.outputs}
         for name, array in received.items():
             if array.shape != shapes[name] or not np.isfinite(array).all():
                 _log.error("version %d answered %s of shape %s, or not finite", number, name, array.shape)
                 raise ModelFailed("The model did not answer with a probability for each class.")
-        return Outputs.of({name: array.astype(np.float32) for name, array in received.items()})
+        return Outputs.of({name: array.astype(np.float32) for name, array in received.items()})._replace(
+            seconds=seconds
+        )
 
     def _run(
         self, number: int, signature: str, inputs: Mapping[str, NDArray[Any]], wanted: Sequence[str], timeout_s: float
-    ) -> Mapping[str, messages.TensorProto]:
-        """Return at least the wanted outputs of one of a version's signatures."""
+    ) -> tuple[Mapping[str, messages.TensorProto], float | None]:
+        """Return at least the wanted outputs of a signature of a version, and how long it ran, if that is known."""
         request = messages.PredictRequest(output_filter=wanted)
         for alias, array in inputs.items():
             request.inputs[alias].CopyFrom(tensor.to_proto(array))
         request.model_spec.name = self._model
         request.model_spec.version.value = number
         request.model_spec.signature_name = signature
-        response = self._call(self._predict, request, timeout_s)
+        response, call = self._call(self._predict, request, timeout_s)
         if response.model_spec.version.value != number or any(each not in response.outputs for each in wanted):
             raise ModelFailed("Another version answered than the one that was asked.")
-        return response.outputs  # type: ignore[no-any-return]
+        return response.outputs, next((float(value) for key, value in call.trailing_metadata() if key == SECONDS), None)
 
-    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+    def _call(self, method: Any, request: Any, timeout_s: float) -> tuple[Any, grpc.Call]:
         """Make one call; the only place that translates gRPC's exceptions."""
         try:
             trace = logs.current.get()
             metadata = (("traceparent", trace.traceparent), ("x-request-id", trace.request_id)) if trace else None
-            return method(request, timeout=timeout_s, metadata=metadata)
+            return method.with_call(request, timeout=timeout_s, metadata=metadata)  # type: ignore[no-any-return]
         except grpc.RpcError as exc:
             code, details = exc.code(), exc.details() or ""
             if code == grpc.StatusCode.FAILED_PRECONDITION and EXPORT_SIGNATURES in details and NO_SIGNATURE in details:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
+from contract.answers import SECONDS
 from contract.document import EXPORT_SIGNATURES, Contract, GoldenExample, ImageSpec, find_identity, identity_bits
 from contract.image import decode
 
@@ -91,6 +92,7 @@ class FakeModelServer:
         self.answers_as = ""
         self.metadata_failure: grpc.StatusCode | None = None
         self.calls: list[str] = []
+        self.seconds: dict[int, float] = {}  # how long each version says that it ran; none is said of the others
         self.metadata: dict[str, Any] = {}
         self.gate = threading.Event()
         self.gate.set()
@@ -133,6 +135,8 @@ class FakeModelServer:
             outputs = {"probabilities": version.predict(pixels)}
             if "novelty" in request.output_filter and version.score:
                 outputs["novelty"] = version.score(pixels)
+            if number in self.seconds:
+                context.set_trailing_metadata(((SECONDS, str(self.seconds[number])),))
             if identity := find_identity([signature]):
                 outputs["identity"] = np.full(len(pixels), identity_bits(self.answers_as or identity))
         response = messages.PredictResponse()

@@ -170,6 +170,16 @@ def test_a_request_waits_for_the_interpreter_only_as_long_as_it_may(version):
     assert engine.run("serving_default", images(1), timeout_s=5)
 
 
+def test_its_clock_does_not_count_the_wait_for_an_interpreter(version):
+    """So a version is not called slow because others had their turn before it."""
+    engine = open_engine(version, "tflite", threads=1)
+    taken = engine._idle.get()
+    threading.Timer(0.3, lambda: engine._idle.put(taken)).start()
+    started, ran = time.monotonic(), engine.clock()
+    engine.run("serving_default", images(1))
+    assert time.monotonic() - started > 0.25 and engine.clock() - ran < 0.1
+
+
 def test_an_empty_batch_is_refused(version):
     """TFLite rows run one by one, so an empty batch has no answer."""
     with pytest.raises(InvalidArgumentError, match=r"\(n, 16, 16, 3\) with n >= 1\. Received: \(0, 16, 16, 3\)"):

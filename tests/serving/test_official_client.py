@@ -278,17 +278,20 @@ def test_a_tensor_without_all_of_its_values(client):
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
+    ("shape", "messages"),
     [
-        ((2, 5), "Matrix size-incompatible: In[0]: [2,5], In[1]: [3,4]\n\t [[{{node "),
-        ((3,), "In[0] ndims must be >= 2\n\t [[{{node "),
-        ((1, 1, 3), "In[0] ndims must be >= 2\n\t [[{{node "),
+        ((2, 5), ("Matrix size-incompatible: In[0]: [2,5], In[1]: [3,4]",)),
+        ((3,), ("In[0] ndims must be >= 2", "In[0] and In[1] has different ndims: [3] vs. [3,4]")),
+        ((1, 1, 3), ("In[0] ndims must be >= 2", "In[0] and In[1] has different ndims: [1,1,3] vs. [3,4]")),
     ],
 )
-def test_the_graph_says_which_shape_is_wrong(client, shape, message):
-    """As in TensorFlow Serving, the signature's shape does not count; an empty batch has an answer."""
+def test_the_graph_says_which_shape_is_wrong(client, shape, messages):
+    """As in TensorFlow Serving, the signature's shape does not count; an empty batch has an answer.
+
+    With oneDNN, which TensorFlow uses on CPUs with AVX-512, the first message is that of its own kernel.
+    """
     code, received = failure(client.predict, name="odd", inputs={"x": np.ones(shape, np.float32)})
-    assert code == "INVALID_ARGUMENT" and received.startswith(message)
+    assert code == "INVALID_ARGUMENT" and received.startswith(tuple(f"{each}\n\t [[{{{{node " for each in messages))
     assert (
         client.predict(name="odd", inputs={"x": np.ones((0, 3), np.float32)}).outputs["y"].tensor_shape.dim[0].size == 0
     )

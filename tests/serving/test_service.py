@@ -22,6 +22,7 @@ class Echo:
     """An engine that answers its input; it waits for `gate`, and fails where the first value is 13 or 14."""
 
     choice = ""
+    clock = staticmethod(time.thread_time)
     signatures: ClassVar = {"serving_default": echo(images=(messages.DT_UINT8, -1))}
 
     def __init__(self):
@@ -131,6 +132,14 @@ def test_the_clients_deadline_reaches_the_engine(client, engine):
         with suppress(grpc.RpcError):  # a thread that is not free yet refuses
             client.predict(ask())
     assert len(engine.timeouts) == 6
+
+
+def test_an_answer_says_how_long_the_engine_ran(client, engine):
+    """By its own clock, which need not count what it waited."""
+    ticks = iter((1.0, 1.25))
+    engine.clock = lambda: next(ticks)
+    _, call = client.predict.with_call(ask())
+    assert dict(call.trailing_metadata()) == {"engine-seconds": "0.250000"}
 
 
 def test_health_is_serving(client):

@@ -94,6 +94,16 @@ def test_slow_version_is_slower(tried: Tried) -> None:
     assert tried.count('gateway_comparison_signs_total{sign="slower"') == 4
 
 
+@pytest.mark.parametrize(("wait_s", "run_s", "slower"), [(0.2, 0.5, 0), (0.0, 1.5, 2)])
+def test_time_in_the_model_servers_line_is_no_slowness(tried: Tried, wait_s: float, run_s: float, slower: int) -> None:
+    """If it says how long each version ran, that alone counts: a line of requests may hide what is slow, or make it."""
+    tried.start(SHADOW)
+    tried.server.versions[2].predict = lambda pixels: (time.sleep(wait_s), mean_colour(pixels))[1]
+    tried.server.seconds = {1: 0.5, 2: run_s}
+    compare(tried, 2)
+    assert tried.count('gateway_comparison_signs_total{sign="slower"') == slower
+
+
 def test_failures_in_the_shadow_stop_the_trial(tried: Tried) -> None:
     """They are counted as others are; failures of the stable version, or of the photo, are none of the tried one."""
     tried.start(SHADOW)
