@@ -140,7 +140,7 @@ class Client:
 
 def _take(left: deque[str], size: int) -> list[str]:
     """Take the images of the next request: URLs, or files of not too many bytes."""
-    taken, total = [left.popleft()], 0
+    taken = [left.popleft()]
     total = _size_bytes(taken[0])
     while left and len(taken) < size and _is_url(left[0]) == _is_url(taken[0]):
         total += _size_bytes(left[0])

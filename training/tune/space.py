@@ -23,6 +23,8 @@ _FLOATS = {
     "augmentation": FloatDistribution(0, 2),
     "unfreeze": FloatDistribution(0, 1),
 }
+# Above 1e-3, an EfficientNet-Lite0 with ImageNet weights, which has no norms, forgot all within an epoch.
+_RATE_OF_PRETRAINED = FloatDistribution(2e-5, 1e-3, log=True)
 
 TRIAL_EPOCHS = 8  # of a training that is compared with others; all of the default's take half an hour
 
@@ -78,6 +80,8 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
     epochs = preset.recipe.epochs
     preset = preset.changed({"epochs": min(epochs, TRIAL_EPOCHS)})
     floats = {each: values for each, values in _FLOATS.items() if each != "unfreeze" or preset.pretrained}
+    if preset.pretrained:
+        floats["learning_rate"] = _RATE_OF_PRETRAINED
     if preset.weights not in ("imagenet", "none"):
         if architectures or sizes:
             raise TrainingError(
