@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 
@@ -32,6 +33,14 @@ def test_long_sentences_are_found() -> None:
 def test_the_readme_stays_short() -> None:
     """A person reads it in a sitting."""
     assert len(PAGES["README.md"].splitlines()) < MOST_LINES_OF_THE_README
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_is_said_twice_in_a_page(page: str) -> None:
+    """No paragraph, list or table of some length; commands may be."""
+    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    parts = Counter(part.strip() for part in re.split(r"\n{2,}", text) if len(part) > 60)
+    assert [part for part, count in parts.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
