@@ -1,0 +1,110 @@
+"""gateway/server/front.py: the line before the threads, overload, and what ends a process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+
+import pytest
+
+from gateway.memory import Held, Room
+from gateway.server.front import Front, Request
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
+from tests.gateway.server.conftest import IMAGE, in_threads, post, start, status_of, working
+from tests.programs.model_server import FakeModelServer
+from tests.programs.stack import Gateway
+
+pytestmark = pytest.mark.processes
+
+
+def test_beyond_threads_and_line_requests_are_refused_at_once_and_health_is_answered(
+    client: Gateway, server: FakeModelServer
+) -> None:
+    """Two at work, two in line; the rest get 503 with Retry-After in well under a second (F14)."""
+    server.gate.clear()
+    calls = in_threads(4, status_of, client.port)
+    time.sleep(0.5)
+    started = time.monotonic()
+    status, problem, headers = post(client.port)
+    assert (status, problem["code"], headers["retry-after"]) == (503, "overloaded", "1")
+    assert client.get("/livez")[0] == 200
+    assert client.get("/readyz")[0] == 200
+    assert time.monotonic() - started < 0.5
+    server.gate.set()
+    assert [call.result() for call in calls] == [200] * 4
+
+
+def test_a_request_that_waited_for_half_of_its_time_is_refused(server: FakeModelServer) -> None:
+    """Those at work reach their deadline; for those in line no work begins that would be in vain (F14)."""
+    with start(server, GATEWAY_REQUEST_TIMEOUT_S="2") as (gateway, _):
+        server.gate.clear()
+        codes = sorted(call.result()[1]["code"] for call in in_threads(4, post, gateway.port))
+        server.gate.set()
+        assert codes == ["model_timeout", "model_timeout", "overloaded", "overloaded"]
+
+
+def test_a_client_that_leaves_early_harms_nothing(client: Gateway) -> None:
+    """Half a request and a closed connection is no error."""
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\nxx")
+    assert post(client.port)[0] == 200
+
+
+def test_clients_that_leave_keep_their_places_until_their_work_ends(client: Gateway, server: FakeModelServer) -> None:
+    """Requests that were given up do not let more in than there are places."""
+    server.gate.clear()
+    head = "POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n" + f"Content-Length: {len(IMAGE)}\r\n\r\n"
+    for _ in range(2):  # the two threads
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            connection.sendall(head.encode() + IMAGE)
+            time.sleep(0.3)
+    calls = in_threads(6, status_of, client.port)
+    time.sleep(1)
+    assert [call.result() for call in calls if call.done()] == [503] * 4  # two wait in line
+    server.gate.set()
+    assert sorted(call.result() for call in calls) == [200, 200, 503, 503, 503, 503]
+
+
+async def send_to(front: Front, body: bytes = b"") -> None:
+    """Send a request, and do not look at the answer."""
+    request = Request("POST", "/predict", Held(front.room), body=body)
+    request.held.add(len(body))
+    await front.answer(request)
+
+
+def test_bytes_are_kept_until_the_work_that_needs_them_ends() -> None:
+    """A client that sends a body and leaves makes no room for another while a thread still has it."""
+    begun, may_end, room = threading.Event(), threading.Event(), Room(1000)
+
+    async def leave_early() -> None:
+        app = working(lambda: (begun.set(), may_end.wait(10)))
+        request = asyncio.create_task(send_to(Front(app, Settings(), Metrics(), room), b"x" * 600))
+        await asyncio.to_thread(begun.wait, 10)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        assert room.held_bytes == 600
+        may_end.set()
+        while room.held_bytes:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(leave_early(), 20))
+
+
+@pytest.mark.parametrize(("work_s", "ends"), [(0.05, []), (1.0, [1])])
+def test_a_request_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, work_s: float, ends: list[int]) -> None:
+    """Nothing else ends a library that does not return; gunicorn starts another process in its place."""
+    ended: list[int] = []
+    monkeypatch.setattr("gateway.server.front.STUCK_AFTER_S", 0.1)
+    monkeypatch.setattr("gateway.server.front.os._exit", ended.append)
+
+    async def ask() -> None:
+        app = working(lambda: time.sleep(work_s))
+        await send_to(Front(app, Settings(request_timeout_s=0.2), Metrics(), Room(1000)))
+        await asyncio.sleep(0.5)
+
+    asyncio.run(ask())
+    assert ended == ends
