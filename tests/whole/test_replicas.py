@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gateway.model.versions import Versions
-from tests.gateway.test_versions import ask
+from tests.gateway.model.conftest import ask
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.name_server import NameServer
 from tests.programs.origins import Origin

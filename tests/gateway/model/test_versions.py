@@ -1,0 +1,216 @@
+"""gateway/model/versions.py: which export answers while versions are swapped, and that each answers for itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract.document import ImageSpec
+from gateway.errors import ModelUnavailable, VersionGone
+from gateway.model.protocol import Export
+from gateway.model.versions import Versions
+from tests.gateway.model.conftest import (
+    FLIES,
+    OTHERS,
+    PIXELS,
+    SMALL,
+    Connect,
+    Serve,
+    ask,
+    ask_many,
+    both,
+    constant,
+    eventually,
+    without_identity,
+)
+from tests.programs.model_server import FakeModelServer, FakeVersion
+
+
+def test_no_proxy_stands_between(
+    model_server: FakeModelServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy for hosts outside, where nobody listens, is not asked for the model server."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert ask(connect(model_server.address))[0] == 1
+
+
+def test_a_new_version_takes_over(model_server: FakeModelServer, client: Versions, golden: list[bytes]) -> None:
+    """Forward, and back when it is removed, with each version's own pixels and names."""
+    client.start()
+    assert ask(client)[0] == 1
+    model_server.versions[2] = FakeVersion.of(golden, ("x", "y"), ImageSpec(4, 6), constant(0.2, 0.8))
+    eventually(lambda: client.health.versions == [2, 1])
+    assert ask(client) == (2, "y")
+    del model_server.versions[2]
+    assert ask(client)[0] == 1
+    eventually(lambda: client.health.versions == [1])
+
+
+def test_a_swap_under_load_loses_nothing(model_server: FakeModelServer, client: Versions, golden: list[bytes]) -> None:
+    """While versions come and go, each answer is one version's, with its own names."""
+    client.start()
+    ask(client)
+    answers: Counter[tuple[int, str]] = Counter()
+    stop = threading.Event()
+    names = ("zero", "one")
+
+    def load() -> None:
+        while not stop.is_set():
+            answers[ask(client)] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(load) for _ in range(4)]
+        for number in range(2, 8):
+            time.sleep(0.15)
+            wins = number % 2
+            facts = tuple(f"{name}-{number}" for name in names), ImageSpec(4 + number, 4), constant(1 - wins, wins)
+            model_server.versions[number] = FakeVersion.of(golden, *facts)
+            eventually(lambda number=number: number in client.health.versions)  # type: ignore[misc]
+            time.sleep(0.05)
+            model_server.versions.pop(number - 1)
+        stop.set()
+    assert [run.result() for run in runs] == [None] * 4
+    assert {number for number, _ in answers} >= {1, 2, 7}
+    for number, name in answers:
+        assert number == 1 or name == f"{names[number % 2]}-{number}"
+
+
+@pytest.mark.parametrize(("facts", "name"), OTHERS.values(), ids=OTHERS)
+def test_another_export_under_the_number_answers_for_itself(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], facts: Any, name: str
+) -> None:
+    """It takes the other's place between two requests, without a gap; the next answer is its own, after the gate."""
+    assert ask(client) == (1, "blue")
+    other = model_server.versions[1] = FakeVersion.of(golden, *facts)
+    assert ask_many(client) == {(other.identity, name): 500}
+
+
+@pytest.mark.parametrize(("facts", "name"), OTHERS.values(), ids=OTHERS)
+def test_two_exports_under_one_number_answer_each_for_itself(
+    model_server: FakeModelServer, connect: Connect, serve: Serve, facts: Any, name: str
+) -> None:
+    """One behind each of two addresses, for five hundred requests and without end."""
+    other = serve(*facts)
+    client = connect(both(model_server, other))
+    client.start()
+    exports = {(model_server.versions[1].identity, "blue"), (other.versions[1].identity, name)}
+    assert set(ask_many(client)) == exports
+
+
+def test_many_images_find_one_of_two_exports(model_server: FakeModelServer, connect: Connect, serve: Serve) -> None:
+    """Each part of a request goes to the export that the first one reached."""
+    client = connect(both(model_server, serve(*SMALL)))
+    client.start()
+    for _ in range(5):
+        deadline = time.monotonic() + 5
+        for version in client.candidates(deadline):
+            spec = version.contract.image
+            with suppress(VersionGone):
+                shape = (64, spec.height, spec.width, 3)
+                assert client.predict(version, np.zeros(shape, np.uint8), deadline).probabilities.shape == (64, 3)
+                break
+
+
+def test_replicas_with_different_versions_lose_and_mix_nothing(connect: Connect, serve: Serve) -> None:
+    """A call that reaches the replica without its version goes on to the other version."""
+    old = serve(("old", "old"), ImageSpec(4, 4), constant(0.9, 0.1))
+    new = serve(("new", "new"), ImageSpec(6, 6), constant(0.1, 0.9), number=2)
+    client = connect(both(old, new))
+    client.start()
+    assert {ask(client) for _ in range(300)} == {(1, "old"), (2, "new")}
+
+
+def test_a_bad_export_under_an_accepted_number_is_refused(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes]
+) -> None:
+    """Whatever was accepted under the number before, the bad one does not answer; health names the export."""
+    ask(client)
+    bad = model_server.versions[1] = FakeVersion.of(golden, predict=constant(0.1, 0.2, 0.7))
+    bad.predict = constant(0.7, 0.2, 0.1)
+    with pytest.raises(ModelUnavailable):
+        ask(client)
+    assert (client.health.ready, list(client.health.refused)) == (False, [Export(1, bad.identity)])
+
+
+def test_an_answer_with_another_identity_is_not_used(model_server: FakeModelServer, client: Versions) -> None:
+    """The answer says which export gave it, whatever was asked."""
+    version = client.newest()
+    model_server.answers_as = "0123456789abcdef"
+    with pytest.raises(VersionGone):
+        client.predict(version, PIXELS, time.monotonic() + 1)
+
+
+def test_a_version_without_an_identity_is_described_and_gated_again(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came in its place answers only once the other has not been seen for a while; until then none does."""
+    monkeypatch.setattr("gateway.model.versions.FORGET_AFTER_S", 0.5)
+    model_server.versions[1] = without_identity(golden)
+    client.start()
+    assert ask(client) == (1, "blue")
+    model_server.versions[1] = without_identity(golden, *FLIES)
+    eventually(lambda: not client.health.ready)
+    assert "no identity, and another export" in client.health.reason(1)
+    with pytest.raises(ModelUnavailable):
+        ask(client)
+    eventually(lambda: client.health.ready)
+    assert ask(client) == (1, "fly")
+
+
+def test_a_version_without_an_identity_does_not_answer_beside_another_export(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], serve: Serve
+) -> None:
+    """Of two under one number, only the one with an identity can be told from the other."""
+    model_server.versions[1] = without_identity(golden)
+    client = connect(both(model_server, serve(*FLIES)))
+    for _ in range(4):
+        client._look_again()
+    assert {name for _, name in ask_many(client)} == {"fly"}
+
+
+def test_after_a_broken_connection_a_version_without_an_identity_is_described_again(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], serve: Serve
+) -> None:
+    """Another server took the address: the first request finds that out, before the next look."""
+    model_server.versions[1] = without_identity(golden)
+    assert ask(client) == (1, "blue")
+    version = client.newest()
+    model_server.stop()
+    with pytest.raises(ModelUnavailable):
+        client.predict(version, PIXELS, time.monotonic() + 1)
+    serve(*FLIES, address=model_server.address)
+    answers: list[tuple[int, str]] = []
+
+    def answered() -> bool:
+        with suppress(ModelUnavailable):
+            answers.append(ask(client))
+        return bool(answers)
+
+    eventually(answered)
+    assert answers == [(1, "fly")]
+
+
+def test_an_answer_is_not_used_if_another_export_without_an_identity_came_meanwhile(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes]
+) -> None:
+    """The call was under way when it took the other's place."""
+    model_server.versions[1] = without_identity(golden)
+    version = client.newest()
+    slow, other = threading.Event(), without_identity(golden, *FLIES)
+    quick, other.predict = other.predict, lambda pixels: (slow.wait(5), quick(pixels))[1]
+    model_server.versions[1] = other
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.predict, version, PIXELS, time.monotonic() + 5)
+        eventually(lambda: model_server.calls[-1] == "serving_default 1")
+        client._look_again()
+        slow.set()
+        with pytest.raises(VersionGone):
+            call.result()
