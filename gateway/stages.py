@@ -41,7 +41,9 @@ class Stages:
         """Return the bytes of each image; those that came with the request are there already, and counted."""
 
         def fetch(url: Url) -> bytes:
-            return self._fetcher.fetch(url.text, max(0.001, deadline - time.monotonic()), held.add)
+            if (left_s := deadline - time.monotonic()) <= 0:  # in a list of which others took the time
+                raise Overloaded("The request took too long: no time was left to fetch the image.")
+            return self._fetcher.fetch(url.text, left_s, held.add)
 
         urls = [image for image in images if isinstance(image, Url)]
         fetched = iter(self._fetching.map(fetch, urls, deadline))

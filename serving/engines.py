@@ -45,7 +45,8 @@ class Engine(Protocol):
 
     Attributes:
         choice: Which engine it is, and why, for people; empty if nobody chose.
-        clock: Seconds, whose growth in a thread that runs it is the run's, without waiting for a turn.
+        clock: Seconds, whose growth in a thread that runs it is the run's, without waiting for a turn. Those of one
+            kind of engine can be compared.
     """
 
     choice: str

@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,10 +20,12 @@ from zlib import crc32
 from tqdm import tqdm
 
 from contract.photos import SUFFIXES, photos_in
-from gateway.batch.asking import Client, gateway_url
+from gateway.batch.asking import NO_GATEWAY, PASSING, Client, gateway_url
 from gateway.batch.table import Row, Table, read_answers
 
-ALL_ANSWERED, SOME_FAILED, NOT_STARTED = 0, 1, 2
+ALL_ANSWERED, SOME_LEFT, NOT_STARTED, SOME_UNUSABLE = 0, 1, 2, 3
+STOPPED = "Stopped; run the same command to go on."
+LOST_AFTER = 50  # images in a row for which there was no gateway, or the key was wrong
 
 
 class Shard(NamedTuple):
@@ -37,44 +40,57 @@ class Shard(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, and return 0 if every image was answered, 1 if some failed, 2 if it could not start."""
+    """Run, and return the exit status; the help says what each means."""
     options = _parser().parse_args(argv)
     try:
-        found = dict.fromkeys(image for source in options.sources for image in _expand(source))
+        if not options.sources and not options.merge:
+            raise ValueError("Expected a URL, an image, a folder, a list of them, or files to --merge. Received none")
+        merged = _read_parts(options.merge, options.out)
+        named = (image for source in options.sources for image in _expand(source))
+        found = dict.fromkeys(named if options.sources else merged)
         images = [image for image in found if options.shard.has(image)]
-        table, merged = Table(options.out), _read_parts(options.merge, options.out)
-        taken = [image for image in images if image in merged and image not in table.answered]
-        todo = [image for image in images if image not in table.answered and image not in merged]
+        table = Table(options.out)
+        left = [image for image in images if image not in table.answered]
+        todo = [image for image in left if image not in merged]
         client = Client(options.gateway, options.top_k, options.concurrency, options.timeout) if todo else None
         table.open()
     except (OSError, ValueError) as exc:
         print(exc, file=sys.stderr)
         return NOT_STARTED
     with closing(table):
-        for image in taken:
-            table.append(merged[image])
-        if len(todo) + len(taken) < len(images):
-            answered = f"{options.out} already answers {len(images) - len(todo) - len(taken)} of {len(images)} images"
+        if len(left) < len(images):
+            answered = f"{options.out} already answers {len(images) - len(left)} of {len(images)} images"
             print(f"{answered}; to ask about all of them, name another file", file=sys.stderr)
-        if taken:
-            print(f"{len(taken)} taken over", file=sys.stderr)
+        if merged:
+            others = len(merged.keys() - found.keys())
+            also = f"; the files answer {others} other images" if others else ""
+            print(f"{len(left) - len(todo)} taken over{also}", file=sys.stderr)
+        for image in left:
+            if image in merged:
+                table.append(merged[image])
         return _ask(client, todo, table, options.concurrency) if client else ALL_ANSWERED
 
 
 def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) -> int:
-    failed = 0
+    errors, lost = Counter[bool](), 0
     with ThreadPoolExecutor(concurrency) as pool:
         answers = client.ask_all(pool, todo)
         try:
             for image, answer in tqdm(answers, total=len(todo), unit="image", disable=not sys.stderr.isatty()):
                 table.write(image, answer)
-                failed += "error" in answer
+                if "error" in answer:
+                    errors[answer["error"] in PASSING] += 1
+                lost = lost + 1 if answer.get("error") in NO_GATEWAY else 0
+                if lost >= LOST_AFTER:
+                    print(f"{STOPPED} {answer['detail']}", file=sys.stderr)
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    return SOME_LEFT
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            print("Stopped; run the same command to go on.", file=sys.stderr)
-            return SOME_FAILED
-    print(f"{len(todo) - failed} answered, {failed} failed", file=sys.stderr)
-    return SOME_FAILED if failed else ALL_ANSWERED
+            print(STOPPED, file=sys.stderr)
+            return SOME_LEFT
+    print(f"{len(todo) - errors.total()} answered, {errors.total()} failed", file=sys.stderr)
+    return SOME_LEFT if errors[True] else SOME_UNUSABLE if errors[False] else ALL_ANSWERED
 
 
 def _expand(source: str) -> list[str]:
@@ -96,10 +112,12 @@ def _expand(source: str) -> list[str]:
 
 def _read_parts(parts: Sequence[Path], out: Path | None) -> dict[str, list[Row]]:
     """Return the rows of each image that some files of other runs answer; the first file with it counts."""
-    suffix, rows = out.suffix if out else ".jsonl", dict[str, list[Row]]()
+    suffix, rows = out.suffix if out else "", dict[str, list[Row]]()
+    if parts and not out:
+        raise ValueError("Expected --out with --merge, of the files' kind. Received none")
     for part in parts:
         if part.suffix != suffix:
-            raise ValueError(f"Expected files of {suffix} for --merge, as --out is. Received: {part}")
+            raise ValueError(f"Expected files to merge that end in {suffix}, as --out does. Received: {part}")
         rows = read_answers(part) | rows
     return rows
 
@@ -128,10 +146,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gateway.batch",
         description=__doc__,
-        epilog="GATEWAY_KEY is the API key, if the gateway needs one.",
+        epilog="""GATEWAY_KEY is the API key, if the gateway needs one.
+
+exit status:
+  0   every image was answered
+  1   some were not, and may be if you run it again
+  2   it could not start; the message says why
+  3   some have no prediction, and would not get one: the table says why""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "sources", nargs="+", metavar="SOURCE", help="a URL, an image, a folder, or a text file with a list"
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="a URL, an image, a folder, or a text file with a list; without any, what is merged",
     )
     parser.add_argument(
         "--gateway", type=gateway_url, default="http://localhost:9696", help="URL of the gateway (default: %(default)s)"
@@ -148,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         "--merge",
         type=_table,
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE",
         help="first take over what these files of other runs answer, such as those of shards",

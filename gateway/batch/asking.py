@@ -24,9 +24,13 @@ RETRIES = urllib3.Retry(
     total=8, connect=2, status_forcelist=(503,), allowed_methods=("POST",), backoff_factor=0.2, raise_on_status=False
 )
 KEPT = ("model", "predictions", "unknown", "image")
+NO_GATEWAY = {"unreachable", "not_a_gateway", "unauthorized"}
+PASSING = NO_GATEWAY | {"overloaded", "model_unavailable", "model_timeout", "fetch_timeout", "internal_error"}
+"""Errors that another run may not meet; the others are an image's own."""
 # In a request, as many as the gateway sends to the model at once: 113 photos/s in place of 86 with one, and the
 # benchmark's load reached 90 requests/s. TFLite fp32, 224 px, two cores without AVX-512.
 MOST_IMAGES = 16
+MOST_URLS = 6  # as the gateway fetches at once for a request: images of slow hosts keep no others waiting
 MOST_BYTES = 8 * 1024 * 1024  # of the files in a request
 # A request of several images must end long before the gateway's limit of 5 s for a call of the model server.
 QUICK_S, SLOW_S = 0.5, 1.5
@@ -42,10 +46,9 @@ class Pace:
     def note(self, asked: Asked) -> None:
         """Learn from a request that has ended."""
         count = len(asked.answers)
-        if asked.is_too_large:
-            self._most = self.size = max(1, count // 2)
-        elif asked.seconds > SLOW_S:
-            self.size = max(1, count // 2)
+        if asked.is_too_large or asked.seconds > SLOW_S:
+            self.size = max(1, min(self.size, count // 2))
+            self._most = self.size if asked.is_too_large else self._most
         elif asked.seconds < QUICK_S and count >= self.size:
             self.size = min(self._most, 2 * count)
 
@@ -115,7 +118,7 @@ class Client:
         if all(map(_is_url, bodies)):
             sent = {"json": {"urls": list(bodies)}}
         try:
-            response = self._http.request("POST", self._url, headers=self._http.headers, **sent)
+            response = self._http.request("POST", self._url, **sent)
             if response.status != 200:
                 return {}, response.status == 413
             answer = json.loads(response.data)
@@ -144,7 +147,8 @@ def _take(left: deque[str], size: int) -> list[str]:
     """Take the images of the next request: URLs, or files of not too many bytes."""
     taken = [left.popleft()]
     total = _size_bytes(taken[0])
-    while left and len(taken) < size and _is_url(left[0]) == _is_url(taken[0]):
+    most = min(size, MOST_URLS) if _is_url(taken[0]) else size
+    while left and len(taken) < most and _is_url(left[0]) == _is_url(taken[0]):
         total += _size_bytes(left[0])
         if total > MOST_BYTES:
             break

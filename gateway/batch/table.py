@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
 import sys
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from gateway.batch.asking import Answer
 
@@ -28,23 +29,40 @@ class Table:
 
         Raises:
             ValueError: No run wrote the file, or its folder does not exist.
+            OSError: It cannot be read.
         """
+        self.answered = set[str]()
+        self._out, self._is_csv = out, out is not None and out.suffix == ".csv"
+        self._size_bytes = self._kept_bytes = 0
         if out and not out.absolute().parent.is_dir():
             raise ValueError(f"Expected --out in a folder that exists. Received: {out}")
-        self._out, self._is_csv = out, out is not None and out.suffix == ".csv"
-        self._is_new = out is None or not out.is_file()
-        self.answered = set[str]() if out is None or self._is_new else read_answers(out).keys()
+        if out and out.is_file():
+            self._size_bytes, content = out.stat().st_size, _complete(out)
+            self._kept_bytes = len(content)
+            self.answered = {row["source"] for _, row in _rows_in(out, content) if not row.get("error")}
 
     def open(self) -> None:
-        """Begin to append."""
+        """Begin to append.
+
+        Raises:
+            ValueError: Another run writes to the file.
+            OSError: It cannot be written.
+        """
         if self._out is None:
-            self._file: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors=ANY_BYTES)
+            self._file: BinaryIO = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
             return
-        if not self._is_new:
-            os.truncate(self._out, len(_whole_lines(self._out)))
-        self._file = self._out.open("a", encoding="utf-8", errors=ANY_BYTES, newline="")
-        if self._is_csv and not self._file.tell():
-            csv.writer(self._file).writerow(COLUMNS)
+        self._file = self._out.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_changed = self._file.tell() != self._size_bytes
+        except BlockingIOError:
+            is_changed = True
+        if is_changed:
+            self._file.close()
+            raise ValueError(f"Another run writes to {self._out}. Wait for its end, or name another file")
+        self._file.truncate(self._kept_bytes)
+        if self._is_csv and not self._kept_bytes:
+            self.append([dict(zip(COLUMNS, COLUMNS, strict=True))])
 
     def close(self) -> None:
         """Append no more."""
@@ -52,40 +70,34 @@ class Table:
 
     def write(self, image: str, answer: Answer) -> None:
         """Append an answer."""
-        self.append(_rows(image, answer) if self._is_csv else [{"source": image, **answer}])
+        self.append(_rows_of(image, answer) if self._is_csv else [{"source": image, **answer}])
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Append the rows of an image, and flush them so that a killed run keeps them."""
+        """Append the rows of an image, at once, so that a run that is killed leaves all of them or none."""
+        text = io.StringIO(newline="")
         if self._is_csv:
-            csv.DictWriter(self._file, COLUMNS).writerows(rows)
+            csv.DictWriter(text, COLUMNS).writerows(rows)
         else:
-            self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._file.write(text.getvalue().encode("utf-8", ANY_BYTES))
         self._file.flush()
 
 
 def read_answers(path: Path) -> dict[str, list[Row]]:
-    """Return the rows of each image that the file of a run answers; those that failed are asked again.
+    """Return the rows of each image that the file of a run answers, once; those that failed are asked again.
 
     Raises:
         ValueError: No run wrote the file.
         OSError: It cannot be read.
     """
-    text = _whole_lines(path).decode("utf-8", ANY_BYTES)
-    rows: list[Row] = (
-        list(csv.DictReader(io.StringIO(text, newline="")))
-        if path.suffix == ".csv"
-        else [json.loads(line) for line in text.split("\n") if line]
-    )
-    if any("source" not in row for row in rows):
-        raise ValueError(f"Expected a file of an earlier run in {path}. Received a file of another kind")
     answers: dict[str, list[Row]] = {}
-    for row in rows:
-        if not row.get("error"):
-            answers.setdefault(row["source"], []).append(row)
+    for image, group in groupby(_rows_in(path, _complete(path)), key=lambda each: each[1]["source"]):
+        if rows := [row for _, row in group if not row.get("error")]:
+            answers.setdefault(image, rows)
     return answers
 
 
-def _rows(image: str, answer: Answer) -> list[Row]:
+def _rows_of(image: str, answer: Answer) -> list[Row]:
     if "error" in answer:
         return [{"source": image, "error": answer["error"], "detail": answer["detail"]}]
     common = {
@@ -96,19 +108,44 @@ def _rows(image: str, answer: Answer) -> list[Row]:
     return [{**common, "rank": rank, **row} for rank, row in enumerate(answer["predictions"], start=1)]
 
 
-def _whole_lines(path: Path) -> bytes:
-    """Return what is in a file, without the image whose last line a run wrote when it was killed."""
+def _rows_in(path: Path, content: bytes) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a file's content, each with the number of lines before it.
+
+    Raises:
+        ValueError: No run wrote it.
+    """
+    text, other = content.decode("utf-8", ANY_BYTES), f"Expected a file of an earlier run in {path}. Received another"
+    try:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(io.StringIO(text, newline=""))
+            if content and not {"source"} <= {*(reader.fieldnames or ())} <= {*COLUMNS}:
+                raise ValueError(other)
+            start = reader.line_num
+            for row in reader:
+                yield start, row
+                start = reader.line_num
+        else:
+            for number, line in enumerate(text.split("\n")):
+                if line:
+                    row = json.loads(line)
+                    row["source"]
+                    yield number, row
+    except (csv.Error, json.JSONDecodeError, KeyError, TypeError) as exc:
+        raise ValueError(other) from exc
+
+
+def _complete(path: Path) -> bytes:
+    """Return what is in a file, without the last image if a run was killed before all of its rows were there."""
     content = path.read_bytes()
-    kept = content[: content.rfind(b"\n") + 1]
-    if path.suffix == ".csv" and b"\r\n" in content:  # unlike a line break in a name
-        kept = content[: content.rfind(b"\r\n") + 2]
-    if len(kept) == len(content) or path.suffix != ".csv":
+    end = b"\r\n" if path.suffix == ".csv" and b"\r\n" in content else b"\n"  # unlike a line break in a name
+    kept = content[: content.rfind(end) + len(end)] if end in content else b""
+    if path.suffix != ".csv":
         return kept
-    lines = list(io.StringIO(kept.decode("utf-8", ANY_BYTES), newline=""))
-    reader, starts, start = csv.reader(lines), list[tuple[str, int]](), 0
-    for row in reader:  # may be of several lines
-        starts.append((row[0] if row else "", start))
-        start = reader.line_num
-    last = starts[-1][0] if starts else ""
-    *_, start = (0, *(each for source, each in takewhile(lambda each: each[0] == last, reversed(starts))))
-    return "".join(lines[: max(start, 1)]).encode("utf-8", ANY_BYTES)  # the first one names the columns
+    first, count, others = 0, 0, 0  # line and rows of the last image, and rows of an answered one before it
+    for _, group in groupby(_rows_in(path, kept), key=lambda each: each[1]["source"]):
+        rows = list(group)
+        others, first, count = count or others, rows[0][0], sum(not row.get("error") for _, row in rows)
+    if len(kept) == len(content) and not 0 < count < others:
+        return kept
+    lines = io.StringIO(kept.decode("utf-8", ANY_BYTES), newline="").readlines()
+    return "".join(lines[: max(first, 1)]).encode("utf-8", ANY_BYTES)  # the first line names the columns

@@ -275,16 +275,14 @@ def test_a_batch_runs_in_parts(tmp_path: Path) -> None:
     gateway = container(read_base(), "gateway")
     assert only["securityContext"] == gateway["securityContext"]
     assert spec["securityContext"] == {**pod(read_base(), "gateway")["securityContext"], "fsGroup": 10001}
-    assert (
-        spec["volumes"][0]["persistentVolumeClaim"]["claimName"]
-        == find(objects, "PersistentVolumeClaim", "photos")["metadata"]["name"]
-    )
+    assert spec["volumes"] == [{"name": "photos", "persistentVolumeClaim": {"claimName": "photos"}}]
+    assert job["podReplacementPolicy"] == "Failed"
     program, calls = tmp_path / "python", tmp_path / "calls"
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {calls}\nexit $STATUS\n')
     program.chmod(0o755)
     given = {each["name"]: each["value"] for each in only["env"]}
     statuses = []
-    for index, status in enumerate((0, 1, 2, 137)):
+    for index, status in enumerate((0, 3, 1, 2)):
         extra = {"JOB_COMPLETION_INDEX": str(index), "STATUS": str(status), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         done = subprocess.run([*only["command"], *only["args"]], env={**given, **extra})
         statuses.append(done.returncode == 0)

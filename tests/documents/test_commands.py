@@ -61,12 +61,13 @@ def test_training_takes_the_arguments(command: str) -> None:
     _parser().parse_args(shlex.split(command)[3:])
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS["README.md"] if "-m gateway.batch" in line])
+@pytest.mark.parametrize("command", [each for page in COMMANDS.values() for each in page if "gateway.batch" in each])
 def test_batch_takes_the_arguments(command: str) -> None:
-    """Each `python -m gateway.batch` line of the README."""
+    """Each `python -m gateway.batch` line of the documents."""
     from gateway.batch.__main__ import _parser
 
-    _parser().parse_args(shlex.split(command)[3:])
+    arguments = shlex.split(command)
+    _parser().parse_args(arguments[arguments.index("gateway.batch") + 1 :])
 
 
 RELEASES = re.findall(r"`((?:promote|try|rollback|status|history|at)\b[^`]*)`", PAGES["README.md"])

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from contract.image import decode
 from gateway.app import create_app
 from gateway.batch.__main__ import main
 from gateway.batch.asking import Asked, Client, Pace
+from gateway.batch.table import Table
 from gateway.errors import ModelFailed
 from gateway.model.versions import Versions
 from gateway.settings import Settings
@@ -72,7 +74,7 @@ def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(
     """A row for each prediction, with what is unknown, and a row with its error for each failure."""
     model_server.versions[1] = FakeVersion.of(golden, score=lambda pixels: np.ones(len(pixels)), novelty=Novelty(0.5))
     out = tmp_path / "out.csv"
-    assert main([str(folder), "--gateway", address, "--out", str(out), "--top-k", "2"]) == 1
+    assert main([str(folder), "--gateway", address, "--out", str(out), "--top-k", "2"]) == 3
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert sorted((Path(row["source"]).name, row["rank"]) for row in rows) == [
         ("a.jpg", "1"),
@@ -104,7 +106,7 @@ def test_a_second_run_asks_only_what_was_not_answered(
 ) -> None:
     """Failures are tried again, answers are not."""
     out = tmp_path / "out.jsonl"
-    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 1
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 3
     (folder / "broken.jpg").write_bytes(encode(photo()))
     calls = len(model_server.calls)
     assert main([str(folder), "--gateway", address, "--out", str(out)]) == 0
@@ -279,7 +281,7 @@ def test_urls_go_together(address: str, origin: Origin, tmp_path: Path, model_se
     listed, out = tmp_path / "urls.txt", tmp_path / "out.jsonl"
     listed.write_text("\n".join([*urls, f"{urls[0]}.none"]))
     model_server.calls.clear()
-    assert main([str(listed), "--gateway", address, "--out", str(out), "--concurrency", "1"]) == 1
+    assert main([str(listed), "--gateway", address, "--out", str(out), "--concurrency", "1"]) == 3
     assert len([call for call in model_server.calls if call.startswith("serving")]) < 12
     errors = [line for line in map(json.loads, out.read_text().splitlines()) if "error" in line]
     assert [(line["source"], line["error"]) for line in errors] == [(f"{urls[0]}.none", "fetch_failed")]
@@ -302,7 +304,7 @@ def test_an_image_on_which_the_model_fails_costs_the_others_nothing(
 
     monkeypatch.setattr(model, "predict", failing)
     with serving(gateway.application) as address:
-        assert main([str(photos), "--gateway", address, "--out", str(out)]) == 1
+        assert main([str(photos), "--gateway", address, "--out", str(out)]) == 3
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 40
     assert [line["error"] for line in lines if Path(line["source"]).name == "7.png"] == ["model_failed"]
@@ -342,6 +344,8 @@ def test_the_pace_follows_the_gateway() -> None:
         pace.note(Asked({str(i): {} for i in range(pace.size)}, seconds, is_too_large))
         sizes.append(pace.size)
     assert sizes == [2, 4, 4, 2, 4, 2]
+    pace.note(Asked({str(i): {} for i in range(16)}, 9.0, False))  # a late one, of another size
+    assert pace.size == 2
     for _ in range(9):
         pace.note(Asked({str(i): {} for i in range(pace.size)}, 0.1, False))
     assert pace.size == 2
@@ -356,37 +360,93 @@ def test_shards_are_merged_and_nothing_is_lost_or_repeated(
         assert main([str(photos), "--gateway", address, "--out", str(part), "--shard", f"{i}/3", "--top-k", "2"]) == 0
     sizes = [len(part.read_text().splitlines()) for part in parts]
     assert sum(sizes) == 2 * 40 + 3 and min(sizes) > 1
-    merge = [str(photos), "--out", str(whole), "--top-k", "2", "--merge", *map(str, parts), "--gateway"]
-    assert main([*merge, "http://127.0.0.1:1"]) == 0
-    assert "40 taken over" in capsys.readouterr().err
-    rows = [(row["source"], row["rank"]) for row in read_csv(whole)]
-    assert len(rows) == len(set(rows)) == 80
+    one_by_one = [option for part in (*parts, parts[0]) for option in ("--merge", str(part))]
+    for sources in ([], [str(photos)]):
+        assert main([*sources, "--out", str(whole), *one_by_one, "--gateway", "http://127.0.0.1:1"]) == 0
+        assert "40 taken over" in capsys.readouterr().err
+        rows = [(row["source"], row["rank"]) for row in read_csv(whole)]
+        assert len(rows) == len(set(rows)) == 80
+        whole.unlink()
     parts[1].write_bytes(parts[1].read_bytes()[:-20])
-    whole.unlink()
-    assert main([*merge, address]) == 0
+    assert main([str(photos), "--out", str(whole), "--top-k", "2", *one_by_one, "--gateway", address]) == 0
     said = capsys.readouterr().err
     assert "39 taken over" in said and "1 answered" in said
     assert sorted((row["source"], row["rank"]) for row in read_csv(whole)) == sorted(rows)
+    assert main([str(photos / "1.png"), "--out", str(whole), *one_by_one]) == 0
+    assert "0 taken over; the files answer 38 other images" in capsys.readouterr().err
 
 
-def test_a_csv_that_was_cut_inside_a_line_becomes_whole(address: str, tmp_path: Path) -> None:
+def test_a_csv_that_was_cut_anywhere_becomes_whole(address: str, tmp_path: Path) -> None:
     """Each image has all of its predictions, once, whichever byte was the last; here with a line break in a name."""
-    images, out = [tmp_path / "a\nb.jpg", tmp_path / "c.jpg"], tmp_path / "out.csv"
+    images, out = [tmp_path / "a\nb.jpg", tmp_path / "c.jpg", tmp_path / "d.jpg"], tmp_path / "out.csv"
     for image in images:
         image.write_bytes(encode(photo()))
     ask = [*map(str, images), "--gateway", address, "--out", str(out), "--top-k", "2"]
     assert main(ask) == 0
     whole = out.read_bytes()
-    for size in range(0, len(whole), 13):
-        out.write_bytes(whole[:size] if whole[:size][-1:] != b"\n" else whole)
+    first_of_one = whole.find(b"\r\n", whole.find(b"\r\n") + 1) + 2  # with nothing to compare it with
+    ends = {*range(0, len(whole), 13), *(each.end() for each in re.finditer(b"\r\n", whole))} - {first_of_one}
+    for size in sorted(ends):
+        out.write_bytes(whole[:size])
         assert main(ask) == 0
         rows = [(row["source"], row["rank"]) for row in read_csv(out)]
         assert sorted(rows) == [(str(image), rank) for image in images for rank in ("1", "2")]
 
 
+def test_a_file_that_another_run_writes_is_left_alone(
+    address: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Pod that was replaced may not have ended yet."""
+    out = tmp_path / "out.csv"
+    table = Table(out)
+    table.open()
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 2
+    assert f"Another run writes to {out}. Wait for its end" in capsys.readouterr().err
+    late = Table(out)
+    table.write("a.jpg", {"error": "bad_image", "detail": "It is broken"})
+    table.close()
+    with pytest.raises(ValueError, match="Another run"):
+        late.open()
+    assert len(read_csv(out)) == 1
+
+
+def test_a_run_without_a_gateway_stops(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another run may do better; a million lines that say so help nobody."""
+    (tmp_path / "urls.txt").write_text("\n".join(f"http://example.com/{i}.jpg" for i in range(500)))
+    refusal = Response(json.dumps({"code": "unauthorized", "detail": "Expected an API key."}), 401)
+    with serving(Scripted(refusal)) as gateway:
+        ask = [str(tmp_path / "urls.txt"), "--gateway", gateway, "--out", str(tmp_path / "out.jsonl")]
+        assert main(ask) == 1
+    assert "Stopped; run the same command to go on. Expected an API key." in capsys.readouterr().err
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) < 100
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV, in which a name may have line breaks."""
     return list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "source,x\r\na,1\r\n"),
+        ("a.csv", "first,second\r\n1,2\r\n"),
+        ("a.jsonl", "no JSON\n"),
+        ("a.jsonl", "5\n"),
+        ("a.jsonl", '{"path": 1}\n'),
+    ],
+)
+def test_files_of_another_kind_are_refused(
+    tmp_path: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their name, as a part and as the file to append to; and nothing is written."""
+    file = tmp_path / name
+    file.write_bytes(content.encode())
+    for options in (["--out", str(file)], ["--out", str(tmp_path / f"b{file.suffix}"), "--merge", str(file)]):
+        assert main(["http://example.com/a.jpg", *options]) == 2
+        assert f"Expected a file of an earlier run in {file}" in capsys.readouterr().err
+    assert file.read_bytes() == content.encode()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "-1/3", "0/0", "a/b", "1/3/4"])
@@ -402,4 +462,8 @@ def test_parts_of_another_kind_are_refused(tmp_path: Path, folder: Path, capsys:
     (tmp_path / "part.jsonl").touch()
     out = tmp_path / "out.csv"
     assert main([str(folder), "--out", str(out), "--merge", str(tmp_path / "part.jsonl")]) == 2
-    assert "Expected files of .csv for --merge" in capsys.readouterr().err and not out.exists()
+    assert "Expected files to merge that end in .csv" in capsys.readouterr().err and not out.exists()
+    assert main(["--merge", str(tmp_path / "part.jsonl")]) == 2
+    assert "Expected --out with --merge" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "files to --merge. Received none" in capsys.readouterr().err
