@@ -48,7 +48,8 @@ def scored() -> Source:
     model, noise = build_convolutions(0), np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8)
     features = feature_model(model)
     assert features is not None
-    score = fit(*np.split(features.predict(noise, verbose=0), 2))
+    train, held_out = np.split(features.predict(noise, verbose=0), 2)
+    score = fit(train, held_out, classes=3)
     assert score is not None
     return Source(model, Contract("tiny", CLASSES, SPEC, novelty=score.novelty), directions=score.directions)
 

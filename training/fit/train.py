@@ -131,7 +131,7 @@ def _keep(
         split: _measure(split, network.head.predict(features[split], verbose=0), pixels, contract)
         for split, pixels in held_out.items()
     }
-    score = novelty.fit(features["train"], features["validation"])
+    score = novelty.fit(features["train"], features["validation"], len(contract.classes))
     if score:
         contract = replace(contract, novelty=score.novelty)
         results = {

@@ -32,7 +32,7 @@ def test_what_lies_outside_the_directions_of_the_training_photos_scores_high(nov
     inputs = keras.Input((32,))
     outputs = keras.layers.Dense(3, activation="softmax")(keras.layers.Dropout(0.3)(inputs))
     alike, other = draw(100, 2), np.random.default_rng(3).normal(size=(100, 32)).astype(np.float32)
-    score = novelty.fit(draw(300, 1), alike)
+    score = novelty.fit(draw(300, 1), alike, 3)
     assert score.is_unknown(other).all() and score.is_unknown(np.zeros((1, 32), np.float32)).all()
     given = novelty.predict(
         novelty.with_score(keras.Model(inputs, outputs), score.directions), np.vstack([alike, other])
@@ -45,13 +45,13 @@ def test_what_lies_outside_the_directions_of_the_training_photos_scores_high(nov
 @pytest.mark.parametrize(("photos", "turned_away"), [(20, 0), (100, 1), (250, 6), (2000, 83)])
 def test_the_threshold_turns_few_other_photos_away(novelty: Any, photos: int, turned_away: int) -> None:
     """So few of these that at most 5 % of others are above it, with 95 % confidence; of 20 photos none."""
-    found = novelty.fit(draw(300, 1), draw(photos, 2)).novelty
+    found = novelty.fit(draw(300, 1), draw(photos, 2), 3).novelty
     assert (found.photos, round(found.turned_away * photos)) == (photos, turned_away)
 
 
 def test_few_photos_give_no_score(novelty: Any) -> None:
     """A threshold of nineteen photos would turn away more than one in twenty."""
-    assert novelty.fit(draw(300, 1), draw(19, 2)) is None and novelty.fit(draw(19, 1), draw(300, 2)) is None
+    assert novelty.fit(draw(300, 1), draw(19, 2), 3) is None and novelty.fit(draw(19, 1), draw(300, 2), 3) is None
 
 
 def test_features_are_what_the_last_layer_takes(novelty: Any) -> None:
