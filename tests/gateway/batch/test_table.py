@@ -1,0 +1,193 @@
+"""gateway/batch/table.py and its command: what is written, taken up again, divided and merged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contract.document import Novelty
+from gateway.batch.__main__ import main
+from gateway.batch.table import Table
+from tests.gateway.batch.conftest import read_csv
+from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.photos import encode, photo
+
+
+def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(
+    address: str, model_server: FakeModelServer, golden: list[bytes], folder: Path, tmp_path: Path
+) -> None:
+    """A row for each prediction, with what is unknown, and a row with its error for each failure."""
+    model_server.versions[1] = FakeVersion.of(golden, score=lambda pixels: np.ones(len(pixels)), novelty=Novelty(0.5))
+    out = tmp_path / "out.csv"
+    assert main([str(folder), "--gateway", address, "--out", str(out), "--top-k", "2"]) == 3
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert sorted((Path(row["source"]).name, row["rank"]) for row in rows) == [
+        ("a.jpg", "1"),
+        ("a.jpg", "2"),
+        ("b.png", "1"),
+        ("b.png", "2"),
+        ("broken.jpg", ""),
+    ]
+    assert next(row["error"] for row in rows if row["source"].endswith("broken.jpg")) == "bad_image"
+    assert sorted(row["unknown"] for row in rows) == ["", "true", "true", "true", "true"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("name", ['a\u2028b\x85c, "d".jpg', os.fsdecode(b"\xff.jpg")])
+def test_a_name_of_any_characters_is_found_again(
+    address: str, tmp_path: Path, model_server: FakeModelServer, suffix: str, name: str
+) -> None:
+    """What some call the end of a line does not end one here, and Linux takes any bytes."""
+    image, out = tmp_path / name, tmp_path / f"out.{suffix}"
+    image.write_bytes(encode(photo()))
+    assert main([str(image), "--gateway", address, "--out", str(out)]) == 0
+    calls = len(model_server.calls)
+    assert main([str(image), "--gateway", address, "--out", str(out)]) == 0
+    assert len(model_server.calls) == calls
+
+
+def test_a_second_run_asks_only_what_was_not_answered(
+    address: str, folder: Path, tmp_path: Path, model_server: FakeModelServer
+) -> None:
+    """Failures are tried again, answers are not."""
+    out = tmp_path / "out.jsonl"
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 3
+    (folder / "broken.jpg").write_bytes(encode(photo()))
+    calls = len(model_server.calls)
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 0
+    assert len(model_server.calls) == calls + 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[-1]["source"] == str(folder / "broken.jpg")
+    assert lines[-1]["predictions"][0]["class"] in ("red", "green", "blue")
+
+
+def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_path: Path) -> None:
+    """Half a line is dropped, and its image answered anew."""
+    out = tmp_path / "out.jsonl"
+    image = str(folder / "a.jpg")
+    assert main([image, "--gateway", address, "--out", str(out)]) == 0
+    out.write_text(out.read_text() * 2 + out.read_text()[:30])
+    assert main([image, str(folder / "b.png"), "--gateway", address, "--out", str(out)]) == 0
+    assert [json.loads(line)["source"] for line in out.read_text().splitlines()] == [
+        image,
+        image,
+        str(folder / "b.png"),
+    ]
+
+
+def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """A CSV that no run wrote is not appended to, and a missing folder is an error."""
+    out = tmp_path / "mine.csv"
+    out.write_text("a,b\n1,2\n")
+    assert main(["http://example.com/a.jpg", "--out", str(out)]) == 2
+    assert out.read_text() == "a,b\n1,2\n"
+    assert main(["http://example.com/a.jpg", "--out", str(tmp_path / "none" / "out.csv")]) == 2
+
+
+def test_shards_are_merged_and_nothing_is_lost_or_repeated(
+    address: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A merge of all parts asks nobody; of those with a gap, about the gap alone."""
+    parts, whole = [tmp_path / f"part-{i}.csv" for i in range(3)], tmp_path / "all.csv"
+    for i, part in enumerate(parts):
+        assert main([str(photos), "--gateway", address, "--out", str(part), "--shard", f"{i}/3", "--top-k", "2"]) == 0
+    sizes = [len(part.read_text().splitlines()) for part in parts]
+    assert sum(sizes) == 2 * 40 + 3 and min(sizes) > 1
+    one_by_one = [option for part in (*parts, parts[0]) for option in ("--merge", str(part))]
+    for sources in ([], [str(photos)]):
+        assert main([*sources, "--out", str(whole), *one_by_one, "--gateway", "http://127.0.0.1:1"]) == 0
+        assert "40 taken over" in capsys.readouterr().err
+        rows = [(row["source"], row["rank"]) for row in read_csv(whole)]
+        assert len(rows) == len(set(rows)) == 80
+        whole.unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-20])
+    assert main([str(photos), "--out", str(whole), "--top-k", "2", *one_by_one, "--gateway", address]) == 0
+    said = capsys.readouterr().err
+    assert "39 taken over" in said and "1 answered" in said
+    assert sorted((row["source"], row["rank"]) for row in read_csv(whole)) == sorted(rows)
+    assert main([str(photos / "1.png"), "--out", str(whole), *one_by_one]) == 0
+    assert "0 taken over; the files answer 38 other images" in capsys.readouterr().err
+
+
+def test_a_csv_that_was_cut_anywhere_becomes_whole(address: str, tmp_path: Path) -> None:
+    """Each image has all of its predictions, once, whichever byte was the last; here with a line break in a name."""
+    images, out = [tmp_path / "a\nb.jpg", tmp_path / "c.jpg", tmp_path / "d.jpg"], tmp_path / "out.csv"
+    for image in images:
+        image.write_bytes(encode(photo()))
+    ask = [*map(str, images), "--gateway", address, "--out", str(out), "--top-k", "2"]
+    assert main(ask) == 0
+    whole = out.read_bytes()
+    first_of_one = whole.find(b"\r\n", whole.find(b"\r\n") + 1) + 2  # with nothing to compare it with
+    ends = {*range(0, len(whole), 13), *(each.end() for each in re.finditer(b"\r\n", whole))} - {first_of_one}
+    for size in sorted(ends):
+        out.write_bytes(whole[:size])
+        assert main(ask) == 0
+        rows = [(row["source"], row["rank"]) for row in read_csv(out)]
+        assert sorted(rows) == [(str(image), rank) for image in images for rank in ("1", "2")]
+
+
+def test_a_file_that_another_run_writes_is_left_alone(
+    address: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Pod that was replaced may not have ended yet."""
+    out = tmp_path / "out.csv"
+    table = Table(out)
+    table.open()
+    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 2
+    assert f"Another run writes to {out}. Wait for its end" in capsys.readouterr().err
+    late = Table(out)
+    table.write("a.jpg", {"error": "bad_image", "detail": "It is broken"})
+    table.close()
+    with pytest.raises(ValueError, match="Another run"):
+        late.open()
+    assert len(read_csv(out)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "source,x\r\na,1\r\n"),
+        ("a.csv", "first,second\r\n1,2\r\n"),
+        ("a.jsonl", "no JSON\n"),
+        ("a.jsonl", "5\n"),
+        ("a.jsonl", '{"path": 1}\n'),
+    ],
+)
+def test_files_of_another_kind_are_refused(
+    tmp_path: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their name, as a part and as the file to append to; and nothing is written."""
+    file = tmp_path / name
+    file.write_bytes(content.encode())
+    for options in (["--out", str(file)], ["--out", str(tmp_path / f"b{file.suffix}"), "--merge", str(file)]):
+        assert main(["http://example.com/a.jpg", *options]) == 2
+        assert f"Expected a file of an earlier run in {file}" in capsys.readouterr().err
+    assert file.read_bytes() == content.encode()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "-1/3", "0/0", "a/b", "1/3/4"])
+def test_a_shard_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parts count from 0, as the indexes of a Kubernetes Job do."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["photos", f"--shard={text}"])
+    assert "Expected I/N with I from 0 to N - 1, such as 0/4" in capsys.readouterr().err
+
+
+def test_parts_of_another_kind_are_refused(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is written."""
+    (tmp_path / "part.jsonl").touch()
+    out = tmp_path / "out.csv"
+    assert main([str(folder), "--out", str(out), "--merge", str(tmp_path / "part.jsonl")]) == 2
+    assert "Expected files to merge that end in .csv" in capsys.readouterr().err and not out.exists()
+    assert main(["--merge", str(tmp_path / "part.jsonl")]) == 2
+    assert "Expected --out with --merge" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "files to --merge. Received none" in capsys.readouterr().err
