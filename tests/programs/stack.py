@@ -28,6 +28,7 @@ from serving.engines import open_engine
 
 ROOT = Path(__file__).parents[2]
 UNCONNECTED = "nobody took the connection"
+LEAST_LOOKS = 50
 QUICK = "--file_system_poll_wait_seconds=0.1"  # between two looks for versions
 
 
@@ -43,11 +44,14 @@ def wait_until(
     """Return as soon as a condition is true.
 
     Raises:
-        AssertionError: It was false for all of `timeout_s`; the message contains what `show` returns then.
+        AssertionError: It was false for all of `timeout_s`, and at so many looks that the machine did not just stand
+            still; the message contains what `show` returns then.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline, looks = time.monotonic() + timeout_s, 0
     while not condition():
-        assert time.monotonic() < deadline, f"The condition was still false after {timeout_s:g} s. {show()}"
+        looks += 1
+        is_over = time.monotonic() > deadline and looks > LEAST_LOOKS
+        assert not is_over, f"The condition was still false after {timeout_s:g} s. {show()}"
         time.sleep(0.01)
 
 

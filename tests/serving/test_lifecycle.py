@@ -184,7 +184,7 @@ def test_a_waiting_retry_holds_up_nothing(store, start):
     store(2, model="other")
     wait_until(lambda: (3, AVAILABLE) in states(lifecycle))
     wait_until(lambda: (2, AVAILABLE) in states(lifecycle, "other"))
-    wait_until(lambda: states(lifecycle) == [(3, AVAILABLE), (2, END), (1, END)])
+    wait_until(lambda: states(lifecycle) == [(3, AVAILABLE), (2, END), (1, END)], show=lambda: states(lifecycle))
 
 
 def test_an_unexpected_error_is_a_failed_load(store, start, caplog):
