@@ -2,6 +2,7 @@
 
 The order is the point. A URL is parsed once, its host is looked up once, every answer is checked, and the connection
 goes to a checked address. So nothing can change between the check and the use. Redirects start again at the first step.
+A connection that an answer left open takes the next fetch from its host: it leads to an address that was checked.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ssl
 import string
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPException
 from ipaddress import ip_address
 from threading import BoundedSemaphore, Thread
@@ -27,6 +28,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from gateway.errors import BadRequest, FetchFailed, FetchTimeout, Overloaded, TooLarge, UrlNotAllowed
 from gateway.fetch.addresses import AllowList, embedded_ipv4, is_metadata, refusal
+from gateway.fetch.kept import KeptConnections
 from gateway.fetch.proxy import Proxy, ProxyError
 from gateway.fetch.sockets import MAX_HEADER_BYTES, Budget, Hold, PlainSocket, TlsSocket, connect
 from gateway.fetch.urls import DEFAULT_PORTS, Address, Url, checked_characters, parse_url
@@ -64,6 +66,7 @@ class Fetcher:
         self._allow, self._deny = AllowList.parse(settings.fetch_allow), AllowList.parse(settings.fetch_deny)
         self._proxy = Proxy(settings.fetch_proxy) if settings.fetch_proxy else None
         self._look_ups = BoundedSemaphore(MAX_LOOK_UPS)
+        self._kept = KeptConnections(settings.fetch_limit)
         self._tls = ssl.create_default_context()
         self._tls.set_alpn_protocols(["http/1.1"])
         self._tls.sslsocket_class = TlsSocket
@@ -102,30 +105,18 @@ class Fetcher:
             raise FetchFailed(f"The image's host sent no complete HTTP answer: {type(exc).__name__}.") from exc
 
     def _follow(self, text: str, budget: Budget) -> bytes:
-        url = parse_url(text)
-        addresses = self._checked_addresses(url, budget)
+        url, previous = parse_url(text), None
         for _ in range(self._settings.fetch_max_redirects + 1):
-            answer = self._get(url, addresses, budget)
+            try:
+                answer = self._get(url, budget)
+            except UrlNotAllowed as exc:
+                if previous is None:
+                    raise
+                raise _refused_redirect(previous, exc) from exc
             if isinstance(answer, bytes):
                 return answer
-            url, addresses = self._redirected(url, answer, budget)
+            url, previous = _redirected(url, answer), url
         raise FetchFailed(f"The URL redirects more than {self._settings.fetch_max_redirects} times.")
-
-    def _redirected(self, origin: Url, location: str, budget: Budget) -> tuple[Url, list[Address]]:
-        # The caller learns that a redirect is refused, but not where it leads: the host's words stay with us.
-        try:
-            location = checked_characters(_readable(location))
-            if _HIDDEN_HOST.match(location):
-                raise BadRequest("Expected a URL without backslashes before its path. Received: one with.")
-            url = parse_url(urljoin(str(origin), location))
-            if (origin.scheme, url.scheme) == ("https", "http"):
-                raise UrlNotAllowed("A redirect left https for http.")
-            return url, self._checked_addresses(url, budget)
-        except UrlNotAllowed as exc:
-            _log.info("Refused a redirect from %s: %s", origin.authority, exc)
-            raise UrlNotAllowed("The URL redirects to one that is not allowed.") from exc
-        except (BadRequest, ValueError) as exc:
-            raise FetchFailed("The URL redirects to something that is not a URL.") from exc
 
     def _checked_addresses(self, url: Url, budget: Budget) -> list[Address]:
         """Look the host up, once, and return its addresses if every one of them is open."""
@@ -179,21 +170,35 @@ class Fetcher:
             raise socket.gaierror("No address")
         return addresses
 
-    def _get(self, url: Url, addresses: list[Address], budget: Budget) -> bytes | str:
+    def _get(self, url: Url, budget: Budget) -> bytes | str:
         """Return the body, or, as a str, where a redirect leads."""
-        agent = self._settings.fetch_user_agent
-        headers = {"User-Agent": agent, "Accept": "image/*, */*;q=0.1", "Accept-Encoding": "identity"}
+        if kept := self._kept.take(url):
+            with suppress(ConnectionError, ssl.SSLError):  # the host closed it in the meantime
+                return self._ask(kept, url, budget)
         kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
-        with closing(kind(str(url.host), url.port)) as connection:
-            connection.auto_open = 0  # or it would connect by itself, and look the host up again
-            connection.sock = self._open(url, addresses, budget)
-            connection.timeout = budget.seconds_left()
-            budget.allow(
-                MAX_HEADER_BYTES, FetchFailed(f"The image's host sent over {MAX_HEADER_BYTES} bytes of headers.")
-            )
+        connection = kind(str(url.host), url.port)
+        connection.auto_open = 0  # or it would connect by itself, and look the host up again
+        connection.sock = self._open(url, self._checked_addresses(url, budget), budget)
+        return self._ask(connection, url, budget)
+
+    def _ask(self, connection: HTTPConnection, url: Url, budget: Budget) -> bytes | str:
+        """Ask on an open connection, as `_get`; then keep it for others, or close it."""
+        agent, sock = self._settings.fetch_user_agent, cast(PlainSocket | TlsSocket, connection.sock)
+        headers = {"User-Agent": agent, "Accept": "image/*, */*;q=0.1", "Accept-Encoding": "identity"}
+        with ExitStack() as unless_kept:
+            unless_kept.callback(connection.close)
+            sock.budget, connection.timeout = budget, budget.seconds_left()
+            sock.settimeout(connection.timeout)
+            too_many = FetchFailed(f"The image's host sent over {MAX_HEADER_BYTES} bytes of headers.")
+            budget.allow(MAX_HEADER_BYTES, too_many)
             connection.request("GET", url.target, headers=headers, preload_content=False, decode_content=False)
             with closing(connection.getresponse()) as response:
-                return self._read(response, budget)
+                answer = self._read(response, budget)
+                is_whole = response.closed
+            if is_whole and connection.sock is not None:  # it is None where the host closes the connection
+                unless_kept.pop_all()
+                self._kept.give(url, connection)
+            return answer
 
     def _open(self, url: Url, addresses: list[Address], budget: Budget) -> socket.socket:
         plain = _first(addresses, budget, lambda address, limit_s: self._connect(address, url.port, budget, limit_s))
@@ -261,6 +266,28 @@ def _first(addresses: list[Address], budget: Budget, open_one: Callable[[Address
         except OSError as exc:
             failure = exc
     raise failure
+
+
+def _redirected(url: Url, location: str) -> Url:
+    """Return the URL to which another redirects, with a `Location`."""
+    # The caller learns that a redirect is refused, but not where it leads: the host's words stay with us.
+    try:
+        location = checked_characters(_readable(location))
+        if _HIDDEN_HOST.match(location):
+            raise BadRequest("Expected a URL without backslashes before its path. Received: one with.")
+        target = parse_url(urljoin(str(url), location))
+        if (url.scheme, target.scheme) == ("https", "http"):
+            raise UrlNotAllowed("A redirect left https for http.")
+        return target
+    except UrlNotAllowed as exc:
+        raise _refused_redirect(url, exc) from exc
+    except (BadRequest, ValueError) as exc:
+        raise FetchFailed("The URL redirects to something that is not a URL.") from exc
+
+
+def _refused_redirect(url: Url, reason: UrlNotAllowed) -> UrlNotAllowed:
+    _log.info("Refused a redirect from %s: %s", url.authority, reason)
+    return UrlNotAllowed("The URL redirects to one that is not allowed.")
 
 
 def _readable(location: str) -> str:

@@ -23,7 +23,7 @@ NOT_FOUND = http_answer(status="404 Not Found")
 
 
 class Origin:
-    """A server on a free port of a loopback address, which answers each connection once and closes it.
+    """A server on a free port of a loopback address, which closes a connection after one answer, unless it keeps it.
 
     Attributes:
         answers: What it answers, by path.
@@ -39,6 +39,7 @@ class Origin:
         host: str = "127.0.0.1",
         port: int = 0,
         tls: ssl.SSLContext | None = None,
+        keeps: bool = False,
     ) -> None:
         self.answers: dict[str, Answer] = {}
         self.answer = answer
@@ -47,6 +48,7 @@ class Origin:
         self.names: list[str | None] = []
         self.stopped = threading.Event()
         self._tls = tls
+        self._keeps = keeps
         if tls is not None:
             tls.sni_callback = lambda sock, name, context: self.names.append(name)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -67,7 +69,7 @@ class Origin:
 
     @property
     def requests(self) -> list[str]:
-        """What each connection has sent so far, up to the end of the headers."""
+        """What clients have asked so far, each up to the end of its headers."""
         return list(self._requests)
 
     def add(self, path: str, image: bytes) -> str:
@@ -97,17 +99,25 @@ class Origin:
         with sock, suppress(OSError):
             stream = sock if self._tls is None else self._tls.wrap_socket(sock, server_side=True)
             with stream:
-                request = b""
-                # 0x16 begins a TLS handshake, which only a client of a server without TLS gets to show here.
-                while b"\r\n\r\n" not in request and request[:1] != b"\x16" and (data := stream.recv(4096)):
-                    request += data
-                self._requests.append(request.decode("latin-1"))
-                path = request.partition(b" ")[2].partition(b" ")[0]
-                answer = self.answers.get(path.decode("latin-1"), self.answer)
-                if callable(answer):
-                    answer(stream)
-                else:
-                    stream.sendall(answer)
+                while self._answer(stream) and self._keeps:
+                    pass
+
+    def _answer(self, stream: socket.socket) -> bool:
+        """Answer one request; return whether the client sent anything."""
+        request = b""
+        # 0x16 begins a TLS handshake, which only a client of a server without TLS gets to show here.
+        while b"\r\n\r\n" not in request and request[:1] != b"\x16" and (data := stream.recv(4096)):
+            request += data
+        if not request and self._keeps:
+            return False
+        self._requests.append(request.decode("latin-1"))
+        path = request.partition(b" ")[2].partition(b" ")[0]
+        answer = self.answers.get(path.decode("latin-1"), self.answer)
+        if callable(answer):
+            answer(stream)
+        else:
+            stream.sendall(answer)
+        return True
 
 
 def endless(start: bytes, piece: bytes) -> Callable[[socket.socket], None]:
