@@ -3,61 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
 from contract.release import Release
 from gateway.app import create_app
-from gateway.batch.__main__ import _parser as batch_parser
 from gateway.fetch.addresses import REFUSED
 from gateway.model.versions import Versions
-from gateway.release.__main__ import _parser as release_parser
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from serving.settings import Settings as ServingSettings
 from tests.conftest import ROOT
-
-KUBE = ROOT / "kube"
-MIB = 1024 * 1024
-
-Object = dict[str, Any]
-
-
-def read_base() -> list[Object]:
-    """Return the base's objects as they are written, which needs no kubectl."""
-    files = [path for path in sorted((KUBE / "base").glob("*.yaml")) if path.name != "kustomization.yaml"]
-    return [each for path in files for each in yaml.safe_load_all(path.read_text())]
-
-
-def render(folder: Path) -> list[Object]:
-    """Return what `kubectl apply -k` would send."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("Expected kubectl 1.27 or newer, which renders the overlays. Received: none on the path")
-    output = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True).stdout
-    return list(yaml.safe_load_all(output))
-
-
-def render_with(folder: Path, *components: str, overlay: str = "production") -> list[Object]:
-    """Return an overlay with components. Production names them behind a `#`, as docs/deploy.md says."""
-    shutil.copytree(KUBE, folder / "kube")
-    file = folder / "kube" / "overlays" / overlay / "kustomization.yaml"
-    text = file.read_text()
-    if components == ("model-volume",) and overlay == "production":
-        file.write_text(text.replace("# components: [", "components: ["))
-    else:
-        file.write_text(f"{text}\ncomponents: [{', '.join(f'../../{each}' for each in components)}]\n")
-    return render(file.parent)
-
+from tests.deploy.manifests import (
+    KUBE,
+    MIB,
+    Object,
+    container,
+    find,
+    pod,
+    read_base,
+    render,
+    render_with,
+    settings,
+    variables,
+)
 
 SOURCES: dict[str, Callable[[Path], list[Object]]] = {
     "base": lambda _: read_base(),
@@ -77,35 +53,6 @@ COMPONENTS = sorted(
 def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
     """The objects of the base, of each overlay, and of production with its volume or with its release in git."""
     return SOURCES[request.param](tmp_path_factory.mktemp("kube"))
-
-
-def find(objects: list[Object], kind: str, name: str) -> Object:
-    """Return the one object of that kind and name."""
-    (found,) = [each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name)]
-    return found
-
-
-def pod(objects: list[Object], tier: str) -> Object:
-    """Return the Pod's spec in a tier's Deployment."""
-    spec: Object = find(objects, "Deployment", tier)["spec"]["template"]["spec"]
-    return spec
-
-
-def container(objects: list[Object], tier: str) -> Object:
-    """Return a tier's one container."""
-    (only,) = pod(objects, tier)["containers"]
-    return dict(only)
-
-
-def variables() -> dict[str, dict[str, str]]:
-    """Return the variables of each of the base's ConfigMaps, by its name."""
-    configs = yaml.safe_load((KUBE / "base" / "kustomization.yaml").read_text())["configMapGenerator"]
-    return {config["name"]: dict(literal.split("=", 1) for literal in config["literals"]) for config in configs}
-
-
-def settings() -> Settings:
-    """Return the gateway's settings in the cluster."""
-    return Settings.from_env({**variables()["gateway"], "GATEWAY_MODEL_NAME": variables()["model"]["MODEL_NAME"]})
 
 
 def test_every_object_is_valid_in_the_three_newest_versions(objects: list[Object]) -> None:
@@ -209,99 +156,6 @@ def test_gateways_follow_the_release(tmp_path: Path, components: tuple[str, ...]
         # Kubernetes puts in only variables that stand before.
         assert list(variables) == ["GATEWAY_MODEL_NAME", "GATEWAY_RELEASE_FILE"]
         assert variables["GATEWAY_RELEASE_FILE"] == "/models/$(GATEWAY_MODEL_NAME)/release.json"
-
-
-def test_the_release_command_runs_on_the_volume(tmp_path: Path) -> None:
-    """As a Pod that the namespace lets in, which reaches the gateways and is removed; arguments arrive as they are."""
-    objects = render_with(tmp_path, "model-volume")
-    gateway = container(objects, "gateway")
-    program = tmp_path / "kubectl"
-    program.write_text(f"""#!{sys.executable}
-import json, sys
-arguments = sys.argv[1:]
-if "get" in arguments:
-    key = arguments[-1].rstrip("}}").rpartition(".")[2]
-    found = {{**{gateway!r}, "startedAt": "now", "exitCode": 4}}[key]
-    print(found if isinstance(found, str) else json.dumps(found))
-elif "logs" in arguments:
-    print("Version 2 was rolled back.")
-else:
-    open("{tmp_path}/calls", "a").write(json.dumps(arguments) + chr(10))
-""")
-    program.chmod(0o755)
-    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "USER": "ann"}
-    arguments = ["try", "2", "--share", "10%", "--reason", """it's "red" $(x)"""]
-    done = subprocess.run([KUBE / "release.sh", *arguments], env=environ, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (4, "Version 2 was rolled back.\n"), done.stderr
-    started, removed = map(json.loads, (tmp_path / "calls").read_text().splitlines())
-    flags, sent = split(started, "--")
-    assert sent == arguments and "USER=ann" in flags and gateway["image"] in flags
-    spec = json.loads(flags[flags.index("--overrides") + 1])["spec"]
-    (only,) = spec["containers"]
-    assert (
-        only["name"] == flags[flags.index("run") + 1] == removed[removed.index("pod") + 1]
-    )  # or the image and the arguments would be another container's
-    metadata = {"name": only["name"], "labels": dict([flags[flags.index("--labels") + 1].split("=")])}
-    whole = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-    only |= {"image": gateway["image"], "args": sent}
-    kubernetes_validate.validate(whole, kubernetes_validate.utils.all_versions()[-1], strict=True)
-    assert only["securityContext"] == gateway["securityContext"]
-    assert spec["securityContext"] == {**pod(objects, "gateway")["securityContext"], "fsGroup": 10001}
-    options = release_parser().parse_args([*only["command"][3:], *sent])
-    assert (options.model, f"{options.store}/{options.model}/release.json") == (
-        "$(GATEWAY_MODEL_NAME)",
-        next(each["value"] for each in only["env"] if each["name"] == "GATEWAY_RELEASE_FILE"),
-    )
-    policy = find(objects, "NetworkPolicy", "release")["spec"]
-    assert policy["podSelector"]["matchLabels"] == metadata["labels"]
-    dns, _, public = find(objects, "NetworkPolicy", "gateway")["spec"]["egress"]
-    assert policy["egress"][0] == dns and "ports" not in public
-    service = find(objects, "Service", "gateway-pods")["spec"]
-    assert (service["clusterIP"], service["selector"]) == ("None", {"app.kubernetes.io/name": "gateway"})
-    assert service["ports"] == [{"name": "http", "port": settings().port, "targetPort": "http"}]
-    assert [port["port"] for port in policy["egress"][1]["ports"]] == [settings().port]
-
-
-def test_a_batch_runs_in_parts(tmp_path: Path) -> None:
-    """As Pods that the namespace lets in, each with a part of the photos and a file of its own; they reach gateways."""
-    objects = render(KUBE / "batch")
-    for each in objects:
-        assert each["metadata"]["namespace"] == "image-classifier"
-        for version in kubernetes_validate.utils.all_versions()[-3:]:
-            kubernetes_validate.validate(each, version, strict=True)
-    job = find(objects, "Job", "batch")["spec"]
-    spec = job["template"]["spec"]
-    (only,) = spec["containers"]
-    gateway = container(read_base(), "gateway")
-    assert only["securityContext"] == gateway["securityContext"]
-    assert spec["securityContext"] == {**pod(read_base(), "gateway")["securityContext"], "fsGroup": 10001}
-    assert spec["volumes"] == [{"name": "photos", "persistentVolumeClaim": {"claimName": "photos"}}]
-    assert job["podReplacementPolicy"] == "Failed"
-    program, calls = tmp_path / "python", tmp_path / "calls"
-    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {calls}\nexit $STATUS\n')
-    program.chmod(0o755)
-    given = {each["name"]: each["value"] for each in only["env"]}
-    statuses = []
-    for index, status in enumerate((0, 3, 1, 2)):
-        extra = {"JOB_COMPLETION_INDEX": str(index), "STATUS": str(status), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        done = subprocess.run([*only["command"], *only["args"]], env={**given, **extra})
-        statuses.append(done.returncode == 0)
-    assert statuses == [True, True, False, False]  # a photo that has no prediction is no reason to try again
-    sent = [line for line in calls.read_text().split("-m\n") if line]
-    parsed = [batch_parser().parse_args(each.splitlines()[1:]) for each in sent]
-    assert [each.shard for each in parsed] == [(index, job["completions"]) for index in range(4)]
-    assert len({each.out for each in parsed}) == 4 and {each.gateway for each in parsed} == {"http://gateway"}
-    assert find(read_base(), "Service", "gateway")["spec"]["ports"][0]["port"] == 80
-    policy = find(objects, "NetworkPolicy", "batch")["spec"]
-    assert policy["podSelector"]["matchLabels"] == job["template"]["metadata"]["labels"]
-    release = yaml.safe_load((KUBE / "model-volume" / "network.yaml").read_text())["spec"]
-    assert policy["egress"] == release["egress"]
-
-
-def split(values: list[str], separator: str) -> tuple[list[str], list[str]]:
-    """Return what stands before a separator, and after it."""
-    at = values.index(separator)
-    return values[:at], values[at + 1 :]
 
 
 def test_only_production_insists_on_keys(objects: list[Object]) -> None:

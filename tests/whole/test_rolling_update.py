@@ -17,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.deploy.test_kube import container, pod, read_base, variables
+from tests.deploy.manifests import container, pod, read_base, variables
 from tests.programs.kubelet import Deployment, Pod, Spec
 from tests.programs.name_server import NameServer
 from tests.programs.origins import Origin
