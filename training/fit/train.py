@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from contract.document import Contract
 from training.data.pixels import Photos, Pixels, decoder
 from training.fit import calibration, phases
-from training.fit.features import compute_features, frozen_features
+from training.fit.features import frozen_features
 from training.fit.plan import Plan
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
@@ -23,6 +23,7 @@ from training.fit.report import Course, augmented_photos, write_report
 from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
+from training.models.features import compute_features
 from training.runs.folder import Run, provenance, write_run
 from training.runs.track import Tracking
 from training.runs.unfinished import open_unfinished

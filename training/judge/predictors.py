@@ -6,10 +6,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import urllib3
@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 ENGINES = {"int8": "int8", "tflite": "tflite", "savedmodel": "tensorflow"}
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels (n, h, w, 3) to probabilities (n, k)."""
+Given = TypeVar("Given")
 _BATCH = 32
 _CONCURRENCY = 8  # requests at once, as in gateway.batch
 _TIMEOUT_S = 60.0
@@ -98,7 +99,7 @@ class StoredVersion:
         self.title = f"{model} {self.number}, {engine}"
         try:
             with quiet():  # XNNPACK announces itself at the first run
-                self._engine = open_engine(found[self.number], ENGINES[engine], os.cpu_count() or 1)
+                self._engine = open_engine(found[self.number], ENGINES[engine], threads=1, runs=os.cpu_count() or 1)
                 described = DESCRIBE_SIGNATURE in self._engine.signatures and describe(self._engine.run)
         except ServingError as exc:
             raise TrainingError(f"{self.title} does not load: {exc}") from exc
@@ -110,7 +111,7 @@ class StoredVersion:
         self.contract = Contract.from_json(described)
 
     def predict(self, photos: Pixels) -> Predicted:
-        outputs = Outputs.joined([self.run(batch) for batch in in_batches(photos.images)])
+        outputs = Outputs.joined(in_batches(self.run, photos.images))
         return Predicted(outputs.probabilities, outputs.unknown(self.contract))
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
@@ -118,10 +119,13 @@ class StoredVersion:
         return Outputs.of(self._engine.run(self.contract.signature, {IMAGES: pixels}))
 
 
-def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Yield pixels (n, h, w, 3) on disk, of which only a batch is in memory at once."""
-    for start in estimated(range(0, len(pixels), _BATCH), f"Predicting {len(pixels)} photos"):
-        yield np.ascontiguousarray(pixels[start : start + _BATCH])
+def in_batches(run: Callable[[NDArray[np.uint8]], Given], pixels: NDArray[np.uint8]) -> list[Given]:
+    """Return what a function gives for each batch of pixels (n, h, w, 3) on disk; each core works on one."""
+    steps = range(0, len(pixels), _BATCH)
+    waited = estimated(steps, f"Predicting {len(pixels)} photos")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = pool.map(lambda at: run(np.ascontiguousarray(pixels[at : at + _BATCH])), steps)
+        return [part for part, _ in zip(parts, waited)]  # noqa: B905, the latter goes on
 
 
 class Gateway:

@@ -60,7 +60,7 @@ class Criteria:
 
     def probabilities(self, predict: Predict, spec: ImageSpec) -> NDArray[np.float32]:
         """Return probabilities (n, k) of the held-out photos."""
-        return np.concatenate([predict(batch) for batch in in_batches(self.photos.pixels(self.held_out, spec).images)])
+        return np.concatenate(in_batches(predict, self.photos.pixels(self.held_out, spec).images))
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -51,7 +51,7 @@ def runner(content: bytes) -> Callable[[NDArray[np.uint8]], Mapping[str, NDArray
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / TFLITE_FILES["tflite"]).write_bytes(content)
         with quiet():
-            engine = open_engine(Path(scratch), "tflite", os.cpu_count() or 1)
+            engine = open_engine(Path(scratch), "tflite", threads=1, runs=os.cpu_count() or 1)
             answers.describe(engine.run)  # XNNPACK announces itself at the first run
     signature = next(name for name in engine.signatures if name != DESCRIBE_SIGNATURE)
     return lambda pixels: engine.run(signature, {IMAGES: pixels})
