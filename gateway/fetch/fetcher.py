@@ -172,9 +172,9 @@ class Fetcher:
 
     def _get(self, url: Url, budget: Budget) -> bytes | str:
         """Return the body, or, as a str, where a redirect leads."""
-        if kept := self._kept.take(url):
-            with suppress(ConnectionError, ssl.SSLError):  # the host closed it in the meantime
-                return self._ask(kept, url, budget)
+        if reused := self._kept.take(url):
+            with suppress(ConnectionError, ssl.SSLError):  # the host closed it, before an answer was complete
+                return self._ask(reused, url, budget)
         kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
         connection = kind(str(url.host), url.port)
         connection.auto_open = 0  # or it would connect by itself, and look the host up again
@@ -188,14 +188,13 @@ class Fetcher:
         with ExitStack() as unless_kept:
             unless_kept.callback(connection.close)
             sock.budget, connection.timeout = budget, budget.seconds_left()
-            sock.settimeout(connection.timeout)
             too_many = FetchFailed(f"The image's host sent over {MAX_HEADER_BYTES} bytes of headers.")
             budget.allow(MAX_HEADER_BYTES, too_many)
             connection.request("GET", url.target, headers=headers, preload_content=False, decode_content=False)
             with closing(connection.getresponse()) as response:
                 answer = self._read(response, budget)
-                is_whole = response.closed
-            if is_whole and connection.sock is not None:  # it is None where the host closes the connection
+                stays_open = response.closed and _is_framed(response)  # by the read, or it is not at its end
+            if stays_open and connection.sock is not None:  # it is None where the host closes the connection
                 unless_kept.pop_all()
                 self._kept.give(url, connection)
             return answer
@@ -217,7 +216,6 @@ class Fetcher:
             raise ProxyError(f"The proxy cannot be reached: {exc}") from exc
         try:
             proxy.open_tunnel(sock, address, port)
-            sock.budget = budget
             sock.settimeout(budget.seconds_left())
         except BaseException:
             sock.close()
@@ -227,9 +225,7 @@ class Fetcher:
     def _secure(self, plain: PlainSocket, url: Url) -> socket.socket:
         # SNI and the certificate are for the host's name. urllib3's own connect() is not used, because it sets ALPN and
         # the verify mode anew on the context that all threads share.
-        tls = cast(TlsSocket, self._tls.wrap_socket(plain, server_hostname=str(url.host)))
-        tls.budget = plain.budget
-        return tls
+        return self._tls.wrap_socket(plain, server_hostname=str(url.host))
 
     def _read(self, response: BaseHTTPResponse, budget: Budget) -> bytes | str:
         if response.status in REDIRECTS and (location := response.headers.get("Location")):
@@ -254,6 +250,13 @@ class Fetcher:
         if response.length_remaining or not body:
             raise FetchFailed("The image's host sent an empty body, or not all of it.")
         return body
+
+
+def _is_framed(response: BaseHTTPResponse) -> bool:
+    """Tell whether the end of an answer is beyond doubt. Source: RFC 9112, 6.1 and 6.3."""
+    return "Transfer-Encoding" not in response.headers or (
+        "Content-Length" not in response.headers and response.version == 11
+    )
 
 
 def _first(addresses: list[Address], budget: Budget, open_one: Callable[[Address, float], PlainSocket]) -> PlainSocket:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import trustme
+from urllib3.connection import HTTPConnection
 
 from gateway.errors import FetchFailed, FetchTimeout, TooLarge, UrlNotAllowed
 from gateway.fetch import kept
 from gateway.fetch.fetcher import Fetcher
+from gateway.fetch.urls import parse_url
 from tests.gateway.fetch.conftest import CHUNKED, PHOTO, Listen, Names, make_fetcher, server_tls, takes
 from tests.gateway.fetch.test_proxy import PUBLIC, tunnel_to
 from tests.programs.origins import Origin, http_answer
@@ -118,21 +120,67 @@ def test_only_a_whole_answer_keeps_a_connection(listen: Listen, answer: bytes) -
     assert origin.connections == 2
 
 
-def test_what_nobody_asked_for_is_no_answer(listen: Listen) -> None:
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+    ids=["chunks in 1.0", "length and chunks"],
+)
+def test_an_answer_whose_end_is_in_doubt_keeps_none(listen: Listen, head: bytes) -> None:
+    """Another reader would find its end elsewhere."""
+    origin = listen(head + b"7\r\n" + PHOTO + b"\r\n0\r\n\r\n", keeps=True)
+    assert fetch_twice(make_fetcher(), origin) == PHOTO
+    assert origin.connections == 2
+
+
+def test_a_redirect_with_a_body_keeps_none(listen: Listen) -> None:
+    """The body is not read, and would be the next answer."""
+    origin = listen(http_answer(PHOTO), keeps=True)
+    origin.answers["/a"] = http_answer(status="302 Found", Location="/b", Content_Length="99")
+    assert make_fetcher().fetch(f"http://photos.test:{origin.port}/a") == PHOTO
+    assert origin.connections == 2
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_nobody_asked_for_is_no_answer(listen: Listen, authority: trustme.CA, scheme: str) -> None:
     """A host may say that it closes an idle connection, or send more than an answer has."""
-    origin, sent = listen(keeps=True), threading.Event()
+    tls = server_tls(authority, "photos.test") if scheme == "https" else None
+    origin, fetched, sent = listen(tls=tls, keeps=True), threading.Event(), threading.Event()
 
     def send(sock: socket.socket) -> None:
         sock.sendall(http_answer(PHOTO))
+        fetched.wait(5)
         origin.answer = http_answer(PHOTO)
-        time.sleep(0.05)
         sock.sendall(http_answer(OTHER, status="408 Request Timeout"))
         sent.set()
 
     origin.answer = send
-    fetcher, url = make_fetcher(), f"http://photos.test:{origin.port}/"
+    fetcher, url = make_fetcher(), f"{scheme}://photos.test:{origin.port}/"
     fetcher.fetch(url)
+    fetched.set()
     assert sent.wait(5) and fetcher.fetch(url) == PHOTO
+    assert origin.connections == 2
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_second_answer_goes_to_nobody(listen: Listen, authority: trustme.CA, scheme: str) -> None:
+    """It comes with the first, and fills one read to the byte: over TLS, it is decrypted, and the socket is empty."""
+    tls = server_tls(authority, "photos.test") if scheme == "https" else None
+    origin = listen(http_answer(PHOTO), tls=tls, keeps=True)
+    origin.answers["/a"] = http_answer(bytes(8192 - len(http_answer(bytes(8000))) + 8000)) + http_answer(OTHER)
+    first, second = (f"{scheme}://photos.test:PORT/{path}" for path in "ab")
+    assert fetch_twice(make_fetcher(), origin, first, second) == PHOTO
+    assert origin.connections == 2
+
+
+def test_a_host_that_breaks_tls_is_asked_again(listen: Listen, authority: trustme.CA) -> None:
+    """On a new connection; what it broke was kept."""
+    origin = listen(http_answer(PHOTO), tls=server_tls(authority, "photos.test"), keeps=True)
+    origin.answers["/b"] = lambda sock: (origin.answers.pop("/b"), os.write(sock.fileno(), b"junk" * 5))[0]
+    first, second = (f"https://photos.test:PORT/{path}" for path in "ab")
+    assert fetch_twice(make_fetcher(), origin, first, second) == PHOTO
     assert origin.connections == 2
 
 
@@ -155,15 +203,26 @@ def test_limits_count_anew(listen: Listen) -> None:
 
 
 def test_an_idle_connection_is_closed(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the next fetch, whatever its host is."""
-    origin, other = listen(http_answer(PHOTO), keeps=True), listen(http_answer(PHOTO), keeps=True)
+    """It is not used again."""
+    origin = listen(http_answer(PHOTO), keeps=True)
     fetcher, url = make_fetcher(), f"http://photos.test:{origin.port}/"
     fetcher.fetch(url)
     monkeypatch.setattr(kept, "IDLE_S", 0.0)
-    fetcher.fetch(f"http://photos.test:{other.port}/")
-    monkeypatch.undo()
-    fetcher.fetch(url)
+    assert fetcher.fetch(url) == PHOTO
     assert origin.connections == 2
+
+
+def test_the_connection_that_was_used_last_comes_first() -> None:
+    """Its host is the least likely to have closed it."""
+    pool, url = kept.KeptConnections(2), parse_url("http://photos.test/")
+    pairs = [socket.socketpair() for _ in range(2)]
+    connections = [HTTPConnection("photos.test") for _ in pairs]
+    for connection, (near, _) in zip(connections, pairs, strict=True):
+        connection.sock = near
+        pool.give(url, connection)
+    assert [pool.take(url) for _ in range(3)] == [*reversed(connections), None]
+    for each in (*connections, *(far for _, far in pairs)):
+        each.close()
 
 
 def test_at_most_as_many_are_kept_as_are_fetched_at_once(listen: Listen) -> None:
