@@ -14,14 +14,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 
 from training.data.pixels import Pixels
 from training.fit import phases
 from training.fit.preset import Preset
 from training.runs.unfinished import Unfinished
 
-STEPS = 4  # the first one also traces the graph
+# The first step also traces the graph, while batches are read ahead: with only four, the plan saw no augmentation.
+STEPS, LEAST_STEPS = 16, 4
+ENOUGH_S = 10.0  # after which the least suffice: augmentation takes little of long steps
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,16 @@ def rehearse(preset: Preset, classes: int) -> Speed:
     keras.utils.clear_session()
     rng, spec = np.random.default_rng(0), phases.start_of(preset).photo_spec
 
-    def noise(*shape: int) -> NDArray[np.uint8]:
-        return rng.integers(0, 256, shape, np.uint8)
+    def photos(count: int) -> Pixels:
+        images = rng.integers(0, 256, (count, spec.height, spec.width, 3), np.uint8)
+        return Pixels(images, rng.integers(0, classes, count), [], "", {}, Path())
 
-    network, images = phases.build(preset, classes), noise(STEPS * recipe.batch_size, spec.height, spec.width, 3)
+    network = phases.build(preset, classes)
     with tempfile.TemporaryDirectory() as folder, without_lines():
         run, short = Unfinished(Path(folder), time.monotonic()), preset.changed({"epochs": 1})
-        pixels = Pixels(images, rng.integers(0, classes, len(images)), [], "", {}, Path())
-        phases.Phases(network, short, run, [watch]).fit_network({"train": pixels, "validation": pixels})
+        steps = {"train": STEPS, "validation": LEAST_STEPS}
+        splits = {split: photos(count * recipe.batch_size) for split, count in steps.items()}
+        phases.Phases(network, short, run, [watch]).fit_network(splits)
     once_s = time.monotonic() - started - watch.measured_s
     return Speed(once_s, recipe.batch_size, watch.batch_s("train"), watch.batch_s("test"))
 
@@ -81,15 +84,16 @@ def without_lines() -> Iterator[None]:
 
 
 class _Watch(keras.callbacks.Callback):
-    """Remember when batches ended."""
+    """Remember when batches ended, and end the training when they suffice."""
 
     def __init__(self) -> None:
         super().__init__()
         self._ends: dict[str, list[float]] = defaultdict(list)
 
     def batch_s(self, kind: str) -> float:
-        """Return the seconds of a batch of training (`train`) or validation (`test`)."""
-        return float(np.median(np.diff(self._ends[kind])))
+        """Return the seconds of a batch of training (`train`) or validation (`test`), by the later half of them."""
+        batches_s = np.diff(self._ends[kind])
+        return float(np.median(batches_s[len(batches_s) // 2 :]))
 
     @property
     def measured_s(self) -> float:
@@ -98,6 +102,8 @@ class _Watch(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._ends["train"].append(time.monotonic())
+        if batch + 1 >= LEAST_STEPS and self._ends["train"][-1] - self._ends["train"][0] > ENOUGH_S:
+            self.model.stop_training = True
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         self._ends["test"].append(time.monotonic())
