@@ -173,7 +173,7 @@ class Fetcher:
     def _get(self, url: Url, budget: Budget) -> bytes | str:
         """Return the body, or, as a str, where a redirect leads."""
         if reused := self._kept.take(url):
-            with suppress(ConnectionError, ssl.SSLError):  # the host closed it, before an answer was complete
+            with suppress(ConnectionError, ssl.SSLError):  # the host closed it, and had not answered
                 return self._ask(reused, url, budget)
         kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
         connection = kind(str(url.host), url.port)

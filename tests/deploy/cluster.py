@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -14,8 +13,8 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
@@ -67,16 +66,28 @@ spec:
 VOLUME = """
 apiVersion: v1
 kind: PersistentVolume
-metadata: {{name: {store}}}
+metadata: {{name: {name}}}
 spec:
-  storageClassName: {store}
+  storageClassName: {name}
   accessModes: [ReadWriteMany]
   capacity: {{storage: 10Gi}}
-  hostPath: {{path: /var/tmp/{store}}}
+  hostPath: {{path: {path}}}
   nodeAffinity:
     required:
       nodeSelectorTerms:
         - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: ["{hostname}"]}}]
+"""
+
+
+PHOTOS = f"{NAMESPACE}-photos"
+PHOTOS_CLAIM = f"""
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: photos}}
+spec:
+  storageClassName: {PHOTOS}
+  accessModes: [ReadWriteMany]
+  resources: {{requests: {{storage: 10Gi}}}}
 """
 
 
@@ -149,6 +160,27 @@ def copy(source: Path, folder: str, name: str) -> None:
     outside("sh", "-euc", script, container="owner", stdin=archive.getvalue())
 
 
+def add_volume(name: str = STORE, path: str = f"/var/tmp/{STORE}") -> None:
+    """Add a volume, a folder of the node on which the Pod outside runs, of a class with its own name."""
+    node = kubectl("get", "pod", "outside", "--output=jsonpath={.spec.nodeName}", namespace=OUTSIDE)
+    hostname = get("node", node)["metadata"]["labels"]["kubernetes.io/hostname"]
+    kubectl("apply", "--filename=-", stdin=VOLUME.format(name=name, path=path, hostname=hostname))
+
+
+def put_photos(photos: Mapping[str, bytes]) -> None:
+    """Put photos, by their names, on a volume that the namespace claims as `photos`, the owner's /store/photos."""
+    archive = BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, content in photos.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
+    script = "rm -rf /store/photos && mkdir -p /store/photos && cd /store/photos && tar x && chown -R 10001:10001 ."
+    outside("sh", "-euc", script, container="owner", stdin=archive.getvalue())
+    add_volume(PHOTOS, f"/var/tmp/{STORE}/photos")
+    kubectl("apply", "--filename=-", stdin=PHOTOS_CLAIM)
+
+
 def put_image(name: str, image: bytes) -> str:
     """Put an image on the private host; return its URL."""
     outside("sh", "-c", f"cat > /srv/{name}", container="owner", stdin=image)
@@ -179,10 +211,10 @@ def load_images(*names: str) -> None:
 
 def remove() -> None:
     """Remove all that the tests make; Pods without the time to leave that their specs give them."""
-    kubectl("delete", "deployments", "--all")
+    kubectl("delete", "deployments,jobs", "--all")
     kubectl("delete", "pods", "--all", "--grace-period=0", "--force")
     kubectl("delete", "namespace", NAMESPACE, OUTSIDE, "--ignore-not-found")
-    kubectl("delete", "persistentvolume", STORE, "--ignore-not-found")
+    kubectl("delete", "persistentvolume", STORE, PHOTOS, "--ignore-not-found")
 
 
 @dataclass
@@ -217,92 +249,3 @@ class Manifests:
     def apply(self) -> str:
         """Do what `make kube` does; return what it said."""
         return run(f"{self.folder}/apply.sh", "local")
-
-
-def _body(image: bytes | str) -> tuple[str, str]:
-    """Return the type and the base64 of a request's body."""
-    if isinstance(image, str):
-        return "application/json", base64.b64encode(json.dumps({"url": image}).encode()).decode()
-    return "image/jpeg", base64.b64encode(image).decode()
-
-
-@dataclass
-class ClusterLoad:
-    """Clients outside, which send images to the gateway's Service until the block ends.
-
-    Attributes:
-        images: What they send, by name: an image or its URL.
-        answers: Name of the image, status and JSON of each answer.
-        sent: When the request of each answer was sent, as time.time().
-        lost: Why each of the other requests got none.
-    """
-
-    images: dict[str, bytes | str]
-    clients: int = 4
-    answers: list[tuple[str, int, Any]] = field(default_factory=list)
-    sent: list[float] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        plan = {
-            "host": kubectl("get", "service", "gateway", "--output=jsonpath={.spec.clusterIP}"),
-            "port": 80,
-            "clients": self.clients,
-            "stop": "/tmp/stop",
-            "bodies": {name: _body(image) for name, image in self.images.items()},
-        }
-        program = Path(__file__).with_name("closed_loop.py").read_text()
-        # It goes on when this command has ended: a connection through the API server may break under load.
-        script = 'rm -f /tmp/stop; cat > /tmp/plan; nohup python -c "$0" < /tmp/plan > /tmp/answers 2>&1 &'
-        outside("sh", "-c", script, program, stdin=json.dumps(plan).encode())
-        self._read_bytes = 0
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        outside("touch", "/tmp/stop")
-        wait_until(self._is_over, 60)
-
-    def _is_over(self) -> bool:
-        """Read what was written since the last time, and tell whether that was all."""
-        written = outside("tail", "-c", f"+{self._read_bytes + 1}", "/tmp/answers")
-        lines = written[: written.rfind(b"\n") + 1]
-        self._read_bytes += len(lines)
-        for each in map(json.loads, lines.splitlines()):
-            if "lost" in each:
-                self.lost.append(each["lost"])
-            elif "end" in each:
-                return True
-            else:
-                self.answers.append((each["image"], each["status"], each["answer"]))
-                self.sent.append(each["sent"])
-        return False
-
-    def wait(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-        """Wait until a condition is true of what has been read."""
-
-        def is_true() -> bool:
-            time.sleep(0.5)
-            self._is_over()
-            return condition()
-
-        wait_until(is_true, timeout_s, lambda: (self.lost[-3:], self.answers[-3:]))
-
-    @property
-    def identities(self) -> set[str]:
-        """The exports that answered."""
-        return {answer["model"]["identity"] for _, status, answer in self.answers if status == 200}
-
-    def wait_for(self, more: int) -> None:
-        """Wait until so many more requests have ended."""
-        self._is_over()
-        count = len(self.answers) + len(self.lost) + more
-        self.wait(lambda: len(self.answers) + len(self.lost) >= count)
-
-    def wait_for_identity(self, identity: str) -> None:
-        """Wait until the fifty latest answers are all of one export."""
-
-        def is_alone() -> bool:
-            latest = [answer["model"]["identity"] for _, status, answer in self.answers[-50:] if status == 200]
-            return latest == [identity] * 50
-
-        self.wait(is_alone)

@@ -5,8 +5,10 @@ Everything is in namespaces of the tests' own, with two Pods of each tier and a 
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +19,8 @@ import pytest
 
 from tests.conftest import run_export
 from tests.deploy import cluster
-from tests.deploy.cluster import NAMESPACE, OUTSIDE, OUTSIDE_POD, STORE, VOLUME, ClusterLoad, Manifests, kubectl
+from tests.deploy.cluster import NAMESPACE, OUTSIDE, OUTSIDE_POD, Manifests, kubectl
+from tests.deploy.cluster_load import ClusterLoad
 from tests.programs.containers import clone, has_engine, run
 from tests.programs.photos import encode, photo
 from tests.programs.stack import Reference, wait_until
@@ -32,6 +35,7 @@ MODELS = {
     "next": {"seed": 2},
     "last": {"seed": 3},
 }
+BATCH = 1000  # times each image, in a batch
 LOCAL = "overlays/local/kustomization.yaml"
 
 
@@ -145,6 +149,38 @@ def test_replaced_and_deleted_pods_lose_nothing(manifests: Manifests, reference:
     check(load, reference, {200})
 
 
+def test_a_batch_in_parts_loses_and_repeats_nothing(
+    manifests: Manifests, reference: Reference, identities: dict[str, str], tmp_path: Path
+) -> None:
+    """By `kube/batch`. The Pod of a part is killed as it works; another one goes on, and the parts fit together."""
+    photos = {f"{number:04}-{name}.jpg": name for number in range(BATCH) for name in IMAGES}
+    cluster.put_photos({path: IMAGES[name] for path, name in photos.items()})
+    kubectl("apply", "--kustomize", f"{manifests.folder}/batch")
+
+    def count_rows() -> int:
+        script = "cat /store/photos/predictions-0.csv | wc -l"
+        return int(cluster.outside("sh", "-c", script, container="owner"))
+
+    def pod_names() -> list[str]:
+        return [pod["metadata"]["name"] for pod in cluster.pods("batch")]
+
+    wait_until(lambda: count_rows() > 10, 120)
+    (killed,) = (name for name in pod_names() if name.startswith("batch-0-"))
+    kubectl("delete", "pod", killed, "--grace-period=0", "--force")
+    kubectl("wait", "--for=condition=Complete", "job/batch", "--timeout=5m")
+    assert killed not in pod_names() and any(name.startswith("batch-0-") for name in pod_names())
+    parts = [tmp_path / f"predictions-{part}.csv" for part in range(4)]
+    for part in parts:
+        part.write_bytes(cluster.outside("cat", f"/store/photos/{part.name}", container="owner"))
+    out = tmp_path / "predictions.csv"
+    run(sys.executable, "-m", "gateway.batch", "--merge", *map(str, parts), "--out", str(out))
+    with out.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]
+    best = {name: reference.predictions[identities["first"], name][0]["class"] for name in IMAGES}
+    received = sorted((Path(row["source"]).name, row["class"]) for row in rows)
+    assert received == sorted((path, best[name]) for path, name in photos.items())
+
+
 def test_another_model_under_a_number_already_seen_mixes_nothing(
     manifests: Manifests, source: Path, exports: dict[str, Path], reference: Reference, identities: dict[str, str]
 ) -> None:
@@ -200,9 +236,7 @@ def test_a_version_by_volume_loses_nothing(
     manifests: Manifests, exports: dict[str, Path], reference: Reference, identities: dict[str, str]
 ) -> None:
     """The volume gets the version of the image; then another is renamed into it, without a roll-out."""
-    node = kubectl("get", "pod", "outside", "--output=jsonpath={.spec.nodeName}", namespace=OUTSIDE)
-    hostname = cluster.get("node", node)["metadata"]["labels"]["kubernetes.io/hostname"]
-    kubectl("apply", "--filename=-", stdin=VOLUME.format(store=STORE, hostname=hostname))
+    cluster.add_volume()
     cluster.outside("sh", "-c", "rm -rf /store/* /store/.[!.]* && chown 10001:10001 /store", container="owner")
     manifests.name_components("image-host", "model-volume")
     with ClusterLoad(IMAGES) as load:
