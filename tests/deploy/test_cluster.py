@@ -35,7 +35,7 @@ MODELS = {
     "next": {"seed": 2},
     "last": {"seed": 3},
 }
-BATCH = 1000  # times each image, in a batch
+BATCH = 4000  # times each image, in a batch
 LOCAL = "overlays/local/kustomization.yaml"
 
 
@@ -153,8 +153,7 @@ def test_a_batch_in_parts_loses_and_repeats_nothing(
     manifests: Manifests, reference: Reference, identities: dict[str, str], tmp_path: Path
 ) -> None:
     """By `kube/batch`. The Pod of a part is killed as it works; another one goes on, and the parts fit together."""
-    photos = {f"{number:04}-{name}.jpg": name for number in range(BATCH) for name in IMAGES}
-    cluster.put_photos({path: IMAGES[name] for path, name in photos.items()})
+    photos = cluster.put_photos(IMAGES, BATCH)
     kubectl("apply", "--kustomize", f"{manifests.folder}/batch")
 
     def count_rows() -> int:
@@ -165,6 +164,7 @@ def test_a_batch_in_parts_loses_and_repeats_nothing(
         return [pod["metadata"]["name"] for pod in cluster.pods("batch")]
 
     wait_until(lambda: count_rows() > 10, 120)
+    before = cluster.outside("cat", "/store/photos/predictions-0.csv", container="owner")
     (killed,) = (name for name in pod_names() if name.startswith("batch-0-"))
     kubectl("delete", "pod", killed, "--grace-period=0", "--force")
     kubectl("wait", "--for=condition=Complete", "job/batch", "--timeout=5m")
@@ -172,13 +172,20 @@ def test_a_batch_in_parts_loses_and_repeats_nothing(
     parts = [tmp_path / f"predictions-{part}.csv" for part in range(4)]
     for part in parts:
         part.write_bytes(cluster.outside("cat", f"/store/photos/{part.name}", container="owner"))
+    assert parts[0].read_bytes().startswith(before[: before.rfind(b"\n") + 1]), "began anew"
+    asked = [row["source"] for part in parts for row in read_rows(part)]
+    assert sorted(asked) == sorted(f"/photos/{path}" for path in photos)
     out = tmp_path / "predictions.csv"
     run(sys.executable, "-m", "gateway.batch", "--merge", *map(str, parts), "--out", str(out))
-    with out.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]
     best = {name: reference.predictions[identities["first"], name][0]["class"] for name in IMAGES}
-    received = sorted((Path(row["source"]).name, row["class"]) for row in rows)
-    assert received == sorted((path, best[name]) for path, name in photos.items())
+    received = sorted((row["source"].removeprefix("/photos/"), row["class"]) for row in read_rows(out))
+    assert received == sorted((path, best[Path(path).parent.name]) for path in photos)
+
+
+def read_rows(table: Path) -> list[dict[str, str]]:
+    """Return the first row of each answer in a file of a batch."""
+    with table.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["rank"] == "1"]
 
 
 def test_another_model_under_a_number_already_seen_mixes_nothing(

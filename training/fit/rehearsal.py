@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -20,8 +21,10 @@ from training.fit import phases
 from training.fit.preset import Preset
 from training.runs.unfinished import Unfinished
 
-# The first step also traces the graph, while batches are read ahead: with only four, the plan saw no augmentation.
-STEPS, LEAST_STEPS = 16, 4
+# The first step also traces the graph, while two batches more than there are cores are read ahead. With only four
+# steps, the plan saw no augmentation.
+LEAST_STEPS = 4
+STEPS = max(16, 2 * ((os.cpu_count() or 1) + 2))
 ENOUGH_S = 10.0  # after which the least suffice: augmentation takes little of long steps
 
 
@@ -57,7 +60,8 @@ def rehearse(preset: Preset, classes: int) -> Speed:
     rng, spec = np.random.default_rng(0), phases.start_of(preset).photo_spec
 
     def photos(count: int) -> Pixels:
-        images = rng.integers(0, 256, (count, spec.height, spec.width, 3), np.uint8)
+        image = rng.integers(0, 256, (1, spec.height, spec.width, 3), np.uint8)
+        images = np.broadcast_to(image, (count, *image.shape[1:]))
         return Pixels(images, rng.integers(0, classes, count), [], "", {}, Path())
 
     network = phases.build(preset, classes)
@@ -92,8 +96,8 @@ class _Watch(keras.callbacks.Callback):
 
     def batch_s(self, kind: str) -> float:
         """Return the seconds of a batch of training (`train`) or validation (`test`), by the later half of them."""
-        batches_s = np.diff(self._ends[kind])
-        return float(np.median(batches_s[len(batches_s) // 2 :]))
+        later = self._ends[kind][(len(self._ends[kind]) - 1) // 2 :]  # their mean, as batches are read in bursts
+        return (later[-1] - later[0]) / (len(later) - 1)
 
     @property
     def measured_s(self) -> float:

@@ -44,7 +44,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
         import_tensorflow()
         chosen.append(predictors.KerasRun(options.run))
     if options.model:
-        chosen.append(predictors.StoredVersion(options.store, options.model, options.version, options.engine))
+        version = (options.store, options.model, options.version, options.engine)
+        chosen.append(predictors.StoredVersion(*version, at_once=predictors.MOST_AT_ONCE))
     if options.gateway:
         chosen.append(predictors.Gateway(options.gateway))
     photos, console = Photos(options.folder, options.cache), Console(highlight=False)

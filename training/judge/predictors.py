@@ -33,6 +33,8 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels (n, h, w, 3) to probabilities (n, k)."""
 Given = TypeVar("Given")
 _BATCH = 32
+CORES = os.cpu_count() or 1
+MOST_AT_ONCE = min(CORES, 16)  # batches by TFLite, whose interpreters take some 30 MB each
 _CONCURRENCY = 8  # requests at once, as in gateway.batch
 _TIMEOUT_S = 60.0
 # A busy gateway says when to come back. Asking again is safe: an answer changes nothing.
@@ -88,7 +90,12 @@ class KerasRun:
 class StoredVersion:
     """A version in the model-store, run from one of its files; without a number, the newest version."""
 
-    def __init__(self, store: Path, model: str, number: int | None, engine: str) -> None:
+    def __init__(self, store: Path, model: str, number: int | None, engine: str, at_once: int = 1) -> None:
+        """Load it, to run so many batches at once where TFLite does; TensorFlow runs each on all cores anyway.
+
+        Raises:
+            TrainingError: There is no such version, or it does not load.
+        """
         found = versions_of(store, model)
         self.number = max(found, default=0) if number is None else number
         if self.number not in found:
@@ -97,9 +104,10 @@ class StoredVersion:
             wanted = "a version" if number is None else f"version {number}"
             raise TrainingError(f"Expected {wanted} of {model!r} in {store}. Received: {received}")
         self.title = f"{model} {self.number}, {engine}"
+        self._at_once = 1 if engine == "savedmodel" else at_once
         try:
             with quiet():  # XNNPACK announces itself at the first run
-                self._engine = open_engine(found[self.number], ENGINES[engine], threads=1, runs=os.cpu_count() or 1)
+                self._engine = open_engine(found[self.number], ENGINES[engine], CORES // self._at_once, self._at_once)
                 described = DESCRIBE_SIGNATURE in self._engine.signatures and describe(self._engine.run)
         except ServingError as exc:
             raise TrainingError(f"{self.title} does not load: {exc}") from exc
@@ -111,7 +119,7 @@ class StoredVersion:
         self.contract = Contract.from_json(described)
 
     def predict(self, photos: Pixels) -> Predicted:
-        outputs = Outputs.joined(in_batches(self.run, photos.images))
+        outputs = Outputs.joined(in_batches(self.run, photos.images, self._at_once))
         return Predicted(outputs.probabilities, outputs.unknown(self.contract))
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
@@ -119,11 +127,11 @@ class StoredVersion:
         return Outputs.of(self._engine.run(self.contract.signature, {IMAGES: pixels}))
 
 
-def in_batches(run: Callable[[NDArray[np.uint8]], Given], pixels: NDArray[np.uint8]) -> list[Given]:
-    """Return what a function gives for each batch of pixels (n, h, w, 3) on disk; each core works on one."""
+def in_batches(run: Callable[[NDArray[np.uint8]], Given], pixels: NDArray[np.uint8], at_once: int) -> list[Given]:
+    """Return what a function gives for each batch of pixels (n, h, w, 3) on disk, some of them at once."""
     steps = range(0, len(pixels), _BATCH)
     waited = estimated(steps, f"Predicting {len(pixels)} photos")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         parts = pool.map(lambda at: run(np.ascontiguousarray(pixels[at : at + _BATCH])), steps)
         return [part for part, _ in zip(parts, waited)]  # noqa: B905, the latter goes on
 

@@ -20,6 +20,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from training.models.frozen import freeze
 from training.models.quiet import quiet
 from training.progress import estimated
+from training.words import counted
 
 _log = logging.getLogger(__name__)
 
@@ -36,14 +37,14 @@ def compute_features(model: keras.Model, *splits: NDArray[np.uint8]) -> list[Fea
     """Return the features (n, c) of several sets of images (n, h, w, 3), and log how long that took."""
     started, steps = time.monotonic(), [range(0, len(images), _BATCH) for images in splits]
     count = sum(map(len, splits))
-    waited = estimated(range(sum(map(len, steps))), f"Computing features of {count} photos")
+    waited = estimated(range(sum(map(len, steps))), f"Computing features of {counted(count, 'photo')}")
     run, workers = _runner(model)
     found = []
     with ThreadPoolExecutor(workers) as pool:
         for images, starts in zip(splits, steps, strict=True):
             parts = pool.map(lambda at, images=images: run(np.ascontiguousarray(images[at : at + _BATCH])), starts)
             found.append(np.concatenate([part for part, _ in zip(parts, waited)]))  # noqa: B905, the latter goes on
-    _log.info(f"Computed the features of {count} photos in {time.monotonic() - started:.0f} s")
+    _log.info(f"Computed the features of {counted(count, 'photo')} in {time.monotonic() - started:.0f} s")
     return found
 
 
@@ -72,11 +73,13 @@ def _runner(model: keras.Model) -> tuple[_Run, int]:
         interpreter = idle.get()
         (entry,), (end,) = interpreter.get_input_details(), interpreter.get_output_details()
         rows = []
-        for row in pixels:
-            interpreter.set_tensor(entry["index"], row[np.newaxis])
-            interpreter.invoke()
-            rows.append(interpreter.get_tensor(end["index"])[0])
-        idle.put(interpreter)
+        try:
+            for row in pixels:
+                interpreter.set_tensor(entry["index"], row[np.newaxis])
+                interpreter.invoke()
+                rows.append(interpreter.get_tensor(end["index"])[0])
+        finally:
+            idle.put(interpreter)
         return np.stack(rows)
 
     return run, count

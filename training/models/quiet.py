@@ -49,7 +49,7 @@ def _keep_memory() -> None:
 
     Otherwise it gives each large array back to Linux, which fills the next one with zeros. A step of the default preset
     took 1.22 s, with 129,000 page faults, and now takes 0.95 s, with a few hundred, and no more memory.
-    All threads share one arena, as others hold no large arrays. Source: mallopt(3).
+    No more arenas are made, as only the first one holds arrays of any size. Source: mallopt(3).
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc

@@ -15,7 +15,7 @@ from contract.store import versions_of
 from training.data.folder import Photo
 from training.data.pixels import Photos
 from training.errors import DataError, ExportError, TrainingError
-from training.judge.predictors import Predict, StoredVersion, check_alike, in_batches
+from training.judge.predictors import MOST_AT_ONCE, Predict, StoredVersion, check_alike, in_batches
 from training.release.difference import measure_difference
 from training.release.quantization import CALIBRATION_PHOTOS, Limit
 from training.words import counted
@@ -50,17 +50,17 @@ class Criteria:
         """How many photos of what."""
         return f"{counted(len(self.held_out), 'photo')} of {self.split}"
 
-    def accuracy(self, predict: Predict, spec: ImageSpec) -> float:
+    def accuracy(self, predict: Predict, spec: ImageSpec, at_once: int = 1) -> float:
         """Return the part of the held-out photos whose class gets the highest probability (n, k)."""
-        return self.accuracy_of(self.probabilities(predict, spec))
+        return self.accuracy_of(self.probabilities(predict, spec, at_once))
 
     def accuracy_of(self, probabilities: NDArray[np.float32]) -> float:
         """Return the accuracy of probabilities (n, k) of the held-out photos."""
         return float((probabilities.argmax(axis=1) == self.labels).mean())
 
-    def probabilities(self, predict: Predict, spec: ImageSpec) -> NDArray[np.float32]:
-        """Return probabilities (n, k) of the held-out photos."""
-        return np.concatenate(in_batches(predict, self.photos.pixels(self.held_out, spec).images))
+    def probabilities(self, predict: Predict, spec: ImageSpec, at_once: int = 1) -> NDArray[np.float32]:
+        """Return probabilities (n, k) of the held-out photos; some batches are predicted at once."""
+        return np.concatenate(in_batches(predict, self.photos.pixels(self.held_out, spec).images, at_once))
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -71,7 +71,7 @@ class Criteria:
         """Return when an int8 file of a model with that accuracy is good enough."""
         return Limit(
             self.calibration,
-            lambda predict: self.accuracy(predict, spec),
+            lambda predict: self.accuracy(predict, spec, MOST_AT_ONCE),
             self.description,
             keras_accuracy,
             self.int8_drop,
@@ -95,9 +95,9 @@ class Criteria:
             _log.info(f"Nothing to compare with: {store} has no version of {contract.model!r} yet")
             return {}
         try:
-            last = StoredVersion(store, contract.model, None, "tflite")
+            last = StoredVersion(store, contract.model, None, "tflite", MOST_AT_ONCE)
             check_alike([(last.title, last.contract), ("the new version", contract)])
-            before = self.probabilities(lambda pixels: last.run(pixels).probabilities, last.contract.image)
+            before = self.probabilities(lambda each: last.run(each).probabilities, last.contract.image, MOST_AT_ONCE)
         except TrainingError as exc:
             if self.margin is not None:
                 raise

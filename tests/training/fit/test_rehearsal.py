@@ -21,6 +21,23 @@ def test_a_rehearsal_measures_a_few_steps(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0 < speed.train_s < 1 and 0 < speed.validate_s < 1 and speed.once_s > speed.train_s
 
 
+def test_a_rehearsal_of_long_steps_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends after the least steps, and validates all the same."""
+    from tests.programs.small_training import SMALL
+    from training.fit import rehearsal
+    from training.models.catalogue import ARCHITECTURES
+
+    ends: list[int] = []
+    kept = rehearsal._Watch.on_train_batch_end
+    monkeypatch.setitem(ARCHITECTURES, "small", SMALL)
+    monkeypatch.setattr(rehearsal, "ENOUGH_S", -1.0)
+    monkeypatch.setattr(
+        rehearsal._Watch, "on_train_batch_end", lambda self, batch, logs=None: (ends.append(batch), kept(self, batch))
+    )
+    speed = rehearsal.rehearse(Preset("a", "c", "e", "small", "imagenet", recipe=Recipe(epochs=4, patience=1)), 3)
+    assert ends == list(range(rehearsal.LEAST_STEPS)) and speed.validate_s > 0
+
+
 def test_an_epoch_is_of_whole_batches() -> None:
     """The last one is filled up."""
     from training.fit.rehearsal import Speed
