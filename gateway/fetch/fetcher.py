@@ -16,7 +16,7 @@ import string
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
-from http.client import HTTPException
+from http.client import BadStatusLine, HTTPException
 from ipaddress import ip_address
 from threading import BoundedSemaphore, Thread
 from typing import cast
@@ -173,7 +173,7 @@ class Fetcher:
     def _get(self, url: Url, budget: Budget) -> bytes | str:
         """Return the body, or, as a str, where a redirect leads."""
         if reused := self._kept.take(url):
-            with suppress(ConnectionError, ssl.SSLError):  # the host closed it, and had not answered
+            with suppress(ConnectionError, BadStatusLine, ssl.SSLError):  # the host closed it, or sent no answer
                 return self._ask(reused, url, budget)
         kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
         connection = kind(str(url.host), url.port)

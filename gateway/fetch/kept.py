@@ -69,6 +69,6 @@ def _origin(url: Url) -> tuple[str, Host, int]:
 def _is_silent(connection: HTTPConnection) -> bool:
     """Tell whether a host has neither closed a connection nor sent what nobody asked for: the next fetch would get it.
 
-    What TLS has decrypted already does not show at the socket.
+    What TLS has decrypted already does not show at the socket. What comes after this look would still be read.
     """
     return connection.is_connected and not (isinstance(connection.sock, ssl.SSLSocket) and connection.sock.pending())

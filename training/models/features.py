@@ -55,12 +55,13 @@ def _runner(model: keras.Model) -> tuple[_Run, int]:
     """
     if tf.config.list_physical_devices("GPU"):
         return model.predict_on_batch, 1
-    count = min(os.cpu_count() or 1, _MOST_INTERPRETERS)
+    cores = os.cpu_count() or 1
+    count = min(cores, _MOST_INTERPRETERS)
     try:
         with quiet():
             frozen = freeze(model, *model.input_shape[1:3])
             content = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module()).convert()
-            interpreters = [Interpreter(model_content=content, num_threads=1) for _ in range(count)]
+            interpreters = [Interpreter(model_content=content, num_threads=cores // count) for _ in range(count)]
             for interpreter in interpreters:
                 interpreter.allocate_tensors()
     except (ConverterError, RuntimeError):  # an operation that TFLite lacks

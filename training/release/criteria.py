@@ -50,9 +50,9 @@ class Criteria:
         """How many photos of what."""
         return f"{counted(len(self.held_out), 'photo')} of {self.split}"
 
-    def accuracy(self, predict: Predict, spec: ImageSpec, at_once: int = 1) -> float:
-        """Return the part of the held-out photos whose class gets the highest probability (n, k)."""
-        return self.accuracy_of(self.probabilities(predict, spec, at_once))
+    def accuracy(self, predict: Predict, spec: ImageSpec) -> float:
+        """Return the part of the held-out photos whose class a TFLite file gives the highest probability (n, k)."""
+        return self.accuracy_of(self.probabilities(predict, spec, MOST_AT_ONCE))
 
     def accuracy_of(self, probabilities: NDArray[np.float32]) -> float:
         """Return the accuracy of probabilities (n, k) of the held-out photos."""
@@ -71,7 +71,7 @@ class Criteria:
         """Return when an int8 file of a model with that accuracy is good enough."""
         return Limit(
             self.calibration,
-            lambda predict: self.accuracy(predict, spec, MOST_AT_ONCE),
+            lambda predict: self.accuracy(predict, spec),
             self.description,
             keras_accuracy,
             self.int8_drop,
@@ -97,7 +97,7 @@ class Criteria:
         try:
             last = StoredVersion(store, contract.model, None, "tflite", MOST_AT_ONCE)
             check_alike([(last.title, last.contract), ("the new version", contract)])
-            before = self.probabilities(lambda each: last.run(each).probabilities, last.contract.image, MOST_AT_ONCE)
+            before = last.predict(self.photos.pixels(self.held_out, last.contract.image)).probabilities
         except TrainingError as exc:
             if self.margin is not None:
                 raise

@@ -175,6 +175,15 @@ def test_a_second_answer_goes_to_nobody(listen: Listen, authority: trustme.CA, s
     assert origin.connections == 2
 
 
+def test_a_host_that_sends_no_answer_is_asked_again(listen: Listen) -> None:
+    """As the end of what did not belong to its answer before."""
+    origin = listen(http_answer(PHOTO), keeps=True)
+    origin.answers["/b"] = lambda sock: (origin.answers.pop("/b"), sock.sendall(b"surplus\r\n\r\n"))[0]
+    first, second = (f"http://photos.test:PORT/{path}" for path in "ab")
+    assert fetch_twice(make_fetcher(), origin, first, second) == PHOTO
+    assert origin.connections == 2
+
+
 def test_a_host_that_breaks_tls_is_asked_again(listen: Listen, authority: trustme.CA) -> None:
     """On a new connection; what it broke was kept."""
     origin = listen(http_answer(PHOTO), tls=server_tls(authority, "photos.test"), keeps=True)
