@@ -6,7 +6,8 @@ start is measured too, and a machine with a drifting speed treats all alike. Rat
 
 At saturation, the clients ask as fast as answers come. Latency is measured with requests at even intervals, counted
 from when each was due. It is measured at half of the system's saturation in that round, and again at half of what this
-stack reached with TFLite fp32, if the system can keep up with that.
+stack reached with TFLite fp32, if the system can keep up with that. And it is measured with one client that asks again
+as soon as it has an answer: a lone request.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ from benchmarks.systems import (
 )
 from tests.programs.stack import free_port
 
-RESULTS = ROOT / "benchmarks" / "results"
 ROUNDS, WINDOW_S = 4, 4.0
 LIMIT_S = 29 * 60  # a round that would end later does not start
 CLIENTS = {"224 px": 8, "1 megapixel": 8, "12 megapixels": 4}
@@ -66,8 +66,9 @@ def main() -> None:
         for number in range(rounds):
             round_begin = time.monotonic()
             print(f"==> Round {number + 1} of {rounds}, {round_begin - begin:.0f} s so far", flush=True)
-            for engine, rate in engines_alone().items():
-                results["engines_per_second"].setdefault(engine, []).append(rate)
+            for kind, rates in engines_alone().items():
+                for engine, rate in rates.items():
+                    results["engines"][kind].setdefault(engine, []).append(rate)
             for system in systems:
                 measure(system, origin, window_s, results)
             for cores in CORES:
@@ -78,10 +79,11 @@ def main() -> None:
             if 2 * time.monotonic() - round_begin - begin > LIMIT_S:
                 break
     results["took_s"] = round(time.monotonic() - begin)
-    folder = RESULTS if not (arguments.smoke or arguments.systems) else CACHE
+    folder = report.RESULTS if not (arguments.smoke or arguments.systems) else CACHE
     folder.mkdir(exist_ok=True)
-    report.write(results, folder / "compare.json")
-    report.draw_chart(results, folder / "compare.png")
+    name = report.name(results)
+    report.write(results, folder / f"{name}.json")
+    report.draw_chart(results, folder / f"{name}.png")
     print(report.tables(results))
 
 
@@ -120,7 +122,7 @@ def describe(systems: list[System], window_s: float) -> dict[str, Any]:
             photo: {"width": size[0], "height": size[1], "bytes": len(draw(*size)), "clients": CLIENTS[photo]}
             for photo, size in PHOTOS.items()
         },
-        "engines_per_second": {},
+        "engines": {"alone": {}, "per_second": {}},
         "systems": {
             system.name: {
                 "label": system.label,
@@ -129,7 +131,8 @@ def describe(systems: list[System], window_s: float) -> dict[str, Any]:
                 "start_s": [],
                 "memory_mb": [],
                 "photos": {
-                    photo: {"per_second": [], "cpu_ms": [], "half_load": [], "reference_load": []} for photo in PHOTOS
+                    photo: {"lone_ms": [], "per_second": [], "cpu_ms": [], "half_load": [], "reference_load": []}
+                    for photo in PHOTOS
                 },
             }
             for system in systems
@@ -162,8 +165,8 @@ def limited_to(cores: int, origin_pid: int) -> Iterator[None]:
             os.sched_setaffinity(pid, everything)
 
 
-def engines_alone() -> dict[str, float]:
-    """Return images per second of each engine that the version has a file for, with nothing around it."""
+def engines_alone() -> dict[str, dict[str, float]]:
+    """Return images per second of each engine that the version has a file for, see `engines.print_rates`."""
     command = [sys.executable, "-m", "benchmarks.engines", str(STORE / MODEL / "1")]
     alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if alone.returncode:
@@ -186,6 +189,8 @@ def measure(system: System, origin: str, window_s: float, results: dict[str, Any
             memory_mb.append(photo_mb)
             values["cpu_ms"].append(round((running.cpu_s() - cpu_s) / answer["answers"] * 1000, 2))
             values["per_second"].append(round(answer["per_second"], 2))
+            lone, _ = load(running, "saturate", url, 1, window_s / 2)
+            values["lone_ms"].append(round(lone["p50_ms"], 2))
             values["half_load"].append(latency(running, url, answer["per_second"] / 2, window_s))
             reference = results["systems"].get(REFERENCE, figures)["photos"][photo]["per_second"][-1] / 2
             if system.name == REFERENCE:

@@ -59,13 +59,20 @@ def main() -> None:
 
 
 def print_rates(version: Path) -> None:
-    """Print images per second of each TFLite file of a version, run as the model server runs it, as JSON."""
+    """Print images per second of each TFLite file of a version, run as the model server runs it, as JSON.
+
+    `alone` is with one image at a time, `per_second` with as many as run at a time.
+    """
     settings = Settings.from_argv([f"--model_base_path={version.absolute().parent}"])
     engines = {
         engine: exported(version, engine, settings.engine_threads, settings.engine_runs) for engine in TFLITE_FILES
     }
-    rates = measure(engines, batch=1, rounds=3, clients=settings.engine_runs)
-    print(json.dumps({name: round(statistics.median(values), 2) for name, values in rates.items()}))
+    rates = {
+        kind: {name: round(statistics.median(values), 2) for name, values in measured.items()}
+        for kind, clients in (("alone", 1), ("per_second", settings.engine_runs))
+        for measured in [measure(engines, batch=1, rounds=3, clients=clients)]
+    }
+    print(json.dumps(rates))
 
 
 def plain_export(folder: Path) -> Callable[[Any], Any]:

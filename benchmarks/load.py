@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import statistics
 import sys
 import time
 from io import BytesIO
@@ -118,25 +119,27 @@ class Client:
 
 
 async def saturate(port: int, url: str, clients: int, window_s: float) -> dict[str, Any]:
-    """Ask as fast as answers come; return answers per second after the first second, and how many came in all.
+    """Ask as fast as answers come; return answers per second after the first second, how many came, and their p50.
 
     The rate is taken from one answer to another, because some servers answer in bursts, which a fixed window would cut.
     """
     started = time.perf_counter()
     end = started + WARM_UP_S + window_s
     answered: list[float] = []
+    milliseconds: list[float] = []
 
     async def work() -> None:
         client = Client(port, url)
-        while time.perf_counter() < end:
+        while (asked := time.perf_counter()) < end:
             await client.ask()
             answered.append(time.perf_counter())
+            milliseconds.append((answered[-1] - asked) * 1000)
 
     await asyncio.gather(*(work() for _ in range(clients)))
     first = max([started, *(moment for moment in answered if moment < started + WARM_UP_S)])
     last = max((moment for moment in answered if first < moment < end), default=answered[-1])
     count = sum(first < moment <= last for moment in answered)
-    return {"per_second": count / (last - first), "answers": len(answered)}
+    return {"per_second": count / (last - first), "answers": len(answered), "p50_ms": statistics.median(milliseconds)}
 
 
 async def pace(port: int, url: str, per_second: float, window_s: float) -> dict[str, Any]:

@@ -9,13 +9,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "compare.json"
+RESULTS = Path(__file__).parent / "results"
 MAX_LINE = 120
 OWN = {"int8": "int8", "tflite": "fp32", "tensorflow": "TensorFlow"}  # this stack's systems, the fastest first
 NOTE = (
     "\\* In place of TensorFlow Serving: this project's server with TensorFlow's engine, serving what `model.export`"
     " writes. Its environment counts as installed."
 )
+
+
+def name(results: dict[str, Any]) -> str:
+    """Return the name of results: whether the processor has instructions for int8."""
+    return "vnni" if any("vnni" in each for each in results["machine"]["instructions"]) else "without-vnni"
 
 
 def write(results: dict[str, Any], path: Path) -> None:
@@ -72,17 +77,19 @@ def ratios(results: dict[str, Any]) -> list[list[str]]:
 
 
 def latencies(results: dict[str, Any]) -> list[list[str]]:
-    """Return p50 and p99 at half of each system's saturation, and at one rate for all."""
+    """Return p50 of a lone request; p50 and p99 at half of each system's saturation, and at one rate for all."""
     rates = {
         photo: median(each["per_second"] for each in first["photos"][photo]["half_load"])
         for first in [results["systems"].get("tflite")]
         if first
         for photo in results["photos"]
     }
-    columns = [f"{photo}, half of its own load" for photo in results["photos"]]
+    columns = [f"{photo}, lone (p50)" for photo in results["photos"]]
+    columns += [f"{photo}, half of its own load" for photo in results["photos"]]
     rows = [["p50 / p99, ms", *columns, *(f"{photo}, {rate:.1f} requests/s" for photo, rate in rates.items())]]
     for system in _ordered(results):
-        own = [_latency(system["photos"][photo]["half_load"]) for photo in results["photos"]]
+        own = [_spread(system["photos"][photo]["lone_ms"], ".1f") for photo in results["photos"]]
+        own += [_latency(system["photos"][photo]["half_load"]) for photo in results["photos"]]
         rows.append([system["label"], *own, *(_latency(system["photos"][photo]["reference_load"]) for photo in rates)])
     return rows
 
@@ -100,18 +107,23 @@ def costs(results: dict[str, Any]) -> list[list[str]]:
 
 
 def _ceiling(results: dict[str, Any]) -> list[str]:
-    """Return which part of its engine's rate the stack reaches, and its rate on fewer cores."""
+    """Return which part of its engine's rate the stack reaches, its lone request, and its rate on fewer cores."""
     lines = []
-    for name, alone in results["engines_per_second"].items():
-        if name in results["systems"]:
-            system = results["systems"][name]
+    for engine, alone in results["engines"]["per_second"].items():
+        if engine in results["systems"]:
+            system = results["systems"][engine]
             whole = system["photos"]["224 px"]["per_second"]
             share = _spread((100 * a / b for a, b in zip(whole, alone, strict=True)), ".0f")
-            engine = f"{median(alone):.1f} images/s of its engine alone, as the model server runs it"
-            text = f"{system['label']}: {share} % of the {engine}, at 224 px"
+            lone_ms = [1000 / rate for rate in results["engines"]["alone"][engine]]
+            whole_ms = system["photos"]["224 px"]["lone_ms"]
+            more_ms = _spread((a - b for a, b in zip(whole_ms, lone_ms, strict=True)), ".1f")
+            text = (
+                f"{system['label']}, at 224 px: {share} % of the {median(alone):.1f} images/s of its engine, as the"
+                f" model server runs it; a lone request takes {more_ms} ms more than the engine's {median(lone_ms):.1f}"
+            )
             for cores, rates in results["fewer_cores_per_second"].items():
-                if name in rates:
-                    times = _spread((a / b for a, b in zip(whole, rates[name], strict=True)), ".2f")
+                if engine in rates:
+                    times = _spread((a / b for a, b in zip(whole, rates[engine], strict=True)), ".2f")
                     text += f"; {times} times what it answers with {cores} core(s) for everything"
             lines.append(text + ".")
     return lines
@@ -165,4 +177,4 @@ def draw_chart(results: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(tables(json.loads(RESULTS.read_text())))
+    print("\n\n".join(tables(json.loads(file.read_text())) for file in sorted(RESULTS.glob("*.json"))))

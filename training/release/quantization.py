@@ -148,9 +148,13 @@ def calibrate(content: bytes, pixels: NDArray[np.uint8]) -> Calibration:
 
 
 def _products(patches: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Return the sum of x xᵀ (g, n, n) over all x of all patches (p, g, n)."""
+    """Return the sum of x xᵀ (g, n, n) over all x of all patches (p, g, n).
+
+    It is exactly symmetric. Few photos leave it nearly singular, and then no inverse survives float32's small errors.
+    """
     x = np.concatenate(patches)
-    return np.einsum("pgi,pgj->gij", x, x, optimize=True).astype(np.float64)
+    products = np.einsum("pgi,pgj->gij", x, x, optimize=True).astype(np.float64)
+    return (products + products.swapaxes(1, 2)) / 2
 
 
 def quantize(content: bytes, calibration: Calibration, float_part: float) -> bytes:

@@ -101,6 +101,16 @@ def test_rounding_errors_cancel_on_the_photos(quantization: Any, groups: int, n:
     assert error(rounded) < 0.3 * error(np.round(weights / steps) * steps)
 
 
+def test_few_photos_suffice_for_many_weights(quantization: Any) -> None:
+    """1,152 weights on 64 positions of one photo, which hardly differ, are rounded too."""
+    random = np.random.default_rng(0)
+    x = random.exponential(2, (1, 1, 1152)) - 2 + random.normal(0, 0.3, (64, 1, 1152))
+    moments = quantization._products([np.maximum(x, 0).astype(np.float32)])
+    np.testing.assert_array_equal(moments, moments.swapaxes(1, 2))
+    weights = random.normal(size=(1, 2, 1152)).astype(np.float32)
+    np.testing.assert_allclose(quantization._round(weights, moments / 64), weights, atol=0.05)
+
+
 @pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D"])
 def test_patches_fit_the_weights(quantization: Any, fp32: bytes, kind: str) -> None:
     """Weights times patches is what the convolution gives, at each of the positions."""
