@@ -88,7 +88,7 @@ def latencies(results: dict[str, Any]) -> list[list[str]]:
     columns += [f"{photo}, half of its own load" for photo in results["photos"]]
     rows = [["p50 / p99, ms", *columns, *(f"{photo}, {rate:.1f} requests/s" for photo, rate in rates.items())]]
     for system in _ordered(results):
-        own = [_spread(system["photos"][photo]["lone_ms"], ".1f") for photo in results["photos"]]
+        own = [_lone(system["photos"][photo]) for photo in results["photos"]]
         own += [_latency(system["photos"][photo]["half_load"]) for photo in results["photos"]]
         rows.append([system["label"], *own, *(_latency(system["photos"][photo]["reference_load"]) for photo in rates)])
     return rows
@@ -109,18 +109,18 @@ def costs(results: dict[str, Any]) -> list[list[str]]:
 def _ceiling(results: dict[str, Any]) -> list[str]:
     """Return which part of its engine's rate the stack reaches, its lone request, and its rate on fewer cores."""
     lines = []
-    for engine, alone in results["engines"]["per_second"].items():
+    for engine, together in results["engines"]["per_second"].items():
         if engine in results["systems"]:
             system = results["systems"][engine]
             whole = system["photos"]["224 px"]["per_second"]
-            share = _spread((100 * a / b for a, b in zip(whole, alone, strict=True)), ".0f")
-            lone_ms = [1000 / rate for rate in results["engines"]["alone"][engine]]
-            whole_ms = system["photos"]["224 px"]["lone_ms"]
-            more_ms = _spread((a - b for a, b in zip(whole_ms, lone_ms, strict=True)), ".1f")
+            share = _spread((100 * a / b for a, b in zip(whole, together, strict=True)), ".0f")
             text = (
-                f"{system['label']}, at 224 px: {share} % of the {median(alone):.1f} images/s of its engine, as the"
-                f" model server runs it; a lone request takes {more_ms} ms more than the engine's {median(lone_ms):.1f}"
+                f"{system['label']}, at 224 px: {share} % of the {median(together):.1f} images/s of its engine, as the"
+                " model server runs it"
             )
+            if alone := results["engines"]["alone"].get(engine):
+                lone, engine_ms = _lone(system["photos"]["224 px"]), 1000 / median(alone)
+                text += f"; a lone request takes {lone} ms, of which its engine takes {engine_ms:.1f}"
             for cores, rates in results["fewer_cores_per_second"].items():
                 if engine in rates:
                     times = _spread((a / b for a, b in zip(whole, rates[engine], strict=True)), ".2f")
@@ -137,6 +137,11 @@ def _ordered(results: dict[str, Any]) -> list[dict[str, Any]]:
 def _spread(values: Iterable[float], form: str) -> str:
     values = list(values)
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def _lone(figures: dict[str, list[float]]) -> str:
+    """Return p50 of a lone request, which was not measured before November 29, 2026."""
+    return _spread(figures["lone_ms"], ".1f") if "lone_ms" in figures else "–"
 
 
 def _latency(rounds: list[dict[str, float] | None]) -> str:

@@ -35,12 +35,13 @@ def _flag(default: Any, help: str, lowest: float = 0, highest: float = MOST, cho
     return field(default=default, metadata=metadata)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _runs() -> int:
-    return min(_cores(), MOST_CORES_ALONE)
+    return min(cores(), MOST_CORES_ALONE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Settings:
         (), "gRPC's options as key=value, separated by commas, such as grpc.max_connection_age_ms"
     )
     grpc_max_threads: int = _flag(
-        lambda: 4 * _cores(), "requests to answer at a time; more are refused with RESOURCE_EXHAUSTED", 1
+        lambda: 4 * cores(), "requests to answer at a time; more are refused with RESOURCE_EXHAUSTED", 1
     )
     max_num_load_retries: int = _flag(5, "retries for a version that fails to load")
     load_retry_interval_micros: int = _flag(60_000_000, "microseconds before each retry")
@@ -74,7 +75,7 @@ class Settings:
         " fp32 the one that is faster here, which the first load of a version measures for 1.2 s",
         choices=ENGINES,
     )
-    engine_threads: int = _flag(lambda: _cores() // _runs(), "threads for one run of a model", 1)
+    engine_threads: int = _flag(lambda: cores() // _runs(), "threads for one run of a model", 1)
     engine_runs: int = _flag(lambda: _runs() + 1, "runs of a TFLite model at a time; each keeps its own copy of it", 1)
     drain_seconds: float = _flag(10.0, "seconds for requests to finish after SIGTERM")
     models: tuple[messages.ModelConfig, ...] = ()

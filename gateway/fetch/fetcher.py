@@ -16,6 +16,7 @@ import string
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
+from http import HTTPStatus
 from http.client import BadStatusLine, HTTPException
 from ipaddress import ip_address
 from threading import BoundedSemaphore, Thread
@@ -174,14 +175,14 @@ class Fetcher:
         """Return the body, or, as a str, where a redirect leads."""
         if reused := self._kept.take(url):
             with suppress(ConnectionError, BadStatusLine, ssl.SSLError):  # the host closed it, or sent no answer
-                return self._ask(reused, url, budget)
+                return self._ask(reused, url, budget, is_reused=True)
         kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
         connection = kind(str(url.host), url.port)
         connection.auto_open = 0  # or it would connect by itself, and look the host up again
         connection.sock = self._open(url, self._checked_addresses(url, budget), budget)
         return self._ask(connection, url, budget)
 
-    def _ask(self, connection: HTTPConnection, url: Url, budget: Budget) -> bytes | str:
+    def _ask(self, connection: HTTPConnection, url: Url, budget: Budget, *, is_reused: bool = False) -> bytes | str:
         """Ask on an open connection, as `_get`; then keep it for others, or close it."""
         agent, sock = self._settings.fetch_user_agent, cast(PlainSocket | TlsSocket, connection.sock)
         headers = {"User-Agent": agent, "Accept": "image/*, */*;q=0.1", "Accept-Encoding": "identity"}
@@ -192,6 +193,8 @@ class Fetcher:
             budget.allow(MAX_HEADER_BYTES, too_many)
             connection.request("GET", url.target, headers=headers, preload_content=False, decode_content=False)
             with closing(connection.getresponse()) as response:
+                if is_reused and response.status == HTTPStatus.REQUEST_TIMEOUT:  # it was sent before the request came
+                    raise ConnectionError("The host closed the connection")
                 answer = self._read(response, budget)
                 stays_open = response.closed and _is_framed(response)  # by the read, or it is not at its end
             if stays_open and connection.sock is not None:  # it is None where the host closes the connection

@@ -43,6 +43,11 @@ def build_convolutions(seed: int) -> keras.Model:
     return keras.Model(inputs, layers.Softmax()(x))
 
 
+def small(*top: keras.Layer) -> keras.Model:
+    """Return pixels 0-255 (n, 16, 16, 3) to what these layers make of them, scaled and flat."""
+    return keras.Sequential([keras.Input((16, 16, 3)), layers.Rescaling(1 / 255), layers.Flatten(), *top])
+
+
 def scored() -> Source:
     """Return a model that knows noise, and to which an image of one colour is unknown."""
     model, noise = build_convolutions(0), np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8)

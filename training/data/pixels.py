@@ -22,6 +22,7 @@ import contract.image
 from contract.disk import written_whole
 from contract.document import ImageSpec
 from contract.image import ImageError, decode
+from training.cores import CORES
 from training.data.folder import Dataset, Photo, read_folder
 from training.errors import DataError
 from training.progress import estimated
@@ -168,7 +169,7 @@ def _decode_all(
     skipped: dict[str, str] = {}
     digest = hashlib.sha256()
     # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
-    with written_whole(array) as draft, ThreadPoolExecutor(os.cpu_count()) as pool, draft.open("wb") as file:
+    with written_whole(array) as draft, ThreadPoolExecutor(CORES) as pool, draft.open("wb") as file:
         for position, result in zip(
             estimated(range(len(photos)), "Reading photos"), pool.map(read, photos), strict=True
         ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 
 from contract.document import ImageSpec
 from contract.image import open_image
+from training.cores import CORES
 from training.data.folder import Photo
 from training.data.pixels import load_pixels
 from training.explore.listing import Listed, Listing
@@ -78,7 +78,7 @@ def inspect(listing: Listing, cache: Path) -> Inspection:
     decoded = load_pixels(labelled, SPEC, cache)
     broken = {Path(path): reason for path, reason in decoded.skipped.items()}
     kept = [photo for photo in listing.photos if photo.path not in broken]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(CORES) as pool:
         photos = list(pool.map(_read, kept, decoded.images))
     return Inspection(listing, photos, decoded.images, broken, decoded.digest)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -16,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from training.cores import CORES
 from training.data.pixels import Pixels
 from training.fit import phases
 from training.fit.preset import Preset
@@ -24,7 +24,7 @@ from training.runs.unfinished import Unfinished
 # The first step also traces the graph, while two batches more than there are cores are read ahead. With only four
 # steps, the plan saw no augmentation.
 LEAST_STEPS = 4
-STEPS = max(16, 2 * ((os.cpu_count() or 1) + 2))
+STEPS = max(16, 2 * (CORES + 2))
 ENOUGH_S = 10.0  # after which the least suffice: augmentation takes little of long steps
 
 

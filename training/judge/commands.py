@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from training.cores import INTERPRETERS
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
 
@@ -45,7 +46,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         chosen.append(predictors.KerasRun(options.run))
     if options.model:
         version = (options.store, options.model, options.version, options.engine)
-        chosen.append(predictors.StoredVersion(*version, at_once=predictors.MOST_AT_ONCE))
+        chosen.append(predictors.StoredVersion(*version, at_once=INTERPRETERS))
     if options.gateway:
         chosen.append(predictors.Gateway(options.gateway))
     photos, console = Photos(options.folder, options.cache), Console(highlight=False)

@@ -20,6 +20,7 @@ from contract.document import DESCRIBE_SIGNATURE, IMAGES, Contract
 from contract.store import versions_of
 from serving.engines import open_engine
 from serving.errors import ServingError
+from training.cores import CORES
 from training.data.pixels import Pixels
 from training.errors import TrainingError
 from training.models.quiet import quiet
@@ -33,8 +34,6 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels (n, h, w, 3) to probabilities (n, k)."""
 Given = TypeVar("Given")
 _BATCH = 32
-CORES = os.cpu_count() or 1
-MOST_AT_ONCE = min(CORES, 16)  # batches by TFLite, whose interpreters take some 30 MB each
 _CONCURRENCY = 8  # requests at once, as in gateway.batch
 _TIMEOUT_S = 60.0
 # A busy gateway says when to come back. Asking again is safe: an answer changes nothing.

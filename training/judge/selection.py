@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from contract.document import ImageSpec
 from contract.image import ImageError, decode
+from training.cores import CORES
 from training.data.splits import class_name, split_of
 from training.errors import DataError
 from training.judge.predict import expand
@@ -86,7 +86,7 @@ def score(photos: Mapping[str, int | None], spec: ImageSpec, predict: Predict) -
     if len(chosen) > MOST_SCORED:
         chosen = sorted(random.Random(0).sample(chosen, MOST_SCORED))
     found: list[Scored] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(CORES) as pool:
         for start in estimated(range(0, len(chosen), _BATCH), f"Scoring {counted(len(chosen), 'photo')}"):
             batch = chosen[start : start + _BATCH]
             pixels = dict(zip(batch, pool.map(lambda path: _read(path, spec), batch), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 from tensorflow.lite.python.convert_phase import ConverterError
 
+from training.cores import INTERPRETERS, THREADS
 from training.models.frozen import freeze
 from training.models.quiet import quiet
 from training.progress import estimated
@@ -30,7 +30,6 @@ _Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels (n, h, w, 3) to features (n, c)."""
 
 _BATCH = 16  # photos of a task
-_MOST_INTERPRETERS = 16  # each takes some 30 MB
 
 
 def compute_features(model: keras.Model, *splits: NDArray[np.uint8]) -> list[Features]:
@@ -53,19 +52,22 @@ def _runner(model: keras.Model) -> tuple[_Run, int]:
 
     That is TFLite, which is four times as fast as Keras on a CPU, or else Keras.
     """
+
+    def by_keras(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        features: NDArray[np.float32] = model.predict_on_batch(pixels)
+        return features[: len(pixels)]  # where devices share the work, each predicts all, one after another
+
     if tf.config.list_physical_devices("GPU"):
-        return model.predict_on_batch, 1
-    cores = os.cpu_count() or 1
-    count = min(cores, _MOST_INTERPRETERS)
+        return by_keras, 1
     try:
         with quiet():
             frozen = freeze(model, *model.input_shape[1:3])
             content = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module()).convert()
-            interpreters = [Interpreter(model_content=content, num_threads=cores // count) for _ in range(count)]
+            interpreters = [Interpreter(model_content=content, num_threads=THREADS) for _ in range(INTERPRETERS)]
             for interpreter in interpreters:
                 interpreter.allocate_tensors()
     except (ConverterError, RuntimeError):  # an operation that TFLite lacks
-        return model.predict_on_batch, 1
+        return by_keras, 1
     idle = SimpleQueue[Any]()
     for interpreter in interpreters:
         idle.put(interpreter)
@@ -83,4 +85,4 @@ def _runner(model: keras.Model) -> tuple[_Run, int]:
             idle.put(interpreter)
         return np.stack(rows)
 
-    return run, count
+    return run, INTERPRETERS

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import h5py
 import keras
-import numpy as np
 from keras import layers
 
 from training.errors import WeightsError
 from training.models.catalogue import Architecture, with_preprocessing
+from training.models.outputs import of_one_output
 from training.words import counted
 
 _log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def load_model(path: Path, *, size_px: int | None = None, output: str | None = N
     shapes = [tuple(each.shape) for each in getattr(model, "inputs", None) or ()]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] != 3:
         raise WeightsError(f"Expected a model of one input (n, height, width, 3). Received: {shapes or 'none defined'}")
-    model = _of_one_output(_in_float32(model), output)
+    model = of_one_output(_in_float32(model), output)
     if None in model.input_shape[1:3]:
         if size_px is None:
             raise WeightsError("Expected --size, since the model's input leaves height and width open")
@@ -207,24 +207,6 @@ def copy_weights(source: keras.Layer, target: keras.Layer) -> None:
             layer.finalize_state()  # it computes with numbers that it made of its weights before
 
 
-def _of_one_output(model: keras.Model, name: str | None) -> keras.Model:
-    """Return a model with the output of a name, or with the only one."""
-    outputs = getattr(model, "output", None)  # a Sequential that was not called has none, but has `outputs`
-    if not isinstance(outputs, dict) or not all(isinstance(each, keras.KerasTensor) for each in outputs.values()):
-        outputs = {}
-        for each, tensor in zip(getattr(model, "output_names", [model.layers[-1].name]), model.outputs, strict=True):
-            # A layer that is used twice gives two outputs of one name.
-            outputs[each if each not in outputs else f"{each}:{len(outputs)}"] = tensor
-    if name is None and len(outputs) > 1:
-        shapes = ", ".join(f"{each} {tuple(tensor.shape)}" for each, tensor in outputs.items())
-        raise WeightsError(
-            f"Expected a model of one output, or for export --output with the name of one. Received: {shapes}"
-        )
-    if name is not None and name not in outputs:
-        raise WeightsError(f"Expected --output of: {', '.join(outputs)}. Received: {name}")
-    return keras.Model(model.inputs[0], outputs[name or next(iter(outputs))], name=model.name)
-
-
 def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
     """Load a file, and name every way in which that fails; Keras only warns of layers that stay random."""
     try:
@@ -249,49 +231,3 @@ def _loading(path: Path, load: Callable[[], Any], advice: str) -> Any:
             f"Expected {path} to load in Keras {keras.__version__}. Received: {reason}. {advice}"
         ) from exc
     return loaded
-
-
-def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
-    """Make a model end in probabilities (n, classes): add a softmax to linear outputs, turn one unit into two classes.
-
-    Raises:
-        WeightsError: The outputs do not fit the classes, or are not one choice among them.
-    """
-    if len(model.output_shape) != 2:
-        raise WeightsError(f"Expected class outputs (n, {classes}). Received: {model.output_shape}")
-    units = model.output_shape[-1]
-    activation = _last_activation(model)
-    x = model.outputs[0]
-    if units == 1:
-        if activation == "linear":
-            x = layers.Activation("sigmoid")(x)
-        elif activation != "sigmoid":
-            raise WeightsError(f"Expected a sigmoid or linear output of one unit. Received: {activation}")
-        x = layers.Concatenate(name="probabilities")([layers.Rescaling(-1.0, 1.0)(x), x])
-    elif activation == "linear":
-        if not _sums_to_one(model):
-            x = layers.Softmax(name="probabilities")(x)
-    elif activation != "softmax":
-        raise WeightsError(
-            f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
-        )
-    if x.shape[-1] != classes:
-        raise WeightsError(f"Expected as many classes as the model has outputs, {x.shape[-1]}. Received: {classes}")
-    return keras.Model(model.inputs[0], x, name=model.name)
-
-
-def _sums_to_one(model: keras.Model) -> bool:
-    """Check by running it whether linear outputs are probabilities already, such as an average of some."""
-    pixels = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:])).astype(np.float32)
-    outputs = np.asarray(model(pixels, training=False))
-    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-4))
-
-
-def _last_activation(model: keras.Model) -> str:
-    operation: Any = model
-    while isinstance(operation, keras.Model):
-        operation = operation.outputs[0]._keras_history.operation
-    name = type(operation).__name__.lower()
-    if name in ("softmax", "sigmoid"):
-        return name
-    return getattr(getattr(operation, "activation", None), "__name__", "linear")

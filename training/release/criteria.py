@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from contract.document import Contract, ImageSpec
 from contract.store import versions_of
+from training.cores import INTERPRETERS
 from training.data.folder import Photo
 from training.data.pixels import Photos
 from training.errors import DataError, ExportError, TrainingError
-from training.judge.predictors import MOST_AT_ONCE, Predict, StoredVersion, check_alike, in_batches
+from training.judge.predictors import Predict, StoredVersion, check_alike, in_batches
 from training.release.difference import measure_difference
 from training.release.quantization import CALIBRATION_PHOTOS, Limit
 from training.words import counted
@@ -52,7 +53,7 @@ class Criteria:
 
     def accuracy(self, predict: Predict, spec: ImageSpec) -> float:
         """Return the part of the held-out photos whose class a TFLite file gives the highest probability (n, k)."""
-        return self.accuracy_of(self.probabilities(predict, spec, MOST_AT_ONCE))
+        return self.accuracy_of(self.probabilities(predict, spec, INTERPRETERS))
 
     def accuracy_of(self, probabilities: NDArray[np.float32]) -> float:
         """Return the accuracy of probabilities (n, k) of the held-out photos."""
@@ -95,7 +96,7 @@ class Criteria:
             _log.info(f"Nothing to compare with: {store} has no version of {contract.model!r} yet")
             return {}
         try:
-            last = StoredVersion(store, contract.model, None, "tflite", MOST_AT_ONCE)
+            last = StoredVersion(store, contract.model, None, "tflite", INTERPRETERS)
             check_alike([(last.title, last.contract), ("the new version", contract)])
             before = last.predict(self.photos.pixels(self.held_out, last.contract.image)).probabilities
         except TrainingError as exc:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from contract.document import (
 )
 from serving.engines import TFLITE_FILES, open_engine
 from serving.errors import ServingError
+from training.cores import CORES
 from training.errors import ExportError
 from training.models.frozen import freeze
 from training.release import quantization, tflite
@@ -130,7 +130,7 @@ class _Files:
 
     def _check(self, name: str, described: Contract) -> None:
         try:
-            engine = open_engine(self.path, name, os.cpu_count() or 1)
+            engine = open_engine(self.path, name, CORES)
         except ServingError as exc:
             raise ExportError(f"The {name} file does not load: {exc}") from exc
         if Contract.from_json(answers.describe(engine.run)) != described:

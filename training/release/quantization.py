@@ -20,7 +20,6 @@ clothing and trash, since it rounds no convolutions on photos. It also needs one
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +33,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from contract.document import DESCRIBE_SIGNATURE, IMAGES
 from serving.errors import ServingError
+from training.cores import CORES
 from training.judge.predictors import Predict
 from training.models.quiet import quiet
 from training.progress import estimated
@@ -120,7 +120,7 @@ def calibrate(content: bytes, pixels: NDArray[np.uint8]) -> Calibration:
     convolutions = [operation for operation in model.operations if model.is_small_convolution(operation)]
     interpreter = Interpreter(
         model_content=content,
-        num_threads=os.cpu_count(),
+        num_threads=CORES,
         experimental_preserve_all_tensors=True,
         # XNNPACK keeps what lies between its operations to itself.
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from contract.document import Aspect, Contract, Filter, ImageSpec, new_identity
 from training.errors import ExportError, WeightsError
 from training.models.catalogue import find_architecture, imagenet_classes
-from training.models.files import as_probabilities, load_file
+from training.models.files import load_file
 from training.models.novelty import with_score
+from training.models.outputs import as_probabilities
 from training.release.class_names import read_classes
 from training.release.criteria import Criteria
 from training.release.export import export

@@ -18,8 +18,9 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from contract import answers
 from contract.document import DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
 from serving.engines import TFLITE_FILES, open_engine
+from training.cores import INTERPRETERS, THREADS
 from training.errors import ExportError
-from training.judge.predictors import CORES, MOST_AT_ONCE, Predict
+from training.judge.predictors import Predict
 from training.models.quiet import quiet
 
 _FILE_IDENTIFIER = b"TFL3"  # Source: file_identifier of TensorFlow Lite's schema
@@ -50,7 +51,7 @@ def runner(content: bytes) -> Callable[[NDArray[np.uint8]], Mapping[str, NDArray
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / TFLITE_FILES["tflite"]).write_bytes(content)
         with quiet():
-            engine = open_engine(Path(scratch), "tflite", threads=CORES // MOST_AT_ONCE, runs=MOST_AT_ONCE)
+            engine = open_engine(Path(scratch), "tflite", threads=THREADS, runs=INTERPRETERS)
             answers.describe(engine.run)  # XNNPACK announces itself at the first run
     signature = next(name for name in engine.signatures if name != DESCRIBE_SIGNATURE)
     return lambda pixels: engine.run(signature, {IMAGES: pixels})

@@ -81,14 +81,18 @@ def test_a_host_that_closes_is_asked_again(listen: Listen, tells: bool) -> None:
     assert insider.connections == 0
 
 
+@pytest.mark.parametrize("last", [b"", http_answer(status="408 Request Timeout")], ids=["silent", "408"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_host_that_closes_as_it_is_asked_is_asked_again(listen: Listen, authority: trustme.CA, scheme: str) -> None:
+def test_a_host_that_closes_as_it_is_asked_is_asked_again(
+    listen: Listen, authority: trustme.CA, scheme: str, last: bytes
+) -> None:
     """It had not seen the request, or had not begun with an answer; a GET may be repeated."""
     tls = server_tls(authority, "photos.test") if scheme == "https" else None
     origin = listen(http_answer(PHOTO), tls=tls, keeps=True)
 
     def close(sock: socket.socket) -> None:
         origin.answer = http_answer(OTHER)
+        sock.sendall(last)
         raise OSError
 
     url = f"{scheme}://photos.test:{origin.port}/"

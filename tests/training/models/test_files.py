@@ -1,4 +1,4 @@
-"""training/models/files.py: Keras files of models and weights, and what their outputs mean."""
+"""training/models/files.py: Keras files of a whole model, or the weights of an architecture."""
 
 import json
 import zipfile
@@ -15,30 +15,14 @@ pytestmark = pytest.mark.tensorflow
 @pytest.fixture(scope="module", autouse=True)
 def tensorflow():
     """Import TensorFlow when a test of this file runs, so that collecting the others stays fast."""
-    global as_probabilities, catalogue, find_architecture, keras, layers, load_file
+    global catalogue, find_architecture, keras, layers, load_file, small
     import keras
     from keras import layers
 
+    from tests.programs.tiny_model import small
     from training.models import catalogue
     from training.models.catalogue import find_architecture
-    from training.models.files import as_probabilities, load_file
-
-
-@pytest.fixture
-def inputs():
-    """The input of a small model."""
-    return keras.Input((16, 16, 3))
-
-
-@pytest.fixture
-def pixels():
-    """Pixels 0-255, float32 (2, 16, 16, 3)."""
-    return np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
-
-
-def small(*top):
-    """Return a small model with these layers on top."""
-    return keras.Sequential([keras.Input((16, 16, 3)), layers.Rescaling(1 / 255), layers.Flatten(), *top])
+    from training.models.files import load_file
 
 
 def flat(*inputs):
@@ -105,24 +89,6 @@ def test_weights_of_another_size_are_released_at_it(weights_file, tmp_path, monk
     (source,) = released
     assert source.model.input_shape == (None, 96, 96, 3)
     assert (source.contract.image.height, source.contract.image.width) == (96, 96)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--weights imagenet --architecture efficientnet-lite0 --size 160", "no --size with --weights imagenet"),
-        ("--weights none --architecture plain-cnn --filter box --crop 0.9", "no --filter nor --crop with --weights"),
-        ("--weights imagenet --architecture VGG16 --classes c.txt", "no --classes with ImageNet weights"),
-        ("--run runs/a --architecture VGG16", "no --architecture with a run"),
-        ("--run runs/a --int8-drop 0.1", "no --int8-drop without --photos"),
-        ("--run runs/a --photos p --margin 0.1", "no --margin without --refuse-if-worse"),
-        ("--run runs/a --photos p --refuse-if-worse --replace-classes", "no --replace-classes with --refuse-if-worse"),
-    ],
-)
-def test_options_that_would_change_nothing_are_refused(options, message, capsys):
-    """Whoever gives one expects that it does."""
-    assert main(["export", "--name", "m", *options.split()]) == 1
-    assert f"Expected {message}" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -299,39 +265,6 @@ def test_other_precision_is_released_in_float32(tmp_path, pixels, policy, suffix
     np.testing.assert_allclose(run(loaded, pixels), np.float32(run(model, pixels / 255)), atol=0.01)
 
 
-@pytest.mark.parametrize("as_dict", [True, False])
-def test_one_of_several_outputs_is_chosen_by_its_name(tmp_path, inputs, pixels, as_dict):
-    """Without --output they are named, in a list by their layers, and in a dict by its keys."""
-    flat = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
-    colour, shape = (layers.Dense(3, activation="softmax", name=f"of_{name}")(flat) for name in ("colour", "shape"))
-    names = ("colour", "shape") if as_dict else ("of_colour", "of_shape")
-    model = keras.Model(inputs, {"colour": colour, "shape": shape} if as_dict else [colour, shape])
-    model.save(tmp_path / "two.keras")
-    with pytest.raises(WeightsError, match=rf"--output with .* Received: {names[0]} \(None, 3\), {names[1]} \(N"):
-        load_file(tmp_path / "two.keras", None, 3, "none")
-    with pytest.raises(WeightsError, match=f"--output of: {', '.join(names)}. Received: size"):
-        load_file(tmp_path / "two.keras", None, 3, "none", output="size")
-    loaded = load_file(tmp_path / "two.keras", None, 3, "none", output=names[1])
-    expected = keras.Model(inputs, shape)
-    np.testing.assert_allclose(run(as_probabilities(loaded, 3), pixels), run(expected, pixels), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("outputs", "named"),
-    [
-        (lambda a, b: {"first": [a], "second": {"x": b}}, r"head \(None, 3\), head:1 \(None, 3\)"),
-        (lambda a, b: [a, b], r"head \(None, 3\), head:1 \(None, 3\)"),
-    ],
-)
-def test_outputs_of_one_name_are_several(tmp_path, inputs, outputs, named):
-    """A layer that is used twice, in a list or nested: neither is released as if it were the only one."""
-    head = layers.Dense(3, activation="softmax", name="head")
-    model = keras.Model(inputs, outputs(*(head(layers.Flatten()(inputs * factor)) for factor in (1, 2))))
-    model.save(tmp_path / "twice.keras")
-    with pytest.raises(WeightsError, match=f"model of one output, .* Received: {named}"):
-        load_file(tmp_path / "twice.keras", None, 3, "none")
-
-
 def test_open_input_size_must_be_given(tmp_path):
     """A model without a size takes it from --size, and is refused without."""
     open_input = keras.Input((None, None, 3))
@@ -340,66 +273,3 @@ def test_open_input_size_must_be_given(tmp_path):
     assert load_file(tmp_path / "open.keras", None, 3, "none", size_px=20).input_shape == (None, 20, 20, 3)
     with pytest.raises(WeightsError, match="Expected --size"):
         load_file(tmp_path / "open.keras", None, 3, "none")
-
-
-# Outputs
-
-
-def as_two(yes):
-    """Return the probabilities of two classes, given those of the second."""
-    return np.concatenate([1 - yes, yes], axis=1)
-
-
-@pytest.mark.parametrize(
-    ("units", "activation", "expect"),
-    [
-        (3, "linear", lambda outputs: keras.ops.softmax(outputs)),
-        (1, "sigmoid", as_two),
-        (1, "linear", lambda outputs: as_two(keras.ops.sigmoid(outputs))),
-    ],
-)
-def test_outputs_become_probabilities(pixels, units, activation, expect):
-    """Logits get a softmax; one unit, sigmoid or linear, is the probability of the second of two classes."""
-    model = small(layers.Dense(units, activation=activation))
-    received = run(as_probabilities(model, max(units, 2)), pixels)
-    np.testing.assert_allclose(received, expect(run(model, pixels)), atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "average"])
-def test_probabilities_stay_as_they_are(inputs, pixels, kind):
-    """A model that ends in probabilities gets no second softmax, however it says so."""
-    logits = small(layers.Dense(3))(inputs)
-    softmax = small(layers.Dense(3, activation="softmax"))(inputs)
-    outputs = {
-        "Dense": lambda: layers.Dense(3, activation="softmax")(logits),
-        "Activation": lambda: layers.Activation("softmax")(logits),
-        "Softmax": lambda: layers.Softmax()(logits),
-        "operation": lambda: keras.ops.softmax(logits),
-        "nested": lambda: softmax,
-        "reshaped": lambda: layers.Reshape((3,))(softmax),
-        "average": lambda: layers.Average()([softmax, layers.Softmax()(logits)]),
-    }[kind]()
-    model = keras.Model(inputs, outputs)
-    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), run(model, pixels), rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("units", "activation", "classes", "message"),
-    [
-        (3, "sigmoid", 3, "one class an image. Received: sigmoid with 3 units"),
-        (3, "relu", 3, "Received: relu with 3 units"),
-        (1, "tanh", 2, "Received: tanh"),
-        (3, "softmax", 4, "as many classes as the model has outputs, 3. Received: 4"),
-        (1, "sigmoid", 1, "as many classes as the model has outputs, 2. Received: 1"),
-    ],
-)
-def test_outputs_that_are_no_choice_among_the_classes_are_refused(units, activation, classes, message):
-    """Several independent answers, other activations, and another number of classes."""
-    with pytest.raises(WeightsError, match=message):
-        as_probabilities(small(layers.Dense(units, activation=activation)), classes)
-
-
-def test_outputs_that_are_no_classes_are_refused(inputs):
-    """A feature map is not an answer."""
-    with pytest.raises(WeightsError, match=r"class outputs \(n, 3\). Received: \(None, 14, 14, 3\)"):
-        as_probabilities(keras.Model(inputs, layers.Conv2D(3, 3)(inputs)), 3)
