@@ -18,6 +18,7 @@ from PIL import Image
 from tests.programs.photos import encode
 from training.__main__ import main
 from training.fit import phases
+from training.models import features
 from training.models.catalogue import ARCHITECTURES, Architecture
 from training.release import sources
 from training.runs.unfinished import Progress
@@ -76,12 +77,18 @@ def _die_in_the_third(*_: Any, trainings: Iterator[int] = count(1)) -> float:  #
     return _die() if next(trainings) == 3 else 0.5
 
 
+def _not_by_tflite(*_: Any) -> NoReturn:
+    """Leave features to Keras, as with GPUs."""
+    raise RuntimeError
+
+
 if __name__ == "__main__":
     ARCHITECTURES |= {each.name: each for each in (SMALL, WITHOUT_NORM)}
     setattr(sources, "release", lambda *_, **__: None)  # noqa: B010, for mypy
     if sys.argv[1] == "two devices":
         halves = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+        setattr(features, "freeze", _not_by_tflite)  # noqa: B010
     elif sys.argv[1] == "in the third trial":
         setattr(folds.Folds, "accuracy", _die_in_the_third)  # noqa: B010
     else:
