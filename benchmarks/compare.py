@@ -5,9 +5,9 @@ system, measures it with every photo, stops it, and goes on to the next. So a sy
 start is measured too, and a machine with a drifting speed treats all alike. Ratios are taken within a round.
 
 At saturation, the clients ask as fast as answers come. Latency is measured with requests at even intervals, counted
-from when each was due. It is measured at half of the system's saturation in that round, and again at half of what this
-stack reached with TFLite fp32, if the system can keep up with that. And it is measured with one client that asks again
-as soon as it has an answer: a lone request.
+from when each was due. Their rate is half of the system's saturation in that round. Then it is half of what this stack
+reached with TFLite fp32, if the system can keep up with that. A lone request is one of a single client, which asks
+again as soon as it has an answer.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def describe(systems: list[System], window_s: float) -> dict[str, Any]:
             photo: {"width": size[0], "height": size[1], "bytes": len(draw(*size)), "clients": CLIENTS[photo]}
             for photo, size in PHOTOS.items()
         },
-        "engines": {"alone": {}, "per_second": {}},
+        "engines": {"one_at_a_time": {}, "together": {}},
         "systems": {
             system.name: {
                 "label": system.label,

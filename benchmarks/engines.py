@@ -25,7 +25,7 @@ import tensorflow as tf
 from contract.document import IMAGES, PREDICT_SIGNATURE
 from contract.store import versions_of
 from serving.engines import TFLITE_FILES, open_engine
-from serving.settings import Settings
+from serving.settings import Settings, cores
 from training.models.catalogue import find_architecture
 from training.release import quantization
 
@@ -36,7 +36,7 @@ ROUNDS, ROUND_S = 9, 1.0
 def main() -> None:
     """Measure at batch 1 and 8, and print a table for each."""
     version = versions_of(STORE, MODEL)[max(versions_of(STORE, MODEL))]
-    threads = os.cpu_count() or 1
+    threads = cores()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         engines = {
@@ -61,7 +61,7 @@ def main() -> None:
 def print_rates(version: Path) -> None:
     """Print images per second of each TFLite file of a version, run as the model server runs it, as JSON.
 
-    `alone` is with one image at a time, `per_second` with as many as run at a time.
+    `one_at_a_time` is with one image at a time, `together` with as many as the model server runs at a time.
     """
     settings = Settings.from_argv([f"--model_base_path={version.absolute().parent}"])
     engines = {
@@ -69,7 +69,7 @@ def print_rates(version: Path) -> None:
     }
     rates = {
         kind: {name: round(statistics.median(values), 2) for name, values in measured.items()}
-        for kind, clients in (("alone", 1), ("per_second", settings.engine_runs))
+        for kind, clients in (("one_at_a_time", 1), ("together", settings.engine_runs))
         for measured in [measure(engines, batch=1, rounds=3, clients=clients)]
     }
     print(json.dumps(rates))

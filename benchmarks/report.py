@@ -109,23 +109,23 @@ def costs(results: dict[str, Any]) -> list[list[str]]:
 def _ceiling(results: dict[str, Any]) -> list[str]:
     """Return which part of its engine's rate the stack reaches, its lone request, and its rate on fewer cores."""
     lines = []
-    for engine, together in results["engines"]["per_second"].items():
+    for engine, together in results["engines"]["together"].items():
         if engine in results["systems"]:
             system = results["systems"][engine]
             whole = system["photos"]["224 px"]["per_second"]
             share = _spread((100 * a / b for a, b in zip(whole, together, strict=True)), ".0f")
             text = (
                 f"{system['label']}, at 224 px: {share} % of the {median(together):.1f} images/s of its engine, as the"
-                " model server runs it"
+                " model server runs it."
             )
-            if alone := results["engines"]["alone"].get(engine):
-                lone, engine_ms = _lone(system["photos"]["224 px"]), 1000 / median(alone)
-                text += f"; a lone request takes {lone} ms, of which its engine takes {engine_ms:.1f}"
+            if lone := results["engines"]["one_at_a_time"].get(engine):
+                text += f" A lone request takes {_lone(system['photos']['224 px'])} ms,"
+                text += f" and an image by the engine alone {1000 / median(lone):.1f}."
             for cores, rates in results["fewer_cores_per_second"].items():
                 if engine in rates:
                     times = _spread((a / b for a, b in zip(whole, rates[engine], strict=True)), ".2f")
-                    text += f"; {times} times what it answers with {cores} core(s) for everything"
-            lines.append(text + ".")
+                    text += f" It answers {times} times as many as with {cores} core(s) for everything."
+            lines.append(text)
     return lines
 
 
@@ -177,7 +177,10 @@ def draw_chart(results: dict[str, Any], path: Path) -> None:
         axes.set_xlim(0, 1.25 * max(max(values) for values in rates))
         axes.spines[["top", "right"]].set_visible(False)
     machine = results["machine"]
-    figure.supxlabel(f"requests/s at saturation, {machine['cores']} cores for everything, {results['date']}", size=10)
+    figure.supxlabel(
+        f"requests/s at saturation, {machine['cores']} cores for everything, {name(results)}, {results['date']}",
+        size=10,
+    )
     figure.savefig(path)
 
 

@@ -193,7 +193,7 @@ class Fetcher:
             budget.allow(MAX_HEADER_BYTES, too_many)
             connection.request("GET", url.target, headers=headers, preload_content=False, decode_content=False)
             with closing(connection.getresponse()) as response:
-                if is_reused and response.status == HTTPStatus.REQUEST_TIMEOUT:  # it was sent before the request came
+                if is_reused and response.status == HTTPStatus.REQUEST_TIMEOUT:  # most likely of the time before
                     raise ConnectionError("The host closed the connection")
                 answer = self._read(response, budget)
                 stays_open = response.closed and _is_framed(response)  # by the read, or it is not at its end

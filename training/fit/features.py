@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -22,12 +23,17 @@ def frozen_features(model: keras.Model, *splits: Pixels) -> list[Features]:
     name = _digest(model)
     files = [photos.file.with_suffix(f".{name}.npy") for photos in splits]
     whole = {file: getattr(photos.images, "array", photos.images) for file, photos in zip(files, splits, strict=True)}
-    if missing := {file: images for file, images in whole.items() if not file.is_file()}:
+    if missing := {file: images for file, images in whole.items() if not _is_of(file, len(images))}:
         for file, features in zip(missing, compute_features(model, *missing.values()), strict=True):
             with written_whole(file) as draft, draft.open("wb") as opened:
                 np.save(opened, features)
     rows = [photos.images.positions if isinstance(photos.images, Rows) else slice(None) for photos in splits]
     return [np.load(file, mmap_mode="r")[chosen] for file, chosen in zip(files, rows, strict=True)]
+
+
+def _is_of(file: Path, photos: int) -> bool:
+    """Tell whether a file has the features of so many photos; devices that share work once wrote those of more."""
+    return file.is_file() and len(np.load(file, mmap_mode="r")) == photos
 
 
 def _digest(model: keras.Model) -> str:

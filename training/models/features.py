@@ -55,7 +55,7 @@ def _runner(model: keras.Model) -> tuple[_Run, int]:
 
     def by_keras(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         features: NDArray[np.float32] = model.predict_on_batch(pixels)
-        return features[: len(pixels)]  # where devices share the work, each predicts all, one after another
+        return features[: len(pixels)]  # where devices share the work, each predicts all, and Keras joins what they say
 
     if tf.config.list_physical_devices("GPU"):
         return by_keras, 1

@@ -148,13 +148,9 @@ def calibrate(content: bytes, pixels: NDArray[np.uint8]) -> Calibration:
 
 
 def _products(patches: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Return the sum of x xᵀ (g, n, n) over all x of all patches (p, g, n).
-
-    It is exactly symmetric. Few photos leave it nearly singular, and then no inverse survives float32's small errors.
-    """
+    """Return the sum of x xᵀ (g, n, n) over all x of all patches (p, g, n)."""
     x = np.concatenate(patches)
-    products = np.einsum("pgi,pgj->gij", x, x, optimize=True).astype(np.float64)
-    return (products + products.swapaxes(1, 2)) / 2
+    return np.einsum("pgi,pgj->gij", x, x, optimize=True).astype(np.float64)
 
 
 def quantize(content: bytes, calibration: Calibration, float_part: float) -> bytes:
@@ -202,6 +198,8 @@ def _round(weights: NDArray[np.float32], moments: NDArray[np.float64]) -> NDArra
     widest = np.abs(left).argmax(axis=-1)
     fixed = 127 * np.sign(np.take_along_axis(left, widest[..., np.newaxis], axis=-1)[..., 0])
     steps = np.maximum(np.abs(left).max(axis=-1), 1e-9) / 127
+    # Symmetric to the last bit: those of few photos are nearly singular, and errors of float32 would ruin the inverse.
+    moments = (moments + moments.swapaxes(1, 2)) / 2
     damping = np.maximum(0.01 * np.trace(moments, axis1=1, axis2=2) / n, 1e-9)
     factor = np.linalg.cholesky(np.linalg.inv(moments + damping[:, np.newaxis, np.newaxis] * np.eye(n)))
     rounded, errors = np.zeros_like(left), np.zeros_like(left)

@@ -86,7 +86,7 @@ def test_a_host_that_closes_is_asked_again(listen: Listen, tells: bool) -> None:
 def test_a_host_that_closes_as_it_is_asked_is_asked_again(
     listen: Listen, authority: trustme.CA, scheme: str, last: bytes
 ) -> None:
-    """It had not seen the request, or had not begun with an answer; a GET may be repeated."""
+    """It had not seen the request, had not begun with an answer, or waited too long for one: a GET may be repeated."""
     tls = server_tls(authority, "photos.test") if scheme == "https" else None
     origin = listen(http_answer(PHOTO), tls=tls, keeps=True)
 
@@ -101,6 +101,14 @@ def test_a_host_that_closes_as_it_is_asked_is_asked_again(
     origin.answer = close
     assert fetcher.fetch(url) == OTHER
     assert (origin.connections, len(origin.requests)) == (2, 3)
+
+
+def test_a_host_that_is_slow_to_read_is_not_asked_again(listen: Listen) -> None:
+    """Its 408 on a new connection is its answer."""
+    origin = listen(http_answer(status="408 Request Timeout"), keeps=True)
+    with pytest.raises(FetchFailed, match="status 408"):
+        make_fetcher().fetch(f"http://photos.test:{origin.port}/")
+    assert origin.connections == 1
 
 
 @pytest.mark.parametrize(
