@@ -12,6 +12,7 @@ from training.errors import TrainingError
 from training.fit import phases
 from training.fit.preset import Preset
 from training.fit.rehearsal import rehearse
+from training.words import counted
 
 if TYPE_CHECKING:
     from training.fit.train import Data
@@ -63,5 +64,8 @@ def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Pla
         )
     count = f"all {most} epochs" if epochs >= most else f"about {epochs} of at most {most} epochs"
     plan = f"Plan for {minutes:g} minutes: {count} of {network.name} at {network.size_px} px, {epoch_s:.0f} s each"
+    if epochs >= most:  # more than the preset's do not help: see its comments
+        left_s = limit_s - speed.once_s - most * epoch_s
+        plan += f"; about {counted(math.ceil(minutes - left_s / 60), 'minute')} in all"
     _log.info(plan)
     return Plan(preset, limit_s, plan)
