@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from werkzeug import Request
 
-from gateway.errors import BadRequest, TooLarge
+from gateway.errors import BadRequest, GatewayError, TooLarge
 from gateway.settings import Settings
 
 EXPECTED = (
@@ -34,12 +34,12 @@ class Query:
     """What a request asks for.
 
     Attributes:
-        images: URLs to fetch, and encoded images that came with the request.
+        images: URLs to fetch, encoded images that came with the request, and in a list why one of them is none.
         is_list: Whether the answer is a list. The form decides it, not the number of images.
         top_k: The most predictions in each answer.
     """
 
-    images: list[Url | bytes]
+    images: list[Url | bytes | GatewayError]
     is_list: bool
     top_k: int
 
@@ -49,7 +49,7 @@ def read_query(request: Request, settings: Settings) -> Query:
 
     Raises:
         BadRequest: The request is none of the forms.
-        TooLarge: More images than allowed, or one with more bytes.
+        TooLarge: More images than allowed, or a single one with more bytes.
     """
     kind = request.mimetype
     top_k = _top_k(request.args.get("top_k", settings.top_k))
@@ -59,10 +59,16 @@ def read_query(request: Request, settings: Settings) -> Query:
         query = _read_files(request, top_k, settings)
     else:  # curl -d without a header says application/x-www-form-urlencoded, and means JSON
         query = _read_json(request.get_data(cache=False), top_k, settings)
-    for image in query.images:
-        if isinstance(image, bytes) and len(image) > settings.max_image_bytes:
-            raise TooLarge(f"Expected images of at most {settings.max_image_bytes:,} bytes. Received: {len(image):,}")
-    return query
+    images = [_within(settings.max_image_bytes, image) for image in query.images]
+    if not query.is_list and isinstance(images[0], GatewayError):
+        raise images[0]
+    return replace(query, images=images)
+
+
+def _within(most: int, image: Url | bytes | GatewayError) -> Url | bytes | GatewayError:
+    if isinstance(image, bytes) and len(image) > most:
+        return TooLarge(f"Expected images of at most {most:,} bytes. Received: {len(image):,}")
+    return image
 
 
 def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
@@ -97,13 +103,22 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
         raise BadRequest(f"Expected {form} to be text. Received: {_short(wrong[0])}")
     if form == "url" and values[0].startswith("data:"):
         raise BadRequest("Expected an http or https URL. Received a data: URL, which belongs in image.")
-    images = [Url(value) if form.startswith("url") else _from_base64(value) for value in values]
+    images: list[Url | bytes | GatewayError] = [
+        Url(value) if form.startswith("url") else _try_base64(value) for value in values
+    ]
     return Query(images, is_list, _top_k(body.get("top_k", top_k)))
 
 
 def _check_number(images: list[Any], settings: Settings) -> None:
     if len(images) > settings.max_images:
         raise TooLarge(f"Expected at most {settings.max_images} images in a request. Received: {len(images)}")
+
+
+def _try_base64(text: str) -> bytes | BadRequest:
+    try:
+        return _from_base64(text)
+    except BadRequest as error:
+        return error
 
 
 def _from_base64(text: str) -> bytes:

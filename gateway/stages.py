@@ -37,7 +37,9 @@ class Stages:
         self._decoding = Stage("decode", settings.decode_limit)
         self._max_pixels = settings.max_pixels
 
-    def fetch(self, images: Sequence[Url | bytes], deadline: float, held: Held) -> list[bytes | GatewayError]:
+    def fetch(
+        self, images: Sequence[Url | bytes | GatewayError], deadline: float, held: Held
+    ) -> list[bytes | GatewayError]:
         """Return the bytes of each image; those that came with the request are there already, and counted."""
 
         def fetch(url: Url) -> bytes:

@@ -103,13 +103,13 @@ def _status(ledger: Ledger, options: argparse.Namespace) -> int:
     for name, text in rows.items():
         if text:
             print(f"  {name:<12} {text}")
-    return _follow(options.gateway, release.serial) if release else DONE
+    return _follow(ledger, options.gateway, release.serial) if release else DONE
 
 
 def _try(ledger: Ledger, options: argparse.Namespace) -> int:
     mode: Mode = "shadow" if options.shadow else "share"
     change = ledger.try_version(options.version, mode, options.share or 1.0, reason=options.reason)
-    status = _finish(change, options.gateway, "End it with `promote` or `rollback`.")
+    status = _finish(ledger, change, options.gateway, "End it with `promote` or `rollback`.")
     return _watch(ledger, options) if options.watch and status == DONE else status
 
 
@@ -118,7 +118,7 @@ def _promote(ledger: Ledger, options: argparse.Namespace) -> int:
     hint = "Newer versions wait now until you try or promote them."
     if (previous := change.after.previous) is not None:
         hint = f"Version {previous} stays loaded, and `rollback` goes back to it."
-    return _finish(change, options.gateway, hint)
+    return _finish(ledger, change, options.gateway, hint)
 
 
 def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
@@ -127,7 +127,7 @@ def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
     hint = (
         f"The trial of version {trial.version} has ended." if trial else f"Before, version {change.after.previous} did."
     )
-    return _finish(change, options.gateway, hint)
+    return _finish(ledger, change, options.gateway, hint)
 
 
 def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
@@ -151,7 +151,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
     print(f"Version {watch.trial.version} {version}: {'; '.join(outcome.reasons)}.")
     if not outcome.change:
         return status
-    followed = _finish(outcome.change, options.gateway, "`history` has the reasons.")
+    followed = _finish(ledger, outcome.change, options.gateway, "`history` has the reasons.")
     return followed if outcome.is_good else status
 
 
@@ -167,7 +167,7 @@ def _report(ledger: Ledger, options: argparse.Namespace) -> int:
     return DONE
 
 
-def _finish(change: Change, gateways: Sequence[str], hint: str) -> int:
+def _finish(ledger: Ledger, change: Change, gateways: Sequence[str], hint: str) -> int:
     """Say what a change did, and wait for the gateways."""
     _warn(*change.notes)
     if change.before == change.after:
@@ -175,17 +175,17 @@ def _finish(change: Change, gateways: Sequence[str], hint: str) -> int:
     print(f"Release {change.after.serial}: {_describe(change.after)}. {hint}")
     if not gateways:
         print("Gateways follow within a second once the version is loaded; --gateway URL waits for them.")
-    return _follow(gateways, change.after.serial)
+    return _follow(ledger, gateways, change.after.serial)
 
 
-def _follow(gateways: Sequence[str], serial: int) -> int:
+def _follow(ledger: Ledger, gateways: Sequence[str], serial: int) -> int:
     """Wait for gateways, and name those that do not follow."""
     try:
         addresses = find_addresses(gateways)
     except Refused as exc:
         _warn(str(exc))
         return NOT_FOLLOWED
-    late = wait_until_followed(addresses, serial, FOLLOW_S)
+    late = wait_until_followed(addresses, ledger.home.name, serial, FOLLOW_S)
     _warn(*(f"{each} does not follow release {serial}: it {each.lag}." for each in late))
     if addresses and not late:
         print(f"Release {serial} is followed by {', '.join(map(str, addresses))}.")

@@ -80,13 +80,13 @@ def find_addresses(urls: Sequence[str]) -> list[Address]:
     return found
 
 
-def wait_until_followed(addresses: Sequence[Address], serial: int, wait_s: float) -> list[Address]:
-    """Wait until gateways follow a release; return those that do not in time."""
+def wait_until_followed(addresses: Sequence[Address], model: str, serial: int, wait_s: float) -> list[Address]:
+    """Wait until gateways follow a release of a model; return those that do not in time."""
     give_up = time.monotonic() + wait_s
     while True:
         for address in addresses:
             if address.answers < ANSWERS_IN_A_ROW:
-                _look(address, serial)
+                _look(address, model, serial)
         open_at = {each.url for each in addresses if not each.is_closed}
         late = [
             each
@@ -98,7 +98,7 @@ def wait_until_followed(addresses: Sequence[Address], serial: int, wait_s: float
         time.sleep(PAUSE_S)
 
 
-def _look(address: Address, serial: int) -> None:
+def _look(address: Address, model: str, serial: int) -> None:
     """Ask an address which release it follows."""
     address.is_closed = False
     try:
@@ -109,18 +109,20 @@ def _look(address: Address, serial: int) -> None:
     except (urllib3.exceptions.HTTPError, ValueError) as exc:  # of a key with a control character
         address.lag = f"does not answer: {exc}"
     else:
-        address.lag = _find_lag(response, serial)
+        address.lag = _find_lag(response, model, serial)
     address.answers = 0 if address.lag else address.answers + 1
 
 
-def _find_lag(response: urllib3.BaseHTTPResponse, serial: int) -> str:
+def _find_lag(response: urllib3.BaseHTTPResponse, model: str, serial: int) -> str:
     """Return why a gateway does not follow, by its answer; empty if it does."""
     try:
         health = json.loads(response.data)
-        release, error = health["release"], health["release_error"]
+        name, release, error = health["model"]["name"], health["release"], health["release_error"]
         followed = int(release["serial"]) if release else -1
     except (ValueError, KeyError, TypeError):
         return f"shows no release at /readyz, with status {response.status}; GATEWAY_KEY may be missing"
+    if name != model:
+        return f"serves another model, {name!r}"
     if followed >= serial:
         return ""
     return (f"follows release {followed}" if release else "follows no release") + (f": {error}" if error else "")

@@ -142,7 +142,8 @@ class Observation:
         trial = json.loads(_get(address, "/model")).get("trial") or {}
         if trial.get("version") != self._trial.version:
             health = json.loads(_get(address, "/readyz"))
-            reason = health.get("release_error") or "it has not begun"
+            name = health.get("model", {}).get("name")
+            reason = health.get("release_error") or f"it has not begun for the model {name!r} there"
             raise _NoAnswer(f"does not try version {self._trial.version}: {reason}")
         if not self.contract:
             try:

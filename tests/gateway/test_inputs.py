@@ -55,6 +55,16 @@ def test_a_list_answers_in_order_each_with_its_result_or_its_own_error(gateway: 
     assert len(body["results"][1]["predictions"]) == 1
 
 
+def test_what_is_no_image_in_a_list_spoils_no_other(gateway_with: Callable[..., FlaskClient]) -> None:
+    """Text that is not base64, a URL in the wrong place, too many bytes: each has its error, alone a 400 or 413."""
+    good, bad = base64.b64encode(IMAGE).decode(), ["a!", "http://a/", base64.b64encode(IMAGE * 2).decode()]
+    client, codes = gateway_with(max_image_bytes=len(IMAGE)), ["bad_request", "bad_request", "too_large"]
+    results = client.post("/predict", json={"images": [*bad, good]}).get_json()["results"]
+    assert [result.get("error", {}).get("code") for result in results] == [*codes, None]
+    for text, code in zip(bad, codes, strict=True):
+        assert_problem(client.post("/predict", json={"image": text}), 413 if code == "too_large" else 400, code)
+
+
 def test_a_list_of_failures_is_an_answer_too(gateway: FlaskClient) -> None:
     """Nothing is sent to the model, and each item has its error."""
     body = gateway.post("/predict", json={"images": ["AAAA", "BBBB"]}).get_json()

@@ -125,7 +125,7 @@ def _check_classes(classes: Sequence[str], folder: Path) -> None:
     if len(classes) < 2:
         raise DataError(
             f"Expected a folder for each class in {folder}, two or more, each with photos"
-            f" ({', '.join(SUFFIXES)}). Received: {', '.join(classes) or 'no folder'}"
+            f" ({', '.join(SUFFIXES)}). Received: {', '.join(classes) or 'no folder with photos'}"
         )
     if read_like_splits(classes):
         raise DataError(

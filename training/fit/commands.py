@@ -126,7 +126,7 @@ def run_train(options: argparse.Namespace) -> int:
         plan = make_plan(preset, data, minutes, started) if minutes else Plan(preset)
     run = train_with(data, plan, tracking=tracking, first=first)
     status = _track(run, tracking, options.track)
-    best = _better(run, first)
+    best = _better(run, first, released)
     return (0 if best == released else _release(best, options)) or status
 
 
@@ -142,7 +142,7 @@ def _minutes(options: argparse.Namespace) -> float | None:
     return minutes
 
 
-def _better(run: Path, first: Path | None) -> Path:
+def _better(run: Path, first: Path | None, released: Path | None) -> Path:
     """Return the run that is more accurate on validation; of equals, the one that gives the right classes more."""
     from training.runs.folder import Run
 
@@ -152,9 +152,11 @@ def _better(run: Path, first: Path | None) -> Path:
     names = ("validation_accuracy", "validation_log_loss")
     (accuracy, loss), (accuracy_before, loss_before) = ([each[name] for name in names] for each in (now, before))
     best = run if (accuracy, -loss) > (accuracy_before, -loss_before) else first
+    kept = "stays" if first == released else "is released in place of it"
     _log.info(
         f"{'Better' if best == run else 'Not better'} than the first version: accuracy {accuracy:.4f} on validation,"
         f" before {accuracy_before:.4f}; log loss {loss:.3f}, before {loss_before:.3f}"
+        + ("" if best == run else f". The first version {kept}")
     )
     return best
 

@@ -106,7 +106,7 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
         accuracy=_accuracy(int((predicted == labels).sum()), len(labels)),
         top_5=_top_5(probabilities, labels) if probabilities.shape[1] > 5 else None,
         macro_f1=macro_f1,
-        log_loss=float(-np.log(np.maximum(of_label, 1e-7)).mean()),
+        log_loss=float(np.log(1 / np.maximum(of_label, 1e-7)).mean()),  # 0, not -0, where all are certain
         calibration_error=sum(each.photos * abs(each.accuracy - each.confidence) for each in reliability) / len(labels),
         classes=[
             ClassFigures(names[index], int(count), *map(float, row))

@@ -63,8 +63,9 @@ def name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", find)
 
 
-def follows(serial: int, error: str | None = None) -> dict[str, object]:
-    return {"status": "ready", "release": {"serial": serial} if serial else None, "release_error": error}
+def follows(serial: int, error: str | None = None, model: str = "clothing") -> dict[str, object]:
+    release = {"serial": serial} if serial else None
+    return {"status": "ready", "model": {"name": model}, "release": release, "release_error": error}
 
 
 @pytest.mark.processes
@@ -80,7 +81,7 @@ def test_it_waits_for_every_worker_of_a_real_gateway(
     }
     monkeypatch.setattr(command, "FOLLOW_S", 5.0)
     monkeypatch.setenv("GATEWAY_KEY", "schlüssel")
-    with gateway(server.address, "tiny", **settings) as running:
+    with gateway(server.address, "clothing", **settings) as running:
         url = f"http://127.0.0.1:{running.port}"
         assert f"Release 1 is followed by {url}." in store.do("promote", "1", "--gateway", url)
         assert f"Release 2 is followed by {url}." in store.do("try", "2", "--share", "10%", "--gateway", f"{url}/")
@@ -108,6 +109,15 @@ def test_every_address_of_a_name(store: Store, serve: Serve, name: None, monkeyp
         f"http://gateways.test:{port}/prefix (127.0.0.2) does not follow release 1:"
         " it follows no release: it is no document.\n"
     )
+
+
+def test_a_gateway_of_another_model(store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It follows no release of this one, whatever number it follows."""
+    monkeypatch.setattr(command, "FOLLOW_S", 0.1)
+    url = f"http://127.0.0.1:{serve(lambda path: follows(7, model='waste'))}"
+    status, out, err = store.run("promote", "1", "--gateway", url)
+    assert status == 3 and "is followed by" not in out
+    assert err == f"{url} does not follow release 1: it serves another model, 'waste'.\n"
 
 
 def test_one_worker_that_lags(store: Store, serve: Serve) -> None:

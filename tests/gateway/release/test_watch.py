@@ -79,7 +79,9 @@ class Gateway:
             self.at_look(self)
             return generate_latest(self.counted.registry)
         if path == "/readyz":
-            return json.dumps({"release": release, "release_error": self.refuses or None}).encode()
+            return json.dumps(
+                {"model": {"name": "clothing"}, "release": release, "release_error": self.refuses or None}
+            ).encode()
         trial = release["trial"] if not self.refuses else None
         described = {"version": 2, "contract": {**CONTRACT.to_dict(), "golden": None}} if trial else None
         return json.dumps({"version": 1, "trial": described}).encode()
@@ -368,7 +370,7 @@ def test_a_real_gateway(store: Store, golden: list[bytes], mode: list[str], is_b
     server, photos = FakeModelServer(versions), [encode(photo(seed=seed)) for seed in range(20)]
     settings = {"GATEWAY_WORKERS": "2", "GATEWAY_RELEASE_FILE": str(store.home / "release.json")}
     store.do("promote", "1")
-    with run_gateway(server.address, "tiny", **settings) as running, clients(running.port, photos):
+    with run_gateway(server.address, "clothing", **settings) as running, clients(running.port, photos):
         url = f"http://127.0.0.1:{running.port}"
         asked = "--watch", "--promote-after", "20", "--within", "60s", "--gateway", url
         status, out, err = store.run("try", "2", *mode, *asked)

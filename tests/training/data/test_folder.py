@@ -268,7 +268,7 @@ def test_missing_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ({"": {}}, "a folder for each class .* Received: no folder"),
+        ({"": {}}, "a folder for each class .* Received: no folder with photos"),
         ({"": {"cat": 3}}, "two or more.* Received: cat"),
         ({"": {"cat": 3, "dog": 0}}, "Received empty folders: dog"),
         ({"": {"cat": 3, "dog": 2}}, "at least 3 photos in each class.* Received 2 in .*dog"),
