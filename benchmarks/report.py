@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -34,6 +35,22 @@ def _on_one_line(innermost: re.Match[str]) -> str:
         re.sub(r"\n *", " ", innermost[0]).replace("[ ", "[").replace("{ ", "{").replace(" ]", "]").replace(" }", "}")
     )
     return line if len(line) < MAX_LINE else innermost[0]
+
+
+def stored() -> dict[str, dict[str, Any]]:
+    """Return all stored results, by their name."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+
+
+def medians(several: dict[str, dict[str, Any]]) -> str:
+    """Return requests per second of several results side by side, as a table in Markdown; each is of one machine."""
+    first, rates = next(iter(several.values())), defaultdict[str, list[str]](list)
+    for results in several.values():
+        for system in results["systems"].values():
+            rates[system["label"]] += [f"{median(each['per_second']):.0f}" for each in system["photos"].values()]
+    columns = [f"{name}, {photo}" for name in several for photo in first["photos"]]
+    rows = [[system["label"], *rates[system["label"]]] for system in _ordered(first)]
+    return _table([["requests/s", *columns], *rows])
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -185,4 +202,4 @@ def draw_chart(results: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    print("\n\n".join(tables(json.loads(file.read_text())) for file in sorted(RESULTS.glob("*.json"))))
+    print("\n\n".join([medians(stored()), *map(tables, stored().values())]))

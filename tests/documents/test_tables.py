@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import fields
 
@@ -34,12 +33,13 @@ def test_each_setting_has_its_row() -> None:
     assert [line for line in PAGES["docs/settings.md"].splitlines() if line.startswith(f"| `{PREFIX}")] == rows
 
 
-def test_the_benchmark_rows_are_the_stored_measurement() -> None:
-    """Each row that begins as the measurement's rows do is one of them."""
-    results = json.loads(report.RESULTS.read_text(encoding="utf-8"))
-    labels = tuple(f"| {each['label']} |" for each in results["systems"].values())
+def test_the_benchmark_rows_are_the_stored_measurements() -> None:
+    """Each row that begins as the rows of a processor with VNNI and of one without do is one of them."""
+    stored = report.stored()
+    assert list(stored) == ["vnni", "without-vnni"] == [report.name(each) for each in stored.values()]
+    labels = tuple(f"| {each['label']} |" for each in stored["vnni"]["systems"].values())
     rows = [line for line in README if line.startswith(labels)]
-    assert len(rows) > 5 and all(row in report.tables(results).splitlines() for row in rows)
+    assert len(rows) > 5 and all(row in report.medians(stored).splitlines() for row in rows)
 
 
 def test_the_error_tree_in_the_docstring_is_the_code() -> None:

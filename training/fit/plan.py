@@ -59,8 +59,8 @@ def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Pla
     if epochs < 1:
         enough = math.ceil(minutes + (speed.once_s + epoch_s - limit_s) / 60)
         raise TrainingError(
-            f"Expected --minutes {enough} or more, as an epoch takes {epoch_s:.0f} s here. Received: {minutes:g}."
-            " What was released stays."
+            f"Expected --minutes {enough} or more, as an epoch takes {epoch_s:.0f} s here, and report and release up to"
+            f" {after_s:.0f} s. Received: {minutes:g}. What was released stays."
         )
     count = f"all {most} epochs" if epochs >= most else f"about {epochs} of at most {most} epochs"
     plan = f"Plan for {minutes:g} minutes: {count} of {network.name} at {network.size_px} px, {epoch_s:.0f} s each"
