@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from training.cores import INTERPRETERS
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
 
@@ -36,6 +35,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
+    from training.cores import INTERPRETERS
     from training.data.pixels import Photos
     from training.judge import predictors
     from training.judge.evaluate import evaluate

@@ -54,7 +54,7 @@ def trained(folder, small, tmp_path_factory):
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
     options = ["--architecture", small, "--epochs", "2", "--learning-rate", "0.02"]
     with redirect_stdout(StringIO()) as said, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.fit.commands._better", lambda run, _: run)  # three photos cannot decide that for sure
+        patch.setattr("training.fit.commands._better", lambda run, *_: run)  # three photos cannot decide that for sure
         status = main(["train", str(folder), "--name", "colours", *options, *places])
     return status, said.getvalue(), work
 
