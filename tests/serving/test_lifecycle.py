@@ -62,6 +62,7 @@ def start(store):
             messages.ModelConfig(name=name, base_path=str(home / name), model_version_policy=policy) for name in models
         ]
         lifecycle = Lifecycle(configs, load, **options)
+        lifecycle.poll()  # what lies there now is seen, whatever a test puts beside it next
         lifecycle.start()
         started.append(lifecycle)
         return lifecycle
