@@ -118,7 +118,7 @@ def _try_base64(text: str) -> bytes | BadRequest:
     try:
         return _from_base64(text)
     except BadRequest as error:
-        return error
+        return BadRequest(error.detail)  # one without a traceback, whose frames would keep the body
 
 
 def _from_base64(text: str) -> bytes:

@@ -88,7 +88,8 @@ class Stage:
             try:
                 return work(item)
             except GatewayError as error:
-                return error
+                error.__cause__ = error.__context__ = None
+                return error.with_traceback(None)  # its frames would keep the images
             finally:
                 self._places.release()
 

@@ -60,11 +60,12 @@ class Observation:
     The names of gateways are looked up at each look, because a cluster replaces Pods. What one counted still counts.
     """
 
-    def __init__(self, gateways: Sequence[str], trial: Trial, *, is_first: bool) -> None:
+    def __init__(self, gateways: Sequence[str], model: str, trial: Trial, *, is_first: bool) -> None:
         """Begin to observe.
 
         Args:
             gateways: Their URLs.
+            model: The name of the model that they serve.
             trial: What is tried.
             is_first: Whether the version was never tried before. If it was, only what is counted from now on counts.
 
@@ -73,7 +74,7 @@ class Observation:
         """
         self._gateways, self._seen = gateways, dict[tuple[str, str], _Seen]()
         self._present = self._find()
-        self._trial, self._is_first = trial, is_first
+        self._model, self._trial, self._is_first = model, trial, is_first
         self.contract: Contract | None = None
 
     @property
@@ -139,11 +140,13 @@ class Observation:
         Raises:
             _NoAnswer: It does not, or does not answer.
         """
-        trial = json.loads(_get(address, "/model")).get("trial") or {}
+        shown = json.loads(_get(address, "/model"))
+        if (name := shown.get("name")) != self._model:
+            raise _NoAnswer(f"serves another model, {name!r}")
+        trial = shown.get("trial") or {}
         if trial.get("version") != self._trial.version:
             health = json.loads(_get(address, "/readyz"))
-            name = health.get("model", {}).get("name")
-            reason = health.get("release_error") or f"it has not begun for the model {name!r} there"
+            reason = health.get("release_error") or "it has not begun"
             raise _NoAnswer(f"does not try version {self._trial.version}: {reason}")
         if not self.contract:
             try:

@@ -54,7 +54,7 @@ class Watch:
         documents = (each.document for each in state.history.entries.values())
         earlier = (each.trial for each in documents if each and each.trial)
         is_first = not any(each.version == self.trial.version and each.serial != self.trial.serial for each in earlier)
-        self._observation = Observation(gateways, self.trial, is_first=is_first)
+        self._observation = Observation(gateways, ledger.home.name, self.trial, is_first=is_first)
         self._criteria: list[Criterion] = []
         self._said, self._said_at = "", -PROGRESS_S
         self._answers, self._quiet_looks, self._said_quiet = 0, 0, False

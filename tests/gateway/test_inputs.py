@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug import Request
 
+from gateway.errors import BadRequest
+from gateway.inputs import read_query
+from gateway.settings import Settings
 from tests.conftest import Origin
 from tests.gateway.test_app import assert_problem
 from tests.programs.model_server import FakeModelServer
@@ -63,6 +67,13 @@ def test_what_is_no_image_in_a_list_spoils_no_other(gateway_with: Callable[..., 
     assert [result.get("error", {}).get("code") for result in results] == [*codes, None]
     for text, code in zip(bad, codes, strict=True):
         assert_problem(client.post("/predict", json={"image": text}), 413 if code == "too_large" else 400, code)
+
+
+def test_an_item_that_is_none_keeps_no_body() -> None:
+    """As in test_stages.py."""
+    request = Request.from_values(method="POST", json={"images": ["a!", "AAAA"]})
+    error, _ = read_query(request, Settings()).images
+    assert isinstance(error, BadRequest) and error.__traceback__ is None and error.__context__ is None
 
 
 def test_a_list_of_failures_is_an_answer_too(gateway: FlaskClient) -> None:

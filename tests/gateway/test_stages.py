@@ -52,6 +52,16 @@ def test_who_finds_no_place_in_time_is_refused() -> None:
     slow.join()
 
 
+def test_the_errors_of_a_list_keep_no_images() -> None:
+    """A traceback's frames hold what a request brought, and the errors themselves, until a collection."""
+
+    def work(item: bytes) -> bytes:
+        raise Overloaded("no") from ValueError(item)
+
+    errors = Stage("decode", 2).map(work, [b"a", b"b"], time.monotonic() + 10)
+    assert [(each.__traceback__, each.__cause__, each.__context__) for each in errors] == [(None, None, None)] * 2  # type: ignore[union-attr]
+
+
 def test_a_request_that_has_ended_keeps_nothing() -> None:
     """A fetch may go on in its thread after its request ended by a defect."""
     room = Room(1000)

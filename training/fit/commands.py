@@ -152,11 +152,11 @@ def _better(run: Path, first: Path | None, released: Path | None) -> Path:
     names = ("validation_accuracy", "validation_log_loss")
     (accuracy, loss), (accuracy_before, loss_before) = ([each[name] for name in names] for each in (now, before))
     best = run if (accuracy, -loss) > (accuracy_before, -loss_before) else first
-    kept = "stays" if first == released else "is released in place of it"
+    kept = "stays" if first == released else "is taken in place of it"
     _log.info(
         f"{'Better' if best == run else 'Not better'} than the first version: accuracy {accuracy:.4f} on validation,"
         f" before {accuracy_before:.4f}; log loss {loss:.3f}, before {loss_before:.3f}"
-        + ("" if best == run else f". The first version {kept}")
+        + ("" if best == run else f". {first.name} {kept}")
     )
     return best
 

@@ -65,11 +65,13 @@ class Gateway:
         home: The model's folder in the store.
         at_look: Called before each look at the counters.
         refuses: Why it does not try the version.
+        model: What it serves.
     """
 
     home: Path
     at_look: Callable[[Gateway], object] = lambda _: None
     refuses: str = ""
+    model: str = "clothing"
     counted: Counted = field(default_factory=Counted)
     url: str = ""
 
@@ -80,11 +82,11 @@ class Gateway:
             return generate_latest(self.counted.registry)
         if path == "/readyz":
             return json.dumps(
-                {"model": {"name": "clothing"}, "release": release, "release_error": self.refuses or None}
+                {"model": {"name": self.model}, "release": release, "release_error": self.refuses or None}
             ).encode()
         trial = release["trial"] if not self.refuses else None
         described = {"version": 2, "contract": {**CONTRACT.to_dict(), "golden": None}} if trial else None
-        return json.dumps({"version": 1, "trial": described}).encode()
+        return json.dumps({"name": self.model, "version": 1, "trial": described}).encode()
 
 
 @pytest.fixture
