@@ -250,6 +250,16 @@ def test_a_gateway_that_does_not_try_it_keeps_it_from_promotion(store: Store, ga
     assert "http://127.0.0.1:9 does not listen" in out
 
 
+def test_a_gateway_of_another_model_promotes_nothing(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """Though it tries a version of the same number, and counts its own requests."""
+    other = gateways(steadily())
+    other.model = "waste"
+    store.do("try", "2", "--shadow")
+    status, out, _ = store.run("watch", "--promote-after", "100", "--gateway", other.url, "--within", "0.3s")
+    assert status == 5 and store.document["stable"] == 1
+    assert f"{other.url} serves another model, 'waste'" in out
+
+
 def test_a_gateway_that_restarts_counts_on(store: Store, gateways: Callable[..., Gateway]) -> None:
     """What it counted before is not lost, and not counted twice."""
 
