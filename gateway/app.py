@@ -232,6 +232,7 @@ class Views:
 def answer_problem(error: Exception) -> Response:
     """Answer a failure."""
     problem = as_gateway_error(error)
+    error.__traceback__ = None  # a frame in it may have the error, and would keep the image until a collection
     g.code = problem.code
     response = jsonify(problem.problem())
     response.status_code = problem.status

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         left = [image for image in images if image not in table.answered]
         todo = [image for image in left if image not in merged]
         client = Client(options.gateway, options.top_k, options.concurrency, options.timeout) if todo else None
-        table.open()
+        table.open(left)
     except (OSError, ValueError) as exc:
         print(exc, file=sys.stderr)
         return NOT_STARTED

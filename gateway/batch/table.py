@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,16 +33,16 @@ class Table:
         """
         self.answered = set[str]()
         self._out, self._is_csv = out, out is not None and out.suffix == ".csv"
-        self._size_bytes = self._kept_bytes = 0
+        self._found = self._kept = b""
         if out and not out.absolute().parent.is_dir():
             raise ValueError(f"Expected --out in a folder that exists. Received: {out}")
         if out and out.is_file():
-            self._size_bytes, content = out.stat().st_size, _complete(out)
-            self._kept_bytes = len(content)
-            self.answered = {row["source"] for _, row in _rows_in(out, content) if not row.get("error")}
+            self._found = out.read_bytes()
+            self._kept = _complete(out, self._found)
+            self.answered = {row["source"] for _, row in _rows_in(out, self._kept) if not row.get("error")}
 
-    def open(self) -> None:
-        """Begin to append.
+    def open(self, asked: Sequence[str]) -> None:
+        """Begin to append, and drop the errors of the images that are asked about again.
 
         Raises:
             ValueError: Another run writes to the file.
@@ -54,14 +54,17 @@ class Table:
         self._file = self._out.open("ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_changed = self._file.tell() != self._size_bytes
+            is_changed = self._file.tell() != len(self._found)
         except BlockingIOError:
             is_changed = True
         if is_changed:
             self._file.close()
             raise ValueError(f"Another run writes to {self._out}. Wait for its end, or name another file")
-        self._file.truncate(self._kept_bytes)
-        if self._is_csv and not self._kept_bytes:
+        kept = _without_errors(self._out, self._kept, set(asked))
+        is_start = self._found.startswith(kept)
+        self._file.truncate(len(kept) if is_start else 0)
+        self._file.write(b"" if is_start else kept)
+        if self._is_csv and not kept:
             self.append([dict(zip(COLUMNS, COLUMNS, strict=True))])
 
     def close(self) -> None:
@@ -91,7 +94,8 @@ def read_answers(path: Path) -> dict[str, list[Row]]:
         OSError: It cannot be read.
     """
     answers: dict[str, list[Row]] = {}
-    for image, group in groupby(_rows_in(path, _complete(path)), key=lambda each: each[1]["source"]):
+    content = _complete(path, path.read_bytes())
+    for image, group in groupby(_rows_in(path, content), key=lambda each: each[1]["source"]):
         if rows := [row for _, row in group if not row.get("error")]:
             answers.setdefault(image, rows)
     return answers
@@ -134,9 +138,20 @@ def _rows_in(path: Path, content: bytes) -> Iterator[tuple[int, Row]]:
         raise ValueError(other) from exc
 
 
-def _complete(path: Path) -> bytes:
+def _without_errors(path: Path, content: bytes, images: Set[str]) -> bytes:
+    """Return a file's content without the rows that have an error of one of the images."""
+    rows = [(number, bool(row.get("error")) and row["source"] in images) for number, row in _rows_in(path, content)]
+    if not any(is_dropped for _, is_dropped in rows):
+        return content
+    lines = _lines(content)
+    kept, ends = lines[: rows[0][0]], [*(number for number, _ in rows[1:]), len(lines)]
+    for (start, is_dropped), end in zip(rows, ends, strict=True):
+        kept += [] if is_dropped else lines[start:end]
+    return "".join(kept).encode("utf-8", ANY_BYTES)
+
+
+def _complete(path: Path, content: bytes) -> bytes:
     """Return what is in a file, without the last image if a run was killed before all of its rows were there."""
-    content = path.read_bytes()
     end = b"\r\n" if path.suffix == ".csv" and b"\r\n" in content else b"\n"  # unlike a line break in a name
     kept = content[: content.rfind(end) + len(end)] if end in content else b""
     if path.suffix != ".csv":
@@ -147,5 +162,8 @@ def _complete(path: Path) -> bytes:
         others, first, count = count or others, rows[0][0], sum(not row.get("error") for _, row in rows)
     if len(kept) == len(content) and not 0 < count < others:
         return kept
-    lines = io.StringIO(kept.decode("utf-8", ANY_BYTES), newline="").readlines()
-    return "".join(lines[: max(first, 1)]).encode("utf-8", ANY_BYTES)  # the first line names the columns
+    return "".join(_lines(kept)[: max(first, 1)]).encode("utf-8", ANY_BYTES)  # the first line names the columns
+
+
+def _lines(content: bytes) -> list[str]:
+    return io.StringIO(content.decode("utf-8", ANY_BYTES), newline="").readlines()

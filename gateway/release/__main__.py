@@ -216,7 +216,8 @@ def _at(ledger: Ledger, options: argparse.Namespace) -> int:
     if state.by_hand and state.by_hand.time <= time:
         entry = state.by_hand
     document = entry.document if entry else None
-    print(f"{time.isoformat(' ', 'seconds')} ({time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC): {_describe(document)}.")
+    utc = f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    print(f"{time.isoformat(' ', 'seconds') + f' ({utc})' if time.utcoffset() else utc}: {_describe(document)}.")
     if entry:
         print(f"Since release {entry.serial}, {_when_and_why(entry)}.")
     return REFUSED if state.history.problems else DONE

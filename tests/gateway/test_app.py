@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import hashlib
 import json
 import re
@@ -19,7 +20,7 @@ from PIL import Image
 
 from contract.document import ImageSpec, Novelty
 from gateway.app import HEALTH_PATHS, create_app
-from gateway.errors import ModelUnavailable
+from gateway.errors import GatewayError, ModelUnavailable
 from gateway.model.versions import Versions
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
@@ -236,6 +237,18 @@ def test_a_defect_is_a_500_without_a_traceback(
     answer = gateway.post("/predict", json={"url": origin.add("red.png", RED)})
     assert_problem(answer, 500, "internal_error")
     assert "ZeroDivision" not in answer.get_data(as_text=True)
+
+
+@pytest.mark.parametrize("image", [base64.b64encode(b"no image").decode(), "no base64"])
+def test_an_error_keeps_no_image(gateway: FlaskClient, image: str) -> None:
+    """Nothing of a request is left once it is answered, though nobody collects garbage."""
+    gc.collect()
+    gc.disable()
+    try:
+        gateway.post("/predict", json={"image": image})
+        assert not [each for each in gc.get_objects() if isinstance(each, GatewayError)]
+    finally:
+        gc.enable()
 
 
 def test_the_newest_version_answers_with_its_own_size_and_classes(

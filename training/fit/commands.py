@@ -133,10 +133,10 @@ def run_train(options: argparse.Namespace) -> int:
 def _minutes(options: argparse.Namespace) -> float | None:
     """Return the minutes that a training may take, or None if only its epochs were given."""
     minutes: float | None = options.minutes
+    if options.first_only and (minutes, options.epochs) != (None, None):
+        raise TrainingError("Expected no --minutes or --epochs with --first-only, which takes about a minute")
     if minutes is None:
         return MINUTES if options.epochs is None else None
-    if options.first_only:
-        raise TrainingError("Expected no --minutes with --first-only, which takes about one")
     if not 0 < minutes < math.inf:
         raise TrainingError(f"Expected --minutes above 0. Received: {minutes:g}")
     return minutes

@@ -52,20 +52,25 @@ def test_a_name_of_any_characters_is_found_again(
     assert len(model_server.calls) == calls
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_second_run_asks_only_what_was_not_answered(
-    address: str, folder: Path, tmp_path: Path, model_server: FakeModelServer
+    address: str, folder: Path, tmp_path: Path, model_server: FakeModelServer, suffix: str
 ) -> None:
-    """Failures are tried again, answers are not."""
-    out = tmp_path / "out.jsonl"
-    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 3
+    """Failures are tried again, answers are not; each image stands in the file once, and others keep their error."""
+    out, other = tmp_path / f"out{suffix}", tmp_path / "a\nb.jpg"
+    other.write_bytes(b"no image")
+    ask = ["--gateway", address, "--out", str(out)]
+    for _ in range(2):
+        assert main([str(folder), str(other), *ask]) == 3
     (folder / "broken.jpg").write_bytes(encode(photo()))
     calls = len(model_server.calls)
-    assert main([str(folder), "--gateway", address, "--out", str(out)]) == 0
+    assert main([str(folder), *ask]) == 0
     assert len(model_server.calls) == calls + 1
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(lines) == 4
-    assert lines[-1]["source"] == str(folder / "broken.jpg")
-    assert lines[-1]["predictions"][0]["class"] in ("red", "green", "blue")
+    rows = read_csv(out) if suffix == ".csv" else [json.loads(line) for line in out.read_text().splitlines()]
+    names = ["a\nb.jpg", "a.jpg", "b.png", "broken.jpg"]
+    assert sorted(Path(row["source"]).name for row in rows) == names
+    assert [row["source"] for row in rows if row.get("error")] == [str(other)]
+    assert rows[-1]["source"] == str(folder / "broken.jpg")
 
 
 def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_path: Path) -> None:
@@ -139,14 +144,14 @@ def test_a_file_that_another_run_writes_is_left_alone(
     """A Pod that was replaced may not have ended yet."""
     out = tmp_path / "out.csv"
     table = Table(out)
-    table.open()
+    table.open([])
     assert main([str(folder), "--gateway", address, "--out", str(out)]) == 2
     assert f"Another run writes to {out}. Wait for its end" in capsys.readouterr().err
     late = Table(out)
     table.write("a.jpg", {"error": "bad_image", "detail": "It is broken"})
     table.close()
     with pytest.raises(ValueError, match="Another run"):
-        late.open()
+        late.open([])
     assert len(read_csv(out)) == 1
 
 

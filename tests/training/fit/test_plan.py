@@ -113,8 +113,9 @@ def test_minutes_that_are_too_few_for_an_epoch(
         said,
     )
     assert [run.name[-6:] for run in (tmp_path / "runs" / "colours").iterdir()] == ["-first"]
-    assert main([*command, "--minutes", "1", "--first-only"]) == 1
-    assert "Expected no --minutes with --first-only" in capsys.readouterr().err
+    for limit in ("--minutes", "--epochs"):
+        assert main([*command, limit, "1", "--first-only"]) == 1
+        assert "Expected no --minutes or --epochs with --first-only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
