@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from contract.answers import Outputs, most_probable
 from contract.image import DecodedImage
 from gateway import errors, openapi
-from gateway.errors import GatewayError, InternalError, Unauthorized, VersionGone
+from gateway.errors import GatewayError, InternalError, ModelFailed, ModelTimeout, Unauthorized, VersionGone
 from gateway.inputs import read_query
 from gateway.keys import Keys, Origins
 from gateway.memory import Held, Room
@@ -127,10 +127,10 @@ class Views:
                     outputs = self._model.predict(version, stack_pixels(decoded, version), limit)
             except VersionGone:  # a replica without that version; the next one may mean other pixels
                 continue
-            except GatewayError:
+            except GatewayError as exc:
                 if not active:
                     raise
-                failed = True
+                failed = isinstance(exc, ModelFailed | ModelTimeout)  # a busy server says nothing of the version
                 continue
             if tried and (active or failed):
                 self._metrics.trial_requests.labels(*tried.version.export, "failed" if failed else "answered").inc()

@@ -84,12 +84,13 @@ class Watch:
             if ended := self.ended():
                 return ended
             findings = self.look()
-            if reasons := self._reasons(findings):
-                why = f"Rolled back by watch: {'; '.join(reasons)}"
-                return Outcome(False, reasons, self._ledger.rollback(why, trial_serial=self.trial.serial))
-            if promote_after and self._has_seen(promote_after):
-                why = f"Promoted by watch after {self.progress}"
-                return Outcome(True, (self.progress,), self._ledger.promote(reason=why, trial_serial=self.trial.serial))
+            try:
+                if decided := self._decide(findings, promote_after):
+                    return decided
+            except Refused:
+                if ended := self.ended():  # since it was asked above
+                    return ended
+                raise
             self._say()
             self._say_if_quiet()
             if (left := give_up - time.monotonic()) <= 0:
@@ -98,6 +99,20 @@ class Watch:
         is_good = True if self.counts.photos and not promote_after else None
         hint = () if is_good else ("a process compares a photo twice at most, so it needs different ones",)
         return Outcome(is_good, (self.progress, *self.problems, *hint, "the trial goes on"))
+
+    def _decide(self, findings: Sequence[Finding], promote_after: int | None) -> Outcome | None:
+        """End the trial if there is enough evidence.
+
+        Raises:
+            Refused: Somebody else has ended it.
+        """
+        if reasons := self._reasons(findings):
+            why = f"Rolled back by watch: {'; '.join(reasons)}"
+            return Outcome(False, reasons, self._ledger.rollback(why, trial_serial=self.trial.serial))
+        if promote_after and self._has_seen(promote_after):
+            why = f"Promoted by watch after {self.progress}"
+            return Outcome(True, (self.progress,), self._ledger.promote(reason=why, trial_serial=self.trial.serial))
+        return None
 
     def ended(self) -> Outcome | None:
         """Return the outcome if somebody else ended the trial."""

@@ -40,7 +40,8 @@ class Trials:
     def record(self, active: ActiveTrial, *, failed: bool) -> None:
         """Count what the tried version was asked, and whether it failed where the stable version answered."""
         with self._lock:
-            self._begin(active.trial)
+            if active.trial.identity != self._counted:  # a slow request, or comparison, of an earlier trial
+                return
             self._counts[failed] += 1
             failures, requests = self._counts[True], self._counts.total()
             too_many = failures >= FAILURES_UNTIL_STOPPED and failures >= SHARE_UNTIL_STOPPED * requests

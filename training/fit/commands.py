@@ -125,9 +125,12 @@ def run_train(options: argparse.Namespace) -> int:
     with find_strategy(options.distribute, preset.recipe).scope():
         plan = make_plan(preset, data, minutes, started) if minutes else Plan(preset)
     run = train_with(data, plan, tracking=tracking, first=first)
-    status = _track(run, tracking, options.track)
     best = _better(run, first, released)
-    return (0 if best == released else _release(best, options)) or status
+    try:
+        status = 0 if best == released else _release(best, options)
+    finally:  # also of a run that is refused
+        tracked = _track(run, tracking, options.track)
+    return status or tracked
 
 
 def _minutes(options: argparse.Namespace) -> float | None:
@@ -170,6 +173,9 @@ def _track(run: Path, tracking: Tracking | None, name: str) -> int:
     except TrainingError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"Stopped; {name} may lack a part of {run}, and nothing else is left to do", file=sys.stderr)
+        return STOPPED
     _log.info(f"Sent the run to {name}")
     return 0
 

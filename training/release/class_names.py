@@ -85,10 +85,10 @@ def _of_json(document: Any) -> tuple[str, ...]:
         document = next(inside, document)
     if isinstance(document, list) and all(isinstance(name, str) for name in document):
         return tuple(document)
-    if isinstance(document, dict) and all(isinstance(name, str) for name in document.values()):
-        document = {name: number for number, name in document.items()}
     if isinstance(document, dict):
-        return _in_order([(name, str(number)) for name, number in document.items()])
+        is_by_number = all(isinstance(name, str) for name in document.values())
+        pairs = ((name, number) if is_by_number else (number, name) for number, name in document.items())
+        return _in_order([(name, str(number)) for name, number in pairs])
     raise ValueError("another JSON document")
 
 

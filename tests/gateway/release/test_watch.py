@@ -19,8 +19,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from contract.document import Contract, ImageSpec
 from gateway.release import observation, watch
+from gateway.release.evidence import Finding
 from gateway.release.gateways import Address
 from gateway.release.ledger import Ledger
+from gateway.release.watch import Watch
 from tests.gateway.release.conftest import Store
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
@@ -332,6 +334,24 @@ def test_somebody_else_may_end_the_trial(store: Store, gateways: Callable[..., G
         )
         found, out, _ = store.run("watch", *trial_of(gateway))
         assert found == status and f"Version 2 {said}: the trial was ended meanwhile by " in out
+
+
+def test_somebody_else_may_end_the_trial_as_the_watch_decides(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statuses are the same: 4 for a version that was rolled back, 0 for one that was promoted."""
+    gateway, look = gateways(steadily(100, disagrees=100)), Watch.look
+    for end, status in ((Ledger.rollback, 4), (Ledger.promote, 0)):
+
+        def look_and_end(self: Watch, end: Callable[[Ledger], object] = end) -> list[Finding]:
+            findings = look(self)
+            end(Ledger(store.home))
+            return findings
+
+        monkeypatch.setattr(Watch, "look", look_and_end)
+        store.do("try", "2", "--shadow")
+        found, out, _ = store.run("watch", *trial_of(gateway))
+        assert found == status and "the trial was ended meanwhile by " in out
 
 
 def test_a_report_shows_each_criterion(store: Store, gateways: Callable[..., Gateway]) -> None:

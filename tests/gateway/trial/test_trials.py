@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from contract.release import Trial
+from gateway.trial.trials import Trials
 from tests.gateway.trial.conftest import IMAGE, Tried
 from tests.programs.model_server import mean_colour
 
@@ -79,6 +80,28 @@ def test_failing_trial_costs_no_answer_and_stops(tried: Tried) -> None:
     tried.follow(share(serial=2))
     assert tried.count("gateway_trial_stopped") == 0
     assert tried.ask()["model"]["version"] == 2
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE])
+def test_a_busy_server_is_no_failure_of_the_tried_version(tried: Tried, status: grpc.StatusCode) -> None:
+    """It would be as busy for the stable version, which is asked next."""
+    tried.start(share())
+    tried.server.versions[2].fails = status
+    assert {tried.ask()["model"]["version"] for _ in range(6)} == {1}
+    assert tried.count("gateway_trial_stopped") == 0
+    assert b'gateway_trial_requests_total{identity="' not in tried.metrics.render()
+
+
+def test_what_an_earlier_trial_still_finds_counts_no_more(tried: Tried) -> None:
+    """A comparison takes seconds, and another trial may have begun, and stopped."""
+    tried.start(share())
+    trials = Trials(tried.model, tried.metrics)
+    earlier = trials.choose("a")
+    tried.follow(share(serial=2))
+    assert earlier and trials.choose("a")
+    for _ in range(5):
+        trials.record(earlier, failed=True)
+    assert trials.choose("a") and tried.count("gateway_trial_stopped") == 0
 
 
 def test_rare_failures_do_not_stop_a_trial(tried: Tried) -> None:

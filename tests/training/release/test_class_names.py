@@ -44,6 +44,12 @@ def test_each_form_is_read(tmp_path, name, text):
     assert read_classes(tmp_path / name) == ("cat", "dog", "elk")
 
 
+def test_two_classes_may_have_one_name(tmp_path):
+    """As crane and maillot do in ImageNet."""
+    (tmp_path / "labels.json").write_text('{"0": "crane", "1": "dog", "2": "crane"}')
+    assert read_classes(tmp_path / "labels.json") == ("crane", "dog", "crane")
+
+
 @pytest.mark.parametrize(
     "lines",
     [

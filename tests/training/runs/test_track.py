@@ -222,15 +222,21 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     monkeypatch.setattr("training.fit.train.read_data", lambda *_: None)
     monkeypatch.setattr("training.fit.train.train", train)
     monkeypatch.setattr("training.runs.track.find_tracker", lambda _: Broken)
-    released: list[Path] = []
+    released: list[object] = []
+    finish = Tracking.finish
+    monkeypatch.setattr(Tracking, "finish", lambda *given: (released.append("tracked"), finish(*given)))
     monkeypatch.setattr("training.release.sources.release", lambda source, *_, **__: released.append(source.run))
     monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, []))
     monkeypatch.setattr("training.fit.commands.read_chosen_criteria", lambda *_: None)
     assert main(["train", "photos", "--name", "clothing", "--epochs", "1", "--track", "mlflow"]) == 1
-    assert released == [run] and "The tracker did not take" in capsys.readouterr().err
+    assert released == [run, "tracked"] and "The tracker did not take" in capsys.readouterr().err
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tracking, "finish", stop)
+    assert main(["train", "photos", "--name", "clothing", "--epochs", "1", "--track", "mlflow"]) == 130
+    assert f"Stopped; mlflow may lack a part of {run}, and nothing else" in capsys.readouterr().err
 
     monkeypatch.setattr("training.release.sources.release", stop)
     assert main(["train", "photos", "--name", "clothing", "--epochs=1", "--refuse-if-worse", "--margin", "0.01"]) == 130
