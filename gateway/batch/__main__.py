@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from contract.photos import SUFFIXES, photos_in
 from gateway.batch.asking import NO_GATEWAY, PASSING, Client, gateway_url
-from gateway.batch.table import Row, Table, read_answers
+from gateway.batch.table import Table, is_answered, read_images
 
 ALL_ANSWERED, SOME_LEFT, NOT_STARTED, SOME_UNUSABLE = 0, 1, 2, 3
 STOPPED = "Stopped; run the same command to go on."
@@ -45,13 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not options.sources and not options.merge:
             raise ValueError("Expected a URL, an image, a folder, a list of them, or files to --merge. Received none")
-        merged = _read_parts(options.merge, options.out)
+        _check_parts(options.merge, options.out)
+        merged = read_images(options.merge)
         named = (image for source in options.sources for image in _expand(source))
         found = dict.fromkeys(named if options.sources else merged)
         images = [image for image in found if options.shard.has(image)]
         table = Table(options.out)
         left = [image for image in images if image not in table.answered]
-        todo = [image for image in left if image not in merged]
+        may_fail = not options.sources  # with sources, what failed is asked about
+        taken = [image for image in left if image in merged and (may_fail or is_answered(merged[image]))]
+        todo = [image for image in left if image not in set(taken)]
         client = Client(options.gateway, options.top_k, options.concurrency, options.timeout) if todo else None
         table.open(left)
     except (OSError, ValueError) as exc:
@@ -62,13 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             answered = f"{options.out} already answers {len(images) - len(left)} of {len(images)} images"
             print(f"{answered}; to ask about all of them, name another file", file=sys.stderr)
         if merged:
-            others = len(merged.keys() - found.keys())
+            others = sum(is_answered(merged[image]) for image in merged.keys() - found.keys())
             also = f"; the files answer {others} other images" if others else ""
-            print(f"{len(left) - len(todo)} taken over{also}", file=sys.stderr)
-        for image in left:
-            if image in merged:
-                table.append(merged[image])
-        return _ask(client, todo, table, options.concurrency) if client else ALL_ANSWERED
+            print(f"{len(taken)} taken over{also}", file=sys.stderr)
+        for image in taken:
+            table.append(merged[image])
+        if client:
+            return _ask(client, todo, table, options.concurrency)
+        errors = Counter(merged[image][0]["error"] in PASSING for image in taken if not is_answered(merged[image]))
+        if errors:
+            print(f"{errors.total()} of them failed", file=sys.stderr)
+        return _status(errors)
 
 
 def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) -> int:
@@ -90,6 +97,11 @@ def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) ->
             print(STOPPED, file=sys.stderr)
             return SOME_LEFT
     print(f"{len(todo) - errors.total()} answered, {errors.total()} failed", file=sys.stderr)
+    return _status(errors)
+
+
+def _status(errors: Counter[bool]) -> int:
+    """Return the exit status, by how many failed in a way that another run may not meet, and in other ways."""
     return SOME_LEFT if errors[True] else SOME_UNUSABLE if errors[False] else ALL_ANSWERED
 
 
@@ -110,16 +122,12 @@ def _expand(source: str) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _read_parts(parts: Sequence[Path], out: Path | None) -> dict[str, list[Row]]:
-    """Return the rows of each image that some files of other runs answer; the first file with it counts."""
-    suffix, rows = out.suffix if out else "", dict[str, list[Row]]()
+def _check_parts(parts: Sequence[Path], out: Path | None) -> None:
+    """Refuse files to merge that are not of the kind of the one that is written."""
     if parts and not out:
         raise ValueError("Expected --out with --merge, of the files' kind. Received none")
-    for part in parts:
-        if part.suffix != suffix:
-            raise ValueError(f"Expected files to merge that end in {suffix}, as --out does. Received: {part}")
-        rows = read_answers(part) | rows
-    return rows
+    if out and (other := [part for part in parts if part.suffix != out.suffix]):
+        raise ValueError(f"Expected files to merge that end in {out.suffix}, as --out does. Received: {other[0]}")
 
 
 def _table(text: str) -> Path:

@@ -24,8 +24,10 @@ RETRIES = urllib3.Retry(
     total=8, connect=2, status_forcelist=(503,), allowed_methods=("POST",), backoff_factor=0.2, raise_on_status=False
 )
 KEPT = ("model", "predictions", "unknown", "image")
-NO_GATEWAY = {"unreachable", "not_a_gateway", "unauthorized"}
-PASSING = NO_GATEWAY | {"overloaded", "model_unavailable", "model_timeout", "fetch_timeout", "internal_error"}
+NO_GATEWAY = {"unreachable", "not_a_gateway", "unauthorized", "not_found", "method_not_allowed"}
+PASSING = NO_GATEWAY | {
+    *("request_timeout", "fetch_timeout", "overloaded", "model_unavailable", "model_timeout", "internal_error")
+}
 """Errors that another run may not meet; the others are an image's own."""
 # In a request, as many as the gateway sends to the model at once: 113 photos/s in place of 86 with one, and the
 # benchmark's load reached 90 requests/s. TFLite fp32, 224 px, two cores without AVX-512.

@@ -7,12 +7,14 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence, Set
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from contract.disk import sync, written_whole
 from gateway.batch.asking import Answer
 
 ANY_BYTES = "surrogateescape"  # a file's name need not be UTF-8
@@ -51,19 +53,16 @@ class Table:
         if self._out is None:
             self._file: BinaryIO = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
             return
-        self._file = self._out.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_changed = self._file.tell() != len(self._found)
-        except BlockingIOError:
-            is_changed = True
-        if is_changed:
-            self._file.close()
-            raise ValueError(f"Another run writes to {self._out}. Wait for its end, or name another file")
+        self._file = file = _open_alone(self._out, len(self._found))
         kept = _without_errors(self._out, self._kept, set(asked))
-        is_start = self._found.startswith(kept)
-        self._file.truncate(len(kept) if is_start else 0)
-        self._file.write(b"" if is_start else kept)
+        if self._found.startswith(kept):
+            file.truncate(len(kept))
+        else:
+            with file, written_whole(self._out.resolve()) as draft:  # a kill must cost no answer
+                draft.write_bytes(kept)
+                shutil.copymode(self._out, draft)
+                sync(draft)
+            self._file = _open_alone(self._out, len(kept))
         if self._is_csv and not kept:
             self.append([dict(zip(COLUMNS, COLUMNS, strict=True))])
 
@@ -86,19 +85,26 @@ class Table:
         self._file.flush()
 
 
-def read_answers(path: Path) -> dict[str, list[Row]]:
-    """Return the rows of each image that the file of a run answers, once; those that failed are asked again.
+def read_images(paths: Sequence[Path]) -> dict[str, list[Row]]:
+    """Return the rows of each image in the files of some runs: its first answer, or its last error if there is none.
 
     Raises:
-        ValueError: No run wrote the file.
-        OSError: It cannot be read.
+        ValueError: No run wrote one of the files.
+        OSError: One cannot be read.
     """
-    answers: dict[str, list[Row]] = {}
-    content = _complete(path, path.read_bytes())
-    for image, group in groupby(_rows_in(path, content), key=lambda each: each[1]["source"]):
-        if rows := [row for _, row in group if not row.get("error")]:
-            answers.setdefault(image, rows)
-    return answers
+    found: dict[str, list[Row]] = {}
+    for path in paths:
+        content = _complete(path, path.read_bytes())
+        for image, group in groupby(_rows_in(path, content), key=lambda each: each[1]["source"]):
+            if not is_answered(found.get(image, [])):
+                rows = [row for _, row in group]
+                found[image] = [row for row in rows if not row.get("error")] or rows[-1:]
+    return found
+
+
+def is_answered(rows: Sequence[Row]) -> bool:
+    """Tell whether the rows of an image are predictions."""
+    return bool(rows) and not rows[0].get("error")
 
 
 def _rows_of(image: str, answer: Answer) -> list[Row]:
@@ -136,6 +142,24 @@ def _rows_in(path: Path, content: bytes) -> Iterator[tuple[int, Row]]:
                     yield number, row
     except (csv.Error, json.JSONDecodeError, KeyError, TypeError) as exc:
         raise ValueError(other) from exc
+
+
+def _open_alone(path: Path, size_bytes: int) -> BinaryIO:
+    """Open a file of a known size to append to it.
+
+    Raises:
+        ValueError: Another run writes to it, or has written.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_same = file.tell() == size_bytes and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except BlockingIOError:
+        is_same = False
+    if not is_same:
+        file.close()
+        raise ValueError(f"Another run writes to {path}. Wait for its end, or name another file")
+    return file
 
 
 def _without_errors(path: Path, content: bytes, images: Set[str]) -> bytes:

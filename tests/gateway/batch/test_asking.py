@@ -198,12 +198,15 @@ def test_the_pace_follows_the_gateway() -> None:
     assert pace.size == 2
 
 
-def test_a_run_without_a_gateway_stops(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another run may do better; a million lines that say so help nobody."""
+@pytest.mark.parametrize(("code", "status"), [("unauthorized", 401), ("not_found", 404)])
+def test_a_run_without_a_gateway_stops(
+    code: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another run may do better, with the right key or path; a million lines that say so help nobody."""
     (tmp_path / "urls.txt").write_text("\n".join(f"http://example.com/{i}.jpg" for i in range(500)))
-    refusal = Response(json.dumps({"code": "unauthorized", "detail": "Expected an API key."}), 401)
+    refusal = Response(json.dumps({"code": code, "detail": "Expected something else."}), status)
     with serving(Scripted(refusal)) as gateway:
         ask = [str(tmp_path / "urls.txt"), "--gateway", gateway, "--out", str(tmp_path / "out.jsonl")]
         assert main(ask) == 1
-    assert "Stopped; run the same command to go on. Expected an API key." in capsys.readouterr().err
+    assert "Stopped; run the same command to go on. Expected something else." in capsys.readouterr().err
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) < 100

@@ -73,6 +73,23 @@ def test_a_second_run_asks_only_what_was_not_answered(
     assert rows[-1]["source"] == str(folder / "broken.jpg")
 
 
+def test_a_full_disk_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a kill, while old errors are dropped from the file."""
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"source": "a.jpg", "error": "overloaded"}\n{"source": "b.jpg", "predictions": []}\n')
+    whole = out.read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr("gateway.batch.table.sync", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Table(out).open(["a.jpg"])
+    assert out.read_bytes() == whole
+    table = Table(out)
+    table.open(["a.jpg"])
+    table.write("a.jpg", {"predictions": []})
+    table.close()
+    assert [json.loads(line)["source"] for line in out.read_text().splitlines()] == ["b.jpg", "a.jpg"]
+
+
 def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_path: Path) -> None:
     """Half a line is dropped, and its image answered anew."""
     out = tmp_path / "out.jsonl"
@@ -119,6 +136,19 @@ def test_shards_are_merged_and_nothing_is_lost_or_repeated(
     assert sorted((row["source"], row["rank"]) for row in read_csv(whole)) == sorted(rows)
     assert main([str(photos / "1.png"), "--out", str(whole), *one_by_one]) == 0
     assert "0 taken over; the files answer 38 other images" in capsys.readouterr().err
+
+
+def test_a_merge_keeps_why_an_image_has_no_answer(address: str, folder: Path, tmp_path: Path) -> None:
+    """Unless another part answers it; the status says so, too."""
+    parts = [tmp_path / name for name in ("a.csv", "b.csv")]
+    assert main([str(folder), "--gateway", address, "--out", str(parts[0])]) == 3
+    merge = ["--out", str(tmp_path / "all.csv"), "--merge", *map(str, parts)]
+    main([str(folder / "a.jpg"), "--gateway", address, "--out", str(parts[1])])
+    assert main(merge) == 3
+    assert [row["error"] for row in read_csv(tmp_path / "all.csv")].count("bad_image") == 1
+    (folder / "broken.jpg").write_bytes(encode(photo()))
+    assert main([str(folder), "--gateway", address, "--out", str(parts[1])]) == main(merge) == 0
+    assert [row["error"] for row in read_csv(tmp_path / "all.csv")] == ["", "", ""]
 
 
 def test_a_csv_that_was_cut_anywhere_becomes_whole(address: str, tmp_path: Path) -> None:
