@@ -46,7 +46,9 @@ class Following:
         except ReleaseError as exc:
             error = str(exc)
         else:
-            if not found or found.stable in usable:
+            if not found and self.release and not self._file.parent.is_dir():
+                error = f"{self._file.parent} is not there"  # a volume may be away, which releases nothing
+            elif not found or found.stable in usable:
                 self._follow(found)
             else:
                 error = f"{self._file} names version {found.stable} as stable, which is not loaded or was refused"

@@ -116,10 +116,13 @@ _METRICS = {"disagrees": "disagreement", "surer": "surer", "less_sure": "less_su
 KINDS = 7  # `requests`, the signs, and all classes together
 
 
-def criteria(metrics: Mapping[str, Any], classes: Sequence[str]) -> list[Criterion]:
-    """Return the criteria for a version, by its contract's metrics and class names."""
+def criteria(metrics: Mapping[str, Any], classes: Sequence[str], *, stable: int) -> list[Criterion]:
+    """Return the criteria for a version, by its contract's metrics and class names.
+
+    What its export measured counts if that compared it with the stable version.
+    """
     alpha, names = ALPHA / KINDS, list(dict.fromkeys(classes))
-    photos = _number(metrics.get("compared_photos")) or 0
+    photos = _number(metrics.get("compared_photos")) or 0 if metrics.get("compared_version") == stable else 0
 
     def criterion(kind: str, alpha: float, name: str = "") -> Criterion:
         key = "class" if name else kind

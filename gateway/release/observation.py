@@ -116,6 +116,8 @@ class Observation:
         with suppress(Refused):  # without an answer of the DNS, the addresses are those of before
             self._present = self._find()
         for each in self._present:
+            if self._is_known_by_ipv4(each.address):
+                continue
             try:
                 each.problem, each.address.is_closed = "", False
                 self._read_contract(each.address)
@@ -131,8 +133,13 @@ class Observation:
                 )
 
     def _find(self) -> list[_Seen]:
-        found = find_addresses(self._gateways)
+        found = sorted(find_addresses(self._gateways), key=lambda each: ":" in each.ip)
         return [self._seen.setdefault((each.url, each.ip), _Seen(each)) for each in found]
+
+    def _is_known_by_ipv4(self, address: Address) -> bool:
+        """Tell whether the counters of an IPv6 address are those of IPv4 ones of its name, and would count twice."""
+        others = (each for (url, ip), each in self._seen.items() if url == address.url and ":" not in ip)
+        return ":" in address.ip and any(each.last is not None for each in others)
 
     def _read_contract(self, address: Address) -> None:
         """Check that a gateway tries the version.

@@ -6,8 +6,9 @@ A trial within all limits is rolled back with a probability of at most 1 %, howe
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.release.evidence import ALPHA, KINDS, Counts, Criterion, Finding, criteria
 from gateway.release.ledger import Change, Ledger, Refused
@@ -56,7 +57,7 @@ class Watch:
         is_first = not any(each.version == self.trial.version and each.serial != self.trial.serial for each in earlier)
         self._observation = Observation(gateways, ledger.home.name, self.trial, is_first=is_first)
         self._criteria: list[Criterion] = []
-        self._said, self._said_at = "", -PROGRESS_S
+        self._said, self._said_at, self._refusal = "", -PROGRESS_S, ""
         self._answers, self._quiet_looks, self._said_quiet = 0, 0, False
 
     def look(self) -> list[Finding]:
@@ -64,7 +65,7 @@ class Watch:
         self._observation.look()
         contract = self._observation.contract
         if contract and not self._criteria:
-            self._criteria = criteria(contract.metrics, contract.classes)
+            self._criteria = criteria(contract.metrics, contract.classes, stable=self.release.stable)
         return [each.judge(self.counts) for each in self._criteria]
 
     @property
@@ -81,30 +82,38 @@ class Watch:
         """Look until the trial can be decided, or the time is over."""
         give_up = time.monotonic() + within_s
         while True:
-            if ended := self.ended():
+            left_s = give_up - time.monotonic()
+            if ended := self._try(self.ended, left_s):
                 return ended
-            findings = self.look()
-            try:
-                if decided := self._decide(findings, promote_after):
-                    return decided
-            except Refused:
-                if ended := self.ended():  # since it was asked above
-                    return ended
-                raise
+            decide = partial(self._decide, self.look(), promote_after)
+            if decided := self._try(decide, left_s):
+                return decided
             self._say()
             self._say_if_quiet()
-            if (left := give_up - time.monotonic()) <= 0:
+            if left_s <= 0:
                 break
-            time.sleep(min(POLL_S, left))
+            time.sleep(min(POLL_S, left_s))
         is_good = True if self.counts.photos and not promote_after else None
         hint = () if is_good else ("a process compares a photo twice at most, so it needs different ones",)
         return Outcome(is_good, (self.progress, *self.problems, *hint, "the trial goes on"))
+
+    def _try(self, step: Callable[[], Outcome | None], left_s: float) -> Outcome | None:
+        """Take a step; a store that is away for a moment, or that somebody else has just changed, ends no watch."""
+        try:
+            return step()
+        except Refused as exc:
+            if left_s <= 0:
+                raise
+            if str(exc) != self._refusal:
+                print(f"{exc} The watch goes on.", flush=True)
+            self._refusal = str(exc)
+            return None
 
     def _decide(self, findings: Sequence[Finding], promote_after: int | None) -> Outcome | None:
         """End the trial if there is enough evidence.
 
         Raises:
-            Refused: Somebody else has ended it.
+            Refused: Somebody else has ended it, or the store is away.
         """
         if reasons := self._reasons(findings):
             why = f"Rolled back by watch: {'; '.join(reasons)}"

@@ -76,6 +76,7 @@ named_versions() {
 # loaded, so that an old one still answers where a gateway refuses the new one.
 config=$(mktemp)
 write_config() {
+  [ -d "$home" ] || return 0  # a volume may be away, which releases nothing
   policy=$(named_versions | sed 's/.*/versions: &/')
   if [ -n "$policy" ]; then policy="specific { $policy }"; else policy="latest { num_versions: 2 }"; fi
   cat >"$config.draft" <<EOF

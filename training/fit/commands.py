@@ -97,7 +97,7 @@ def run_train(options: argparse.Namespace) -> int:
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
     from training.fit.train import find_strategy, read_data, train
-    from training.release.replacement import refuse_other_classes
+    from training.release.replacement import is_newest, refuse_other_classes
     from training.runs.track import Tracking, find_tracker
 
     tracking = Tracking(find_tracker(options.track)) if options.track else None
@@ -115,21 +115,21 @@ def run_train(options: argparse.Namespace) -> int:
     )
     data, first, released = read_data(photos, preset), None, None
     if preset.pretrained:
-        first = train_with(data, Plan(preset.first), tracking=tracking if options.first_only else None)
-        if options.first_only or not versions_of(options.store, options.name):
-            if _release(first, options, int8=False):
-                return STOPPED
-            released = first
-        if options.first_only:
-            return _track(first, tracking, options.track)
+        with train_with(data, Plan(preset.first), tracking=tracking if options.first_only else None) as first:
+            if options.first_only or not versions_of(options.store, options.name):
+                if status := _release(first, options, int8=False):
+                    return status
+                released = first
+            elif is_newest(first, options.store, options.name):
+                released = first
+            if options.first_only:
+                return _track(first, tracking, options.track)
     with find_strategy(options.distribute, preset.recipe).scope():
         plan = make_plan(preset, data, minutes, started) if minutes else Plan(preset)
-    run = train_with(data, plan, tracking=tracking, first=first)
-    best = _better(run, first, released)
-    try:
+    with train_with(data, plan, tracking=tracking, first=first) as run:
+        best = _better(run, first, released)
         status = 0 if best == released else _release(best, options)
-    finally:  # also of a run that is refused
-        tracked = _track(run, tracking, options.track)
+        tracked = 0 if status == STOPPED else _track(run, tracking, options.track)
     return status or tracked
 
 
@@ -181,7 +181,7 @@ def _track(run: Path, tracking: Tracking | None, name: str) -> int:
 
 
 def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> int:
-    """Release a run, and return `STOPPED` if that is interrupted, else 0."""
+    """Release a run, and return the exit status; if it is refused or interrupted, say how to release it later."""
     from training.release.sources import of_run, release
 
     try:
@@ -189,18 +189,24 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
         decides = int8 or versions_of(options.store, options.name)
         criteria = read_chosen_criteria(options, source.contract) if decides else None
         release(source, options.store, criteria, int8=int8)
+    except TrainingError as exc:
+        print(f"{exc}\n{_kept(run, options)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        command = ["--run", str(run), "--photos", str(options.folder)]
-        for name in ("store", "cache", "int8_drop", "margin"):
-            value = getattr(options, name)
-            command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-        for name in ("refuse_if_worse", "replace_classes"):
-            command += [f"--{name.replace('_', '-')}"] if getattr(options, name) else []
-        print(
-            f"Stopped; the run is kept. To release it: python -m training export {shlex.join(command)}", file=sys.stderr
-        )
+        print(f"Stopped. {_kept(run, options)}", file=sys.stderr)
         return STOPPED
     return 0
+
+
+def _kept(run: Path, options: argparse.Namespace) -> str:
+    """Return where a run is, and the command that releases it."""
+    command = ["--run", str(run), "--photos", str(options.folder)]
+    for name in ("store", "cache", "int8_drop", "margin"):
+        value = getattr(options, name)
+        command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    for name in ("refuse_if_worse", "replace_classes"):
+        command += [f"--{name.replace('_', '-')}"] if getattr(options, name) else []
+    return f"The run is kept. To release it: python -m training export {shlex.join(command)}"
 
 
 def _check_start(preset: Preset, architecture: str | None) -> None:

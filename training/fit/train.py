@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,7 +26,7 @@ from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
 from training.models.features import compute_features
-from training.runs.folder import Run, provenance, write_run
+from training.runs.folder import Run, find_first, provenance, write_run
 from training.runs.track import Tracking
 from training.runs.unfinished import open_unfinished
 from training.words import counted
@@ -64,6 +66,7 @@ def read_data(photos: Photos, preset: Preset) -> Data:
     return Data(dataset.classes, splits)
 
 
+@contextmanager
 def train(
     data: Data,
     plan: Plan,
@@ -74,8 +77,11 @@ def train(
     distribute: str = "none",
     tracking: Tracking | None = None,
     first: Path | None = None,
-) -> Path:
-    """Train a classifier on photos.
+) -> Iterator[Path]:
+    """Train a classifier on photos, and yield its run folder, see `training/runs/folder.py`.
+
+    What an interrupted training leaves stays until the block ends, so that a release may be interrupted too. A first
+    version that is there already, made of the same, is not made again.
 
     Args:
         data: The photos, see `read_data`.
@@ -86,34 +92,42 @@ def train(
         distribute: Which devices share the work, see `find_strategy`.
         tracking: What is sent each epoch's figures.
         first: The run of the first version, to compare with in the report.
-
-    Returns:
-        The run folder, see `training/runs/folder.py`.
     """
-    preset, recipe = plan.preset, plan.preset.recipe
+    preset, recipe, splits = plan.preset, plan.preset.recipe, data.splits
     keras.utils.set_random_seed(recipe.seed)
-    architecture = phases.start_of(preset)
     strategy = find_strategy(distribute, recipe)
-    splits, digests = data.splits, {split: pixels.digest for split, pixels in data.splits.items()}
-    made_of = [asdict(architecture), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
-    with open_unfinished(runs, name, made_of, fresh) as unfinished, strategy.scope():
+    contract = _begin_contract(name, data, preset)
+    digests = contract.origin.data_digest
+    made_of = [asdict(phases.start_of(preset)), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
+    if not recipe.epochs and not fresh and (earlier := find_first(runs, contract)):
+        _log.info(f"The first version is there already: {earlier}")
+        yield earlier
+        return
+    with open_unfinished(runs, name, made_of, fresh) as unfinished:
         if tracking:
             unfinished.follow = tracking.start(name, unfinished.path)
-        network = phases.build(preset, len(data.classes))
-        _log_class_weights(network.model, splits["train"], data.classes, recipe)
-        history = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s).fit(splits)
-        features = _compute_features(network, splits, recipe)
-        origin = replace(
-            provenance(),
-            **architecture.origin(preset.weights),
-            data_digest=digests,
-            recipe=asdict(recipe),
-            temperature=round(_calibrate(network, features["validation"], splits["validation"].labels), 4),
-            training_s=round(unfinished.spent_s),
-        )
-        contract = Contract(name, data.classes, architecture.photo_spec, origin)
-        course = Course(plan.text, Run(first).contract.metrics if first else None, history)
-        return _keep(runs, network, contract, course=course, splits=splits, features=features, recipe=recipe)
+        with strategy.scope():
+            network = phases.build(preset, len(data.classes))
+            _log_class_weights(network.model, splits["train"], data.classes, recipe)
+            history = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s).fit(splits)
+            features = _compute_features(network, splits, recipe)
+            temperature = round(_calibrate(network, features["validation"], splits["validation"].labels), 4)
+            made: dict[str, Any] = {"created_at": provenance().created_at, "training_s": round(unfinished.spent_s)}
+            contract = replace(contract, origin=replace(contract.origin, temperature=temperature, **made))
+            course = Course(plan.text, Run(first).contract.metrics if first else None, history)
+            run = _keep(runs, network, contract, course=course, splits=splits, features=features, recipe=recipe)
+        yield run
+
+
+def _begin_contract(name: str, data: Data, preset: Preset) -> Contract:
+    """Return what is known of a model before it is trained."""
+    start = phases.start_of(preset)
+    known: dict[str, Any] = {
+        **start.origin(preset.weights),
+        "data_digest": {split: pixels.digest for split, pixels in data.splits.items()},
+        "recipe": asdict(preset.recipe),
+    }
+    return Contract(name, data.classes, start.photo_spec, replace(provenance(), **known))
 
 
 def _keep(

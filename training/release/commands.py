@@ -119,7 +119,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--refuse-if-worse",
         action="store_true",
-        help="do not release a model that is less accurate than the newest version, in fp32",
+        help="do not release a model that is less accurate than the version that answers, in fp32",
     )
     add(
         "--replace-classes",

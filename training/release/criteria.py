@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.document import Contract, ImageSpec
+from contract.release import FILE_NAME, ReleaseError, read_release
 from contract.store import versions_of
 from training.cores import INTERPRETERS
 from training.data.folder import Photo
@@ -79,7 +80,7 @@ class Criteria:
         )
 
     def compare(self, probabilities: NDArray[np.float32], contract: Contract, store: Path) -> dict[str, float]:
-        """Compare with the newest version in the store, by its fp32 TFLite file.
+        """Compare with the version that answers, by its fp32 TFLite file: the release's stable one, or the newest.
 
         Args:
             probabilities: Those of the new version, (n, k) for the held-out photos.
@@ -96,13 +97,13 @@ class Criteria:
             _log.info(f"Nothing to compare with: {store} has no version of {contract.model!r} yet")
             return {}
         try:
-            last = StoredVersion(store, contract.model, None, "tflite", INTERPRETERS)
+            last = StoredVersion(store, contract.model, _answering(store, contract.model), "tflite", INTERPRETERS)
             check_alike([(last.title, last.contract), ("the new version", contract)])
             before = last.predict(self.photos.pixels(self.held_out, last.contract.image)).probabilities
         except TrainingError as exc:
             if self.margin is not None:
                 raise
-            _log.info(f"Not compared with the newest version: {exc}")
+            _log.info(f"Not compared with the version that answers: {exc}")
             return {}
         doubt = self.doubt(f"version {last.number}", last.contract)
         if doubt:
@@ -132,6 +133,15 @@ class Criteria:
         _log.info(
             f"Not worse than version {number}: accuracy {accuracy:.4f}, before {before:.4f}, on {self.description}"
         )
+
+
+def _answering(store: Path, model: str) -> int | None:
+    """Return the number of a release's stable version, if there is a release; without one, the newest answers."""
+    try:
+        release = read_release(store / model / FILE_NAME)
+    except ReleaseError:
+        return None
+    return release.stable if release and release.stable in versions_of(store, model) else None
 
 
 def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float | None, margin: float | None) -> Criteria:

@@ -8,6 +8,7 @@ from pathlib import Path
 from contract.store import versions_of
 from training.errors import ExportError, TrainingError
 from training.judge.predictors import StoredVersion
+from training.runs.folder import Run
 from training.words import counted
 
 _NAMED = 5  # classes in a message
@@ -38,6 +39,14 @@ def refuse_other_classes(store: Path, model: str, classes: Sequence[str]) -> Non
         f" {' and '.join(changes) or 'the same names, in another order or number'}. Nothing was released."
         f" Give it another name (--name), or let clients of {model!r} get these classes instead (--replace-classes)."
     )
+
+
+def is_newest(run: Path, store: Path, model: str) -> bool:
+    """Tell whether the newest version of a model was made of a run."""
+    try:
+        return StoredVersion(store, model, None, "tflite").contract.identity in Run(run).identities
+    except TrainingError:  # no contract, or a file that does not load
+        return False
 
 
 def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -130,15 +130,15 @@ def release(source: Source, store: Path, criteria: Criteria | None = None, *, in
     """
     contract = replace(source.contract, identity=new_identity())
     model = as_probabilities(source.model, len(contract.classes))
+    probabilities = criteria.probabilities(model.predict_on_batch, contract.image) if criteria else None
     limit = None
-    if criteria:
-        probabilities = criteria.probabilities(model.predict_on_batch, contract.image)
-        difference = criteria.compare(probabilities, contract, store)
-        contract = replace(contract, metrics={**contract.metrics, **difference})
-        limit = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image) if int8 else None
-    model = with_score(model, source.directions)
     try:
         with staged_version(store, contract.model) as staged:
+            if criteria and probabilities is not None:  # in here, so that nobody releases another one meanwhile
+                difference = criteria.compare(probabilities, contract, store)
+                contract = replace(contract, metrics={**contract.metrics, **difference})
+                limit = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image) if int8 else None
+            model = with_score(model, source.directions)
             export(model, contract, staged.path, photos=source.photos, int8=limit)
             released = Release(staged.release(), contract.identity)
     except (OSError, tf.errors.OpError) as exc:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from contract.disk import locked, sync, written_whole
 from contract.store import versions_of
 from training.errors import ExportError
 
+WAIT_S = 3600  # for another export, whose search for an int8 file may take minutes
 _LOCK, _STAGING = ".lock", ".staging"
 _LAST_IN_HOME = ".last-version"  # where it stood before November 2026
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -47,12 +50,18 @@ def staged_version(store: Path, model: str) -> Iterator[StagedVersion]:
     """Open the next version of a model for writing; one writer at a time, leftovers of a killed one cleared.
 
     Raises:
-        ExportError: The name cannot be a model's, or another export of the same model runs.
+        ExportError: The name cannot be a model's, or another export of the same model does not end.
     """
     check_name(model)
     home = store / model
     home.mkdir(parents=True, exist_ok=True)
-    with locked(home / _LOCK, ExportError(f"Another export of {model!r} is running. Wait until it has ended.")):
+    busy = ExportError(f"Another export of {model!r} is running. Wait until it has ended.")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(home / _LOCK, busy))
+        except ExportError:
+            _log.info(f"Waiting until another export of {model!r} has ended")
+            stack.enter_context(locked(home / _LOCK, busy, WAIT_S))
         staging = home / _STAGING
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()

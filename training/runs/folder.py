@@ -16,7 +16,8 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +32,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+RELEASES = "releases.jsonl"
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder, which a training may have left unfinished."""
 
     path: Path
+
+    @property
+    def identities(self) -> list[str]:
+        """Those of the versions that were made of it."""
+        file = self.path / RELEASES
+        lines = file.read_text().splitlines() if file.is_file() else []
+        return [json.loads(line)["identity"] for line in lines]
 
     @property
     def name(self) -> str:
@@ -68,6 +79,20 @@ def find_runs(folder: Path) -> list[Run]:
     if not found:
         raise TrainingError(f"Expected runs in {folder}, which train leaves there. Received: none")
     return sorted(found, key=lambda run: run.path.name, reverse=True)
+
+
+def find_first(folder: Path, contract: Contract) -> Path | None:
+    """Return the newest first version below a folder that was made as a contract says; None if there is none."""
+    for path in sorted(folder.glob(f"{contract.model}/*-first"), reverse=True):
+        with suppress(TrainingError):
+            if _made_of(Run(path).contract) == _made_of(contract):
+                return path
+    return None
+
+
+def _made_of(contract: Contract) -> tuple[Any, ...]:
+    known = replace(contract.origin, temperature=None, training_s=None, created_at="", source_revision="")
+    return contract.classes, contract.image, known
 
 
 def write_run(
@@ -134,7 +159,7 @@ def record_release(run: Path, version: Path, identity: str) -> None:
         "version": int(version.name),
         "released_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with (run / "releases.jsonl").open("a") as history:
+    with (run / RELEASES).open("a") as history:
         history.write(json.dumps(line) + "\n")
 
 

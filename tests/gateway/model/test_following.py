@@ -72,6 +72,18 @@ def test_bad_document_changes_nothing_and_is_named(client: Versions, file: Path,
     assert client.health.release_error is None
 
 
+def test_a_store_that_is_away_releases_nothing(client: Versions, file: Path) -> None:
+    """A volume may be unmounted for a moment; only a document that is removed by itself gives up the release."""
+    file.write_text(Release(3).to_json())
+    assert order(client)[0] == 3
+    away = file.parent.rename(file.parent.with_name("away"))
+    assert order(client)[0] == 3
+    assert f"{file.parent} is not there" in (client.health.release_error or "")
+    away.rename(file.parent)
+    file.unlink()
+    assert order(client)[0] == 4 and client.health.release_error is None
+
+
 def test_stable_version_that_the_gate_refused_is_not_followed(
     client: Versions, server: FakeModelServer, golden: list[bytes], file: Path
 ) -> None:

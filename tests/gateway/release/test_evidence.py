@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from gateway.release.evidence import ALPHA, KINDS, Counts, Criterion, criteria, log_evidence
 
 PHOTOS = 300
-MEASURED = {"disagreement": 0.12, "surer": 0.16, "less_sure": 0.18, "class_change": 0.04, "compared_photos": 308}
+MEASURED = {"disagreement": 0.12, "surer": 0.16, "less_sure": 0.18, "class_change": 0.04, "compared_photos": 308,
+            "compared_version": 1}  # fmt: skip
 
 
 def alarms_after(share: float, limit: float, alpha: float, *, runs: int, photos: int) -> NDArray[np.int64]:
@@ -47,15 +48,15 @@ def test_bad_shares_are_found_soon(share: float, limit: float, typical: int, nea
 def test_all_criteria_together_have_the_stated_probability() -> None:
     """However many classes there are, and though two have one name."""
     for classes in (["a", "b"], ["crane", "crane", *map(str, range(998))]):
-        found = criteria(MEASURED, classes)
+        found = criteria(MEASURED, classes, stable=1)
         assert math.fsum(each.alpha for each in found) == pytest.approx(ALPHA)
         assert len({(each.kind, each.name) for each in found}) == len(found)
 
 
 def test_limits_come_from_the_export() -> None:
     """Those of what it measured are above that, the more the fewer photos it had; others are fixed."""
-    limits = {each.kind: each.limit for each in criteria(MEASURED, ["a", "b"])}
-    few = {each.kind: each.limit for each in criteria({**MEASURED, "compared_photos": 20}, ["a", "b"])}
+    limits = {each.kind: each.limit for each in criteria(MEASURED, ["a", "b"], stable=1)}
+    few = {each.kind: each.limit for each in criteria({**MEASURED, "compared_photos": 20}, ["a", "b"], stable=1)}
     assert limits == pytest.approx(
         {
             "requests": 0.01,
@@ -72,10 +73,18 @@ def test_limits_come_from_the_export() -> None:
     assert few["failed"] == 0.01 and all(few[kind] > limits[kind] for kind in ("disagrees", "surer", "gained"))
 
 
-@pytest.mark.parametrize("metrics", [{}, {"disagreement": 0.1}, {"disagreement": "?", "compared_photos": True}])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {},
+        {"disagreement": 0.1, "compared_version": 1},
+        {"disagreement": "?", "compared_photos": True, "compared_version": 1},
+        {**MEASURED, "compared_version": 2},
+    ],
+)
 def test_without_a_measurement_limits_are_wide(metrics: dict[str, object]) -> None:
-    """As for a version that was exported without photos, or was the first one."""
-    found = {each.kind: each for each in criteria(metrics, ["a", "b"])}
+    """As for a version that was exported without photos, or was the first one, or was compared with another."""
+    found = {each.kind: each for each in criteria(metrics, ["a", "b"], stable=1)}
     assert found["disagrees"].limit == 0.5 and not found["disagrees"].measured
 
 

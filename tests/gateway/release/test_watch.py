@@ -29,9 +29,9 @@ from tests.programs.photos import encode, photo
 from tests.programs.stack import gateway as run_gateway
 
 IDENTITY = "0123456789abcdef"
-METRICS = {"disagreement": 0.1, "surer": 0.1, "less_sure": 0.1, "class_change": 0.05}
-CONTRACT = Contract("clothing", ("shirt", "dress"), ImageSpec(8, 8), metrics={**METRICS, "compared_photos": 300},
-                    identity=IDENTITY)  # fmt: skip
+METRICS = {"disagreement": 0.1, "surer": 0.1, "less_sure": 0.1, "class_change": 0.05,
+           "compared_photos": 300, "compared_version": 1}  # fmt: skip
+CONTRACT = Contract("clothing", ("shirt", "dress"), ImageSpec(8, 8), metrics=METRICS, identity=IDENTITY)
 
 
 class Counted:
@@ -395,7 +395,7 @@ def test_a_watch_needs_gateways(store: Store, arguments: str) -> None:
 @pytest.mark.parametrize(("mode", "is_bad"), [(["--share", "50%"], True), (["--shadow"], False)])
 def test_a_real_gateway(store: Store, golden: list[bytes], mode: list[str], is_bad: bool) -> None:
     """Two workers, and a version whose classes are in another order, or the same one again."""
-    measured = {**METRICS, "compared_photos": 300}
+    measured = {**METRICS, "compared_photos": 300, "compared_version": 1}
     versions = {1: FakeVersion.of(golden), 2: FakeVersion.of(golden, metrics=measured)}
     if is_bad:
         versions[2] = FakeVersion.of(golden, ("green", "blue", "red"), metrics=measured)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from contract.answers import describe
 from contract.document import IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract, Origin
 from contract.image import decode
+from contract.release import Release
 from contract.store import versions_of
 from serving.engines import open_engine
 from tests.programs.photos import encode, photo
@@ -207,6 +209,16 @@ def test_the_first_version_is_compared_with_nothing(contract, chosen, tmp_path, 
     assert "has no version of 'tiny' yet" in "\n".join(lines)
 
 
+def test_a_release_says_which_version_is_compared(contract, chosen, store, tmp_path):
+    """Its stable one answers, though newer ones may wait; without one that is there, the newest does."""
+    copytree(store / "tiny" / "1", tmp_path / "tiny" / "1")
+    copytree(store / "tiny" / "1", tmp_path / "tiny" / "2")
+    criteria = chosen()
+    for text, number in ((Release(1).to_json(), 1), (Release(7).to_json(), 2), ("{", 2)):
+        (tmp_path / "tiny" / "release.json").write_text(text)
+        assert criteria.compare(answers(criteria), contract, tmp_path)["compared_version"] == number
+
+
 def test_without_a_margin_nothing_is_refused(contract, chosen, store):
     """A worse version is accepted if nobody asked."""
     criteria = chosen()
@@ -220,7 +232,7 @@ def test_other_classes_cannot_be_compared(chosen, store, lines):
     with pytest.raises(TrainingError, match=message):
         criteria.compare(answers(criteria), others, store)
     assert chosen().compare(answers(criteria), others, store) == {}
-    assert f"Not compared with the newest version: {message}" in "\n".join(lines)
+    assert f"Not compared with the version that answers: {message}" in "\n".join(lines)
 
 
 def test_a_version_that_may_have_seen_the_photos_is_named(contract, chosen, store, lines):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any, ClassVar
@@ -214,10 +215,11 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     """A tracker that fails shows in a message and the exit status; stopping the release prints how to get it."""
     monkeypatch.setattr("training.data.pixels.read_folder", lambda *_: Dataset((), {}))
 
-    def train(*_: object, tracking: Tracking | None, **__: object) -> Path:
+    @contextmanager
+    def train(*_: object, tracking: Tracking | None, **__: object) -> Iterator[Path]:
         if tracking:
             tracking.start("clothing", run.parent)
-        return run
+        yield run
 
     monkeypatch.setattr("training.fit.train.read_data", lambda *_: None)
     monkeypatch.setattr("training.fit.train.train", train)

@@ -113,6 +113,18 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
     assert tracked_epochs(run / "tensorboard") == list(range(len(history["network"]["loss"])))
 
 
+def test_a_training_that_was_killed_in_its_release_goes_on_there(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is trained again, neither the first version nor the network."""
+    die("in the release", command(photos, tmp_path))
+    train(command(photos, tmp_path))
+    said = capsys.readouterr().out
+    assert "Epoch" not in said and "The first version is there already: " in said
+    assert len(list((tmp_path / "runs" / "colours").glob("*-first"))) == 1
+    assert list((tmp_path / "runs" / ".unfinished").iterdir()) == []
+
+
 def tracked_epochs(folder: Path) -> list[int]:
     """Return the steps that TensorBoard's reader finds."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
