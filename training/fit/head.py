@@ -25,6 +25,7 @@ SHRINKAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 USUAL = 0.4  # where there are too few photos for cross-validation
 FOLDS = 5
 SOFTENING = (1.0, 1e4)
+_LEAST_SPREAD = 0.01  # inside the classes, of features that are scaled; one photo of each class would have none
 _LEAST_DEVIATION = 0.1  # of a feature, times their mean: one that is nearly constant in training must not decide
 
 
@@ -97,9 +98,10 @@ def _fit(
     means = members.T @ scaled / counts[:, np.newaxis]
     within = scaled - means[labels]
     spread, directions = np.linalg.eigh(within.T @ within / len(labels))
+    mean_spread = max(float(spread.mean()), _LEAST_SPREAD)
     along, bias = means @ directions, np.zeros_like(counts) if balanced else np.log(counts / len(labels))
     found = []
     for shrinkage in shrinkages:
-        weights = along / ((1 - shrinkage) * spread + shrinkage * spread.mean())
+        weights = along / ((1 - shrinkage) * spread + shrinkage * mean_spread)
         found.append((directions @ weights.T, bias - (along * weights).sum(axis=1) / 2))
     return found

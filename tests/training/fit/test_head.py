@@ -39,9 +39,10 @@ def test_a_rare_class_can_count_as_much_as_others() -> None:
     assert few < 15 < many
 
 
-def test_few_photos_make_a_head_too() -> None:
-    """One photo of a class is enough, and features that never change do no harm; nothing is claimed then."""
-    features, labels = draw((1, 2, 9), 0)
+@pytest.mark.parametrize("counts", [(1, 2, 9), (1, 1, 1)])
+def test_few_photos_make_a_head_too(counts: tuple[int, ...]) -> None:
+    """One photo of one class or each is enough, and features that never change do no harm; nothing is claimed then."""
+    features, labels = draw(counts, 0)
     features[:, 10:] = 0
     head = fit_head(features, labels, seed=0)
     assert head.accuracy is None
