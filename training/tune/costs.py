@@ -67,8 +67,7 @@ class Costs:
     def __getitem__(self, each: Architecture) -> Cost:
         if each not in self.known:
             _log.info(f"Measuring a few steps with {each.name} at {each.size_px} px")
-            preset = self.space.start.changed({"architecture": each.name, "size": each.size_px})
-            self.known[each] = cost = self._cost(preset)
+            self.known[each] = cost = self._cost(self.space.start_with(each))
             _log.info(f"A training with it takes {cost.range} here")
         return self.known[each]
 

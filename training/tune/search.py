@@ -70,8 +70,7 @@ def tune(photos: Photos, space: Space, minutes: float, *, out: Path, runs: Path)
     with folder_of(tuning, space.name, made_of) as path:
         folds: dict[Architecture, Folds] = {}
         for each in space.backbones:
-            preset = start.changed({"architecture": each.name, "size": each.size_px})
-            of_backbone = path / f"{each.name}-{each.size_px}"
+            preset, of_backbone = space.start_with(each), path / f"{each.name}-{each.size_px}"
             folds[each] = Folds(pixels[each.size_px], preset, classes=len(dataset.classes), path=of_backbone)
         search = _Search(kept.open_study(path, space), space, folds, costs, left)
         best, comparison = search.compare(search.run())

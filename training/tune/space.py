@@ -63,6 +63,12 @@ class Space:
         rounded = {name: float(f"{value:.3g}") if name in _FLOATS else value for name, value in values.items()}
         return self.start.changed(rounded)
 
+    def start_with(self, backbone: Architecture) -> Preset:
+        """Return the start with one of the backbones, at its size."""
+        if backbone == self.backbones[0]:  # the start's own; that of a file may not be square
+            return self.start
+        return self.start.changed({"architecture": backbone.name, "size": backbone.size_px})
+
 
 @cache  # a file is loaded to know its size
 def backbone(preset: Preset) -> Architecture:

@@ -347,16 +347,19 @@ def test_a_start_is_among_the_choices() -> None:
 
 
 def test_a_file_is_the_only_network_of_its_search(tmp_path: Path) -> None:
-    """Photos are read as it needs them, and no other network or size is tried with its weights."""
+    """Photos are read as it needs them, square or not, and no other network or size is tried with its weights."""
     import keras
 
+    from training.fit.phases import start_of
     from training.tune.space import find_space
 
-    model = keras.Sequential([keras.Input((40, 40, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalAvgPool2D()])
+    model = keras.Sequential([keras.Input((40, 48, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalAvgPool2D()])
     model.save(tmp_path / "theirs.keras")
     preset = find_preset("default").changed({"weights": str(tmp_path / "theirs.keras"), "preprocessing": "±1"})
-    (only,) = find_space(preset, "theirs", [], []).backbones
-    assert (only.size_px, only.photo_spec.height) == (40, 40)
+    space = find_space(preset, "theirs", [], [])
+    (only,) = space.backbones
+    assert (only.photo_spec.height, only.photo_spec.width) == (40, 48)
+    assert start_of(space.start_with(only)) == only
     for choices in ([["efficientnet-lite1"], []], [[], [32]]):
         with pytest.raises(TrainingError, match="Expected no --architectures nor --sizes"):
             find_space(preset, "theirs", *choices)
