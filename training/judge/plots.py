@@ -55,8 +55,8 @@ def confusion_matrix(path: Path, figures: Figures) -> None:
             colour = "white" if shown[row, column] > 0.5 else "black"
             number = counts[chosen[row], chosen[column]]
             axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=9)
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)  # a name may have a $
+        axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("class")
         left_out = len(figures.classes) - len(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from training.judge.metrics import Figures, measure
 History = dict[str, dict[str, list[float]]]
 
 
-def figures_of(confusion: np.ndarray) -> Figures:
+def figures_of(confusion: np.ndarray, names: Sequence[str] = ()) -> Figures:
     """Return the figures of predictions with this confusion matrix (k, k)."""
     labels, predicted = (np.repeat(axis, confusion.ravel()) for axis in np.indices(confusion.shape).reshape(2, -1))
-    return measure(np.eye(len(confusion), dtype=np.float32)[predicted], labels, [str(k) for k in range(len(confusion))])
+    names = names or [str(k) for k in range(len(confusion))]
+    return measure(np.eye(len(confusion), dtype=np.float32)[predicted], labels, names)
 
 
 def test_a_matrix_has_the_classes_that_are_taken_for_each_other() -> None:
@@ -29,6 +31,12 @@ def test_a_matrix_has_the_classes_that_are_taken_for_each_other() -> None:
     chosen = plots.by_confusion(figures_of(confusion)).tolist()
     assert len(chosen) == plots.MAX_CLASSES
     assert abs(chosen.index(70) - chosen.index(3)) == abs(chosen.index(5) - chosen.index(60)) == 1
+
+
+def test_a_class_may_be_named_with_dollars(tmp_path: Path) -> None:
+    """Its name is drawn as it is, and not as mathematics, which this is not."""
+    plots.confusion_matrix(tmp_path / "confusion.png", figures_of(np.eye(2, dtype=int), ["$1_$", "5$-10$"]))
+    assert (tmp_path / "confusion.png").is_file()
 
 
 @pytest.mark.parametrize(
