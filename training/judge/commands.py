@@ -49,7 +49,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         chosen.append(predictors.StoredVersion(*version, at_once=INTERPRETERS))
     if options.gateway:
         chosen.append(predictors.Gateway(options.gateway))
-    photos, console = Photos(options.folder, options.cache), Console(highlight=False)
+    photos, console = Photos(options.folder, options.cache), Console(highlight=False, markup=False, emoji=False)
     evaluate(photos, chosen, options.split, out=options.out, console=console)
 
 

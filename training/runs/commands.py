@@ -21,7 +21,7 @@ def run_runs(options: argparse.Namespace) -> None:
 
     from training.runs import compare
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if options.run:
         compare.compare(options.run, console)
     else:

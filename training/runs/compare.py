@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from contract.document import Contract
 from training.errors import TrainingError
@@ -24,7 +23,7 @@ def list_runs(folder: Path, console: Console) -> None:
     heads = (Column("run", no_wrap=True), "architecture", "validation", "test", "minutes")
     table = Table(*heads, box=None, pad_edge=False)
     for run in find_runs(folder):
-        table.add_row(Text(str(run.path)), *_summary(run))
+        table.add_row(str(run.path), *_summary(run))
     console.print(table)
 
 

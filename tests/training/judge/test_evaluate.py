@@ -184,6 +184,21 @@ def test_the_report_has_pictures_plots_and_page(
     assert "tiny 1, savedmodel" in output and "taken for" in output
 
 
+@pytest.mark.tensorflow
+def test_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
+    """Brackets and colons in them are no markup."""
+    from tests.programs.tiny_model import build
+    from training.runs.folder import write_run
+
+    names = ("a [/b]", "c[d]", ":cat:")
+    table = tmp_path / "labels.csv"
+    rows = [f"{photos}/{folder}/0.jpg,{name}" for folder, name in zip(CLASSES, names, strict=True)]
+    table.write_text("\n".join(["path,label", *rows]))
+    run = write_run(tmp_path / "runs", build(0), Contract("tiny", names, SPEC), {}, [])
+    output, _ = evaluated(capsys, table, tmp_path / "report", "--run", str(run))
+    assert all(f"\n{name}  " in output for name in names)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

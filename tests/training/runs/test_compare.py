@@ -15,11 +15,11 @@ from training.__main__ import main
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Two runs of a model that differ in their dropout, and one that was stopped."""
+    """Two runs of a model that differ in their weights and dropout, and one that was stopped."""
     for time, dropout, accuracy in (("20260101-000000", 0.3, 0.91), ("20260102-000000", 0.5, 0.89)):
         run = tmp_path / "runs" / "clothing" / time
         run.mkdir(parents=True)
-        origin = Origin("small", training_s=90, recipe={"dropout": dropout, "seed": 0})
+        origin = Origin("[small]", f"{dropout}[/b].h5", training_s=90, recipe={"dropout": dropout, "seed": 0})
         contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), origin, {"validation_accuracy": accuracy})
         (run / "contract.json").write_bytes(contract.to_json())
     (tmp_path / "runs" / "clothing" / "20260103-000000").mkdir()
@@ -34,18 +34,19 @@ def test_runs_are_listed_newest_first(
     assert main(["runs"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["runs/clothing/20260103-000000", "not", "finished"],
-        ["runs/clothing/20260102-000000", "small", "0.89", "1.5"],
-        ["runs/clothing/20260101-000000", "small", "0.91", "1.5"],
+        ["runs/clothing/20260102-000000", "[small]", "0.89", "1.5"],
+        ["runs/clothing/20260101-000000", "[small]", "0.91", "1.5"],
     ]
 
 
 def test_compared_runs_show_figures_and_what_differs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The dropout differs; the seed and the architecture do not, so they are not shown."""
+    """The weights and the dropout differ; the seed and the architecture do not, so they are not shown."""
     paths = [str(runs / "clothing" / time) for time in ("20260101-000000", "20260102-000000")]
     assert main(["runs", *paths]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["clothing/20260101-000000", "clothing/20260102-000000"],
         ["validation_accuracy", "0.91", "0.89"],
+        ["weights", "0.3[/b].h5", "0.5[/b].h5"],
         ["recipe.dropout", "0.3", "0.5"],
     ]
 
