@@ -87,12 +87,17 @@ def read_rows(
     """Return the photos of a CSV by split, the classes, and remarks; the classes are those of train, if none are given.
 
     Raises:
-        DataError: A photo of two classes, an unknown class, or too few classes.
+        DataError: No photo, a photo of two classes, an unknown class, or too few classes.
     """
     rows = read_table(table)
     kept = {row: None for row in rows if row.label.strip() and row.path.is_file()}  # each once
     left_out = [row.path for row in rows if row not in kept]
-    remarks = [f"Left out {len(left_out)} rows without a file or a label, such as {left_out[0]}"] if left_out else []
+    remarks: list[str] = []
+    if left_out:
+        rows_left_out = f"{counted(len(left_out), 'row')} without a file or a label, such as {left_out[0]}"
+        remarks.append(f"Left out {rows_left_out}; paths start at the CSV's folder")
+    if not kept:
+        raise DataError(f"Expected photos with a label in {table}. Received: none. {remarks[0]}")
     if twice := [path for path, count in Counter(row.path for row in kept).items() if count > 1]:
         raise DataError(f"Expected one class and one split for each photo in {table}. Received more: {twice[0]}")
     by_split: dict[str, list[Row]] = {}
@@ -103,7 +108,8 @@ def read_rows(
     if not classes:
         classes = sorted({class_name(row.label) for row in by_split.get("train", [])})
         if len(classes) < 2:
-            raise DataError(f"Expected labels of two or more classes in {table}. Received: {_some(classes) or 'none'}")
+            received = ". ".join([_some(classes) or "none", *remarks])
+            raise DataError(f"Expected labels of two or more classes in {table}. Received: {received}")
         _check_classes(classes, table)
     labels = {class_name(name): label for label, name in enumerate(classes)}
     read = {split: by_split[split] for split in SPLIT_NAMES if split in by_split}

@@ -51,9 +51,9 @@ def test_a_csv_may_name_splits(table):
     [
         (("path,label", "a/000.jpg,cat", "a/000.jpg,dog"), "one class and one split for each photo.*000.jpg"),
         (("path,label,split", "a/000.jpg,cat,train", "a/001.jpg,dog,train", "b/000.jpg,cow,val"), "also: cow"),
-        (("path,label", "a/000.jpg,cat"), "labels of two or more classes in .*csv. Received: cat"),
+        (("path,label", "a/000.jpg,cat", "x.jpg,dog"), "two or more classes in .*csv. Received: cat. Left out 1 row w"),
         (("path,cat,dog", "a/000.jpg,0,1"), "Expected columns path and label.* Received: path, cat, dog"),
-        (("path,label", "x.jpg,cat"), "labels of two or more classes in .*csv. Received: none"),
+        (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
 )
 def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
