@@ -18,6 +18,7 @@ from contract.image import decode
 from training import page
 from training.errors import TrainingError
 from training.judge.selection import MOST_SCORED, Scored, choose_sections, find_photos, score
+from training.models.backbones import is_map
 from training.runs.folder import Run, read_run
 from training.words import counted
 
@@ -118,7 +119,7 @@ class HeatMaps:
         backbone = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
         if backbone is None or "head_probabilities" not in [layer.name for layer in model.layers]:
             raise TrainingError("Expected a model that train made, with a backbone and a head. Received another")
-        last = next(layer for layer in reversed(backbone.layers) if len(layer.output.shape) == 4)
+        last = next(layer for layer in reversed(backbone.layers) if is_map(layer.output))
         self._features = keras.Model(backbone.inputs, [last.output, backbone.outputs[0]])
         self._head = model.get_layer("head_probabilities")
         self._preprocess = keras.Model(model.inputs[0], backbone._inbound_nodes[-1].input_tensors[0])

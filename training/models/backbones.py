@@ -71,7 +71,7 @@ def _features(outputs: Any) -> Any:
     """Return the tensor that a classifier starts from, or None; a model that ends in pooling has no classifier."""
     tensor, features = outputs, outputs if isinstance(_operation(outputs), (*_POOLINGS, layers.Flatten)) else None
     classified = False
-    while len(sources := _sources(tensor)) == 1 and not _is_map(tensor):
+    while len(sources := _sources(tensor)) == 1 and not is_map(tensor):
         if classified and isinstance(_operation(tensor), _POOLINGS):
             features = tensor
             break
@@ -80,7 +80,7 @@ def _features(outputs: Any) -> Any:
         tensor = sources[0]
     while features is not None and isinstance(_operation(features), _DROPOUTS):
         features = _sources(features)[0]
-    return None if features is None or len(features.shape) == 3 or _is_map(features) else features
+    return None if features is None or len(features.shape) == 3 or is_map(features) else features
 
 
 def _operation(tensor: Any) -> Any:
@@ -92,6 +92,6 @@ def _sources(tensor: Any) -> list[Any]:
     return list(_operation(tensor)._inbound_nodes[tensor._keras_history.node_index].input_tensors)
 
 
-def _is_map(tensor: Any) -> bool:
+def is_map(tensor: Any) -> bool:
     """Return whether a tensor has places, more than one."""
     return len(tensor.shape) == 4 and tuple(tensor.shape[1:3]) != (1, 1)

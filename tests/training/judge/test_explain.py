@@ -17,8 +17,8 @@ pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a model that calls a photo red by its mean redness, with a frozen backbone."""
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a model that calls a photo red by its mean redness, with a frozen backbone; pooled to 1 × 1 if asked."""
     import keras
     from keras import layers
 
@@ -26,7 +26,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     pixels = keras.Input((16, 16, 3))
     redness = layers.Conv2D(1, 1, use_bias=False)
-    backbone = keras.Model(pixels, layers.GlobalAveragePooling2D()(redness(pixels)))
+    pooled = layers.GlobalAveragePooling2D(keepdims=getattr(request, "param", False))(redness(pixels))
+    backbone = keras.Model(pixels, layers.Flatten()(pooled))
     redness.set_weights([np.reshape([1.0, -0.5, -0.5], (1, 1, 3, 1))])
     backbone.trainable = False
     inputs = keras.Input((16, 16, 3))
@@ -46,6 +47,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
+@pytest.mark.parametrize("run", [False, True], indirect=True, ids=["pooled", "keepdims"])
 def test_the_heat_is_on_what_spoke_for_the_class(run: Path, photo: Path, tmp_path: Path) -> None:
     """The overlay is warm on the red square and cold elsewhere."""
     from training.judge.explain import explain
