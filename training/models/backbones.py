@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ from keras import layers
 from training.errors import WeightsError
 from training.models.files import copy_weights
 
+MAX_FEATURES = 8_192  # the covariance that the head is fitted with takes 256 MiB, and grows with their square
 _CLASSIFIERS = (layers.Dense, layers.Conv2D)
 _POOLINGS = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 _DROPOUTS = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianDropout, layers.AlphaDropout)
@@ -22,7 +24,7 @@ def before_classifier(model: keras.Model) -> keras.Model:
     layer. All layers can be trained, whatever they could before.
 
     Raises:
-        WeightsError: There are no such features.
+        WeightsError: There are no such features, or more than `MAX_FEATURES`.
     """
     flat = _flattened(model)
     features = _features(flat.outputs[0])
@@ -30,6 +32,11 @@ def before_classifier(model: keras.Model) -> keras.Model:
         raise WeightsError(
             "Expected a network that ends in pooled features (n, c), or in a classifier of them. Received one that ends"
             f" in {model.output_shape}, without. Put a GlobalAveragePooling2D behind its last map, and save it again."
+        )
+    if (count := math.prod(features.shape[1:])) > MAX_FEATURES:
+        raise WeightsError(
+            f"Expected a network that ends in pooled features (n, c), at most {MAX_FEATURES:,}. Received one with"
+            f" {count:,}. Put a GlobalAveragePooling2D behind its last map, in place of a Flatten, and save it again."
         )
     if len(features.shape) == 4:
         features = layers.Flatten(name="backbone_features")(features)

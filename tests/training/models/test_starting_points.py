@@ -106,10 +106,11 @@ def test_a_network_ends_before_its_own_classifier(tmp_path: Path, name: str, suf
         lambda x: layers.Conv2D(3, 3)(x),
         lambda x: layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3, activation="softmax")(x)) * 1.0,
         lambda x: layers.Average()([classified(pooled(x)), classified(layers.Flatten()(x))]),
+        lambda x: classified(layers.Flatten()(layers.Conv2D(64, 3)(x))),
     ],
 )
 def test_a_network_without_pooled_features_is_refused(tmp_path: Path, outputs: Any) -> None:
-    """A feature map, a classifier before the pooling, and two classifiers; the message says what would do."""
+    """A map, a classifier before the pooling, two classifiers, and 12,544 features; the message says what would do."""
     inputs = keras.Input((16, 16, 3))
     keras.Model(inputs, outputs(inputs)).save(tmp_path / "theirs.keras")
     with pytest.raises(TrainingError, match=r"Expected a network that ends in pooled features .* Received .* Put a Gl"):
