@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from contract.document import NOVELTY, PROBABILITIES, GoldenExample, ImageSpec
-from contract.image import ImageError, decode, open_image
+from contract.image import MAX_PIXELS, MAX_SIDE_PX, ImageError, decode, open_image
 from training.errors import ExportError
 
 MAX_PHOTO_BYTES = 1024 * 1024
@@ -33,7 +34,7 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[GoldenI
     """Return images that reach each branch of the decode.
 
     A JPEG of four times the target's sides (scaled while decoding), a JPEG with an EXIF rotation, a PNG with alpha, and
-    the photos themselves. The aspects are not the target's, so that another crop shows.
+    the photos themselves. The aspects are not the target's, so that another crop shows. None is too large to decode.
 
     Args:
         spec: The target size.
@@ -52,9 +53,9 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[GoldenI
     large, rotated, layered = (sources[index % len(sources)] for index in range(3))
     width, height = spec.width, spec.height
     encoded = [
-        ("large-jpeg", _encode(ImageOps.fit(large, (5 * width, 4 * height)), "JPEG", quality=90)),
-        ("rotated-jpeg", _encode_rotated(ImageOps.fit(rotated, (2 * width, round(1.5 * height))))),
-        ("alpha-png", _encode(_with_alpha(ImageOps.fit(layered, (round(1.2 * width), round(1.5 * height)))), "PNG")),
+        ("large-jpeg", _encode(_fit(large, 5 * width, 4 * height), "JPEG", quality=90)),
+        ("rotated-jpeg", _encode_rotated(_fit(rotated, 2 * width, round(1.5 * height)))),
+        ("alpha-png", _encode(_with_alpha(_fit(layered, round(1.2 * width), round(1.5 * height))), "PNG")),
         *((f"photo-{index}", photo) for index, photo in enumerate(small)),
     ]
     return [GoldenImage(name, image, decode(image, spec).pixels[np.newaxis]) for name, image in encoded]
@@ -96,6 +97,12 @@ def check_probabilities(examples: Sequence[GoldenExample]) -> None:
                 f"Expected probabilities that sum to 1 for golden example {example.name!r}. Received a sum of"
                 f" {probabilities.sum():g}, from {probabilities.min():g} to {probabilities.max():g}"
             )
+
+
+def _fit(img: Image.Image, width: int, height: int) -> Image.Image:
+    """Return an image of a size, or of the largest one of that shape that decodes."""
+    scale = min(1.0, sqrt(MAX_PIXELS / (width * height)), MAX_SIDE_PX / max(width, height))
+    return ImageOps.fit(img, (int(scale * width), int(scale * height)))
 
 
 def _encode(img: Image.Image, format: str, **options: object) -> bytes:

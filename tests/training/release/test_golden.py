@@ -63,10 +63,11 @@ def test_large_photos_stay_out():
     assert [each.name for each in golden_images(SPEC, [large])] == ["large-jpeg", "rotated-jpeg", "alpha-png"]
 
 
-def test_panoramas_make_examples_that_decode():
-    """A very wide photo does not make an example that is too large for the decode."""
-    images = golden_images(ImageSpec(600, 600), [encode(photo(4000, 100))])
-    assert [each.pixels.shape for each in images] == [(1, 600, 600, 3)] * 4
+@pytest.mark.parametrize(("height", "width"), [(600, 600), (1600, 1600), (8, 3300)])
+def test_examples_are_never_too_large_to_decode(height, width):
+    """Neither of a very wide photo, nor for a model of large images."""
+    images = golden_images(ImageSpec(height, width), [encode(photo(4000, 100))])
+    assert [each.pixels.shape for each in images] == [(1, height, width, 3)] * 4
 
 
 def test_answers_are_what_the_model_gives(photos):
