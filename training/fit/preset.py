@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
-from training.fit.recipe import Recipe
+from training.fit.recipe import Recipe, check_types
 
 FOLDER = Path(__file__).parent / "presets"
 
@@ -40,6 +40,9 @@ class Preset:
     preprocessing: str | None = None
     time: str = ""
     recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def pretrained(self) -> bool:

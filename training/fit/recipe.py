@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
 
 from training.errors import TrainingError
 
 MOST_AUGMENTATION = 3  # beyond it, little is left of a photo
+_SEEDS = 2**32  # NumPy takes no larger one
+_KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 _NOT_NEGATIVE = ("seed", "averaging", "epochs", "learning_rate", "weight_decay")
 
 
@@ -47,6 +51,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("dropout", "label_smoothing", "unfreeze", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"Expected {name} from 0 to 1. Received: {getattr(self, name)}")
@@ -56,7 +61,30 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise TrainingError(f"Expected {name} of at least 1. Received: {getattr(self, name)}")
         for name in _NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:  # also when it is NaN
+            if getattr(self, name) < 0:
                 raise TrainingError(f"Expected {name} of at least 0. Received: {getattr(self, name)}")
+        if self.seed >= _SEEDS:
+            raise TrainingError(f"Expected seed below {_SEEDS}. Received: {self.seed}")
         if self.class_weights not in ("balanced", "none"):
             raise TrainingError(f"Expected class_weights balanced or none. Received: {self.class_weights!r}")
+
+
+def check_types(values: Any) -> None:
+    """Refuse a dataclass with a value of another type than its field's; an int is a float too, and a bool is neither.
+
+    Raises:
+        TrainingError: There is one, or a float that is not finite.
+    """
+    for name, hint in get_type_hints(type(values)).items():
+        received = getattr(values, name)
+        kind, *optional = get_args(hint) or (hint,)
+        if kind in _KINDS and not (_fits(received, kind) or (received is None and optional)):
+            raise TrainingError(f"Expected {name} to be {_KINDS[kind]}. Received: {received!r}")
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)

@@ -13,6 +13,8 @@ from training.errors import TrainingError
 from training.fit.preset import FOLDER, Preset, find_preset, names, write_preset
 from training.fit.recipe import Recipe
 
+PRESET = 'about = "a"\ncommand = "c"\nexpected = "e"\narchitecture = "plain-cnn"\nweights = "none"\n'
+
 
 @pytest.mark.parametrize("name", names())
 def test_each_document_is_usable_as_it_says(name: str) -> None:
@@ -58,11 +60,16 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ("about = 1", "missing"),
         ("no toml", "Expected"),
         ("epochs = 1", "Received: epochs, where outside of \\[recipe\\] there may be: about, command,"),
+        (f'{PRESET}size = "160"', "Expected size to be a whole number. Received: '160'"),
+        (f"{PRESET}[recipe]\nepochs = 10.5", "Expected epochs to be a whole number. Received: 10.5"),
+        (f"{PRESET}[recipe]\nseed = true", "Expected seed to be a whole number. Received: True"),
+        (f"{PRESET}[recipe]\nseed = 4294967296", "Expected seed below 4294967296. Received: 4294967296"),
+        (f"{PRESET}[recipe]\nlearning_rate = inf", "Expected learning_rate to be a finite number. Received: inf"),
         ("[recipe]\nepoch = 1", "Received: epoch, where in \\[recipe\\] there may be: epochs,"),
     ],
 )
 def test_what_is_no_preset_is_told(tmp_path: Path, text: str | None, message: str) -> None:
-    """A name that there is not, values that are missing, and what is not TOML."""
+    """A name that there is not, values that are missing or of another type, and what is not TOML."""
     path = tmp_path / "mine.toml"
     if text is not None:
         path.write_text(text)
