@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -87,7 +87,7 @@ def read_rows(
     """Return the photos of a CSV by split, the classes, and remarks; the classes are those of train, if none are given.
 
     Raises:
-        DataError: No photo, a photo of two classes, an unknown class, or too few classes.
+        DataError: No photo, a photo of two classes, a class that is unknown or named as another, or too few.
     """
     rows = read_table(table)
     kept = {row: None for row in rows if row.label.strip() and row.path.is_file()}  # each once
@@ -113,8 +113,7 @@ def read_rows(
         _check_classes(classes, table)
     labels = {class_name(name): label for label, name in enumerate(classes)}
     read = {split: by_split[split] for split in SPLIT_NAMES if split in by_split}
-    if strange := sorted({class_name(row.label) for rows in read.values() for row in rows} - set(labels)):
-        raise DataError(f"Expected in {table} only known classes: {_some(classes)}. Received also: {_some(strange)}")
+    _check_known({class_name(row.label) for rows in read.values() for row in rows}, classes, table)
     splits = {split: [Photo(row.path, labels[class_name(row.label)]) for row in rows] for split, rows in read.items()}
     return splits, tuple(classes), tuple(remarks)
 
@@ -144,6 +143,18 @@ def _check_classes(classes: Sequence[str], folder: Path) -> None:
                 f"Expected class folders with names in UTF-8, without control characters. Received in {folder}:"
                 f" {os.fsencode(name)!r}. Rename it; ZIP files of Windows often have names in another encoding."
             )
+
+
+def _check_known(found: Set[str], classes: Sequence[str], place: Path) -> None:
+    """Refuse names of photos that are no class, or more than one: ImageNet has two cranes."""
+    known = Counter(map(class_name, classes))
+    if strange := sorted(found - set(known)):
+        raise DataError(f"Expected in {place} only known classes: {_some(classes)}. Received also: {_some(strange)}")
+    if shared := sorted(name for name in found if known[name] > 1):
+        raise DataError(
+            f"Expected in {place} only names that one class has. Received also names of several classes:"
+            f" {_some(shared)}. Leave their photos out."
+        )
 
 
 def _check_order(class_paths: Sequence[Path]) -> None:
@@ -233,14 +244,13 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
     """Return the photos of a folder of class folders.
 
     Raises:
-        DataError: No photos, an unexpected class, or an empty one although `complete` is set.
+        DataError: No photos, a class that is unknown or named as another, or an empty one although `complete` is set.
     """
     found: dict[str, list[Path]] = {}
     for path in class_folders(folder):
         found.setdefault(class_name(path.name), []).extend(photos_in(path))
     classes = [class_name(name) for name in classes]
-    if strange := sorted(set(found) - set(classes)):
-        raise DataError(f"Expected in {folder} only known classes: {_some(classes)}. Received also: {_some(strange)}")
+    _check_known(set(found), classes, folder)
     if complete and (empty := [name for name in classes if not found[name]]):
         other_files = "; ".join(["", *_left_out([folder])])
         raise DataError(

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from training.data.folder import read_folder
+from training.data.folder import read_folder, read_rows, read_split
 from training.data.splits import SPLIT_NAMES, split_of
 from training.errors import DataError
 
@@ -293,3 +293,15 @@ def test_folders_that_cannot_be_trained_on_are_refused(fill, tmp_path, folders, 
         folder = fill(counts, below)
     with pytest.raises(DataError, match=message):
         read_folder(folder)
+
+
+def test_photos_of_a_name_that_two_classes_have_are_refused(fill):
+    """Each would count for both, or for the last one; others may be measured with such a model."""
+    classes = ("crane", "dog", "crane")
+    table = fill({"dog": 2}) / "labels.csv"
+    table.write_text("path,label\ndog/000.jpg,crane\n")
+    assert [each.label for each in read_split(table.parent, classes, complete=False)] == [1, 1]
+    fill({"crane": 1})
+    for read in (lambda: read_rows(table, classes), lambda: read_split(table.parent, classes, complete=False)):
+        with pytest.raises(DataError, match=r"Received also names of several classes: crane\. Leave their photos out"):
+            read()
