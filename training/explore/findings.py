@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from training.explore.inspection import SPEC, Inspection
+from contract.photos import SUFFIXES_BY_FORMAT
+from training.explore.inspection import SPEC, InspectedPhoto, Inspection
 from training.explore.labels import Suspects
 from training.explore.listing import Listing
 from training.words import counted, plural
@@ -155,8 +155,6 @@ def _in_names(listing: Listing) -> _Found:
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in names:
         spellings[re.sub(r"[\W_]+", "", name.casefold())].append(name)
-        if name != name.strip():
-            yield "names", Item((), f"begins or ends with a space: {name!r}")
     for alike in spellings.values():
         if len(alike) > 1:
             yield "names", Item((), f"look like one class: {' and '.join(map(repr, alike))}")
@@ -189,11 +187,11 @@ def _in_files(inspection: Inspection) -> _Found:
     """Find faults of single files, the clearest first."""
     for path, reason in inspection.broken.items():
         yield "corrupt", Item((path,), reason)
-    photos, formats = inspection.photos, Image.registered_extensions()
+    photos = inspection.photos
     brightness = _robust_z([photo.brightness for photo in photos])
     sharpness = _robust_z([photo.sharpness for photo in photos])
     short, long = np.sort([(photo.width, photo.height) for photo in photos]).T
-    misnamed = [formats.get(photo.path.suffix.lower()) != photo.format.replace("MPO", "JPEG") for photo in photos]
+    misnamed = [_is_misnamed(photo) for photo in photos]
     for kind, score, most in (
         ("dark", -brightness, MAX_ROBUST_Z),
         ("bright", brightness, MAX_ROBUST_Z),
@@ -206,6 +204,11 @@ def _in_files(inspection: Inspection) -> _Found:
             photo = photos[position]
             if score[position] > most:
                 yield kind, Item((photo.path,), f"{photo.width}×{photo.height} {photo.format}")
+
+
+def _is_misnamed(photo: InspectedPhoto) -> bool:
+    kind = photo.format.replace("MPO", "JPEG")  # a JPEG of several frames
+    return photo.path.suffix.lower() not in SUFFIXES_BY_FORMAT.get(kind, ())
 
 
 def _robust_z(values: Sequence[float]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
-from training.data.splits import class_folders, find_splits
+from training.data.splits import class_folders, class_name, find_splits
 from training.data.table import is_table, read_table
 from training.errors import DataError
 
@@ -87,9 +87,9 @@ def _read_folder(folder: Path) -> Listing:
     listing = Listing(folder)
     found = find_splits(folder)
     for split, path in (found.folders or {WHOLE: found.root}).items():
-        classes = class_folders(path)
-        listing.classes[split] = tuple(each.name for each in classes)
-        listing.photos += [Listed(photo, split, each.name) for each in classes for photo in photos_in(each)]
+        folders = class_folders(path)
+        listing.classes[split] = tuple(sorted({class_name(each.name) for each in folders}))
+        listing.photos += [Listed(photo, split, class_name(each.name)) for each in folders for photo in photos_in(each)]
     read = {photo.path for photo in listing.photos}
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in read)
     listing.ignored = [path for path in files if not any(map(is_hidden, (path, *path.relative_to(folder).parents)))]
@@ -104,7 +104,7 @@ def _read_csv(path: Path) -> Listing:
         elif not row.label.strip():
             listing.unlabelled.append(row.path)
         else:
-            listing.photos.append(Listed(row.path, row.split or WHOLE, row.label))
+            listing.photos.append(Listed(row.path, row.split or WHOLE, class_name(row.label)))
     for split in dict.fromkeys(photo.split for photo in listing.photos):
         listing.classes[split] = tuple(sorted({each.label for each in listing.photos if each.split == split}))
     return listing

@@ -85,7 +85,7 @@ def test_a_csv_lists_paths_labels_and_splits(fill: Fill) -> None:
     """Paths are relative to the CSV, other columns do not matter, and files that do not exist are reported."""
     folder = fill(inbox=3)
     (folder / "list.csv").write_text(
-        ",Image,label,split\n1,inbox/00.jpg,cat,train\n2,inbox/01.jpg,dog,val\n3,gone.jpg,dog,train\n"
+        ",Image,label,split\n1,inbox/00.jpg,cat,train\n2,inbox/01.jpg,dog ,val\n3,gone.jpg,dog,train\n"
         "4,inbox/02.jpg,,train\n"
     )
     assert listing.read(folder / "list.csv").counts == {("train", "cat"): 1, ("validation", "dog"): 1}
@@ -119,7 +119,7 @@ def test_a_source_without_photos_is_refused(tmp_path: Path, content: str | None,
             {"T-shirt": 1, "t shirt": 1, "hat ": 1, "dress": 1},
             "names",
             "problem",
-            ["begins or ends with a space: 'hat '", "look like one class: 'T-shirt' and 't shirt'"],
+            ["look like one class: 'T-shirt' and 't shirt'"],
         ),
         (
             {"train__cat": 1, "train__dog": 1, "test__cat": 1, "test__cow": 1},
@@ -140,8 +140,10 @@ def test_faults_of_names_and_counts_are_found(
 
 
 def test_sound_folders_have_no_findings(fill: Fill) -> None:
-    """Nothing is made up."""
-    assert find(fill(train__cat=20, train__dog=20, validation__cat=2, validation__dog=2)) == {}
+    """Nothing is made up; names are the same in both Unicode forms and with a space, and Chrome saves .pjpeg."""
+    folder = fill(**{"train__caf\u00e9": 20, "train__dog": 20, "validation__cafe\u0301": 2, "validation__dog ": 2})
+    (folder / "train" / "dog" / "00.jpg").rename(folder / "train" / "dog" / "00.pjpeg")
+    assert find(folder) == {}
 
 
 # Files
