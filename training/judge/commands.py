@@ -8,6 +8,8 @@ from pathlib import Path
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
 
+_ENGINE = "tflite"  # if none is given
+
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs it."""
@@ -32,6 +34,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
     """Measure a run, a version or a gateway on labelled photos."""
     if not (options.run or options.model or options.gateway):
         raise TrainingError("Expected --run, --model or --gateway, or several of them. Received: none")
+    given = [f"--{name}" for name in ("version", "engine") if getattr(options, name) is not None]
+    if given and not options.model:
+        raise TrainingError(f"Expected no {' nor '.join(given)} without --model, whose version and file they choose")
 
     from rich.console import Console
 
@@ -45,7 +50,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         import_tensorflow()
         chosen.append(predictors.KerasRun(options.run))
     if options.model:
-        version = (options.store, options.model, options.version, options.engine)
+        version = (options.store, options.model, options.version, options.engine or _ENGINE)
         chosen.append(predictors.StoredVersion(*version, at_once=INTERPRETERS))
     if options.gateway:
         chosen.append(predictors.Gateway(options.gateway))
@@ -73,7 +78,7 @@ def run_predict(options: argparse.Namespace) -> None:
     from training.judge.predictors import StoredVersion
 
     images = predict.expand(options.sources)
-    version = StoredVersion(options.store, options.model, options.version, options.engine)
+    version = StoredVersion(options.store, options.model, options.version, options.engine or _ENGINE)
     predict.write(predict.predict(images, version, options.top_k), version, options.json)
 
 
@@ -83,8 +88,7 @@ def _add_version_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--engine",
         choices=("int8", "tflite", "savedmodel"),
-        default="tflite",
-        help="file of the version to run; the model server prefers int8 (default: %(default)s)",
+        help=f"file of the version to run; the model server takes int8 where it is faster (default: {_ENGINE})",
     )
     add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")
 

@@ -203,6 +203,8 @@ def test_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str],
     ("options", "message"),
     [
         ((), "Expected --run, --model or --gateway, or several of them. Received: none"),
+        (("--run", "none", "--engine", "int8"), "Expected no --engine without --model, whose version and file they"),
+        (("--run", "none", "--version", "0"), "Expected no --version without --model, whose version and file they"),
         (("--model", "none"), "Expected a version of 'none' in model-store. Received: no version"),
         (("--gateway", "http://127.0.0.1:1"), "Expected a gateway at http://127.0.0.1:1. Received:"),
     ],
@@ -210,6 +212,6 @@ def test_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str],
 def test_a_predictor_that_is_not_there_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    """No predictor, a model that is not in the store, and a gateway that does not run."""
+    """No predictor, a file or version of none, a model that is not in the store, and a gateway that does not run."""
     assert main(["evaluate", str(tmp_path), *options]) == 1
     assert message in capsys.readouterr().err
