@@ -146,4 +146,7 @@ def _top_k(value: Any) -> int:
 
 
 def _short(value: Any) -> str:
-    return json.dumps(value)[:100]
+    try:
+        return json.dumps(value)[:100]
+    except RecursionError:  # it was read just within the limit
+        return "lists in lists"

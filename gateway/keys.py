@@ -23,6 +23,8 @@ class Keys:
             ValueError: One of them is not such a digest.
         """
         self._digests = [digest.strip().lower() for digest in digests.split(",") if digest.strip()]
+        if digests and not self._digests:
+            raise ValueError("Expected SHA-256 digests, or nothing for a gateway that is open to all. Received: blanks")
         if any(not _DIGEST.fullmatch(digest) for digest in self._digests):
             raise ValueError("Expected SHA-256 digests of 64 hex digits, separated by commas. Received something else")
 

@@ -137,8 +137,10 @@ class Ledger:
             if release.trial:
                 return replace(release, serial=serial, trial=None)
             if last and last.what == "rollback":  # two people in a hurry would bring the bad version back
+                before = f"; before it was version {release.previous}" if release.previous else ""
                 raise Refused(
-                    f"Version {release.stable} answers since the last rollback, by {last.who} at {last.when}. {instead}"
+                    f"The last change was a rollback already, by {last.who} at {last.when}."
+                    f" Version {release.stable} answers{before}. {instead}"
                 )
             if release.previous in (None, release.stable):
                 raise Refused(f"No version was stable before version {release.stable}. {instead}")

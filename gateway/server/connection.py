@@ -268,6 +268,7 @@ class Connection(asyncio.BufferedProtocol):
         request.awaits_continue = self._parser.http_version > (1, 0) and any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers
         )
+        self._front.check_key(request)
         self._front.check_length(request, self._parser.content_length or 0)
         return False
 

@@ -23,7 +23,7 @@ from werkzeug.test import run_wsgi_app
 
 from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED
 from gateway.errors import GatewayError, InternalError, Overloaded, TooLarge
-from gateway.keys import Origins
+from gateway.keys import Keys, Origins
 from gateway.memory import Held, Room
 from gateway.settings import Settings
 from gateway.telemetry.logs import Trace
@@ -74,7 +74,7 @@ class Front:
         self.room = room
         self.draining = False
         self._app = app
-        self._origins = Origins(settings.allowed_origins)
+        self._keys, self._origins = Keys(settings.api_keys), Origins(settings.allowed_origins)
         self._metrics = metrics
         limit_s = settings.request_timeout_s + STUCK_AFTER_S
         self._work = Line("request", settings.threads, settings.threads + settings.max_waiting, limit_s)
@@ -92,11 +92,23 @@ class Front:
         Raises:
             TooLarge: It is longer than allowed.
         """
-        is_prediction = request.path.removeprefix(self.settings.path_prefix) == "/predict"
-        limit = self.settings.max_body_bytes if is_prediction else SMALL_BODY_BYTES
+        limit = self.settings.max_body_bytes if self._is_prediction(request) else SMALL_BODY_BYTES
         if size > limit:
             received = f"{size:,}" if size < 10**18 else "far more"
             raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {received}")
+
+    def check_key(self, request: Request) -> None:
+        """Check the API key of a request whose body may be large, before it takes room from those who have a key.
+
+        Raises:
+            Unauthorized: It has none.
+        """
+        if self._is_prediction(request) and request.method == "POST":
+            named = {name: value.decode("latin-1") for name, value in request.headers}
+            self._keys.check(named.get(b"authorization"), named.get(b"x-api-key"))
+
+    def _is_prediction(self, request: Request) -> bool:
+        return request.path.removeprefix(self.settings.path_prefix) == "/predict"
 
     async def answer(self, request: Request) -> Answer:
         """Answer a request that is complete."""

@@ -21,7 +21,7 @@ from contract.document import Contract, ImageSpec
 from gateway.release import observation, watch
 from gateway.release.evidence import Finding
 from gateway.release.gateways import Address
-from gateway.release.ledger import Ledger
+from gateway.release.ledger import Ledger, Refused, State
 from gateway.release.watch import Watch
 from tests.gateway.release.conftest import Store
 from tests.programs.model_server import FakeModelServer, FakeVersion
@@ -310,6 +310,36 @@ def test_several_gateways_at_one_address_are_noticed(store: Store, gateways: Cal
     store.do("try", "2", "--shadow")
     status, _, err = store.run("watch", *trial_of(gateway))
     assert status == 1 and f"{gateway.url} fell 3 times, as if several gateways answered there" in err
+
+
+def test_a_gateway_of_two_families_counts_once(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`localhost` may have an address of each, and the gateway behind them is one."""
+    gateway, get = gateways(), Address.get
+    gateway.counted.add(100, disagrees=20)
+    monkeypatch.setattr(Address, "get", lambda self, path: get(Address(gateway.url, "127.0.0.1"), path))
+    monkeypatch.setattr(observation, "find_addresses", lambda urls: [Address(urls[0], ip) for ip in ("::1", "1.2.3.4")])
+    store.do("try", "2", "--shadow")
+    assert "it disagrees with version 1 on 20 of 100 photos" in store.do("report", "--gateway", gateway.url)
+
+
+def test_a_store_that_is_away_for_a_moment_ends_no_watch(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch goes on, and says so once."""
+    gateway, read = gateways(steadily(100, disagrees=61)), Ledger.read
+    store.do("try", "2", "--shadow")
+    fails = iter([False, True, True])
+
+    def read_or_fail(self: Ledger) -> State:
+        if next(fails, False):
+            raise Refused("The store cannot be read: Stale file handle.")
+        return read(self)
+
+    monkeypatch.setattr(Ledger, "read", read_or_fail)
+    status, out, _ = store.run("watch", *trial_of(gateway))
+    assert status == 4 and out.count("Stale file handle. The watch goes on.") == 1
 
 
 def test_an_earlier_trial_of_the_version_does_not_count(store: Store, gateways: Callable[..., Gateway]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import socket
 import time
@@ -301,6 +302,17 @@ def test_a_huge_body_is_refused_before_it_is_read(client: Gateway, header: bytes
         answer = connection.recv(1000)
     assert answer.startswith(b"HTTP/1.1 413") and b"x-request-id: mine" in answer.lower()
     assert b'gateway_answers_total{code="too_large",path="front",status="413"}' in metrics(client)
+
+
+def test_a_stranger_takes_no_room(server: FakeModelServer) -> None:
+    """Without a key, the answer comes before the body; whoever has one, sends it as before."""
+    with start(server, GATEWAY_API_KEYS=hashlib.sha256(b"secret").hexdigest()) as (gateway, _):
+        length = "Content-Length: 90000"
+        assert exchange(gateway.port, head(length))[0][0] == 401
+        assert exchange(gateway.port, head(length, "Authorization: Bearer guess"))[0][0] == 401
+        for key in ("Authorization: Bearer secret", "X-API-Key: secret"):
+            request = head("Content-Type: image/jpeg", f"Content-Length: {len(IMAGE)}", "Connection: close", key)
+            assert exchange(gateway.port, request + IMAGE)[0][0] == 200
 
 
 def test_connections_without_a_request_end_in_time(server: FakeModelServer) -> None:
