@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 SUFFIXES_BY_FORMAT = {
@@ -18,14 +19,15 @@ SUFFIXES = tuple(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix i
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """Return the photos in a folder and below it, by their suffixes in any case."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(is_hidden(part) for part in (path, *path.relative_to(folder).parents))
-    )
+    """Return the photos in a folder and below it, in linked folders too, by their suffixes in any case."""
+    found, seen = list[Path](), set[str]()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        inside = sorted(name for name in folders if not is_hidden(Path(name)))
+        folders[:] = [name for name in inside if os.path.realpath(Path(place, name)) not in seen]  # no circles
+        paths = (Path(place, name) for name in files if not is_hidden(Path(name)))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(found)
 
 
 def is_hidden(path: Path) -> bool:
