@@ -1,12 +1,15 @@
-"""The model that is trained: a head is fitted on frozen features, then the network trains with augmentation."""
+"""The model that is trained: a head is fitted on frozen features, then the network trains with augmentation.
+
+Where there is time, it trains several times from that head, each time with another seed. The weights are averaged.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -27,6 +30,7 @@ from training.runs.unfinished import History, Progress, Unfinished
 log = logging.getLogger(__name__)
 
 Watch = Sequence[keras.callbacks.Callback]
+Weights = Sequence[NDArray[np.float32]]
 
 FEW_PHOTOS = 100  # of validation, below which many epochs tie in accuracy, so the loss breaks ties
 
@@ -70,9 +74,16 @@ def build(preset: Preset, classes: int) -> Network:
     return Network(keras.Model(inputs, outputs, name="classifier"), backbone)
 
 
+class _Span(NamedTuple):
+    """When a training begins and ends, in seconds of the run; one that begins late ends in time too."""
+
+    start_s: float
+    end_s: float
+
+
 @dataclass(frozen=True)
 class Phases:
-    """The two phases of a training: the head on frozen features, then the network on augmented photos.
+    """The phases of a training: the head on frozen features, then the network on augmented photos, once or more often.
 
     Attributes:
         network: From `build`.
@@ -80,6 +91,7 @@ class Phases:
         run: State of the same training: what an earlier process left, and what this one keeps.
         watch: Callbacks of Keras for the network, beside those that they need.
         limit_s: When training ends, in seconds of the run, if its epochs have not ended before.
+        trainings: How often the network trains.
     """
 
     network: Network
@@ -87,6 +99,7 @@ class Phases:
     run: Unfinished
     watch: Watch = ()
     limit_s: float | None = None
+    trainings: int = 1
 
     @property
     def recipe(self) -> Recipe:
@@ -102,7 +115,33 @@ class Phases:
         """Train on the split `train`, with early stopping on `validation`; return the figures by phase and epoch."""
         if self.preset.pretrained:
             self._fit_head(splits)
-        return {"network": self.fit_network(splits)} if self.recipe.epochs else {}
+        if not self.recipe.epochs:
+            return {}
+        start, histories, found = self.model.get_weights(), dict[str, History](), list[Weights]()
+        for number in range(self.trainings):
+            self.model.set_weights(start)
+            histories[_name(number)] = self.fit_network(splits, number)
+            found.append(self.model.get_weights())
+        if self.trainings > 1:
+            self._average(found, splits["validation"])
+        return histories
+
+    def _average(self, found: Sequence[Weights], validation: Pixels) -> None:
+        """Take the average of the weights of several trainings; or one of them, if that has less loss on validation.
+
+        Source: Wortsman et al., "Model soups", ICML 2022.
+        """
+        choices = [[np.mean(each, axis=0) for each in zip(*found, strict=True)], *found]
+        photos, losses = batches.in_order(validation.images, one_hot(validation.labels, self.model), self.recipe), []
+        for weights in choices:
+            self.model.set_weights(weights)
+            losses.append(self.model.evaluate(photos, verbose=0, return_dict=True)["loss"])
+        best = int(np.argmin(losses))
+        self.model.set_weights(choices[best])
+        taken, other = f"Training {best} of {self.trainings}", f"{losses[0]:.3f} for the average"
+        if not best:
+            taken, other = f"The average of {self.trainings} trainings", f"{min(losses[1:]):.3f} for the best of them"
+        log.info(f"{taken} is taken: loss on validation {losses[best]:.3f}, and {other}")
 
     def _fit_head(self, splits: dict[str, Pixels]) -> None:
         """Fit the head to frozen features."""
@@ -116,26 +155,33 @@ class Phases:
         if head.accuracy is not None:
             log.info(f"Fitted the head: accuracy {head.accuracy:.4f} in cross-validation on the training photos")
 
-    def fit_network(self, splits: dict[str, Pixels]) -> History:
-        """Train a part of the backbone, from the top, with the head."""
+    def _span(self, number: int) -> _Span:
+        if self.limit_s is None:
+            return _Span(0, math.inf)
+        share_s = self.limit_s / self.trainings
+        return _Span(share_s * number, share_s * (number + 1))
+
+    def fit_network(self, splits: dict[str, Pixels], number: int = 0) -> History:
+        """Train a part of the backbone, from the top, with the head; the number of the training changes the seed."""
         weighted = [layer for layer in self.network.backbone.layers if layer.weights]
         for layer in weighted[: round(len(weighted) * (1 - self.preset.unfreeze))]:
             layer.trainable = False
-        recipe, model = self.recipe, self.model
+        recipe, model = replace(self.recipe, seed=self.recipe.seed + number), self.model
+        span, title = self._span(number), f"Training {number + 1}/{self.trainings}, epoch"
+        title = title if self.trainings > 1 else "Epoch"
         train, validation = splits["train"], splits["validation"]
         targets = one_hot(train.labels, model)
         steps = batches.steps(len(targets), recipe)
         averaged = _compile(model, steps, recipe)
         early_stopping = BestOfEqual if len(validation.labels) < FEW_PHOTOS else keras.callbacks.EarlyStopping
         stopping = early_stopping("val_accuracy", patience=recipe.patience, restore_best_weights=True)
-        progress = Progress(self.run, "network", stopping)
+        progress = Progress(self.run, _name(number), stopping)
         left = progress.restore(model, recipe.epochs)
-        if left.start and self.run.spent_s >= (self.limit_s or math.inf):
+        if left.start and self.run.spent_s >= span.end_s:
             left = progress.restore(model, 0)  # to the best epoch, as the time is over
         if left and left.start:
-            log.info(
-                f"Resuming at epoch {left.start + 1} of {recipe.epochs} from {self.run.path}; --fresh starts again"
-            )
+            place = f"{title.lower()} {left.start + 1} of {recipe.epochs}"
+            log.info(f"Resuming at {place} from {self.run.path}; --fresh starts again")
         if not left:
             return progress.history
         weights = class_weights(targets) if recipe.class_weights == "balanced" else None
@@ -147,13 +193,13 @@ class Phases:
             epochs=recipe.epochs,
             callbacks=[
                 _Reseed(recipe.seed),
-                _Pace(recipe, steps, self.run, self.limit_s),
+                _Pace(recipe, steps, self.run, span),
                 *([_Average(left)] if averaged else []),  # before those that keep weights
                 stopping,
                 _Minutes(self.run),
                 progress,
-                _Wait(steps, f"Epoch {left.start + 1}/{left.stop}"),
-                _Lines(left, self.run, self.limit_s),
+                _Wait(steps, f"{title} {left.start + 1}/{left.stop}"),
+                _Lines(left, self.run, span.end_s, title),
                 *self.watch,
             ],
             shuffle=False,
@@ -175,6 +221,11 @@ def _compile(model: keras.Model, steps: int, recipe: Recipe) -> bool:
         metrics=["accuracy"],
     )
     return averaged
+
+
+def _name(number: int) -> str:
+    """Return the name of the phase of a training of the network."""
+    return f"network-{number + 1}" if number else "network"
 
 
 class _Wait(keras.callbacks.Callback):
@@ -227,9 +278,9 @@ class _Pace(keras.callbacks.Callback):
     It falls with the part of the epochs that has passed, or of the time if that is greater.
     """
 
-    def __init__(self, recipe: Recipe, steps: int, run: Unfinished, limit_s: float | None) -> None:
+    def __init__(self, recipe: Recipe, steps: int, run: Unfinished, span: _Span) -> None:
         super().__init__()
-        self._recipe, self._steps, self._run, self._limit_s = recipe, steps, run, limit_s or math.inf
+        self._recipe, self._steps, self._run, self._span = recipe, steps, run, span
         self._epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -237,12 +288,13 @@ class _Pace(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         epochs = self._epoch + batch / self._steps
-        passed = min(1, max(epochs / self._recipe.epochs, self._run.spent_s / self._limit_s))
+        of_time = (self._run.spent_s - self._span.start_s) / (self._span.end_s - self._span.start_s)
+        passed = min(1, max(epochs / self._recipe.epochs, of_time))
         rate = self._recipe.learning_rate * min(1, epochs) * (1 + math.cos(math.pi * passed)) / 2
         self.model.optimizer.learning_rate.assign(rate)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._run.spent_s >= self._limit_s:
+        if self._run.spent_s >= self._span.end_s:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -264,9 +316,10 @@ class _Minutes(keras.callbacks.Callback):
 class _Lines(keras.callbacks.Callback):
     """Log a line for each epoch, with the time that is left."""
 
-    def __init__(self, epochs: range, run: Unfinished, limit_s: float | None) -> None:
+    def __init__(self, epochs: range, run: Unfinished, limit_s: float, title: str) -> None:
         super().__init__()
-        self._epochs, self._run, self._limit_s, self._started_s = epochs, run, limit_s or math.inf, run.spent_s
+        self._epochs, self._run, self._limit_s, self._started_s = epochs, run, limit_s, run.spent_s
+        self._title = title
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}
@@ -274,7 +327,7 @@ class _Lines(keras.callbacks.Callback):
         left_s = passed_s / (epoch + 1 - self._epochs.start) * (self._epochs.stop - epoch - 1)
         left_s = max(0, min(left_s, self._limit_s - self._run.spent_s))
         log.info(
-            f"Epoch {epoch + 1}/{self._epochs.stop}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.4f},"
+            f"{self._title} {epoch + 1}/{self._epochs.stop}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.4f},"
             f" validation {logs['val_accuracy']:.4f}, {passed_s:.0f} s passed, at most {left_s:.0f} s left"
         )
 

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 # After training, for features, the report and the release; and for each held-out photo, to search an int8 file.
 AFTER_S, AFTER_S_A_PHOTO = 60, 0.05
+# Trainings of one network, whose weights are averaged, and the least epochs of each.
+MOST_TRAININGS, LEAST_EPOCHS = 3, 20
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Plan:
     Attributes:
         preset: What it trains.
         limit_s: Seconds of the run after which training ends; None if only its epochs count.
+        trainings: How often the network trains; the weights are averaged.
         text: The same in words; empty without a limit.
     """
 
     preset: Preset
     limit_s: float | None = None
+    trainings: int = 1
     text: str = ""
 
 
@@ -62,10 +66,14 @@ def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Pla
             f"Expected --minutes {enough} or more, as an epoch takes {epoch_s:.0f} s here, and report and release up to"
             f" {after_s:.0f} s. Received: {minutes:g}. What was released stays."
         )
+    trainings = max(1, min(MOST_TRAININGS, epochs // LEAST_EPOCHS)) if preset.pretrained else 1
+    epochs = int((limit_s / trainings - speed.once_s) / epoch_s)
     count = f"all {most} epochs" if epochs >= most else f"about {epochs} of at most {most} epochs"
     plan = f"Plan for {minutes:g} minutes: {count} of {network.name} at {network.size_px} px, {epoch_s:.0f} s each"
+    if trainings > 1:
+        plan += f", {trainings} times, and the average of the weights"
     if epochs >= most:  # more than the preset's do not help: see its comments
-        left_s = limit_s - speed.once_s - most * epoch_s
+        left_s = limit_s - trainings * (speed.once_s + most * epoch_s)
         plan += f"; about {counted(math.ceil(minutes - left_s / 60), 'minute')} in all"
     _log.info(plan)
-    return Plan(preset, limit_s, plan)
+    return Plan(preset, limit_s, trainings, plan)

@@ -22,7 +22,7 @@ from training.runs.folder import flat
 from training.words import counted
 
 AUGMENTED_CLASSES, VERSIONS = 12, 4  # rows in a report, and what stands beside each original
-SHOWN_EPOCHS = 6  # in the table of what the minutes bought
+SHOWN_EPOCHS = 8  # in the table of what the minutes bought
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,14 @@ class Course:
     def steps(self, last: Mapping[str, float]) -> list[tuple[str, float]]:
         """Return what was reached, in words, with the accuracy on validation; `last` has the figures of the end."""
         steps = [("The first version", self.first["validation_accuracy"])] if self.first else []
-        for figures in self.history.values():
+        for number, figures in enumerate(self.history.values(), start=1):
             accuracies, minutes = figures["val_accuracy"], figures["minutes"]
-            best = np.maximum.accumulate(accuracies)
-            shown = np.linspace(0, len(best) - 1, min(len(best), SHOWN_EPOCHS)).round().astype(int)
+            best, at_most = np.maximum.accumulate(accuracies), max(2, SHOWN_EPOCHS // len(self.history))
+            shown = np.linspace(0, len(best) - 1, min(len(best), at_most)).round().astype(int)
+            training = f" of training {number}" if len(self.history) > 1 else ""
             steps += [
-                (f"The best after {minutes[k]:.1f} minutes, {counted(int(k) + 1, 'epoch')}", best[k]) for k in shown
+                (f"The best{training} after {minutes[k]:.1f} minutes, {counted(int(k) + 1, 'epoch')}", best[k])
+                for k in shown
             ]
         return [*steps, ("This run's model", last["validation_accuracy"])]
 

@@ -95,7 +95,6 @@ def train(
     """
     preset, recipe, splits = plan.preset, plan.preset.recipe, data.splits
     keras.utils.set_random_seed(recipe.seed)
-    strategy = find_strategy(distribute, recipe)
     contract = _begin_contract(name, data, preset)
     digests = contract.origin.data_digest
     made_of = [asdict(phases.start_of(preset)), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
@@ -106,10 +105,11 @@ def train(
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         if tracking:
             unfinished.follow = tracking.start(name, unfinished.path)
-        with strategy.scope():
+        with find_strategy(distribute, recipe).scope():
             network = phases.build(preset, len(data.classes))
             _log_class_weights(network.model, splits["train"], data.classes, recipe)
-            history = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s).fit(splits)
+            trained = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s, trainings=plan.trainings)
+            history = trained.fit(splits)
             features = _compute_features(network, splits, recipe)
             temperature = round(_calibrate(network, features["validation"], splits["validation"].labels), 4)
             made: dict[str, Any] = {"created_at": provenance().created_at, "training_s": round(unfinished.spent_s)}

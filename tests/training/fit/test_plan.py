@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,54 @@ def test_a_training_that_is_resumed_after_its_time_trains_no_more(tmp_path: Path
         np.testing.assert_array_equal(one, other)
 
 
+def test_several_trainings_are_averaged(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begins at the same head with a seed of its own, in its part of the time; one alone is taken if it is better.
+
+    Where all were trained before, as when their release was interrupted, the same weights are found again.
+    """
+    from training.data.pixels import Pixels
+    from training.fit import batches, phases
+    from training.runs.unfinished import Unfinished
+
+    starts, seeds = list[list[np.ndarray]](), list[int]()
+    shuffled = batches.shuffled
+    recipe = Recipe(epochs=2, patience=2, batch_size=8, learning_rate=0.01, seed=5)
+    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path / "pixels")
+
+    def watched(images: object, targets: object, recipe: Recipe, *rest: object) -> object:
+        starts.append(network.model.get_weights())
+        seeds.append(recipe.seed)
+        return shuffled(images, targets, recipe, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batches, "shuffled", watched)
+    run, ends = Unfinished(tmp_path, time.monotonic()), list[list[np.ndarray]]()
+    for best in range(4):
+        network = phases.build(preset, 3)
+        losses = iter([0.3 - 0.2 * (number == best) for number in range(4)])
+        evaluate = network.model.evaluate
+
+        def measured(*data: Any, left: Iterator[float] = losses, evaluate: Any = evaluate, **how: Any) -> Any:
+            return evaluate(*data, **how) if "callbacks" in how else {"loss": next(left)}  # those are of fit
+
+        monkeypatch.setattr(network.model, "evaluate", measured)
+        training = phases.Phases(network, preset, run, limit_s=600, trainings=3)
+        histories = training.fit({"train": pixels, "validation": pixels})
+        assert list(histories) == ["network", "network-2", "network-3"]
+        ends.append(network.model.get_weights())
+    assert seeds == [5, 6, 7]
+    said = [line for line in lines if "is taken" in line]
+    assert said[0] == "The average of 3 trainings is taken: loss on validation 0.100, and 0.300 for the best of them"
+    assert said[3] == "Training 3 of 3 is taken: loss on validation 0.100, and 0.300 for the average"
+    for start in starts[1:]:
+        for before, weights in zip(starts[0], start, strict=True):
+            np.testing.assert_array_equal(before, weights)
+    for average, *each in zip(*ends, strict=True):
+        np.testing.assert_allclose(average, np.mean(each, axis=0), atol=1e-6)
+    assert np.ptp([end[-1] for end in ends[1:]], axis=0).max() > 0
+
+
 def test_a_plan_says_how_many_epochs_fit(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,12 +141,15 @@ def test_a_plan_says_how_many_epochs_fit(
     assert main([*command, "--minutes", "5", "--patience", "1"]) == 0
     said = capsys.readouterr().out
     assert re.search(
-        r"Plan for 5 minutes: all 40 epochs of small at 16 px, \d s each; about \d minutes? in all\n", said
+        r"Plan for 5 minutes: all 40 epochs of small at 16 px, \d s each, 3 times, and the average of the weights;"
+        r" about \d minutes? in all\n",
+        said,
     )
+    assert "Training 2/3, epoch 1/40: loss" in said and " is taken: loss on validation " in said
     (run,) = (tmp_path / "runs" / "colours").glob("*[!t]")
     report = (run / "report.html").read_text()
     assert "Plan for 5 minutes: all 40 epochs" in report
-    assert report.index("The first version") < report.index("The best after") < report.index("This run&#39;s model")
+    assert report.index("The first version") < report.index("The best of training 2 after") < report.index("This run&#39;s model")
 
 
 def test_minutes_that_are_too_few_for_an_epoch(
