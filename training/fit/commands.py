@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 STOPPED = 130  # the exit status after Ctrl-C
 MINUTES = 30.0  # for a training
+OF_HEAD = {"seed", "class_weights"}  # what a first version takes of a recipe
 
 FOLDER = (
     "folder of photos: a folder for each class, or train/, validation/ and test/ with class folders inside;"
@@ -135,9 +136,13 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _minutes(options: argparse.Namespace) -> float | None:
     """Return the minutes that a training may take, or None if only its epochs were given."""
+    from training.fit.recipe import Recipe
+
     minutes: float | None = options.minutes
-    if options.first_only and (minutes, options.epochs) != (None, None):
-        raise TrainingError("Expected no --minutes or --epochs with --first-only, which takes about a minute")
+    of_network = ["minutes", *({field.name for field in fields(Recipe)} - OF_HEAD)]
+    if options.first_only and (given := sorted(name for name in of_network if getattr(options, name) is not None)):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise TrainingError(f"Expected with --first-only no options of the network's training. Received: {flags}")
     if minutes is None:
         return MINUTES if options.epochs is None else None
     if not 0 < minutes < math.inf:
