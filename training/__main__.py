@@ -6,8 +6,10 @@ import argparse
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from threading import Timer
 
 from contract.document import ContractError
 from serving.errors import ServingError
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 after a message on standard error."""
     options = _parser().parse_args(argv)
     _log_to_terminal()
+    sys.unraisablehook = _press_again
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without a GPU, TensorFlow logs that as errors before our lines
     try:
         return options.main(options) or 0
@@ -47,6 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         resumes = " The same command continues where it stopped." if options.command in ("train", "tune") else ""
         print(f"Stopped.{resumes}", file=sys.stderr)
         return 130
+
+
+def _press_again(lost: sys.UnraisableHookArgs) -> None:
+    """Interrupt again, as Python drops a Ctrl-C that comes while it removes an object, and training would go on."""
+    if lost.exc_type is KeyboardInterrupt:
+        Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _log_to_terminal() -> None:

@@ -40,7 +40,8 @@ if answers are bad and you must act now:
   1. status     shows what answers, and what is tried
   2. rollback   ends the trial; if nothing is tried, the version before answers again, which is still loaded
   3. status --gateway http://HOST:9696   shows whether that gateway follows
-  If the version before is bad too, promote the number of a good one. No command removes a version.
+  If the version before is bad too, or a second rollback is refused, promote the number of a good one.
+  No command removes a version.
 """
 _WATCH = """
 watch the trial, and roll it back on evidence that it is worse: it fails, it is slower, it disagrees too often, or its

@@ -124,5 +124,5 @@ def _find_lag(response: urllib3.BaseHTTPResponse, model: str, serial: int) -> st
     if name != model:
         return f"serves another model, {name!r}"
     if followed >= serial:
-        return ""
+        return f"follows release {followed}, but {error}" if error else ""
     return (f"follows release {followed}" if release else "follows no release") + (f": {error}" if error else "")

@@ -98,7 +98,7 @@ def run_train(options: argparse.Namespace) -> int:
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
     from training.fit.train import find_strategy, read_data, train
-    from training.release.replacement import is_newest, refuse_other_classes
+    from training.release.replacement import refuse_other_classes, version_of
     from training.runs.track import Tracking, find_tracker
 
     tracking = Tracking(find_tracker(options.track)) if options.track else None
@@ -121,7 +121,7 @@ def run_train(options: argparse.Namespace) -> int:
                 if status := _release(first, options, int8=False):
                     return status
                 released = first
-            elif is_newest(first, options.store, options.name):
+            elif version_of(first, options.store, options.name):
                 released = first
             if options.first_only:
                 return _track(first, tracking, options.track)
@@ -130,8 +130,7 @@ def run_train(options: argparse.Namespace) -> int:
     with train_with(data, plan, tracking=tracking, first=first) as run:
         best = _better(run, first, released)
         status = 0 if best == released else _release(best, options)
-        tracked = 0 if status == STOPPED else _track(run, tracking, options.track)
-    return status or tracked
+        return _track(run, tracking, options.track) or status
 
 
 def _minutes(options: argparse.Namespace) -> float | None:
@@ -160,7 +159,7 @@ def _better(run: Path, first: Path | None, released: Path | None) -> Path:
     names = ("validation_accuracy", "validation_log_loss")
     (accuracy, loss), (accuracy_before, loss_before) = ([each[name] for name in names] for each in (now, before))
     best = run if (accuracy, -loss) > (accuracy_before, -loss_before) else first
-    kept = "stays" if first == released else "is taken in place of it"
+    kept = "was released before, and nothing else is" if first == released else "is taken in place of it"
     _log.info(
         f"{'Better' if best == run else 'Not better'} than the first version: accuracy {accuracy:.4f} on validation,"
         f" before {accuracy_before:.4f}; log loss {loss:.3f}, before {loss_before:.3f}"
@@ -198,8 +197,8 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
         print(f"{exc}\n{_kept(run, options)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"Stopped. {_kept(run, options)}", file=sys.stderr)
-        return STOPPED
+        print(_kept(run, options), file=sys.stderr)
+        raise
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from contract.store import versions_of
@@ -41,12 +42,14 @@ def refuse_other_classes(store: Path, model: str, classes: Sequence[str]) -> Non
     )
 
 
-def is_newest(run: Path, store: Path, model: str) -> bool:
-    """Tell whether the newest version of a model was made of a run."""
-    try:
-        return StoredVersion(store, model, None, "tflite").contract.identity in Run(run).identities
-    except TrainingError:  # no contract, or a file that does not load
-        return False
+def version_of(run: Path, store: Path, model: str) -> int | None:
+    """Return the number of the newest version of a model that was made of a run; None if the store has none."""
+    for each in reversed(Run(run).releases):
+        if each["model"] == model and each["version"] in versions_of(store, model):
+            with suppress(TrainingError):  # no contract, or a file that does not load
+                if StoredVersion(store, model, each["version"], "tflite").contract.identity == each["identity"]:
+                    return int(each["version"])
+    return None
 
 
 def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -42,11 +42,10 @@ class Run:
     path: Path
 
     @property
-    def identities(self) -> list[str]:
-        """Those of the versions that were made of it."""
+    def releases(self) -> list[dict[str, Any]]:
+        """The identity, model and number of each version that was made of it, the newest last."""
         file = self.path / RELEASES
-        lines = file.read_text().splitlines() if file.is_file() else []
-        return [json.loads(line)["identity"] for line in lines]
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     @property
     def name(self) -> str:

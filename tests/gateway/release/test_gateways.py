@@ -121,8 +121,8 @@ def test_a_gateway_of_another_model(store: Store, serve: Serve, monkeypatch: pyt
 
 
 def test_one_worker_that_lags(store: Store, serve: Serve) -> None:
-    """Workers take turns, so one answer says little."""
-    answers = iter([follows(1), follows(0), *[follows(1)] * 8])
+    """Workers take turns, so one answer says little; while the tried version loads, none follows."""
+    answers = iter([follows(1), follows(0), follows(1, "it tries a version that is not loaded"), *[follows(1)] * 8])
     port = serve(lambda path: next(answers))
     assert "Release 1 is followed by" in store.do("promote", "1", "--gateway", f"http://127.0.0.1:{port}")
     assert next(answers, None) is None

@@ -244,4 +244,4 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     assert main(["train", "photos", "--name", "clothing", "--epochs=1", "--refuse-if-worse", "--margin", "0.01"]) == 130
     message = capsys.readouterr().err
     assert f"python -m training export --run {run} --photos photos --store model-store" in message
-    assert message.endswith(" --margin 0.01 --refuse-if-worse\n")
+    assert message.endswith(" --margin 0.01 --refuse-if-worse\nStopped. The same command continues where it stopped.\n")
