@@ -84,6 +84,8 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
         raise TooLarge(f"Expected at most {settings.max_images} images in a request. Received: JSON of far more parts.")
     try:
         body = json.loads(data)
+    except UnicodeDecodeError as exc:
+        raise BadRequest(f"{EXPECTED} Received bytes that are no text, perhaps an image without its type.") from exc
     except (ValueError, RecursionError) as exc:
         raise BadRequest(f"{EXPECTED} Received a body that is not JSON: {exc}") from exc
     if not isinstance(body, dict):
@@ -100,7 +102,7 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
         raise BadRequest(f"Expected {form} to be a list that is not empty. Received: {_short(values)}")
     _check_number(values, settings)
     if wrong := [value for value in values if not isinstance(value, str)]:
-        raise BadRequest(f"Expected {form} to be text. Received: {_short(wrong[0])}")
+        raise BadRequest(f"Expected {'each of ' * is_list}{form} to be text. Received: {_short(wrong[0])}")
     if form == "url" and values[0].startswith("data:"):
         raise BadRequest("Expected an http or https URL. Received a data: URL, which belongs in image.")
     images: list[Url | bytes | GatewayError] = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from gateway.fetch.addresses import AllowList
@@ -160,7 +161,7 @@ class Settings:
         known = {PREFIX + each.name.upper(): each for each in fields(cls)}
         values: dict[str, Any] = {}
         bad = [
-            f"{name}: Expected one of the settings. Received a name that is none of them"
+            f"{name}: Expected one of the settings. Received a name that is none of them{_nearest(name, known)}"
             for name in sorted(environ)
             if name.startswith(PREFIX) and name not in (*known, KEY_OF_CLIENTS)
         ]
@@ -195,3 +196,8 @@ def _parse(text: str, kind: type, check: Any) -> Any:
         raise ValueError(f"Expected an integer from {check.start} to {check.stop - 1}. Received: {text!r}")
     number = "an integer" if kind is int else "a number"
     raise ValueError(f"Expected {number} of at least {check:g}. Received: {text!r}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = get_close_matches(name, known, 1)
+    return f"; perhaps {found[0]} is meant" if found else ""

@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = Table(options.out)
         left = [image for image in images if image not in table.answered]
         may_fail = not options.sources  # with sources, what failed is asked about
-        taken = [image for image in left if image in merged and (may_fail or is_answered(merged[image]))]
-        todo = [image for image in left if image not in set(taken)]
+        taken = {image: merged[image] for image in left if is_answered(merged.get(image, []), may_fail)}
+        todo = [image for image in left if image not in taken]
         client = Client(options.gateway, options.top_k, options.concurrency, options.timeout) if todo else None
         table.open(left)
     except (OSError, ValueError) as exc:
@@ -68,41 +68,48 @@ def main(argv: Sequence[str] | None = None) -> int:
             others = sum(is_answered(merged[image]) for image in merged.keys() - found.keys())
             also = f"; the files answer {others} other images" if others else ""
             print(f"{len(taken)} taken over{also}", file=sys.stderr)
-        for image in taken:
-            table.append(merged[image])
+        for rows in taken.values():
+            table.append(rows)
         if client:
             return _ask(client, todo, table, options.concurrency)
-        errors = Counter(merged[image][0]["error"] in PASSING for image in taken if not is_answered(merged[image]))
+        errors = Counter(rows[0]["error"] for rows in taken.values() if not is_answered(rows))
         if errors:
-            print(f"{errors.total()} of them failed", file=sys.stderr)
+            print(f"Of them, {_described(errors)}", file=sys.stderr)
         return _status(errors)
 
 
 def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) -> int:
-    errors, lost = Counter[bool](), 0
+    errors, lost = Counter[str](), 0
     with ThreadPoolExecutor(concurrency) as pool:
         answers = client.ask_all(pool, todo)
         try:
             for image, answer in tqdm(answers, total=len(todo), unit="image", disable=not sys.stderr.isatty()):
                 table.write(image, answer)
                 if "error" in answer:
-                    errors[answer["error"] in PASSING] += 1
+                    errors[answer["error"]] += 1
                 lost = lost + 1 if answer.get("error") in NO_GATEWAY else 0
                 if lost >= LOST_AFTER:
                     print(f"{STOPPED} {answer['detail']}", file=sys.stderr)
                     pool.shutdown(wait=False, cancel_futures=True)
                     return SOME_LEFT
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):  # or who reads the answers has enough
             pool.shutdown(wait=False, cancel_futures=True)
             print(STOPPED, file=sys.stderr)
             return SOME_LEFT
-    print(f"{len(todo) - errors.total()} answered, {errors.total()} failed", file=sys.stderr)
+    print(f"{len(todo) - errors.total()} answered, {_described(errors)}", file=sys.stderr)
     return _status(errors)
 
 
-def _status(errors: Counter[bool]) -> int:
-    """Return the exit status, by how many failed in a way that another run may not meet, and in other ways."""
-    return SOME_LEFT if errors[True] else SOME_UNUSABLE if errors[False] else ALL_ANSWERED
+def _described(errors: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {code}" for code, count in errors.most_common())
+    return f"{errors.total()} failed" + (f": {kinds}" if errors else "")
+
+
+def _status(errors: Counter[str]) -> int:
+    """Return the exit status, by the codes of what failed."""
+    if not errors:
+        return ALL_ANSWERED
+    return SOME_LEFT if errors.keys() & PASSING else SOME_UNUSABLE
 
 
 def _expand(source: str) -> list[str]:
@@ -126,6 +133,8 @@ def _check_parts(parts: Sequence[Path], out: Path | None) -> None:
     """Refuse files to merge that are not of the kind of the one that is written."""
     if parts and not out:
         raise ValueError("Expected --out with --merge, of the files' kind. Received none")
+    if missing := [str(part) for part in parts if not part.is_file()]:
+        raise ValueError(f"Expected files of earlier runs to merge. Received what is no file: {', '.join(missing)}")
     if out and (other := [part for part in parts if part.suffix != out.suffix]):
         raise ValueError(f"Expected files to merge that end in {out.suffix}, as --out does. Received: {other[0]}")
 
@@ -198,4 +207,7 @@ exit status:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # the second one, which does not wait for the requests that run
+        os._exit(SOME_LEFT)

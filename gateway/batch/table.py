@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,7 +69,8 @@ class Table:
 
     def close(self) -> None:
         """Append no more."""
-        self._file.close()
+        with suppress(BrokenPipeError):  # who reads standard output may have gone
+            self._file.close()
 
     def write(self, image: str, answer: Answer) -> None:
         """Append an answer."""
@@ -102,9 +104,9 @@ def read_images(paths: Sequence[Path]) -> dict[str, list[Row]]:
     return found
 
 
-def is_answered(rows: Sequence[Row]) -> bool:
-    """Tell whether the rows of an image are predictions."""
-    return bool(rows) and not rows[0].get("error")
+def is_answered(rows: Sequence[Row], by_error: bool = False) -> bool:
+    """Tell whether there are rows of an image, and predictions unless an error will do."""
+    return bool(rows) and (by_error or not rows[0].get("error"))
 
 
 def _rows_of(image: str, answer: Answer) -> list[Row]:

@@ -205,10 +205,11 @@ def _history(ledger: Ledger, options: argparse.Namespace) -> int:
 
 
 def _at(ledger: Ledger, options: argparse.Namespace) -> int:
+    text = " ".join(options.time)
     try:
-        time = datetime.fromisoformat(" ".join(options.time)).astimezone()  # without a zone, it is this machine's
+        time = datetime.fromisoformat(text).astimezone()  # without a zone, it is this machine's
     except (ValueError, OverflowError, OSError) as exc:
-        raise Refused(f"Expected a time such as 2026-05-03T14:05 or 2026-05-03T12:05Z. Received: {exc}") from exc
+        raise Refused(f"Expected a time such as 2026-05-03T14:05 or 2026-05-03T12:05Z. Received: {text!r}") from exc
     if time > datetime.now(UTC):
         raise Refused(f"Expected a time that has passed. Received: {time.isoformat(' ', 'seconds')}")
     state = ledger.read()

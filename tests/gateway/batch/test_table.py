@@ -6,26 +6,35 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from contract.document import Novelty
-from gateway.batch.__main__ import main
+from gateway.batch.__main__ import STOPPED, main
 from gateway.batch.table import Table
+from tests.conftest import ROOT
 from tests.gateway.batch.conftest import read_csv
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
 
 
 def test_a_folder_becomes_a_csv_and_a_failure_shows_in_the_status(
-    address: str, model_server: FakeModelServer, golden: list[bytes], folder: Path, tmp_path: Path
+    address: str,
+    model_server: FakeModelServer,
+    golden: list[bytes],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A row for each prediction, with what is unknown, and a row with its error for each failure."""
     model_server.versions[1] = FakeVersion.of(golden, score=lambda pixels: np.ones(len(pixels)), novelty=Novelty(0.5))
     out = tmp_path / "out.csv"
     assert main([str(folder), "--gateway", address, "--out", str(out), "--top-k", "2"]) == 3
+    assert "2 answered, 1 failed: 1 bad_image\n" in capsys.readouterr().err
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert sorted((Path(row["source"]).name, row["rank"]) for row in rows) == [
         ("a.jpg", "1"),
@@ -149,6 +158,15 @@ def test_a_merge_keeps_why_an_image_has_no_answer(address: str, folder: Path, tm
     (folder / "broken.jpg").write_bytes(encode(photo()))
     assert main([str(folder), "--gateway", address, "--out", str(parts[1])]) == main(merge) == 0
     assert [row["error"] for row in read_csv(tmp_path / "all.csv")] == ["", "", ""]
+
+
+def test_who_reads_may_go(address: str, folder: Path) -> None:
+    """As `head` does: the run ends without a traceback."""
+    command = [sys.executable, "-m", "gateway.batch", str(folder), "--gateway", address]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout and run.stderr
+        run.stdout.close()
+        assert run.stderr.read() == f"{STOPPED}\n" and run.wait() == 1
 
 
 def test_a_csv_that_was_cut_anywhere_becomes_whole(address: str, tmp_path: Path) -> None:
