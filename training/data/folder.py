@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -60,7 +60,7 @@ def read_folder(folder: Path) -> Dataset:
     """
     if is_table(folder):
         rows, named, left_out = read_rows(folder)
-        return Dataset(named, _complete(rows, folder.parent), left_out)
+        return Dataset(named, _complete(rows, named, folder.parent), left_out)
     found = find_splits(folder)
     if found.folders and "train" not in found.folders:
         received = [str(path) for path in found.folders.values()]
@@ -78,7 +78,7 @@ def read_folder(folder: Path) -> Dataset:
             splits[split] = read_split(found.folders[split], classes, complete=False)
     read = [train_folder, *(folder for folder in found.folders.values() if folder != train_folder)]
     remarks = [*found.remarks, *_suspicions(class_paths), *_strays(read), *_left_out(read)]
-    return Dataset(classes, _complete(splits, train_folder), tuple(remarks))
+    return Dataset(classes, _complete(splits, classes, train_folder), tuple(remarks))
 
 
 def read_rows(
@@ -118,11 +118,26 @@ def read_rows(
     return splits, tuple(classes), tuple(remarks)
 
 
-def _complete(splits: dict[str, list[Photo]], folder: Path) -> dict[str, list[Photo]]:
-    """Return the splits and those that are missing, taken from train."""
-    if "validation" in splits:
-        return splits
-    return splits | _hold_out(splits["train"], ["validation"] if "test" in splits else ["validation", "test"], folder)
+def missing_splits(present: Container[str]) -> list[str]:
+    """Return the splits that are taken from train; beside a validation split, no test split is needed."""
+    if "validation" in present:
+        return []
+    return ["validation"] if "test" in present else ["validation", "test"]
+
+
+def _complete(splits: dict[str, list[Photo]], classes: Sequence[str], folder: Path) -> dict[str, list[Photo]]:
+    """Return the splits and those that are missing, taken from train.
+
+    Raises:
+        DataError: Classes have too few photos to hold some out.
+    """
+    missing, counts = missing_splits(splits), Counter(photo.label for photo in splits["train"])
+    if few := [f"{counts[label]} of {name}" for label, name in enumerate(classes) if counts[label] <= len(missing)]:
+        raise DataError(
+            f"Expected at least {len(missing) + 1} photos in each class of {folder}, to hold some out."
+            f" Received: {', '.join(few)}"
+        )
+    return splits | _hold_out(splits["train"], missing, folder) if missing else splits
 
 
 def _check_classes(classes: Sequence[str], folder: Path) -> None:
@@ -275,11 +290,6 @@ def _hold_out(photos: list[Photo], missing: Sequence[str], folder: Path) -> dict
         by_class.setdefault(photo.label, []).append(photo)
     for rest in by_class.values():
         part = max(1, round(len(rest) * HELD_OUT_PART))
-        if len(rest) <= part * len(missing):
-            raise DataError(
-                f"Expected at least {len(missing) + 1} photos in each class, to hold some out."
-                f" Received {len(rest)} in {rest[0].path.parent}"
-            )
         end = len(rest) - part * ("test" in missing)
         places = {"validation": rest[:part], "train": rest[part:end], "test": rest[end:]}
         for split, found in result.items():

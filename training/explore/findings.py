@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.photos import SUFFIXES_BY_FORMAT
+from training.data.folder import missing_splits
 from training.explore.inspection import SPEC, InspectedPhoto, Inspection
 from training.explore.labels import Suspects
 from training.explore.listing import Listing
@@ -53,6 +54,10 @@ _WORDS = {
         "empty": (
             "{folders} without a photo",
             "Put photos into the folder, or delete it; train refuses empty classes.",
+        ),
+        "scarce": (
+            "{classes} with too few photos to hold some out",
+            "Collect more, or put photos into a validation split; train refuses such classes.",
         ),
         "names": ("Class names that differ only in case, spaces or signs", "Rename or merge the folders."),
         "splits": (
@@ -175,9 +180,10 @@ def _in_counts(listing: Listing) -> _Found:
                 yield "empty", Item((), f"{listing.place(split, name)} has no photo")
     split = "train" if "train" in listing.classes else next(iter(listing.classes))
     counts = sorted((count, name) for (each, name), count in listing.counts.items() if each == split)
+    held_out = len(missing_splits(listing.classes))  # one of each class for each split that is not there
     for count, name in counts:
         if count < MIN_PHOTOS:
-            yield "few", Item((), f"{listing.place(split, name)}: {count}")
+            yield "scarce" if count <= held_out else "few", Item((), f"{listing.place(split, name)}: {count}")
     if counts and counts[-1][0] > MAX_IMBALANCE * counts[0][0]:
         (fewest, small), (most, large) = counts[0], counts[-1]
         yield "imbalance", Item((), f"{large} has {counted(most, 'photo')}, {small} {fewest}")
