@@ -104,7 +104,8 @@ def read_rows(
     for row in kept:
         by_split.setdefault(row.split or "train", []).append(row)
     if others := sorted(set(by_split) - set(SPLIT_NAMES)):
-        remarks.append(f"Left out rows of: {_some(others)}. That does not read like a split")
+        known = ", ".join(SPLIT_NAMES)
+        remarks.append(f"Left out rows of: {_some(others)}. That does not read like a split, such as {known}")
     if not classes:
         classes = sorted({class_name(row.label) for row in by_split.get("train", [])})
         if len(classes) < 2:

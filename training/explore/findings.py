@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from contract.photos import SUFFIXES_BY_FORMAT
 from training.data.folder import missing_splits
+from training.data.splits import SPLIT_NAMES
 from training.explore.inspection import SPEC, InspectedPhoto, Inspection
 from training.explore.labels import Suspects
-from training.explore.listing import Listing
+from training.explore.listing import WHOLE, Listing
 from training.words import counted, plural
 
 PROBLEM, SUSPICION, NOTE = "problem", "suspicion", "note"
@@ -65,6 +66,10 @@ _WORDS = {
             "Give each split the same class folders as train; train refuses other classes.",
         ),
         "missing": ("{files} of the CSV not found", "Correct the paths; they start at the CSV's folder."),
+        "unknown": (
+            "Splits of the CSV by names that train does not take",
+            f"Call them {', '.join(SPLIT_NAMES)}; train leaves out the rows of others.",
+        ),
         "unlabelled": ("{files} of the CSV without a label", "Fill in the label, or delete the row."),
         "corrupt": ("{files} corrupt and skipped by training", "Copy the original files again, or delete these."),
         "conflict": (
@@ -167,6 +172,9 @@ def _in_names(listing: Listing) -> _Found:
         for other, others in listing.classes.items():
             if missing := sorted(set(others) - set(present)):
                 yield "splits", Item((), f"{split} has no folder for: {', '.join(missing)} (of {other})")
+    for split in sorted(set(listing.classes) - {WHOLE, *SPLIT_NAMES}):
+        photos = sum(listing.counts[split, name] for name in listing.classes[split])
+        yield "unknown", Item((), f"{split}: {counted(photos, 'photo')}")
     for kind in ("missing", "unlabelled", "ignored"):
         for path in getattr(listing, kind):
             yield kind, Item((path,))

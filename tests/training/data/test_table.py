@@ -43,7 +43,8 @@ def test_a_csv_may_name_splits(table):
         "train": [0, 1],
         "validation": [0, 1],
     }
-    assert dataset.remarks == ("Left out rows of: x. That does not read like a split",)
+    left_out = "Left out rows of: x. That does not read like a split, such as train, validation, test"
+    assert dataset.remarks == (left_out,)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,7 @@ def test_a_csv_may_name_splits(table):
         (("path,label,split", "a/000.jpg,cat,train", "a/001.jpg,dog,train", "b/000.jpg,cow,val"), "also: cow"),
         (("path,label", "a/000.jpg,cat", "x.jpg,dog"), "two or more classes in .*csv. Received: cat. Left out 1 row w"),
         (("path,cat,dog", "a/000.jpg,0,1"), "Expected columns path and label.* Received: path, cat, dog"),
+        (("path,label,split", "a/000.jpg,cat,x"), "none. Left out rows of: x. .* such as train, validation, test$"),
         (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
 )

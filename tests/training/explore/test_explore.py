@@ -83,14 +83,16 @@ def test_split_folders_are_splits_by_any_of_their_names(fill: Fill) -> None:
 
 def test_a_csv_lists_paths_labels_and_splits(fill: Fill) -> None:
     """Paths are relative to the CSV, other columns do not matter, and files that do not exist are reported."""
-    folder = fill(inbox=3)
+    folder = fill(inbox=4)
     (folder / "list.csv").write_text(
         ",Image,label,split\n1,inbox/00.jpg,cat,train\n2,inbox/01.jpg,dog ,val\n3,gone.jpg,dog,train\n"
-        "4,inbox/02.jpg,,train\n"
+        "4,inbox/02.jpg,,train\n5,inbox/03.jpg,cat,x\n"
     )
-    assert listing.read(folder / "list.csv").counts == {("train", "cat"): 1, ("validation", "dog"): 1}
+    expected = {("train", "cat"): 1, ("validation", "dog"): 1, ("x", "cat"): 1}
+    assert listing.read(folder / "list.csv").counts == expected
     found = find(folder / "list.csv")
     assert names(found["missing"]) == [["gone.jpg"]] and names(found["unlabelled"]) == [["02.jpg"]]
+    assert notes(found["unknown"]) == ["x: 1 photo"]
     (folder / "list.csv").write_text(",path,class\n1,inbox/00.jpg,cat\n")
     assert listing.read(folder / "list.csv").classes == {"all": ("cat",)}
 
