@@ -77,7 +77,7 @@ def read_folder(folder: Path) -> Dataset:
         if split in found.folders:
             splits[split] = read_split(found.folders[split], classes, complete=False)
     read = [train_folder, *(folder for folder in found.folders.values() if folder != train_folder)]
-    remarks = [*found.remarks, *_suspicions(class_paths), *_strays(read), *_left_out(read)]
+    remarks = [*found.remarks, *_suspicions(class_paths), *_strays(read), *left_out_files(read)]
     return Dataset(classes, _complete(splits, classes, train_folder), tuple(remarks))
 
 
@@ -238,7 +238,7 @@ def _strays(folders: Sequence[Path]) -> list[str]:
     ]
 
 
-def _left_out(folders: Sequence[Path]) -> list[str]:
+def left_out_files(folders: Sequence[Path]) -> list[str]:
     """Return a line with how many files in folders of folders are no photos, by suffix."""
     files = (path for folder in folders for path in folder.glob("*/**/*") if _is_visible_file(path))
     suffixes = Counter(path.suffix.lower() or "without a suffix" for path in files)
@@ -268,10 +268,8 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
     classes = [class_name(name) for name in classes]
     _check_known(set(found), classes, folder)
     if complete and (empty := [name for name in classes if not found[name]]):
-        other_files = "; ".join(["", *_left_out([folder])])
-        raise DataError(
-            f"Expected photos in each class of {folder}. Received empty folders: {', '.join(empty)}{other_files}"
-        )
+        received = ". ".join([", ".join(empty), *left_out_files([folder])])
+        raise DataError(f"Expected photos in each class of {folder}. Received empty folders: {received}")
     photos = [Photo(path, label) for label, name in enumerate(classes) for path in found.get(name, [])]
     if not photos:
         raise DataError(f"Expected class folders with photos in {folder}. Received a folder without any")

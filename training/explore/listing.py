@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden, photos_in
+from training.data.folder import left_out_files
 from training.data.splits import class_folders, class_name, find_splits
 from training.data.table import is_table, read_table
 from training.errors import DataError
@@ -79,7 +80,8 @@ def read(source: Path) -> Listing:
     else:
         raise DataError(f"Expected a folder of photos, or a .csv of path and label. Received: {source}")
     if not listing.photos:
-        raise DataError(f"Expected photos ({', '.join(SUFFIXES)}) in class folders of {source}. Received: none")
+        received = ". ".join(["none", *(left_out_files([source]) if source.is_dir() else [])])
+        raise DataError(f"Expected photos ({', '.join(SUFFIXES)}) in class folders of {source}. Received: {received}")
     return listing
 
 

@@ -82,7 +82,7 @@ def test_a_class_of_photos_that_must_be_converted_is_refused_with_a_word(fill):
     folder = fill({"cat": 3, "dog": 3})
     for path in (folder / "cat").iterdir():
         path.rename(path.with_suffix(".HEIC"))
-    with pytest.raises(DataError, match=r"empty folders: cat; Left out 3 files .*: 3 .heic. Convert .heic to JPEG"):
+    with pytest.raises(DataError, match=r"empty folders: cat\. Left out 3 files .*: 3 .heic. Convert .heic to JPEG"):
         read_folder(folder)
 
 

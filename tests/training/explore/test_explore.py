@@ -109,6 +109,13 @@ def test_a_source_without_photos_is_refused(tmp_path: Path, content: str | None,
         listing.read(tmp_path / "list.csv")
 
 
+def test_photos_that_must_be_converted_are_named(fill: Fill) -> None:
+    """In the words of train."""
+    (fill(cat=0) / "cat" / "1.HEIC").write_bytes(b"")
+    with pytest.raises(DataError, match=r"Received: none\. Left out 1 file .*: 1 .heic\. Convert .heic to JPEG"):
+        listing.read(fill())
+
+
 # Names and counts
 
 
