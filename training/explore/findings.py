@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contract.photos import SUFFIXES_BY_FORMAT
 from training.data.folder import missing_splits
 from training.data.splits import SPLIT_NAMES
-from training.explore.inspection import SPEC, InspectedPhoto, Inspection
+from training.explore.inspection import SPEC, InspectedPhoto, Inspection, is_too_large
 from training.explore.labels import Suspects
 from training.explore.listing import WHOLE, Listing
 from training.words import counted, plural
@@ -71,6 +71,7 @@ _WORDS = {
             f"Call them {', '.join(SPLIT_NAMES)}; train leaves out the rows of others.",
         ),
         "unlabelled": ("{files} of the CSV without a label", "Fill in the label, or delete the row."),
+        "large": ("{files} too large and skipped by training", "Save smaller copies in their place."),
         "corrupt": ("{files} corrupt and skipped by training", "Copy the original files again, or delete these."),
         "conflict": (
             "{photos} in two classes at once",
@@ -200,7 +201,7 @@ def _in_counts(listing: Listing) -> _Found:
 def _in_files(inspection: Inspection) -> _Found:
     """Find faults of single files, the clearest first."""
     for path, reason in inspection.broken.items():
-        yield "corrupt", Item((path,), reason)
+        yield "large" if is_too_large(path) else "corrupt", Item((path,), reason)
     photos = inspection.photos
     brightness = _robust_z([photo.brightness for photo in photos])
     sharpness = _robust_z([photo.sharpness for photo in photos])

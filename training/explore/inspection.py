@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from contract.document import ImageSpec
-from contract.image import open_image
+from contract.image import ImageError, ImageTooLargeError, decode, open_image
 from training.cores import CORES
 from training.data.folder import Photo
 from training.data.pixels import load_pixels
@@ -101,6 +101,17 @@ def _read(listed: Listed, pixels: NDArray[np.uint8]) -> InspectedPhoto:
         brightness=float(luminance.mean()),
         sharpness=float(np.log(laplacian.var() + 1e-3)),
     )
+
+
+def is_too_large(path: Path) -> bool:
+    """Tell whether a photo does not decode because it is too large, rather than broken."""
+    try:
+        decode(path.read_bytes(), SPEC)
+    except ImageTooLargeError:
+        return True
+    except (OSError, ImageError):
+        pass
+    return False
 
 
 def _is_turned(img: Image.Image) -> bool:

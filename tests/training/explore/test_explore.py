@@ -161,7 +161,7 @@ def test_sound_folders_have_no_findings(fill: Fill) -> None:
 # Files
 
 
-def test_corrupt_dark_blurred_small_and_misnamed_photos_are_found(fill: Fill) -> None:
+def test_corrupt_large_dark_blurred_small_and_misnamed_photos_are_found(fill: Fill) -> None:
     """Each fault names its file, and no other."""
     folder = fill(cat=20, dog=20)
     good = folder / "cat" / "00.jpg"
@@ -169,6 +169,7 @@ def test_corrupt_dark_blurred_small_and_misnamed_photos_are_found(fill: Fill) ->
     for path in folder.rglob("*.jpg"):  # texture, so that a photo without any stands out
         path.write_bytes(encode(Image.blend(Image.open(path), noise, 0.3)))
     (folder / "cat" / "half.jpg").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    Image.new("L", (9000, 9000)).save(folder / "cat" / "large.png")
     (folder / "dog" / "flipped.png").write_bytes(flip_bit(encode(Image.open(good), "PNG")))
     (folder / "dog" / "dark.png").write_bytes(encode(ImageEnhance.Brightness(Image.open(good)).enhance(0.02), "PNG"))
     (folder / "dog" / "blurred.jpg").write_bytes(encode(photo(320, 240, 999)))
@@ -178,6 +179,7 @@ def test_corrupt_dark_blurred_small_and_misnamed_photos_are_found(fill: Fill) ->
     found = find(folder)
     assert names(found["corrupt"]) == [["half.jpg"], ["flipped.png"]]
     assert "do not decode" in notes(found["corrupt"])[0]
+    assert names(found["large"]) == [["large.png"]] and "9000 by 9000" in notes(found["large"])[0]
     assert names(found["dark"]) == [["dark.png"]]
     assert ["blurred.jpg"] in names(found["blurred"])
     assert names(found["misnamed"]) == [["really.jpg"]]
