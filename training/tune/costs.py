@@ -29,7 +29,8 @@ class Cost:
     @property
     def range(self) -> str:
         """How long a training takes, in words."""
-        return f"{self.least_s:.0f} to {self.most_s:.0f} s"
+        bounds = dict.fromkeys(f"{each_s:.0f}" for each_s in (self.least_s, self.most_s))  # each once
+        return f"{' to '.join(bounds)} s"
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ class Costs:
         """
         first, longest = self.space.backbones[0], max(self.space.backbones, key=lambda each: self[each].most_s)
         trainings = 1 + FEWEST_COMPARED
+        shared = f", half of them with {first.name} at {first.size_px} px" * (longest != first)
         left.check(
             trainings * (self[first].least_s + self[longest].least_s),
             trainings * (self[first].most_s + self[longest].most_s),
             f"A training with {longest.name} at {longest.size_px} px takes {self[longest].range}, and a search needs"
-            f" {2 * trainings}" + (f", half of them with {first.name} at {first.size_px} px" * (longest != first)),
+            f" {2 * trainings} trainings{shared}",
         )
 
     def _cost(self, preset: Preset) -> Cost:

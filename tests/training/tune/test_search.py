@@ -302,10 +302,17 @@ def test_a_late_trial_is_continued(search: Callable[[Judge, float], str], clock:
     assert trials(tmp_path)[1].params == trials(tmp_path)[2].params
 
 
-def test_too_little_time_is_told_at_once(search: Callable[[Judge, float], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("least_s", "range"), [(30, "30 to 60 s"), (59.8, "60 s")])
+def test_too_little_time_is_told_at_once(
+    search: Callable[[Judge, float], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least_s: float, range: str
+) -> None:
     """Before a photo is read, the message says how many minutes are enough."""
+    from training.tune import costs
+
+    monkeypatch.setattr(costs.Costs, "_cost", lambda *_: costs.Cost(least_s, 60))
     said = search(lambda recipe, fold: [0.5], 2.9)
-    assert "Expected --minutes 6 or more. Received: 2.9. A training with plain-cnn at 96 px takes 30 to 60 s" in said
+    assert "Expected --minutes 6 or more. Received: 2.9. A training with plain-cnn at 96 px takes " in said
+    assert f"px takes {range}, and a search needs 6 trainings\n" in said
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 
 
