@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -13,6 +14,8 @@ from training.release.store import check_name
 
 if TYPE_CHECKING:
     from training.release.criteria import Criteria
+
+_log = logging.getLogger(__name__)
 
 LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
 _OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop", "output")  # what only a file of weights leaves open
@@ -76,6 +79,8 @@ def run_export(options: argparse.Namespace) -> None:
     if not options.replace_classes:
         refuse_other_classes(options.store, source.contract.model, source.contract.classes)
     sources.release(source, options.store, read_chosen_criteria(options, source.contract))
+    if not options.folder and options.weights not in ("imagenet", "none"):
+        _log.info("Made no int8 file, which photos decide on. Add --photos FOLDER, those that the model was trained on")
 
 
 def _check_export(options: argparse.Namespace) -> None:

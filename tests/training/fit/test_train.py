@@ -168,6 +168,7 @@ def test_run_is_judged_by_its_photos(run, folder, tmp_path, capsys):
     assert main(["export", "--run", str(run), "--name", "again", *options, "--refuse-if-worse"]) == 0
     said = capsys.readouterr().out
     assert "Not worse than version 1" in said and "3 photos of test" in said and "Note:" not in said
+    assert "no int8 file" not in said
 
 
 @tensorflow
@@ -176,7 +177,9 @@ def test_run_exports_under_another_name(run, tmp_path, capsys):
     assert main(["export", "--run", str(run), "--name", "imagenet", "--store", str(tmp_path)]) == 0
     contract = describe(tmp_path / "imagenet" / "1")
     assert contract.model == "imagenet" and contract.classes == ("blue", "green", "red")
-    assert f"Released {tmp_path / 'imagenet' / '1'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Released {tmp_path / 'imagenet' / '1'}" in said
+    assert "\nMade no int8 file, which photos decide on. Add --photos FOLDER, those that the model was" in said
     *_, release = map(json.loads, (run / "releases.jsonl").read_text().splitlines())
     engine = open_engine(tmp_path / "imagenet" / "1", "tflite", threads=1)
     assert (release["model"], release["version"]) == ("imagenet", 1)
