@@ -38,8 +38,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if given and not options.model:
         raise TrainingError(f"Expected no {' nor '.join(given)} without --model, whose version and file they choose")
 
-    from rich.console import Console
-
+    from training.console import open_console
     from training.cores import INTERPRETERS
     from training.data.pixels import Photos
     from training.judge import predictors
@@ -54,8 +53,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
         chosen.append(predictors.StoredVersion(*version, at_once=INTERPRETERS))
     if options.gateway:
         chosen.append(predictors.Gateway(options.gateway))
-    photos, console = Photos(options.folder, options.cache), Console(highlight=False, markup=False, emoji=False)
-    evaluate(photos, chosen, options.split, out=options.out, console=console)
+    photos = Photos(options.folder, options.cache)
+    evaluate(photos, chosen, options.split, out=options.out, console=open_console())
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:

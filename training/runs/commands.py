@@ -17,11 +17,10 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 
 def run_runs(options: argparse.Namespace) -> None:
     """List the runs, or compare some."""
-    from rich.console import Console
-
+    from training.console import open_console
     from training.runs import compare
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = open_console()
     if options.run:
         compare.compare(options.run, console)
     else:

@@ -186,11 +186,11 @@ def test_the_report_has_pictures_plots_and_page(
 
 @pytest.mark.tensorflow
 def test_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
-    """Brackets and colons in them are no markup."""
+    """Brackets and colons in them are no markup, and long ones are not cut where the output is no terminal."""
     from tests.programs.tiny_model import build
     from training.runs.folder import write_run
 
-    names = ("a [/b]", "c[d]", ":cat:")
+    names = ("a [/b]", "c[d]" * 12, ":cat:")
     table = tmp_path / "labels.csv"
     rows = [f"{photos}/{folder}/0.jpg,{name}" for folder, name in zip(CLASSES, names, strict=True)]
     table.write_text("\n".join(["path,label", *rows]))

@@ -12,6 +12,8 @@ from contract.document import Contract, ImageSpec, Origin
 from tests.conftest import ROOT
 from training.__main__ import main
 
+ARCHITECTURE = "[small]" * 12  # is not cut at 80 columns where the output is no terminal
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
@@ -19,7 +21,7 @@ def runs(tmp_path: Path) -> Path:
     for time, dropout, accuracy in (("20260101-000000", 0.3, 0.91), ("20260102-000000", 0.5, 0.89)):
         run = tmp_path / "runs" / "clothing" / time
         run.mkdir(parents=True)
-        origin = Origin("[small]", f"{dropout}[/b].h5", training_s=90, recipe={"dropout": dropout, "seed": 0})
+        origin = Origin(ARCHITECTURE, f"{dropout}[/b].h5", training_s=90, recipe={"dropout": dropout, "seed": 0})
         contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), origin, {"validation_accuracy": accuracy})
         (run / "contract.json").write_bytes(contract.to_json())
     (tmp_path / "runs" / "clothing" / "20260103-000000").mkdir()
@@ -34,8 +36,8 @@ def test_runs_are_listed_newest_first(
     assert main(["runs"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["runs/clothing/20260103-000000", "not", "finished"],
-        ["runs/clothing/20260102-000000", "[small]", "0.89", "1.5"],
-        ["runs/clothing/20260101-000000", "[small]", "0.91", "1.5"],
+        ["runs/clothing/20260102-000000", ARCHITECTURE, "0.89", "1.5"],
+        ["runs/clothing/20260101-000000", ARCHITECTURE, "0.91", "1.5"],
     ]
 
 
