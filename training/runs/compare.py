@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from rich.table import Column, Table
 
 from contract.document import Contract
 from training.errors import TrainingError
-from training.runs.folder import Run, find_runs, flat
+from training.runs.folder import RELEASES, Run, find_runs, flat
+
+LAST_VERSIONS = 3  # that are shown of a run
 
 
 def list_runs(folder: Path, console: Console) -> None:
-    """Print a line for each run: its architecture, its accuracy, and how long it took.
+    """Print a line for each run: its architecture, its accuracy, how long it took, and what was released of it.
 
     Raises:
         TrainingError: There are no runs in the folder.
     """
-    heads = (Column("run", no_wrap=True), "architecture", "validation", "test", "minutes")
+    names = Column("run", no_wrap=True), Column("architecture", overflow="fold")
+    heads = (*names, "validation", "test", "minutes", Column("versions", overflow="fold"))
     table = Table(*heads, box=None, pad_edge=False)
     for run in find_runs(folder):
         table.add_row(str(run.path), *_summary(run))
@@ -34,7 +38,16 @@ def _summary(run: Run) -> list[str]:
         return ["not finished"]
     accuracies = [_figure(metrics.get(f"{split}_accuracy", "")) for split in ("validation", "test")]
     minutes = "" if origin.training_s is None else f"{origin.training_s / 60:.1f}"
-    return [origin.architecture, *accuracies, minutes]
+    return [origin.architecture, *accuracies, minutes, _versions(run)]
+
+
+def _versions(run: Run) -> str:
+    """Return the last versions that were made of a run: a number, or `MODEL/NUMBER` of a model with another name."""
+    file = run.path / RELEASES
+    lines = file.read_text().splitlines() if file.is_file() else []
+    named = [f"{each['model']}/{each['version']}" for each in map(json.loads, lines)]
+    versions = [each.removeprefix(f"{run.path.parent.name}/") for each in named]
+    return "… " * (len(versions) > LAST_VERSIONS) + ", ".join(versions[-LAST_VERSIONS:])
 
 
 def compare(paths: Sequence[Path], console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ def runs(tmp_path: Path) -> Path:
         origin = Origin(ARCHITECTURE, f"{dropout}[/b].h5", training_s=90, recipe={"dropout": dropout, "seed": 0})
         contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), origin, {"validation_accuracy": accuracy})
         (run / "contract.json").write_bytes(contract.to_json())
+    released = [("clothing", 1), ("clothing", 2), ("other", 1), ("clothing", 10)]  # of the last run
+    lines = [json.dumps({"identity": "", "model": name, "version": number}) + "\n" for name, number in released]
+    (run / "releases.jsonl").write_text("".join(lines))
     (tmp_path / "runs" / "clothing" / "20260103-000000").mkdir()
     return tmp_path / "runs"
 
@@ -31,12 +35,12 @@ def runs(tmp_path: Path) -> Path:
 def test_runs_are_listed_newest_first(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line for each: the path that other commands take, and its figures or that it is not finished."""
+    """One line for each: the path that other commands take, its figures and versions, or that it is not finished."""
     monkeypatch.chdir(runs.parent)
     assert main(["runs"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["runs/clothing/20260103-000000", "not", "finished"],
-        ["runs/clothing/20260102-000000", ARCHITECTURE, "0.89", "1.5"],
+        ["runs/clothing/20260102-000000", ARCHITECTURE, "0.89", "1.5", "…", "2,", "other/1,", "10"],
         ["runs/clothing/20260101-000000", ARCHITECTURE, "0.91", "1.5"],
     ]
 
