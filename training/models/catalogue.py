@@ -124,11 +124,22 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
 
 
+def check_preprocessing(mode: str) -> None:
+    """Refuse what is none of `PREPROCESSING`.
+
+    Raises:
+        WeightsError: It is not; the message lists those there are.
+    """
+    if mode not in PREPROCESSING:
+        raise WeightsError(f"Expected a preprocessing of: {', '.join(PREPROCESSING)}. Received: {mode!r}")
+
+
 def preprocess(x: Any, mode: str) -> Any:
     """Scale pixels 0-255, float32 (n, h, w, 3), RGB, in the graph and with Keras' own layers.
 
     Source: keras.applications.imagenet_utils for `±1`, `caffe` (BGR less the mean) and `torch` (mean and deviation).
     """
+    check_preprocessing(mode)
     if mode == "none":
         return x
     if mode == "0-1":
@@ -139,10 +150,8 @@ def preprocess(x: Any, mode: str) -> Any:
         return layers.Rescaling(1 / 128, -127 / 128, name="rescale")(x)
     if mode == "caffe":
         return layers.Rescaling(1.0, [-103.939, -116.779, -123.68], name="rescale")(keras.ops.flip(x, axis=-1))
-    if mode == "torch":
-        mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-        return layers.Rescaling((1 / (255 * deviation)).tolist(), (-mean / deviation).tolist(), name="rescale")(x)
-    raise WeightsError(f"Expected a preprocessing of: {', '.join(PREPROCESSING)}. Received: {mode!r}")
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of torch
+    return layers.Rescaling((1 / (255 * deviation)).tolist(), (-mean / deviation).tolist(), name="rescale")(x)
 
 
 def with_preprocessing(model: keras.Model, mode: str) -> keras.Model:

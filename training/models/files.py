@@ -17,7 +17,7 @@ import keras
 from keras import layers
 
 from training.errors import WeightsError
-from training.models.catalogue import Architecture, with_preprocessing
+from training.models.catalogue import Architecture, check_preprocessing, with_preprocessing
 from training.models.outputs import of_one_output
 from training.words import counted
 
@@ -83,8 +83,9 @@ def load_file(
         output: Which output to take, of a model that has several.
 
     Raises:
-        WeightsError: The file does not load, or its outputs do not fit the classes.
+        WeightsError: The file does not load, its outputs do not fit the classes, or the preprocessing is unknown.
     """
+    check_preprocessing(preprocessing)  # before a file is loaded, which may take a while
     if not contains_only_weights(path):
         return with_preprocessing(load_model(path, size_px=size_px, output=output), preprocessing)
     if architecture is None:

@@ -10,7 +10,7 @@ import keras
 from contract.document import ImageSpec
 from training.errors import WeightsError
 from training.models.backbones import before_classifier
-from training.models.catalogue import PREPROCESSING, Architecture, find_architecture
+from training.models.catalogue import PREPROCESSING, Architecture, check_preprocessing, find_architecture
 from training.models.files import contains_only_weights, copy_weights, count_numbers, load_model, load_weights
 from training.runs.folder import Run, sha256
 
@@ -72,8 +72,8 @@ def find_start(
     if run:
         _expect_no(preprocessing, "a run, whose model contains it")
         preprocessing = "none"
-    if preprocessing not in (None, *PREPROCESSING):
-        raise WeightsError(f"Expected a preprocessing of: {', '.join(PREPROCESSING)}. Received: {preprocessing!r}")
+    if preprocessing is not None:
+        check_preprocessing(preprocessing)
     if contains_only_weights(path):
         named = find_architecture(name, size_px)
         kept = preprocessing or named.preprocessing

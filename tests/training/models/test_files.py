@@ -183,6 +183,12 @@ def test_files_that_are_no_model_of_photos_are_refused(tmp_path, write, name, me
         load_file(tmp_path / name, None, 3, "none")
 
 
+def test_preprocessing_is_checked_before_a_file_is_loaded(tmp_path):
+    """A large file takes a while, and is not even looked for."""
+    with pytest.raises(WeightsError, match="Expected a preprocessing of: none, 0-1"):
+        load_file(tmp_path / "large.keras", None, 3, "bogus")
+
+
 def own_function():
     """Return a layer with a function of its own."""
 
