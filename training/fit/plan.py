@@ -21,8 +21,11 @@ _log = logging.getLogger(__name__)
 
 # After training, for features, the report and the release; and for each held-out photo, to search an int8 file.
 AFTER_S, AFTER_S_A_PHOTO = 60, 0.05
-# Trainings of one network, whose weights are averaged, and the least epochs of each.
-MOST_TRAININGS, LEAST_EPOCHS = 3, 20
+# Trainings of one network from one head, if the time suffices for all of their epochs; the weights are averaged. 30
+# photos of each class of clothing and trash together, 2,209 held out, 40 epochs: 0.831 on average of three, and 0.846
+# for their weights' average, log loss 0.664 and 0.592. With fewer epochs each it is worth less than one whole training:
+# trash, three times 12 epochs 0.919 and 0.322, one of 40 0.922 and 0.300.
+MOST_TRAININGS = 3
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,14 @@ def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Pla
             f"Expected --minutes {enough} or more, as an epoch takes {epoch_s:.0f} s here, and report and release up to"
             f" {after_s:.0f} s. Received: {minutes:g}. What was released stays."
         )
-    trainings = max(1, min(MOST_TRAININGS, epochs // LEAST_EPOCHS)) if preset.pretrained else 1
-    epochs = int((limit_s / trainings - speed.once_s) / epoch_s)
+    whole_s = speed.once_s + most * epoch_s
+    trainings = max(1, min(MOST_TRAININGS, int(limit_s / whole_s))) if preset.pretrained else 1
     count = f"all {most} epochs" if epochs >= most else f"about {epochs} of at most {most} epochs"
     plan = f"Plan for {minutes:g} minutes: {count} of {network.name} at {network.size_px} px, {epoch_s:.0f} s each"
     if trainings > 1:
         plan += f", {trainings} times, and the average of the weights"
     if epochs >= most:  # more than the preset's do not help: see its comments
-        left_s = limit_s - trainings * (speed.once_s + most * epoch_s)
+        left_s = limit_s - trainings * whole_s
         plan += f"; about {counted(math.ceil(minutes - left_s / 60), 'minute')} in all"
     _log.info(plan)
     return Plan(preset, limit_s, trainings, plan)
