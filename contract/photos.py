@@ -22,9 +22,11 @@ def photos_in(folder: Path) -> list[Path]:
     """Return the photos in a folder and below it, in linked folders too, by their suffixes in any case."""
     found, seen = list[Path](), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        inside = sorted(name for name in folders if not is_hidden(Path(name)))
-        folders[:] = [name for name in inside if os.path.realpath(Path(place, name)) not in seen]  # no circles
+        if (real := os.path.realpath(place)) in seen:  # by another link, or in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
         paths = (Path(place, name) for name in files if not is_hidden(Path(name)))
         found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
     return sorted(found)

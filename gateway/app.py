@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from contract.answers import Outputs, most_probable
 from contract.image import DecodedImage
 from gateway import errors, openapi
-from gateway.errors import GatewayError, InternalError, ModelFailed, ModelTimeout, Unauthorized, VersionGone
+from gateway.errors import GatewayError, InternalError, Overloaded, Unauthorized, VersionGone
 from gateway.inputs import read_query
 from gateway.keys import Keys, Origins
 from gateway.memory import Held, Room
@@ -130,7 +130,7 @@ class Views:
             except GatewayError as exc:
                 if not active:
                     raise
-                failed = isinstance(exc, ModelFailed | ModelTimeout)  # a busy server says nothing of the version
+                failed = not isinstance(exc, Overloaded)  # a busy server says nothing of the version
                 continue
             if tried and (active or failed):
                 self._metrics.trial_requests.labels(*tried.version.export, "failed" if failed else "answered").inc()

@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 after a message on standard error."""
     options = _parser().parse_args(argv)
     _log_to_terminal()
-    sys.unraisablehook = _press_again
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without a GPU, TensorFlow logs that as errors before our lines
     try:
         return options.main(options) or 0
@@ -55,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _press_again(lost: sys.UnraisableHookArgs) -> None:
     """Interrupt again, as Python drops a Ctrl-C that comes while it removes an object, and training would go on."""
     if lost.exc_type is KeyboardInterrupt:
-        Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+        again = Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
+        again.daemon = True
+        again.start()
     else:
         sys.__unraisablehook__(lost)
 
@@ -80,4 +81,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    sys.unraisablehook = _press_again
     sys.exit(main())

@@ -209,5 +209,6 @@ exit status:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:  # the second one, which does not wait for the requests that run
+    except KeyboardInterrupt:  # before the first request, or again: then without waiting for those that run
+        print(STOPPED, file=sys.stderr, flush=True)
         os._exit(SOME_LEFT)

@@ -34,7 +34,7 @@ class Table:
             ValueError: No run wrote the file, or its folder does not exist.
             OSError: It cannot be read.
         """
-        self.answered = set[str]()
+        self.answered, self._failed = set[str](), set[str]()
         self._out, self._is_csv = out, out is not None and out.suffix == ".csv"
         self._found = self._kept = b""
         if out and not out.absolute().parent.is_dir():
@@ -42,7 +42,8 @@ class Table:
         if out and out.is_file():
             self._found = out.read_bytes()
             self._kept = _complete(out, self._found)
-            self.answered = {row["source"] for _, row in _rows_in(out, self._kept) if not row.get("error")}
+            for _, row in _rows_in(out, self._kept):
+                (self._failed if row.get("error") else self.answered).add(row["source"])
 
     def open(self, asked: Sequence[str]) -> None:
         """Begin to append, and drop the errors of the images that are asked about again.
@@ -55,7 +56,8 @@ class Table:
             self._file: BinaryIO = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
             return
         self._file = file = _open_alone(self._out, len(self._found))
-        kept = _without_errors(self._out, self._kept, set(asked))
+        dropped = self._failed.intersection(asked)
+        kept = _without_errors(self._out, self._kept, dropped) if dropped else self._kept
         if self._found.startswith(kept):
             file.truncate(len(kept))
         else:
@@ -64,6 +66,7 @@ class Table:
                 shutil.copymode(self._out, draft)
                 sync(draft)
             self._file = _open_alone(self._out, len(kept))
+        self._found = self._kept = b""
         if self._is_csv and not kept:
             self.append([dict(zip(COLUMNS, COLUMNS, strict=True))])
 
@@ -167,8 +170,6 @@ def _open_alone(path: Path, size_bytes: int) -> BinaryIO:
 def _without_errors(path: Path, content: bytes, images: Set[str]) -> bytes:
     """Return a file's content without the rows that have an error of one of the images."""
     rows = [(number, bool(row.get("error")) and row["source"] in images) for number, row in _rows_in(path, content)]
-    if not any(is_dropped for _, is_dropped in rows):
-        return content
     lines = _lines(content)
     kept, ends = lines[: rows[0][0]], [*(number for number, _ in rows[1:]), len(lines)]
     for (start, is_dropped), end in zip(rows, ends, strict=True):

@@ -27,6 +27,10 @@ class Refused(Exception):
     """A change that is not made; the message says why, and what to do."""
 
 
+class Passing(Refused):
+    """One that a second try may not meet: the store is away for a moment, or somebody else is quicker."""
+
+
 @dataclass(frozen=True)
 class State:
     """What the store says of a model.
@@ -151,7 +155,7 @@ class Ledger:
 
     def _change(self, what: str, reason: str, decide: Callable[[State, int], Release]) -> Change:
         """Make a change under the lock, after what an ended command left undone."""
-        busy = Refused(f"Another command is changing {self.home}. Try again when it has ended.")
+        busy = Passing(f"Another command is changing {self.home}. Try again when it has ended.")
         lock = self.home / LOCK_NAME
         with _explained(), locked(lock, busy, LOCK_WAIT_S):
             self._share(lock)
@@ -160,7 +164,7 @@ class Ledger:
             try:
                 after = decide(state, max(state.history.next_serial, before.serial + 1 if before else 0))
             except Refused as exc:
-                raise Refused("\n".join((*state.notes, str(exc)))) from exc
+                raise type(exc)("\n".join((*state.notes, str(exc)))) from exc
             if after == before:
                 return Change(before, after, state.notes)
             known = dict(last.digests) if last else {}
@@ -291,10 +295,10 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        advice = ""
+        reason = f"{exc.filename or 'The store'}: {exc.strerror}."
         if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = ". Changes need a store that can be written, and a user who may"
-        raise Refused(f"{exc.filename or 'The store'}: {exc.strerror}{advice}.") from exc
+            raise Refused(f"{reason} Changes need a store that can be written, and a user who may.") from exc
+        raise Passing(reason) from exc
 
 
 def _named_anew(what: str, before: Release | None, after: Release) -> int | None:
@@ -320,7 +324,7 @@ def _expect_on_disk(state: State, version: int) -> None:
 
 def _expect_trial(trial: Trial | None, serial: int | None) -> None:
     if serial is not None and (not trial or trial.serial != serial):
-        raise Refused(f"The trial of release {serial} has ended.")
+        raise Passing(f"The trial of release {serial} has ended.")
 
 
 def _on_disk(state: State) -> str:

@@ -117,6 +117,7 @@ class Observation:
             self._present = self._find()
         for each in self._present:
             if self._is_known_by_ipv4(each.address):
+                each.problem = ""
                 continue
             try:
                 each.problem, each.address.is_closed = "", False
@@ -138,8 +139,8 @@ class Observation:
 
     def _is_known_by_ipv4(self, address: Address) -> bool:
         """Tell whether the counters of an IPv6 address are those of IPv4 ones of its name, and would count twice."""
-        others = (each for (url, ip), each in self._seen.items() if url == address.url and ":" not in ip)
-        return ":" in address.ip and any(each.last is not None for each in others)
+        others = (each for each in self._present if each.address.url == address.url and ":" not in each.address.ip)
+        return ":" in address.ip and any(each.last is not None and not each.problem for each in others)
 
     def _read_contract(self, address: Address) -> None:
         """Check that a gateway tries the version.

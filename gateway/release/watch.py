@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway.release.evidence import ALPHA, KINDS, Counts, Criterion, Finding, criteria
-from gateway.release.ledger import Change, Ledger, Refused
+from gateway.release.ledger import Change, Ledger, Passing, Refused
 from gateway.release.observation import Observation
 
 POLL_S = 2.0
@@ -57,7 +57,8 @@ class Watch:
         is_first = not any(each.version == self.trial.version and each.serial != self.trial.serial for each in earlier)
         self._observation = Observation(gateways, ledger.home.name, self.trial, is_first=is_first)
         self._criteria: list[Criterion] = []
-        self._said, self._said_at, self._refusal = "", -PROGRESS_S, ""
+        self._said, self._said_at = "", -PROGRESS_S
+        self._passing = set[str]()  # what was said of a store that is away
         self._answers, self._quiet_looks, self._said_quiet = 0, 0, False
 
     def look(self) -> list[Finding]:
@@ -101,12 +102,12 @@ class Watch:
         """Take a step; a store that is away for a moment, or that somebody else has just changed, ends no watch."""
         try:
             return step()
-        except Refused as exc:
+        except Passing as exc:
             if left_s <= 0:
                 raise
-            if str(exc) != self._refusal:
+            if str(exc) not in self._passing:
                 print(f"{exc} The watch goes on.", flush=True)
-            self._refusal = str(exc)
+            self._passing.add(str(exc))
             return None
 
     def _decide(self, findings: Sequence[Finding], promote_after: int | None) -> Outcome | None:

@@ -16,6 +16,7 @@ def test_photos_lie_anywhere_below_a_folder(tmp_path: Path) -> None:
         file.touch()
     (folder / "linked").symlink_to(elsewhere)
     (elsewhere / "again").symlink_to(folder)
+    (folder / "twice").symlink_to("deep")
     (folder / "broken.jpg").symlink_to("nothing")
     (folder / "j.jpg").symlink_to(elsewhere / "i.jpg")
     names = ("a.JPG", "deep/d.png", "g.jpg/h.webp", "j.jpg", "linked/i.jpg")

@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contract.document import ContractError
 from contract.store import versions_of
+from serving.errors import ServingError
 from training.errors import TrainingError, WeightsError
 from training.models.quiet import import_tensorflow
 from training.release.commands import (
@@ -193,7 +195,7 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
         decides = int8 or versions_of(options.store, options.name)
         criteria = read_chosen_criteria(options, source.contract) if decides else None
         release(source, options.store, criteria, int8=int8)
-    except TrainingError as exc:
+    except (TrainingError, ContractError, ServingError) as exc:
         print(f"{exc}\n{_kept(run, options)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

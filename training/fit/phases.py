@@ -21,7 +21,7 @@ from training.fit import batches
 from training.fit.features import frozen_features
 from training.fit.head import fit_head, soften
 from training.fit.preset import Preset
-from training.fit.recipe import Recipe
+from training.fit.recipe import SEEDS, Recipe
 from training.models.catalogue import Architecture, preprocess
 from training.models.starting_points import find_start
 from training.progress import estimated
@@ -166,7 +166,7 @@ class Phases:
         weighted = [layer for layer in self.network.backbone.layers if layer.weights]
         for layer in weighted[: round(len(weighted) * (1 - self.preset.unfreeze))]:
             layer.trainable = False
-        recipe, model = replace(self.recipe, seed=self.recipe.seed + number), self.model
+        recipe, model = replace(self.recipe, seed=(self.recipe.seed + number) % SEEDS), self.model
         span, title = self._span(number), f"Training {number + 1}/{self.trainings}, epoch"
         title = title if self.trainings > 1 else "Epoch"
         train, validation = splits["train"], splits["validation"]
@@ -199,7 +199,7 @@ class Phases:
                 _Minutes(self.run),
                 progress,
                 _Wait(steps, f"{title} {left.start + 1}/{left.stop}"),
-                _Lines(left, self.run, span.end_s, title),
+                _Lines(left, self.run, self.limit_s or math.inf, title, later=self.trainings - number - 1),
                 *self.watch,
             ],
             shuffle=False,
@@ -314,17 +314,18 @@ class _Minutes(keras.callbacks.Callback):
 
 
 class _Lines(keras.callbacks.Callback):
-    """Log a line for each epoch, with the time that is left."""
+    """Log a line for each epoch, with the time that is left for this training and later ones."""
 
-    def __init__(self, epochs: range, run: Unfinished, limit_s: float, title: str) -> None:
+    def __init__(self, epochs: range, run: Unfinished, limit_s: float, title: str, *, later: int) -> None:
         super().__init__()
         self._epochs, self._run, self._limit_s, self._started_s = epochs, run, limit_s, run.spent_s
-        self._title = title
+        self._title, self._later = title, later
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}
         passed_s = self._run.spent_s - self._started_s
-        left_s = passed_s / (epoch + 1 - self._epochs.start) * (self._epochs.stop - epoch - 1)
+        left = self._epochs.stop - epoch - 1 + self._later * self._epochs.stop
+        left_s = passed_s / (epoch + 1 - self._epochs.start) * left
         left_s = max(0, min(left_s, self._limit_s - self._run.spent_s))
         log.info(
             f"{self._title} {epoch + 1}/{self._epochs.stop}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.4f},"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contract.disk import written_whole
 from training.errors import TrainingError
 from training.fit import phases
 from training.fit.preset import Preset
@@ -34,15 +37,27 @@ class Plan:
 
     Attributes:
         preset: What it trains.
+        minutes: That were given; None if only the epochs count.
         limit_s: Seconds of the run after which training ends; None if only its epochs count.
         trainings: How often the network trains; the weights are averaged.
         text: The same in words; empty without a limit.
     """
 
     preset: Preset
+    minutes: float | None = None
     limit_s: float | None = None
     trainings: int = 1
     text: str = ""
+
+    def of_before(self, file: Path) -> Plan:
+        """Return what an interrupted training of as many minutes planned, or write this plan for the one to come."""
+        planned = {name: value for name, value in vars(self).items() if name != "preset"}
+        before = json.loads(file.read_text()) if file.is_file() else {}
+        if before and before["minutes"] == self.minutes:
+            return replace(self, **before)
+        with written_whole(file) as draft:
+            draft.write_text(json.dumps(planned))
+        return self
 
 
 def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Plan:
@@ -79,4 +94,4 @@ def make_plan(preset: Preset, data: Data, minutes: float, started: float) -> Pla
         left_s = limit_s - trainings * whole_s
         plan += f"; about {counted(math.ceil(minutes - left_s / 60), 'minute')} in all"
     _log.info(plan)
-    return Plan(preset, limit_s, trainings, plan)
+    return Plan(preset, minutes, limit_s, trainings, plan)

@@ -72,7 +72,7 @@ class Preset:
     @property
     def first(self) -> Preset:
         """The same for a first version: the head alone, on frozen features."""
-        return replace(self, recipe=replace(self.recipe, epochs=0))
+        return replace(self, recipe=Recipe(epochs=0, seed=self.recipe.seed, class_weights=self.recipe.class_weights))
 
 
 def names() -> list[str]:

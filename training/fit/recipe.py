@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 from training.errors import TrainingError
 
 MOST_AUGMENTATION = 3  # beyond it, little is left of a photo
-_SEEDS = 2**32  # NumPy takes no larger one
+SEEDS = 2**32  # NumPy takes no larger one
 _KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 _NOT_NEGATIVE = ("seed", "averaging", "epochs", "learning_rate", "weight_decay")
 
@@ -63,8 +63,8 @@ class Recipe:
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise TrainingError(f"Expected {name} of at least 0. Received: {getattr(self, name)}")
-        if self.seed >= _SEEDS:
-            raise TrainingError(f"Expected seed below {_SEEDS}. Received: {self.seed}")
+        if self.seed >= SEEDS:
+            raise TrainingError(f"Expected seed below {SEEDS}. Received: {self.seed}")
         if self.class_weights not in ("balanced", "none"):
             raise TrainingError(f"Expected class_weights balanced or none. Received: {self.class_weights!r}")
 

@@ -26,9 +26,9 @@ from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
 from training.models.features import compute_features
-from training.runs.folder import Run, find_first, provenance, write_run
+from training.runs.folder import MADE_OF, Run, find_first, provenance, write_run
 from training.runs.track import Tracking
-from training.runs.unfinished import open_unfinished
+from training.runs.unfinished import Unfinished, digest_of, open_unfinished
 from training.words import counted
 
 _log = logging.getLogger(__name__)
@@ -93,30 +93,42 @@ def train(
         tracking: What is sent each epoch's figures.
         first: The run of the first version, to compare with in the report.
     """
-    preset, recipe, splits = plan.preset, plan.preset.recipe, data.splits
+    recipe = plan.preset.recipe
     keras.utils.set_random_seed(recipe.seed)
-    contract = _begin_contract(name, data, preset)
-    digests = contract.origin.data_digest
-    made_of = [asdict(phases.start_of(preset)), preset.weights, asdict(recipe), digests, keras.__version__, decoder()]
-    if not recipe.epochs and not fresh and (earlier := find_first(runs, contract)):
+    contract = _begin_contract(name, data, plan.preset)
+    made_of = [asdict(phases.start_of(plan.preset)), plan.preset.weights, asdict(recipe), contract.origin.data_digest]
+    made_of += [keras.__version__, decoder()]
+    if not recipe.epochs and not fresh and (earlier := find_first(runs / name, digest_of(made_of))):
         _log.info(f"The first version is there already: {earlier}")
+        if tracking:
+            tracking.start(name, earlier)
         yield earlier
         return
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         if tracking:
             unfinished.follow = tracking.start(name, unfinished.path)
+        plan = plan.of_before(unfinished.path / "plan.json")
         with find_strategy(distribute, recipe).scope():
-            network = phases.build(preset, len(data.classes))
-            _log_class_weights(network.model, splits["train"], data.classes, recipe)
-            trained = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s, trainings=plan.trainings)
-            history = trained.fit(splits)
-            features = _compute_features(network, splits, recipe)
-            temperature = round(_calibrate(network, features["validation"], splits["validation"].labels), 4)
-            made: dict[str, Any] = {"created_at": provenance().created_at, "training_s": round(unfinished.spent_s)}
-            contract = replace(contract, origin=replace(contract.origin, temperature=temperature, **made))
-            course = Course(plan.text, Run(first).contract.metrics if first else None, history)
-            run = _keep(runs, network, contract, course=course, splits=splits, features=features, recipe=recipe)
+            run = _train(data, plan, contract, unfinished, runs=runs, first=first)
+        (run / MADE_OF).write_text(digest_of(made_of))
         yield run
+
+
+def _train(
+    data: Data, plan: Plan, contract: Contract, unfinished: Unfinished, *, runs: Path, first: Path | None
+) -> Path:
+    """Train, calibrate and measure a network, and write its run folder."""
+    preset, recipe, splits = plan.preset, plan.preset.recipe, data.splits
+    network = phases.build(preset, len(data.classes))
+    _log_class_weights(network.model, splits["train"], data.classes, recipe)
+    training = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s, trainings=plan.trainings)
+    history = training.fit(splits)
+    features = _compute_features(network, splits, recipe)
+    temperature = round(_calibrate(network, features["validation"], splits["validation"].labels), 4)
+    made: dict[str, Any] = {"created_at": provenance().created_at, "training_s": round(unfinished.spent_s)}
+    contract = replace(contract, origin=replace(contract.origin, temperature=temperature, **made))
+    course = Course(plan.text, Run(first).contract.metrics if first else None, history)
+    return _keep(runs, network, contract, course=course, splits=splits, features=features, recipe=recipe)
 
 
 def _begin_contract(name: str, data: Data, preset: Preset) -> Contract:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from contract.document import ContractError
 from contract.store import versions_of
+from serving.errors import ServingError
 from training.errors import ExportError, TrainingError
 from training.judge.predictors import StoredVersion
 from training.runs.folder import Run
@@ -46,7 +48,7 @@ def version_of(run: Path, store: Path, model: str) -> int | None:
     """Return the number of the newest version of a model that was made of a run; None if the store has none."""
     for each in reversed(Run(run).releases):
         if each["model"] == model and each["version"] in versions_of(store, model):
-            with suppress(TrainingError):  # no contract, or a file that does not load
+            with suppress(TrainingError, ContractError, ServingError):  # no contract, or a file that does not load
                 if StoredVersion(store, model, each["version"], "tflite").contract.identity == each["identity"]:
                     return int(each["version"])
     return None

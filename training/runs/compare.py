@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from rich.table import Column, Table
 
 from contract.document import Contract
 from training.errors import TrainingError
-from training.runs.folder import RELEASES, Run, find_runs, flat
+from training.runs.folder import Run, find_runs, flat
 
 LAST_VERSIONS = 3  # that are shown of a run
 
@@ -43,9 +42,7 @@ def _summary(run: Run) -> list[str]:
 
 def _versions(run: Run) -> str:
     """Return the last versions that were made of a run: a number, or `MODEL/NUMBER` of a model with another name."""
-    file = run.path / RELEASES
-    lines = file.read_text().splitlines() if file.is_file() else []
-    named = [f"{each['model']}/{each['version']}" for each in map(json.loads, lines)]
+    named = [f"{each['model']}/{each['version']}" for each in run.releases]
     versions = [each.removeprefix(f"{run.path.parent.name}/") for each in named]
     return "… " * (len(versions) > LAST_VERSIONS) + ", ".join(versions[-LAST_VERSIONS:])
 

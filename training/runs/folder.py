@@ -7,6 +7,7 @@
     golden/         held-out photos for golden examples
     novelty.npy     directions of the score, see `training.models.novelty`
     report.html     and its plots, see `training.fit.report`
+    made-of.txt     a digest of the photos and of all else that it was made of, once it is complete
     releases.jsonl  the identity and the place of each version that was made of the run
 """
 
@@ -16,8 +17,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-RELEASES = "releases.jsonl"
+RELEASES, MADE_OF = "releases.jsonl", "made-of.txt"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Run:
     def releases(self) -> list[dict[str, Any]]:
         """The identity, model and number of each version that was made of it, the newest last."""
         file = self.path / RELEASES
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        lines = file.read_text().splitlines() if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]  # a kill may leave half of one
 
     @property
     def name(self) -> str:
@@ -80,18 +81,12 @@ def find_runs(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: run.path.name, reverse=True)
 
 
-def find_first(folder: Path, contract: Contract) -> Path | None:
-    """Return the newest first version below a folder that was made as a contract says; None if there is none."""
-    for path in sorted(folder.glob(f"{contract.model}/*-first"), reverse=True):
-        with suppress(TrainingError):
-            if _made_of(Run(path).contract) == _made_of(contract):
-                return path
+def find_first(folder: Path, digest: str) -> Path | None:
+    """Return the newest first version in a model's folder that was made of the same; None if there is none."""
+    for made_of in sorted(folder.glob(f"*-first/{MADE_OF}"), reverse=True):
+        if made_of.read_text() == digest:
+            return made_of.parent
     return None
-
-
-def _made_of(contract: Contract) -> tuple[Any, ...]:
-    known = replace(contract.origin, temperature=None, training_s=None, created_at="", source_revision="")
-    return contract.classes, contract.image, known
 
 
 def write_run(

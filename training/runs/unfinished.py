@@ -69,6 +69,11 @@ def spent_s(path: Path) -> float:
     return max((json.loads(state.read_text())["spent_s"] for state in path.glob(f"*/{_STATE}")), default=0.0)
 
 
+def digest_of(made_of: Sequence[Any]) -> str:
+    """Return what tells trainings apart, by all that makes them what they are, as JSON values."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+
+
 @contextmanager
 def folder_of(folder: Path, name: str, made_of: Sequence[Any]) -> Iterator[Path]:
     """Open the folder inside another that belongs to a training, for one process at a time.
@@ -76,8 +81,7 @@ def folder_of(folder: Path, name: str, made_of: Sequence[Any]) -> Iterator[Path]
     Raises:
         TrainingError: Another process uses it.
     """
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / f"{name}-{digest}"
+    path = folder / f"{name}-{digest_of(made_of)}"
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / _LOCK, TrainingError("The same training is already running in another process.")):
         yield path
@@ -96,7 +100,7 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self.history: History = {}
         self._run, self._folder, self._stopping = run, run.path / phase, stopping
-        self._phase = phase.replace("-", " ")
+        self._phase = phase
         self._best: dict[str, Any] = {}
 
     def restore(self, model: keras.Model, epochs: int) -> range:

@@ -21,7 +21,7 @@ from contract.document import Contract, ImageSpec
 from gateway.release import observation, watch
 from gateway.release.evidence import Finding
 from gateway.release.gateways import Address
-from gateway.release.ledger import Ledger, Refused, State
+from gateway.release.ledger import Ledger, Passing, State
 from gateway.release.watch import Watch
 from tests.gateway.release.conftest import Store
 from tests.programs.model_server import FakeModelServer, FakeVersion
@@ -334,7 +334,7 @@ def test_a_store_that_is_away_for_a_moment_ends_no_watch(
 
     def read_or_fail(self: Ledger) -> State:
         if next(fails, False):
-            raise Refused("The store cannot be read: Stale file handle.")
+            raise Passing("model-store/clothing: Stale file handle.")
         return read(self)
 
     monkeypatch.setattr(Ledger, "read", read_or_fail)

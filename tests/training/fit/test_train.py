@@ -117,7 +117,7 @@ def test_run_folder_is_complete(run):
     """A run keeps the Keras model, the contract, the history and the golden photos."""
     needed = {"contract.json", "golden", "history.json", "model.keras", "novelty.npy"}
     plots = {f"{name}.png" for name in ("confusion", "curves", "reliability")}
-    others = {"evaluation.json", "model.txt", "releases.jsonl", "report.html"}
+    others = {"evaluation.json", "made-of.txt", "model.txt", "releases.jsonl", "report.html"}
     assert {path.name for path in run.iterdir()} == needed | plots | others
     history = json.loads((run / "history.json").read_text())
     assert len(history["network"]["val_accuracy"]) == 2
@@ -210,6 +210,10 @@ def test_a_first_version_can_be_all(folder, small, tmp_path, capsys):
     assert "Released" in said and "Epoch 1" not in said and "int8:" not in said
     (run,) = (tmp_path / "runs" / "colours").iterdir()
     assert "Accuracy and loss by epoch" not in (run / "report.html").read_text()
+    assert main([*command, "--track", "tensorboard"]) == 0
+    said = capsys.readouterr().out
+    assert f"The first version is there already: {run}\n" in said and "Sent the run to tensorboard" in said
+    assert main([*command, "--seed", "1"]) == 0 and "there already" not in capsys.readouterr().out
     assert "Expected weights to begin with" in refused(capsys, *command, "--weights", "none")
 
 
