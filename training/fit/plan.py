@@ -54,6 +54,8 @@ class Plan:
         planned = {name: value for name, value in vars(self).items() if name != "preset"}
         before = json.loads(file.read_text()) if file.is_file() else {}
         if before and before["minutes"] == self.minutes:
+            if self.text:
+                _log.info(f"Going on by the plan that it began with. {before['text']}")
             return replace(self, **before)
         with written_whole(file) as draft:
             draft.write_text(json.dumps(planned))

@@ -132,13 +132,14 @@ def test_several_trainings_are_averaged(tmp_path: Path, lines: list[str], monkey
     assert np.ptp([end[-1] for end in ends[1:]], axis=0).max() > 0
 
 
-def test_a_resumed_training_keeps_to_its_plan(tmp_path: Path) -> None:
+def test_a_resumed_training_keeps_to_its_plan(tmp_path: Path, lines: list[str]) -> None:
     """Steps take other times, and no first version is to be made; other minutes mean another plan."""
     from training.fit.plan import Plan
 
     preset, file = Preset("a", "c", "e", "small", "imagenet"), tmp_path / "plan.json"
     before, again, longer = Plan(preset, 30, 100, 2, "a"), Plan(preset, 30, 160, 3, "b"), Plan(preset, 60, 260, 3, "c")
     assert [each.of_before(file) for each in (before, again, longer, again)] == [before, before, longer, again]
+    assert lines == ["Going on by the plan that it began with. a"]
 
 
 def test_a_plan_says_how_many_epochs_fit(
