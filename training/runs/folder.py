@@ -17,6 +17,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -45,8 +46,11 @@ class Run:
     def releases(self) -> list[dict[str, Any]]:
         """The identity, model and number of each version that was made of it, the newest last."""
         file = self.path / RELEASES
-        lines = file.read_text().splitlines() if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a kill may leave half of one
+        found = []
+        for line in file.read_text().splitlines() if file.is_file() else []:
+            with suppress(ValueError):  # a kill may leave half of one
+                found.append(json.loads(line))
+        return found
 
     @property
     def name(self) -> str:
