@@ -233,8 +233,10 @@ class ModelClient:
             code, details = exc.code(), exc.details() or ""
             if code == grpc.StatusCode.FAILED_PRECONDITION and EXPORT_SIGNATURES in details and NO_SIGNATURE in details:
                 raise from_grpc(grpc.StatusCode.NOT_FOUND) from exc  # the number is there, but another export
+            if code == grpc.StatusCode.UNAVAILABLE and FULL_QUEUE in details:
+                raise from_grpc(grpc.StatusCode.RESOURCE_EXHAUSTED) from exc
             if code == grpc.StatusCode.UNAVAILABLE:
-                self.breaks += FULL_QUEUE not in details
+                self.breaks += 1
             elif code != grpc.StatusCode.NOT_FOUND:
                 _log.warning("model server answered %s: %s", code.name, details)
             raise from_grpc(code) from exc

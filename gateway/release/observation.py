@@ -140,7 +140,7 @@ class Observation:
     def _is_known_by_ipv4(self, address: Address) -> bool:
         """Tell whether the counters of an IPv6 address are those of IPv4 ones of its name, and would count twice."""
         others = (each for each in self._present if each.address.url == address.url and ":" not in each.address.ip)
-        return ":" in address.ip and any(each.last is not None and not each.problem for each in others)
+        return ":" in address.ip and any(each.last is not None and not each.address.is_closed for each in others)
 
     def _read_contract(self, address: Address) -> None:
         """Check that a gateway tries the version.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from contract.answers import most_probable
 from contract.comparison import CLIP, SURER
-from gateway.errors import GatewayError, ModelFailed, ModelTimeout, Overloaded
+from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.memory import Held, Room
 from gateway.model.protocol import ActiveTrial, Model, Version
 from gateway.settings import Settings
@@ -148,8 +148,8 @@ class Comparisons:
         for version in versions:
             try:
                 replies[version] = self._ask(version, offer.image)
-            except (ModelFailed, ModelTimeout):
-                if version is not tried:
+            except (ModelFailed, ModelTimeout, ModelUnavailable) as exc:
+                if version is not tried or isinstance(exc, VersionGone):
                     raise
                 failed = True
         self._trials.record(offer.active, failed=failed)

@@ -79,7 +79,11 @@ def test_a_batch_runs_in_parts(tmp_path: Path) -> None:
     (only,) = spec["containers"]
     gateway = container(read_base(), "gateway")
     assert only["securityContext"] == gateway["securityContext"]
-    assert spec["securityContext"] == {**pod(read_base(), "gateway")["securityContext"], "fsGroup": 10001}
+    assert spec["securityContext"] == {
+        **pod(read_base(), "gateway")["securityContext"],
+        "fsGroup": 10001,
+        "fsGroupChangePolicy": "OnRootMismatch",
+    }
     assert spec["volumes"] == [{"name": "photos", "persistentVolumeClaim": {"claimName": "photos"}}]
     assert job["podReplacementPolicy"] == "Failed"
     program, calls = tmp_path / "python", tmp_path / "calls"

@@ -39,6 +39,7 @@ class FakeVersion:
         identity: The identity that its signatures name.
         describes: Whether it has the signature `describe`.
         fails: How its predictions fail, if they do.
+        why: What the server says of that.
         engine: What runs it, and why, as the embedded server says it.
     """
 
@@ -48,6 +49,7 @@ class FakeVersion:
     score: Predict | None = None
     describes: bool = True
     fails: grpc.StatusCode | None = None
+    why: str = "as the test wants it"
     engine: str | None = None
 
     @property
@@ -130,7 +132,7 @@ class FakeModelServer:
             outputs = {"contract": np.array([version.description] * count, dtype=object)}
         else:
             if version.fails is not None:
-                context.abort(version.fails, "as the test wants it")
+                context.abort(version.fails, version.why)
             pixels = tensor.to_array(request.inputs["images"])
             outputs = {"probabilities": version.predict(pixels)}
             if "novelty" in request.output_filter and version.score:

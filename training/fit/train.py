@@ -97,16 +97,14 @@ def train(
     keras.utils.set_random_seed(recipe.seed)
     contract = _begin_contract(name, data, plan.preset)
     made_of = [asdict(phases.start_of(plan.preset)), plan.preset.weights, asdict(recipe), contract.origin.data_digest]
-    made_of += [keras.__version__, decoder()]
-    if not recipe.epochs and not fresh and (earlier := find_first(runs / name, digest_of(made_of))):
-        _log.info(f"The first version is there already: {earlier}")
-        if tracking:
-            tracking.start(name, earlier)
-        yield earlier
-        return
+    made_of += [list(data.classes), keras.__version__, decoder()]
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         if tracking:
             unfinished.follow = tracking.start(name, unfinished.path)
+        if not recipe.epochs and not fresh and (earlier := find_first(runs / name, digest_of(made_of))):
+            _log.info(f"The first version is there already: {earlier}")
+            yield earlier
+            return
         plan = plan.of_before(unfinished.path / "plan.json")
         with find_strategy(distribute, recipe).scope():
             run = _train(data, plan, contract, unfinished, runs=runs, first=first)

@@ -157,8 +157,10 @@ def record_release(run: Path, version: Path, identity: str) -> None:
         "version": int(version.name),
         "released_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with (run / RELEASES).open("a") as history:
-        history.write(json.dumps(line) + "\n")
+    file = run / RELEASES
+    is_torn = file.is_file() and not file.read_text().endswith("\n")
+    with file.open("a") as history:
+        history.write("\n" * is_torn + json.dumps(line) + "\n")
 
 
 def provenance() -> Origin:

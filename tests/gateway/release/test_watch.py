@@ -316,12 +316,17 @@ def test_a_gateway_of_two_families_counts_once(
     store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`localhost` may have an address of each, and the gateway behind them is one."""
-    gateway, get = gateways(), Address.get
-    gateway.counted.add(100, disagrees=20)
-    monkeypatch.setattr(Address, "get", lambda self, path: get(Address(gateway.url, "127.0.0.1"), path))
+    gateway, get, late = gateways(steadily(100)), Address.get, cycle([False, True])
+
+    def get_in_time(self: Address, path: str) -> urllib3.BaseHTTPResponse:
+        if path == "/metrics" and ":" not in self.ip and next(late):
+            raise urllib3.exceptions.HTTPError("too late")
+        return get(Address(gateway.url, "127.0.0.1"), path)
+
+    monkeypatch.setattr(Address, "get", get_in_time)
     monkeypatch.setattr(observation, "find_addresses", lambda urls: [Address(urls[0], ip) for ip in ("::1", "1.2.3.4")])
     store.do("try", "2", "--shadow")
-    assert "it disagrees with version 1 on 20 of 100 photos" in store.do("report", "--gateway", gateway.url)
+    assert "promoted: 300 photos compared" in store.do("watch", "--promote-after", "300", *trial_of(gateway))
 
 
 def test_a_store_that_is_away_for_a_moment_ends_no_watch(

@@ -105,10 +105,11 @@ def test_time_in_the_model_servers_line_is_no_slowness(tried: Tried, wait_s: flo
     assert tried.count('gateway_comparison_signs_total{sign="slower"') == slower
 
 
-def test_failures_in_the_shadow_stop_the_trial(tried: Tried) -> None:
+@pytest.mark.parametrize("status", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE])
+def test_failures_in_the_shadow_stop_the_trial(tried: Tried, status: grpc.StatusCode) -> None:
     """They are counted as others are; failures of the stable version, or of the photo, are none of the tried one."""
     tried.start(SHADOW)
-    tried.server.versions[2].fails = grpc.StatusCode.INTERNAL
+    tried.server.versions[2].fails = status
     compare(tried, 5)
     assert signs(tried) == {"failed": 5}
     assert tried.count("gateway_trial_stopped") == 1

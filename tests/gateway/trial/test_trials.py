@@ -82,10 +82,12 @@ def test_failing_trial_costs_no_answer_and_stops(tried: Tried) -> None:
     assert tried.ask()["model"]["version"] == 2
 
 
-def test_a_busy_server_is_no_failure_of_the_tried_version(tried: Tried) -> None:
-    """It would be as busy for the stable version, which is asked next."""
+@pytest.mark.parametrize("status", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE])
+def test_a_busy_server_is_no_failure_of_the_tried_version(tried: Tried, status: grpc.StatusCode) -> None:
+    """It would be as busy for the stable version, which is asked next. TensorFlow Serving's full queue says so too."""
     tried.start(share())
-    tried.server.versions[2].fails = grpc.StatusCode.RESOURCE_EXHAUSTED
+    tried.server.versions[2].fails = status
+    tried.server.versions[2].why = "The batch scheduling queue to which this task was submitted is full"
     assert {tried.ask()["model"]["version"] for _ in range(6)} == {1}
     assert tried.count("gateway_trial_stopped") == 0
     assert b'gateway_trial_requests_total{identity="' not in tried.metrics.render()

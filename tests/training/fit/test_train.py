@@ -213,7 +213,11 @@ def test_a_first_version_can_be_all(folder, small, tmp_path, capsys):
     assert main([*command, "--track", "tensorboard"]) == 0
     said = capsys.readouterr().out
     assert f"The first version is there already: {run}\n" in said and "Sent the run to tensorboard" in said
+    assert not list((tmp_path / "runs" / ".unfinished").iterdir())
     assert main([*command, "--seed", "1"]) == 0 and "there already" not in capsys.readouterr().out
+    (folder / "red").rename(folder / "rot")
+    assert main([*command, "--replace-classes"]) == 0 and "there already" not in capsys.readouterr().out
+    (folder / "rot").rename(folder / "red")
     assert "Expected weights to begin with" in refused(capsys, *command, "--weights", "none")
 
 

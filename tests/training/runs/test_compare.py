@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from contract.document import Contract, ImageSpec, Origin
 from tests.conftest import ROOT
 from training.__main__ import main
+from training.runs.folder import record_release
 
 ARCHITECTURE = "[small]" * 12  # is not cut at 80 columns where the output is no terminal
 
@@ -25,9 +25,10 @@ def runs(tmp_path: Path) -> Path:
         origin = Origin(ARCHITECTURE, f"{dropout}[/b].h5", training_s=90, recipe={"dropout": dropout, "seed": 0})
         contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), origin, {"validation_accuracy": accuracy})
         (run / "contract.json").write_bytes(contract.to_json())
-    released = [("clothing", 1), ("clothing", 2), ("other", 1), ("clothing", 10)]  # of the last run
-    lines = [json.dumps({"identity": "", "model": name, "version": number}) + "\n" for name, number in released]
-    (run / "releases.jsonl").write_text("".join(lines))
+    for name, number in (("clothing", 1), ("clothing", 2), ("other", 1), ("clothing", 10)):  # of the last run
+        record_release(run, Path(name, str(number)), "0123456789abcdef")
+        with (run / "releases.jsonl").open("a") as history:
+            history.write('{"identity": "01')  # a release was killed
     (tmp_path / "runs" / "clothing" / "20260103-000000").mkdir()
     return tmp_path / "runs"
 
