@@ -138,9 +138,9 @@ class Observation:
         return [self._seen.setdefault((each.url, each.ip), _Seen(each)) for each in found]
 
     def _is_known_by_ipv4(self, address: Address) -> bool:
-        """Tell whether the counters of an IPv6 address are those of IPv4 ones of its name, and would count twice."""
+        """Tell whether an IPv6 address may show the counters of IPv4 ones of its name, which would count twice."""
         others = (each for each in self._present if each.address.url == address.url and ":" not in each.address.ip)
-        return ":" in address.ip and any(each.last is not None and not each.address.is_closed for each in others)
+        return ":" in address.ip and any(not each.address.is_closed for each in others)
 
     def _read_contract(self, address: Address) -> None:
         """Check that a gateway tries the version.
