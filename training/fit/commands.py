@@ -87,7 +87,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train on a folder of photos, then release the model; an exit status other than 0 if a tracker failed.
+    """Train on a folder of photos, then release the model; an exit status other than 0 if that or a tracker fails.
 
     Where people have no version yet, they get a first one before: a head on frozen features.
     """
