@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.fit import commands, phases
 from training.models import features
 from training.models.catalogue import ARCHITECTURES, Architecture
 from training.release import sources
+from training.runs import track
 from training.runs.unfinished import Progress
 from training.tune import folds
 
@@ -59,18 +61,29 @@ class Dying(Progress):
     """Die inside the third epoch of the network, or in the fourth between its weights and its state."""
 
     moment = ""
+    tracked = Event()  # the tracker has a thread of its own, which a fast epoch leaves behind
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch if self._folder.name == "network" else -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if (self.moment, self.epoch, batch) == ("inside an epoch", 2, 1):
+            assert self.tracked.wait(60), "the tracker has two epochs"
             _die()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if (self.moment, self.epoch) == ("before the state", 3):
             setattr(Path, "rename", _die)  # noqa: B010, for mypy
         super().on_epoch_end(epoch, logs)
+
+
+class Telling(track.TensorBoard):
+    """TensorBoard's tracker; it tells when it has two epochs."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        super().log(step, figures)
+        if step == 1:
+            Dying.tracked.set()
 
 
 def _die_in_the_third(*_: Any, trainings: Iterator[int] = count(1)) -> float:  # noqa: B008, counts all calls
@@ -96,5 +109,6 @@ if __name__ == "__main__":
         setattr(sources, "release", lambda *_, int8: _die() if int8 else None)  # noqa: B010
     else:
         setattr(phases, "Progress", Dying)  # noqa: B010
+        track.TRACKERS["tensorboard"] = Telling
         Dying.moment = sys.argv[1]
     sys.exit(main(sys.argv[2:]))

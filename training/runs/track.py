@@ -40,7 +40,7 @@ class Tracker(Protocol):
         """Send what else there is of the finished run."""
 
 
-class _TensorBoard:
+class TensorBoard:
     """Writes to a folder beside the unfinished run, then `RUN/tensorboard/`; `tensorboard --logdir runs` finds both."""
 
     def __init__(self, model: str, training: str, live: Path) -> None:
@@ -144,7 +144,7 @@ class _WandB:
 
 
 # By the name of the package that each needs.
-TRACKERS: dict[str, type[Tracker]] = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WandB}
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "mlflow": _MLflow, "wandb": _WandB}
 
 
 def find_tracker(name: str) -> type[Tracker]:
