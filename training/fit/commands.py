@@ -96,10 +96,9 @@ def run_train(options: argparse.Namespace) -> int:
     import_tensorflow()
 
     from training.data.pixels import Photos
-    from training.fit.plan import Plan, make_plan
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
-    from training.fit.train import find_strategy, read_data, train
+    from training.fit.train import describe_data, read_data, train
     from training.release.replacement import refuse_other_classes, version_of
     from training.runs.track import Tracking, find_tracker
 
@@ -111,14 +110,16 @@ def run_train(options: argparse.Namespace) -> int:
         raise TrainingError("Expected weights to begin with, for a first version. Received: --weights none")
     _check_start(preset, options.architecture)
     photos, minutes = Photos(options.folder, options.cache), _minutes(options)
+    dataset = photos.splits()
     if not options.replace_classes:
-        refuse_other_classes(options.store, options.name, photos.splits().classes)
+        refuse_other_classes(options.store, options.name, dataset.classes)
+    describe_data(dataset)
     train_with = partial(
         train, name=options.name, runs=options.runs, fresh=options.fresh, distribute=options.distribute
     )
     data, first, released = read_data(photos, preset), None, None
     if preset.pretrained:
-        with train_with(data, Plan(preset.first), tracking=tracking if options.first_only else None) as first:
+        with train_with(data, preset.first, tracking=tracking if options.first_only else None) as first:
             if options.first_only or not versions_of(options.store, options.name):
                 if status := _release(first, options, int8=False):
                     return status
@@ -127,9 +128,8 @@ def run_train(options: argparse.Namespace) -> int:
                 released = first
             if options.first_only:
                 return _track(first, tracking, options.track)
-    with find_strategy(options.distribute, preset.recipe).scope():
-        plan = make_plan(preset, data, minutes, started) if minutes else Plan(preset)
-    with train_with(data, plan, tracking=tracking, first=first) as run:
+    spent_s = time.monotonic() - started
+    with train_with(data, preset, minutes=minutes, spent_s=spent_s, tracking=tracking, first=first) as run:
         best = _better(run, first, released)
         status = 0 if best == released else _release(best, options)
         return _track(run, tracking, options.track) or status

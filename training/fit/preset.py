@@ -25,6 +25,7 @@ class Preset:
         expected: The accuracy that it reached, and on which photos.
         architecture: The backbone's name.
         weights: `imagenet`, `none`, a run folder or a file.
+        larger: A network with ImageNet weights that trains in its place where the minutes suffice; empty for none.
         size: Input size in pixels; None for the architecture's own.
         preprocessing: What the network in a file expects; None for that of its architecture.
         time: How long that took, and where.
@@ -36,6 +37,7 @@ class Preset:
     expected: str
     architecture: str
     weights: str
+    larger: str = ""
     size: int | None = None
     preprocessing: str | None = None
     time: str = ""
@@ -57,8 +59,10 @@ class Preset:
     def changed(self, values: Mapping[str, Any]) -> Preset:
         """Return the preset with some values of its own or of its recipe replaced; None keeps a value."""
         given = {name: value for name, value in values.items() if value is not None}
-        own = {name: given.pop(name) for name in ("architecture", "weights", "size", "preprocessing") if name in given}
-        return replace(self, **own, recipe=replace(self.recipe, **given))
+        of_recipe = {name: given.pop(name) for name in vars(self.recipe) if name in given}
+        if given:
+            given["larger"] = ""  # the network that was chosen is trained
+        return replace(self, **given, recipe=replace(self.recipe, **of_recipe))
 
     def check_trains(self) -> None:
         """Refuse to train nothing but the head, which needs no preset.
@@ -72,7 +76,8 @@ class Preset:
     @property
     def first(self) -> Preset:
         """The same for a first version: the head alone, on frozen features."""
-        return replace(self, recipe=Recipe(epochs=0, seed=self.recipe.seed, class_weights=self.recipe.class_weights))
+        recipe = Recipe(epochs=0, seed=self.recipe.seed, class_weights=self.recipe.class_weights)
+        return replace(self, larger="", recipe=recipe)
 
 
 def names() -> list[str]:

@@ -15,10 +15,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from contract.document import Contract
+from training.data.folder import Dataset
 from training.data.pixels import Photos, Pixels, decoder
 from training.fit import calibration, phases
 from training.fit.features import frozen_features
-from training.fit.plan import Plan
+from training.fit.plan import Plan, find_plan
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.report import Course, augmented_photos, write_report
@@ -39,14 +40,15 @@ SCORE_PHOTOS = 1000  # of train, whose features the score is fitted to; all 3,06
 
 @dataclass(frozen=True)
 class Data:
-    """Photos to train on and held-out ones, by split, and the names of their classes."""
+    """Photos to train on and held-out ones, by split, as a network needs them, and the names of their classes."""
 
+    photos: Photos
     classes: tuple[str, ...]
     splits: dict[str, Pixels]
 
 
 def read_data(photos: Photos, preset: Preset) -> Data:
-    """Read each split as a preset's network needs it, and log what there is.
+    """Read each split as a preset's network needs it.
 
     Raises:
         DataError: There is too little, or nothing that decodes.
@@ -58,21 +60,27 @@ def read_data(photos: Photos, preset: Preset) -> Data:
             f"Starting from {origin['weights']}: {start.name} at {spec.height} by {spec.width} pixels, with"
             f" preprocessing: {start.preprocessing}"
         )
+    splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
+    return Data(photos, dataset.classes, splits)
+
+
+def describe_data(dataset: Dataset) -> None:
+    """Log how many photos each split has."""
     for line in dataset.describe():
         _log.info(line)
-    splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
-    if (few := len(splits["validation"].labels)) < phases.FEW_PHOTOS:
+    if (few := len(dataset.splits["validation"])) < phases.FEW_PHOTOS:
         _log.info(f"Note: only {counted(few, 'validation photo')} to choose the best epoch by, and to decide on int8")
-    return Data(dataset.classes, splits)
 
 
 @contextmanager
 def train(
     data: Data,
-    plan: Plan,
+    preset: Preset,
     *,
     name: str,
     runs: Path,
+    minutes: float | None = None,
+    spent_s: float = 0.0,
     fresh: bool = False,
     distribute: str = "none",
     tracking: Tracking | None = None,
@@ -84,19 +92,21 @@ def train(
     version that is there already, made of the same, is not made again.
 
     Args:
-        data: The photos, see `read_data`.
-        plan: The network, its weights and the recipe, and how long it takes. Without epochs, only the head is fitted.
+        data: The photos, from `read_data` with the preset.
+        preset: The network, its weights and the recipe. Without epochs, only the head is fitted.
         name: The model's name.
         runs: Where run folders go.
+        minutes: For all, from the first version to the release; None if only the epochs count.
+        spent_s: Seconds of them that have passed.
         fresh: Start again, though the same training was interrupted; without it, that one continues.
         distribute: Which devices share the work, see `find_strategy`.
         tracking: What is sent each epoch's figures.
         first: The run of the first version, to compare with in the report.
     """
-    recipe = plan.preset.recipe
+    recipe = preset.recipe
     keras.utils.set_random_seed(recipe.seed)
-    contract = _begin_contract(name, data, plan.preset)
-    made_of = [asdict(phases.start_of(plan.preset)), plan.preset.weights, asdict(recipe), contract.origin.data_digest]
+    digests = {split: pixels.digest for split, pixels in data.splits.items()}
+    made_of = [asdict(phases.start_of(preset)), preset.weights, preset.larger, asdict(recipe), digests]
     made_of += [list(data.classes), keras.__version__, decoder()]
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         if tracking:
@@ -105,18 +115,19 @@ def train(
             _log.info(f"The first version is there already: {earlier}")
             yield earlier
             return
-        plan = plan.of_before(unfinished.path / "plan.json")
         with find_strategy(distribute, recipe).scope():
-            run = _train(data, plan, contract, unfinished, runs=runs, first=first)
+            plan = find_plan(unfinished.path / "plan.json", preset, data, minutes, spent_s)
+            if plan.preset.architecture != preset.architecture:
+                data = read_data(data.photos, plan.preset)
+            run = _train(data, plan, name, unfinished, runs=runs, first=first)
         (run / MADE_OF).write_text(digest_of(made_of))
         yield run
 
 
-def _train(
-    data: Data, plan: Plan, contract: Contract, unfinished: Unfinished, *, runs: Path, first: Path | None
-) -> Path:
+def _train(data: Data, plan: Plan, name: str, unfinished: Unfinished, *, runs: Path, first: Path | None) -> Path:
     """Train, calibrate and measure a network, and write its run folder."""
     preset, recipe, splits = plan.preset, plan.preset.recipe, data.splits
+    contract = _begin_contract(name, data, preset)
     network = phases.build(preset, len(data.classes))
     _log_class_weights(network.model, splits["train"], data.classes, recipe)
     training = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s, trainings=plan.trainings)

@@ -213,7 +213,7 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tracker that fails shows in a message and the exit status; stopping the release prints how to get it."""
-    monkeypatch.setattr("training.data.pixels.read_folder", lambda *_: Dataset((), {}))
+    monkeypatch.setattr("training.data.pixels.read_folder", lambda *_: Dataset((), {"train": [], "validation": []}))
 
     @contextmanager
     def train(*_: object, tracking: Tracking | None, **__: object) -> Iterator[Path]:
