@@ -1,13 +1,14 @@
 """The model that is trained: a head is fitted on frozen features, then the network trains with augmentation.
 
-Where there is time, it trains several times from that head, each time with another seed. The weights are averaged.
+Where there is time, it trains several times from that head, each time with another seed, and the weights are averaged.
+In the end a part of the change may be taken back, if validation says so.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 Watch = Sequence[keras.callbacks.Callback]
 Weights = Sequence[NDArray[np.float32]]
 
+# Of the change from the frozen network and its head, beside all of it. 30 photos of each class of clothing and trash
+# together, 2,209 held out, seed 0: 0.842 with 0.8 of it and 0.834 with all, log loss 0.628 and 0.666; on crops with
+# other light, turned and blurred, 0.753 and 0.745. Trash, 240 photos of each class, four seeds: 0.922 and 0.921.
+SHARES = (0.9, 0.8, 0.7)
 FEW_PHOTOS = 100  # of validation, below which many epochs tie in accuracy, so the loss breaks ties
 
 
@@ -117,31 +122,34 @@ class Phases:
             self._fit_head(splits)
         if not self.recipe.epochs:
             return {}
-        start, histories, found = self.model.get_weights(), dict[str, History](), list[Weights]()
+        start, histories, found = self.model.get_weights(), dict[str, History](), dict[str, Weights]()
         for number in range(self.trainings):
             self.model.set_weights(start)
             histories[_name(number)] = self.fit_network(splits, number)
-            found.append(self.model.get_weights())
+            found[f"training {number + 1}"] = self.model.get_weights()
         if self.trainings > 1:
-            self._average(found, splits["validation"])
+            found["the average of all"] = _between(found.values(), [1 / len(found)] * len(found))
+            self._take_best(found, splits["validation"])
+        if self.preset.pretrained:
+            end = self.model.get_weights()
+            back = {f"{share:.0%} of the change": _between([start, end], [1 - share, share]) for share in SHARES}
+            self._take_best({"all of the change": end, **back}, splits["validation"])
         return histories
 
-    def _average(self, found: Sequence[Weights], validation: Pixels) -> None:
-        """Take the average of the weights of several trainings; or one of them, if that has less loss on validation.
+    def _take_best(self, choices: Mapping[str, Weights], validation: Pixels) -> None:
+        """Take the weights with the least loss on validation, of some choices by name.
 
-        Source: Wortsman et al., "Model soups", ICML 2022.
+        Source: Wortsman et al., "Model soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022.
         """
-        choices = [[np.mean(each, axis=0) for each in zip(*found, strict=True)], *found]
-        photos, losses = batches.in_order(validation.images, one_hot(validation.labels, self.model), self.recipe), []
-        for weights in choices:
+        photos = batches.in_order(validation.images, one_hot(validation.labels, self.model), self.recipe)
+        losses: dict[str, float] = {}
+        for name, weights in choices.items():
             self.model.set_weights(weights)
-            losses.append(self.model.evaluate(photos, verbose=0, return_dict=True)["loss"])
-        best = int(np.argmin(losses))
+            losses[name] = self.model.evaluate(photos, verbose=0, return_dict=True)["loss"]
+        best = min(losses, key=losses.__getitem__)
         self.model.set_weights(choices[best])
-        taken, other = f"Training {best} of {self.trainings}", f"{losses[0]:.3f} for the average"
-        if not best:
-            taken, other = f"The average of {self.trainings} trainings", f"{min(losses[1:]):.3f} for the best of them"
-        log.info(f"{taken} is taken: loss on validation {losses[best]:.3f}, and {other}")
+        others = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if name != best)
+        log.info(f"Taken: {best}, loss on validation {losses[best]:.3f}; beside it: {others}")
 
     def _fit_head(self, splits: dict[str, Pixels]) -> None:
         """Fit the head to frozen features."""
@@ -206,6 +214,11 @@ class Phases:
             verbose=0,
         )
         return progress.history
+
+
+def _between(found: Iterable[Weights], shares: Sequence[float]) -> Weights:
+    """Return the weights between some, with a share of each."""
+    return [np.average(each, axis=0, weights=shares) for each in zip(*found, strict=True)]
 
 
 def _compile(model: keras.Model, steps: int, recipe: Recipe) -> bool:
