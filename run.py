@@ -1,9 +1,9 @@
 """The whole stack on this machine, without Docker: `make run`, or `python run.py`.
 
 Exports the ImageNet model if the store has none, then runs a model server and a gateway until Ctrl-C or SIGTERM.
-`MODEL`, `PORT` and `ENGINE` choose the model, the port and what runs it. The gateway gets its `GATEWAY_…` settings from
-the environment, or else from `.env`. `LOGS` is the folder for what the programs log, each request too, in a folder for
-each port; `LOGS=-` shows it here.
+`MODEL`, `PORT` and `ENGINE` choose the model, the port and what runs it. The gateway gets its other `GATEWAY_…`
+settings from the environment, or else from `.env`. `LOGS` is the folder for what the programs log, each request too, in
+a folder for each port; `LOGS=-` shows it here.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> int:
     model = os.environ.get("MODEL", "imagenet")
     os.environ.update(read_settings(ENV_FILE) | os.environ)
     try:
+        _check_own_settings(model)
         settings = Settings.from_env(os.environ)
     except SettingsError as exc:  # said before a model server has started for nothing
         print(exc, file=sys.stderr)
@@ -72,7 +73,7 @@ def main() -> int:
                     f"Starting the model server and the gateway{'' if LOGS == '-' else f'; they log to {LOG_FOLDER}/'}"
                 )
                 children.append(("model server", _start_serving(model, address)))
-                children.append(("gateway", _start_gateway(model, port, address)))
+                children.append(("gateway", _start_gateway(model, address)))
                 address = _reach(host, port)
                 _wait_ready(address, children)
                 if PHOTO.exists():  # not in a container, where nobody has a terminal either
@@ -94,6 +95,21 @@ def read_settings(file: Path) -> dict[str, str]:
     lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
     found = [match for line in lines if (match := ENV_LINE.fullmatch(line.strip()))]
     return {match["name"]: match["text"] if match["text"] is not None else match["plain"] for match in found}
+
+
+def _own_settings(model: str, address: str = "") -> dict[str, str]:
+    """Return the settings of the gateway that follow from what is chosen here."""
+    settings = {"GATEWAY_MODEL_NAME": model, "GATEWAY_MODEL_ADDRESS": address, "GATEWAY_PORT": PORT}
+    return settings | {"GATEWAY_RELEASE_FILE": str(STORE / model / FILE_NAME)}
+
+
+def _check_own_settings(model: str) -> None:
+    """Raise SettingsError if the environment has another value for a setting that would be replaced."""
+    own = _own_settings(model)
+    names = [name for name in own if os.environ.get(name, own[name]) != own[name]]
+    if names:
+        expected = "Expected this to be unset, as run.py sets it by MODEL and PORT"
+        raise SettingsError("\n".join(f"{name}: {expected}. Received: {os.environ[name]!r}" for name in names))
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
@@ -160,9 +176,8 @@ def _start_serving(model: str, address: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _start_gateway(model: str, port: int, address: str) -> subprocess.Popen[bytes]:
-    settings = {"GATEWAY_MODEL_NAME": model, "GATEWAY_MODEL_ADDRESS": address, "GATEWAY_PORT": str(port)}
-    return _start("gateway", "gateway", GATEWAY_RELEASE_FILE=str(STORE / model / FILE_NAME), **settings)
+def _start_gateway(model: str, address: str) -> subprocess.Popen[bytes]:
+    return _start("gateway", "gateway", **_own_settings(model, address))
 
 
 def _start(name: str, module: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
