@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 SUFFIXES_BY_FORMAT = {
@@ -18,8 +20,8 @@ FORMATS = tuple(SUFFIXES_BY_FORMAT)
 SUFFIXES = tuple(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
 
 
-def photos_in(folder: Path) -> list[Path]:
-    """Return the photos in a folder and below it, in linked folders too, by their suffixes in any case."""
+def files_in(folder: Path) -> list[Path]:
+    """Return the files in a folder and below it, in linked folders too, but for hidden ones."""
     found, seen = list[Path](), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # by another link, or in a circle
@@ -27,9 +29,23 @@ def photos_in(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
-        paths = (Path(place, name) for name in files if not is_hidden(Path(name)))
-        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return sorted(found)
+        found += [Path(place, name) for name in files if not is_hidden(Path(name))]
+    return sorted(path for path in found if path.is_file())
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """Return the photos among the files in a folder, by their suffixes in any case."""
+    return [path for path in files_in(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def describe_others(files: Iterable[Path]) -> str:
+    """Return a line with how many of some files are no photos, by suffix; it is empty if all are."""
+    suffixes = Counter(path.suffix.lower() or "without a suffix" for path in files)
+    others = sorted((-count, suffix) for suffix, count in suffixes.items() if suffix not in SUFFIXES)
+    total = -sum(count for count, _ in others)
+    listed = ", ".join(f"{-count} {suffix}" for count, suffix in others)
+    files_left_out = f"Left out {total} file{'s' * (total != 1)} that cannot be read ({', '.join(SUFFIXES)} can)"
+    return f"{files_left_out}: {listed}" if others else ""
 
 
 def is_hidden(path: Path) -> bool:

@@ -19,7 +19,7 @@ from zlib import crc32
 
 from tqdm import tqdm
 
-from contract.photos import SUFFIXES, photos_in
+from contract.photos import SUFFIXES, describe_others, files_in
 from gateway.batch.asking import NO_GATEWAY, PASSING, Client, gateway_url
 from gateway.batch.table import Table, is_answered, read_images
 
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("Expected a URL, an image, a folder, a list of them, or files to --merge. Received none")
         _check_parts(options.merge, options.out)
         merged = read_images(options.merge)
-        named = (image for source in options.sources for image in _expand(source))
+        expanded = [_expand(source) for source in options.sources]
+        named = (image for images, _ in expanded for image in images)
         found = dict.fromkeys(named if options.sources else merged)
         images = [image for image in found if options.shard.has(image)]
         table = Table(options.out)
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(exc, file=sys.stderr)
         return NOT_STARTED
     with closing(table):
+        for left_out in (line for _, line in expanded if line):
+            print(left_out, file=sys.stderr)
         if len(left) < len(images):
             answered = f"{options.out} already answers {len(images) - len(left)} of {len(images)} images"
             print(f"{answered}; to ask about all of them, name another file", file=sys.stderr)
@@ -112,21 +115,26 @@ def _status(errors: Counter[str]) -> int:
     return SOME_LEFT if errors.keys() & PASSING else SOME_UNUSABLE
 
 
-def _expand(source: str) -> list[str]:
-    """Return the images that an argument names: a URL, an image, a folder, or a text file with a list."""
+def _expand(source: str) -> tuple[list[str], str]:
+    """Return the images that a URL, an image, a folder or a list names, and a line on what else is in the folder."""
     if source.startswith(("http://", "https://")):
-        return [source]
+        return [source], ""
     path = Path(source)
     if path.is_dir():
-        found = [str(each) for each in photos_in(path)]
+        files = files_in(path)
+        found, others = [str(each) for each in files if each.suffix.lower() in SUFFIXES], describe_others(files)
         if not found:
-            raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {path}. Received: a folder without any")
-        return found
-    if not path.is_file():
-        raise ValueError(f"Expected a URL, an image, a folder, or a list of them. Received: {source}")
-    if path.suffix.lower() in SUFFIXES:
-        return [source]
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            received = f"a folder without any. {others}".rstrip(". ")
+            raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {path}. Received: {received}")
+        return found, f"{path}: {others}" if others else ""
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return [source], ""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError) as exc:
+        expected = f"a URL, an image ({', '.join(SUFFIXES)}), a folder, or a text file with a list of them"
+        raise ValueError(f"Expected {expected}. Received: {source}") from exc
+    return [line.strip() for line in lines if line.strip()], ""
 
 
 def _check_parts(parts: Sequence[Path], out: Path | None) -> None:
@@ -176,7 +184,8 @@ exit status:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="a URL, an image, a folder, or a text file with a list; without any, what is merged",
+        help="a URL, an image, a folder, or a text file with a URL or an image on each line that is not blank;"
+        " without any, what is merged",
     )
     parser.add_argument(
         "--gateway", type=gateway_url, default="http://localhost:9696", help="URL of the gateway (default: %(default)s)"

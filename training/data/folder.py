@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from contract.photos import SUFFIXES, is_hidden, photos_in
+from contract.photos import SUFFIXES, describe_others, is_hidden, photos_in
 from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits
 from training.data.table import Row, is_table, read_table
 from training.errors import DataError
@@ -240,16 +240,10 @@ def _strays(folders: Sequence[Path]) -> list[str]:
 
 def left_out_files(folders: Sequence[Path]) -> list[str]:
     """Return a line with how many files in folders of folders are no photos, by suffix."""
-    files = (path for folder in folders for path in folder.glob("*/**/*") if _is_visible_file(path))
-    suffixes = Counter(path.suffix.lower() or "without a suffix" for path in files)
-    others = sorted((-count, suffix) for suffix, count in suffixes.items() if suffix not in SUFFIXES)
-    if not others:
-        return []
-    listed = ", ".join(f"{-count} {suffix}" for count, suffix in others)
-    images = [suffix for _, suffix in others if suffix in _CONVERTIBLE]
+    files = [path for folder in folders for path in folder.glob("*/**/*") if _is_visible_file(path)]
+    images = sorted({path.suffix.lower() for path in files}.intersection(_CONVERTIBLE))
     advice = f". Convert {' and '.join(images)} to JPEG to train on them, too" if images else ""
-    total = -sum(count for count, _ in others)
-    return [f"Left out {counted(total, 'file')} that cannot be read ({', '.join(SUFFIXES)} can): {listed}{advice}"]
+    return [f"{line}{advice}"] if (line := describe_others(files)) else []
 
 
 def _is_visible_file(path: Path) -> bool:

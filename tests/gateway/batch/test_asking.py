@@ -89,10 +89,17 @@ def test_what_is_no_gateway_is_named_so(folder: Path, capfd: pytest.CaptureFixtu
 
 
 def test_nothing_to_begin_with_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A path that is not there and a folder without images are mistakes of the caller."""
-    assert main([str(tmp_path / "none")]) == 2
-    assert main([str(tmp_path)]) == 2
-    assert "Expected" in capsys.readouterr().err
+    """A path that is not there, a folder without images and a photo of another format are mistakes of the caller."""
+    heic = tmp_path / "a.heic"
+    heic.write_bytes(b"\xff\xd8")
+    for source, received in (
+        (tmp_path / "none", ""),
+        (heic, ""),
+        (tmp_path, ": a folder without any. Left out 1 file"),
+    ):
+        assert main([str(source)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("Expected ") and f"Received: {received.removeprefix(': ') or source}" in said
 
 
 def test_a_gateway_that_is_not_there_is_one_message(
