@@ -39,6 +39,11 @@ def _check_host(text: str) -> None:
         ) from exc
 
 
+def _check_name(text: str) -> None:
+    if not text.strip():
+        raise ValueError(f"Expected the name of a model. Received: {text!r}")
+
+
 def _check_target(text: str) -> None:
     try:
         if not _GRPC_TARGET.match(text):
@@ -89,7 +94,7 @@ class Settings:
     path_prefix: str = _setting(
         "", "path under which the gateway is reached if a proxy does not strip it, such as /classifier", _check_prefix
     )
-    model_name: str = _setting("imagenet", "name of the model at the model server")
+    model_name: str = _setting("imagenet", "name of the model at the model server", _check_name)
     model_address: str = _setting(
         "localhost:8500", "the model server's gRPC address: host:port, dns:///… or unix:…", _check_target
     )
@@ -112,7 +117,7 @@ class Settings:
         256 * 1024 * 1024, "limit for all bodies and fetched images in a process's memory", 1
     )
     max_images: int = _setting(64, "limit for the images in a request", 1)
-    max_batch: int = _setting(16, "images per call of the model server", 1)
+    max_batch: int = _setting(16, "images per call of the model server, not above the max_batch_size there", 1)
     max_image_bytes: int = _setting(10 * 1024 * 1024, "limit for an image's bytes, fetched or sent", 1)
     max_pixels: int = _setting(50_000_000, "limit for an image's width times height", 1)
     fetch_limit: int = _setting(

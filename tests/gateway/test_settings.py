@@ -55,12 +55,13 @@ def test_all_bad_values_are_named_at_once() -> None:
             for each in ("*", "null", "shop.test", "https://shop.test/", "https://*.shop.test")
         ),
         *(("HOST", each) for each in ("", "*", "127.0.0.1:80", "[::1]:80", "fe80::1%eth0", "http://a")),
+        *(("MODEL_NAME", each) for each in ("", " ")),
         *(("MODEL_ADDRESS", each) for each in ("", "model", "::1", "::1:8500", "http://model:8500", "model:8500/")),
         *(("ALLOWED_ORIGINS", each) for each in ("https://me@shop.test", "https://shop.test:0", "https://")),
     ],
 )
 def test_what_no_request_would_match_is_refused(name: str, value: str) -> None:
-    """A prefix or an origin in another form than browsers send it, and addresses that gRPC would wait for in vain."""
+    """A prefix or an origin in another form than browsers send, and what a model server is asked for in vain."""
     with pytest.raises(SettingsError, match=f"GATEWAY_{name}: Expected .* Received: "):
         Settings.from_env({f"GATEWAY_{name}": value})
 
