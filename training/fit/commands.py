@@ -74,7 +74,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="time for all, from the first version to the release (default: 30; with --epochs, as long as these take)",
     )
     add("--first-only", action="store_true", help="stop after the first version, which takes about a minute")
-    add("--fresh", action="store_true", help="start again, even if the same training was interrupted")
+    add("--fresh", action="store_true", help="start again, even if the same training was interrupted or has ended")
     add("--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs")
     add(
         "--track",
@@ -187,9 +187,13 @@ def _track(run: Path, tracking: Tracking | None, name: str) -> int:
 
 
 def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> int:
-    """Release a run, and return the exit status; if it is refused or interrupted, say how to release it later."""
+    """Release a run, but not twice, and return the exit status; if that fails, say how to release it later."""
+    from training.release.replacement import version_of
     from training.release.sources import of_run, release
 
+    if number := version_of(run, options.store, options.name):
+        _log.info(f"{run} was released before, as version {number}, and nothing else is")
+        return 0
     try:
         source = of_run(run, options.name)
         decides = int8 or versions_of(options.store, options.name)

@@ -27,7 +27,7 @@ from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
 from training.models.features import compute_features
-from training.runs.folder import MADE_OF, Run, find_first, provenance, write_run
+from training.runs.folder import MADE_OF, Run, find_same, provenance, write_run
 from training.runs.track import Tracking
 from training.runs.unfinished import Unfinished, digest_of, open_unfinished
 from training.words import counted
@@ -88,8 +88,8 @@ def train(
 ) -> Iterator[Path]:
     """Train a classifier on photos, and yield its run folder, see `training/runs/folder.py`.
 
-    What an interrupted training leaves stays until the block ends, so that a release may be interrupted too. A first
-    version that is there already, made of the same, is not made again.
+    What an interrupted training leaves stays until the block ends, so that a release may be interrupted too. A run that
+    is there already, made of the same, is not made again.
 
     Args:
         data: The photos, from `read_data` with the preset.
@@ -108,11 +108,13 @@ def train(
     digests = {split: pixels.digest for split, pixels in data.splits.items()}
     made_of = [asdict(phases.start_of(preset)), preset.weights, preset.larger, asdict(recipe), digests]
     made_of += [list(data.classes), keras.__version__, decoder()]
+    digest = digest_of([*made_of, *([minutes] if recipe.epochs else [])])
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         if tracking:
             unfinished.follow = tracking.start(name, unfinished.path)
-        if not recipe.epochs and not fresh and (earlier := find_first(runs / name, digest_of(made_of))):
-            _log.info(f"The first version is there already: {earlier}")
+        if not fresh and (earlier := find_same(runs / name, digest)):
+            again = ". With --fresh it trains again" if recipe.epochs else ""
+            _log.info(f"{'This training' if recipe.epochs else 'The first version'} is there already: {earlier}{again}")
             yield earlier
             return
         with find_strategy(distribute, recipe).scope():
@@ -120,7 +122,7 @@ def train(
             if plan.preset.architecture != preset.architecture:
                 data = read_data(data.photos, plan.preset)
             run = _train(data, plan, name, unfinished, runs=runs, first=first)
-        (run / MADE_OF).write_text(digest_of(made_of))
+        (run / MADE_OF).write_text(digest)
         yield run
 
 

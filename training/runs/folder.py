@@ -85,9 +85,9 @@ def find_runs(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: run.path.name, reverse=True)
 
 
-def find_first(folder: Path, digest: str) -> Path | None:
-    """Return the newest first version in a model's folder that was made of the same; None if there is none."""
-    for made_of in sorted(folder.glob(f"*-first/{MADE_OF}"), reverse=True):
+def find_same(folder: Path, digest: str) -> Path | None:
+    """Return the newest run in a model's folder that was made of the same; None if there is none."""
+    for made_of in sorted(folder.glob(f"*/{MADE_OF}"), reverse=True):
         if made_of.read_text() == digest:
             return made_of.parent
     return None

@@ -240,6 +240,22 @@ def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_pat
 
 
 @tensorflow
+def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_path, monkeypatch, capsys):
+    """Nor is it rehearsed or released again, unless `--fresh` or other minutes ask for that."""
+    monkeypatch.setattr("training.release.quantization.search", lambda *_: None)
+    monkeypatch.setattr("training.fit.commands._better", lambda run, *_: run)
+    monkeypatch.setattr("training.fit.plan.AFTER_S", 0)
+    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
+    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places]
+    fast = ["--epochs", "1", "--batch-size", "8", "--minutes"]
+    for options, trained in ((["5"], True), (["5"], False), (["4"], True), (["4", "--fresh"], True)):
+        assert main([*command, *fast, *options]) == 0
+        said = capsys.readouterr().out
+        assert all((step in said) == trained for step in ("Plan for ", "1/1: loss", "Released "))
+        assert trained or re.search(r"This training is there already: (\S+)\. .*\n\1 was released before, as ver", said)
+
+
+@tensorflow
 def test_a_run_is_a_starting_point(run, folder, tmp_path):
     """Other classes train on its features, of which only the upper half changes, and the file travels as origin."""
     from training.models.starting_points import find_start
