@@ -43,6 +43,14 @@ def log_findings(findings: Sequence[Finding], inspection: Inspection) -> None:
         _log.info("Nothing was found that needs your attention.")
 
 
+def source_of(out: Path) -> str:
+    """Return the source of the report in a folder, as it was named then; empty if there is none."""
+    try:
+        return str(json.loads((out / "explore.json").read_bytes())["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out: Path) -> Path:
     """Write explore.json and explore.html into a folder, and return the page."""
     out.mkdir(parents=True, exist_ok=True)

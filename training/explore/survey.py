@@ -26,6 +26,8 @@ def explore(source: Path, out: Path, cache: Path) -> list[Finding]:
     Raises:
         DataError: There is no photo that decodes.
     """
+    if (before := report.source_of(out)) not in ("", str(source)):
+        _log.info(f"Note: this replaces the report of {before} in {out}. To keep it, name another folder: --out")
     inspected = inspection.inspect(listing.read(source), cache)
     _log.info(f"Comparing {counted(len(inspected.photos), 'photo')} with each other")
     groups = duplicates.find_groups(inspected)

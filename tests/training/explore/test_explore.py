@@ -285,6 +285,19 @@ def test_names_of_any_bytes_are_shown(fill: Fill, tmp_path: Path) -> None:
     assert r"na\udcefve.jpg" in page
 
 
+def test_the_report_of_other_photos_is_not_replaced_without_a_word(
+    fill: Fill, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same photos again, or a file that is no report, need none."""
+    folder, out = fill(cat=4, dog=4), tmp_path / "out"
+    other = shutil.copytree(folder, tmp_path / "other")
+    out.mkdir()
+    (out / "explore.json").write_text("[]")
+    for name, is_other in ((folder, False), (folder, False), (other, True)):
+        assert main(["explore", str(name), "--out", str(out), "--cache", str(tmp_path)]) == 0
+        assert (f"Note: this replaces the report of {folder} in {out}. " in capsys.readouterr().out) == is_other
+
+
 def test_single_wrong_labels_are_found() -> None:
     """A dog among thirty cats."""
     features = np.concatenate([cluster(0, 30, 1), cluster(1, 30, 2)])
