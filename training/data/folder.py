@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from contract.photos import SUFFIXES, describe_others, is_hidden, photos_in
+from contract.photos import SUFFIXES, describe_others, files_in, is_hidden, photos_in
 from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits
 from training.data.table import Row, is_table, read_table
 from training.errors import DataError
@@ -239,8 +239,8 @@ def _strays(folders: Sequence[Path]) -> list[str]:
 
 
 def left_out_files(folders: Sequence[Path]) -> list[str]:
-    """Return a line with how many files in folders of folders are no photos, by suffix."""
-    files = [path for folder in folders for path in folder.glob("*/**/*") if _is_visible_file(path)]
+    """Return a line with how many files in folders of class folders are no photos, by suffix."""
+    files = [path for folder in folders for inside in class_folders(folder) for path in files_in(inside)]
     images = sorted({path.suffix.lower() for path in files}.intersection(_CONVERTIBLE))
     advice = f". Convert {' and '.join(images)} to JPEG to train on them, too" if images else ""
     return [f"{line}{advice}"] if (line := describe_others(files)) else []

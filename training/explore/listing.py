@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from contract.photos import SUFFIXES, is_hidden, photos_in
+from contract.photos import SUFFIXES, files_in, photos_in
 from training.data.folder import left_out_files
 from training.data.splits import class_folders, class_name, find_splits
 from training.data.table import is_table, read_table
@@ -93,8 +93,7 @@ def _read_folder(folder: Path) -> Listing:
         listing.classes[split] = tuple(sorted({class_name(each.name) for each in folders}))
         listing.photos += [Listed(photo, split, class_name(each.name)) for each in folders for photo in photos_in(each)]
     read = {photo.path for photo in listing.photos}
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in read)
-    listing.ignored = [path for path in files if not any(map(is_hidden, (path, *path.relative_to(folder).parents)))]
+    listing.ignored = [path for path in files_in(folder) if path not in read]
     return listing
 
 

@@ -64,8 +64,10 @@ def names(finding: Finding) -> list[list[str]]:
 
 
 def test_class_folders_are_one_split(fill: Fill) -> None:
-    """Photos, classes without photos, and files that are not photos."""
+    """Photos, classes without photos, and files that are not photos, in linked folders too."""
     folder = fill(cat=2, dog=1, empty=0)
+    (folder / "cat").rename(folder.parent / "cats")
+    (folder / "cat").symlink_to(folder.parent / "cats")
     (folder / "cat" / "notes.txt").write_text("no photo")
     found = listing.read(folder)
     assert found.classes == {"all": ("cat", "dog", "empty")}
