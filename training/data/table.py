@@ -9,12 +9,13 @@ from pathlib import Path
 from training.data.splits import split_of
 from training.errors import DataError
 
+WHOLE = "all"  # a split's name for photos that are not split
 COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A photo that may lack a file or a label, which is empty then; the split is empty where the CSV names none."""
+    """A photo that may lack a file, or a label, which is empty then; the split is empty if none or all is named."""
 
     path: Path
     label: str
@@ -49,5 +50,5 @@ def read_table(path: Path) -> list[Row]:
     for row in rows:
         split = (row[columns["split"]] if columns["split"] else "").strip().lower()
         photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
-        result.append(Row(photo, row[columns["label"]], split_of(split) or split))
+        result.append(Row(photo, row[columns["label"]], "" if split == WHOLE else split_of(split) or split))
     return result

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from contract.photos import SUFFIXES_BY_FORMAT
 from training.data.folder import missing_splits
 from training.data.splits import SPLIT_NAMES
+from training.data.table import WHOLE
 from training.explore.inspection import SPEC, InspectedPhoto, Inspection, is_too_large
 from training.explore.labels import Suspects
-from training.explore.listing import WHOLE, Listing
+from training.explore.listing import Listing
 from training.words import counted, plural
 
 PROBLEM, SUSPICION, NOTE = "problem", "suspicion", "note"

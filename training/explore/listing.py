@@ -13,10 +13,8 @@ from pathlib import Path
 from contract.photos import SUFFIXES, files_in, photos_in
 from training.data.folder import left_out_files
 from training.data.splits import class_folders, class_name, find_splits
-from training.data.table import is_table, read_table
+from training.data.table import WHOLE, is_table, read_table
 from training.errors import DataError
-
-WHOLE = "all"  # the split of photos that are not split
 
 
 @dataclass(frozen=True)
@@ -98,14 +96,15 @@ def _read_folder(folder: Path) -> Listing:
 
 
 def _read_csv(path: Path) -> Listing:
-    listing = Listing(path.parent)
-    for row in read_table(path):
+    listing, rows = Listing(path.parent), read_table(path)
+    unsplit = "train" if any(row.split for row in rows) else WHOLE  # as training takes them
+    for row in rows:
         if not row.path.is_file():
             listing.missing.append(row.path)
         elif not row.label.strip():
             listing.unlabelled.append(row.path)
         else:
-            listing.photos.append(Listed(row.path, row.split or WHOLE, class_name(row.label)))
+            listing.photos.append(Listed(row.path, row.split or unsplit, class_name(row.label)))
     for split in dict.fromkeys(photo.split for photo in listing.photos):
         listing.classes[split] = tuple(sorted({each.label for each in listing.photos if each.split == split}))
     return listing

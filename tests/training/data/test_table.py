@@ -4,6 +4,7 @@ import pytest
 
 from training.data.folder import read_folder
 from training.errors import DataError
+from training.explore import listing
 
 
 @pytest.fixture
@@ -32,19 +33,28 @@ def test_a_csv_of_labels_is_a_dataset(table):
 
 
 def test_a_csv_may_name_splits(table):
-    """By the names that folders may have; others are left out with a word."""
+    """By the names that folders may have; others are left out with a word, as `explore` reports them."""
     rows = [
         f"{folder}/{position:03}.jpg,{folder},{split}"
         for folder in "ab"
         for position, split in enumerate(("Training", "dev", "x"))
     ]
     dataset = read_folder(table("path,label,split", *rows))
+    assert set(listing.read(table("path,label,split", *rows)).classes) == {"train", "validation", "x"}
     assert {split: [each.label for each in photos] for split, photos in dataset.splits.items()} == {
         "train": [0, 1],
         "validation": [0, 1],
     }
     left_out = "Left out rows of: x. That does not read like a split, such as train, validation, test"
     assert dataset.remarks == (left_out,)
+
+
+@pytest.mark.parametrize(("others", "explored"), [("all", {"all"}), ("", {"all"}), ("dev", {"train", "validation"})])
+def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored):
+    """Those of the split `all`, or of none; `explore` shows them as that too."""
+    rows = [f"{each}/00{position}.jpg,{each},{'All' if position else others}" for each in "ab" for position in range(3)]
+    path = table("path,label,split", *rows)
+    assert read_folder(path).remarks == () and set(listing.read(path).classes) == explored
 
 
 @pytest.mark.parametrize(
