@@ -19,6 +19,7 @@ from training.words import counted
 
 _CONVERTIBLE = (".heic", ".heif", ".tif", ".tiff", ".jp2", ".jxl", ".cr2", ".nef", ".arw", ".dng", ".psd", ".svg")
 _FOLD = re.compile(r"(k?fold|part|batch|split|subset)[\W_]*\d+", re.IGNORECASE)
+NAMED = 20  # classes in a line; of more, those with the fewest photos
 HELD_OUT_PART = 0.1  # of each class, for each of validation and test, where the folder has no such split
 
 
@@ -44,7 +45,9 @@ class Dataset:
     def describe(self) -> list[str]:
         """Return lines for a person: how many photos each class has to train on, each split's size, and remarks."""
         counts = Counter(photo.label for photo in self.splits["train"])
-        by_class = ", ".join(f"{name} {counts[label]}" for label, name in enumerate(self.classes))
+        labels = sorted(range(len(self.classes)), key=counts.__getitem__ if len(self.classes) > NAMED else None)
+        by_class = ", ".join(f"{self.classes[label]} {counts[label]}" for label in labels[:NAMED])
+        by_class += f", and no fewer of {counted(len(labels) - NAMED, 'other class')}" if labels[NAMED:] else ""
         held_out = ", ".join(f"{len(photos)} for {split}" for split, photos in self.splits.items() if split != "train")
         return [f"Photos to train on, by class: {by_class}", f"Held-out photos: {held_out}", *self.remarks]
 

@@ -20,7 +20,7 @@ from training.judge.metrics import BINS, Figures
 from training.words import counted
 
 ACCENT, QUIET = "#0f6b5c", "#8a857a"
-MAX_CLASSES = 30  # in a matrix; the names of more cannot be read
+MAX_CLASSES, MAX_LETTERS = 30, 40  # in a matrix; the names of more, and longer ones, cannot be read
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -44,10 +44,10 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 def confusion_matrix(path: Path, figures: Figures) -> None:
     """Draw the confusion matrix of the classes of `by_confusion`, coloured by part of the class."""
     counts, chosen = np.array(figures.confusion), by_confusion(figures)
-    names = [figures.classes[i].name for i in chosen]
+    names = [_short(figures.classes[i].name) for i in chosen]
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shown = parts[np.ix_(chosen, chosen)]
-    side = max(4.5, 0.45 * len(names) + 2)
+    side = max(4.5, 0.45 * max(6, len(names)) + 1.2 + 0.085 * max(map(len, names)))  # inches: squares, title, letters
     with _figure(path, side, side) as figure:
         axes = figure.subplots()
         axes.imshow(shown, cmap="Greens", vmin=0, vmax=1)
@@ -64,6 +64,10 @@ def confusion_matrix(path: Path, figures: Figures) -> None:
             "Photos by class" + f" ({counted(left_out, 'class')} that are confused less left out)" * (left_out > 0)
         )
         axes.spines[:].set_visible(False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
 
 
 def by_confusion(figures: Figures) -> NDArray[np.int64]:

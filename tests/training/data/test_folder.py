@@ -154,6 +154,13 @@ def test_its_description_counts_each_class_and_what_is_left_out(fill):
     assert left_out.endswith(": 2 .heic, 1 .txt, 1 without a suffix. Convert .heic to JPEG to train on them, too")
 
 
+def test_of_many_classes_those_with_the_fewest_photos_are_named(fill):
+    """Twenty fit into a line; the last of them has the fewest here."""
+    line, *_ = read_folder(fill({f"c{number:02}": 5 - (number == 24) for number in range(25)})).describe()
+    assert line.startswith("Photos to train on, by class: c24 2, c00 3, c01 3, ")
+    assert line.endswith(", c18 3, and no fewer of 5 other classes")
+
+
 def test_each_suffix_that_decodes_counts(fill, jpegs):
     """Among them what Chrome on Windows saves."""
     folder = fill({"cat": 3, "dog": 3})

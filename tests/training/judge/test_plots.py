@@ -39,6 +39,16 @@ def test_a_class_may_be_named_with_dollars(tmp_path: Path) -> None:
     assert (tmp_path / "confusion.png").is_file()
 
 
+@pytest.mark.parametrize("letters", [3, 40, 250])
+def test_long_names_leave_room_for_the_matrix(tmp_path: Path, letters: int) -> None:
+    """The squares of two classes take at least a tenth of the picture, however long the names are."""
+    plots.confusion_matrix(tmp_path / "m.png", figures_of(np.eye(2, dtype=int), [name * letters for name in "ab"]))
+    with Image.open(tmp_path / "m.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).astype(int)
+    greens = (pixels[..., 1] > pixels[..., 0]) | (pixels == (247, 252, 245)).all(axis=-1)
+    assert greens.mean() > 0.1
+
+
 @pytest.mark.parametrize(
     "history",
     [
