@@ -22,13 +22,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
 
+from contract.arguments import Arguments
 from contract.release import FILE_NAME
 from contract.store import versions_of
 from gateway.settings import Settings, SettingsError
@@ -49,7 +50,7 @@ PHOTO = Path(__file__).resolve().parent / "docs" / "pictures" / "jeans.jpg"
 
 def main() -> int:
     """Run until a signal; return the exit status."""
-    ArgumentParser("run.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
+    Arguments("run.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     model = os.environ.get("MODEL", "imagenet")
     os.environ.update(read_settings(ENV_FILE) | os.environ)
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging.config
 import os
 import sys
-from argparse import ArgumentParser
 
+from contract.arguments import Arguments
 from gateway.server.process import Gateway
 from gateway.settings import Settings, SettingsError
 from gateway.telemetry import logs
@@ -14,7 +14,7 @@ from gateway.telemetry import logs
 
 def main() -> int:
     """Run until a signal; return the exit status."""
-    ArgumentParser("python -m gateway", description=__doc__.partition(": ")[2]).parse_args()
+    Arguments("python -m gateway", description=__doc__.partition(": ")[2]).parse_args()
     logging.config.dictConfig(logs.CONFIG)
     try:
         settings = Settings.from_env(os.environ)

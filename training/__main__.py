@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from threading import Timer
 
+from contract.arguments import Arguments
 from contract.document import ContractError
 from serving.errors import ServingError
 from training.errors import TrainingError
@@ -73,7 +74,7 @@ def _log_to_terminal() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = Arguments(prog="python -m training", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, add_options, text in _COMMANDS:
         add_options(subparsers.add_parser(name, help=text, description=text))

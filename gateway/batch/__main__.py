@@ -19,6 +19,7 @@ from zlib import crc32
 
 from tqdm import tqdm
 
+from contract.arguments import Arguments
 from contract.photos import SUFFIXES, describe_others, files_in
 from gateway.batch.asking import NO_GATEWAY, PASSING, Client, gateway_url
 from gateway.batch.table import Table, is_answered, read_images
@@ -168,7 +169,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m gateway.batch",
         description=__doc__,
         epilog="""GATEWAY_KEY is the API key, if the gateway needs one.

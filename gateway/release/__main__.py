@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from contract.arguments import Arguments
 from contract.release import Mode, Release, ReleaseError, Trial
 from gateway.batch.asking import gateway_url
 from gateway.release.gateways import find_addresses, wait_until_followed
@@ -260,7 +261,7 @@ def _warn(*lines: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m gateway.release", description=__doc__, epilog=_EXAMPLES + _STATUSES, formatter_class=layout
     )
     parser.add_argument("model", metavar="NAME", help="the model: a folder of the store")

@@ -113,7 +113,7 @@ def test_a_gateway_that_is_not_there_is_one_message(
     assert "`make run`" in said and not out.exists()
     with pytest.raises(SystemExit, match="2"):
         main([str(folder), "--gateway", "localhost:9696"])
-    assert "Expected http://HOST:PORT" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("python -m gateway.batch: argument --gateway: Expected http://HOST:PORT")
 
 
 def test_a_request_carries_several_images(
