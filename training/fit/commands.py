@@ -174,6 +174,9 @@ def _track(run: Path, tracking: Tracking | None, name: str) -> int:
     """Send a run to a tracker, and return 1 if that fails: a release does not depend on it."""
     if not tracking:
         return 0
+    if not tracking.is_begun:
+        _log.info(f"Nothing is sent to {name}, as nothing was trained. With --fresh it trains again")
+        return 0
     try:
         tracking.finish(run)
     except TrainingError as exc:

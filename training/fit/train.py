@@ -28,7 +28,7 @@ from training.judge.report import Result
 from training.models import novelty
 from training.models.features import compute_features
 from training.runs.folder import MADE_OF, Run, find_same, provenance, write_run
-from training.runs.track import Tracking
+from training.runs.track import KNOWN, Tracking
 from training.runs.unfinished import Unfinished, digest_of, open_unfinished
 from training.words import counted
 
@@ -100,7 +100,7 @@ def train(
         spent_s: Seconds of them that have passed.
         fresh: Start again, though the same training was interrupted; without it, that one continues.
         distribute: Which devices share the work, see `find_strategy`.
-        tracking: What is sent each epoch's figures.
+        tracking: What is sent each epoch's figures; it is not begun for a run that is there already.
         first: The run of the first version, to compare with in the report.
     """
     recipe = preset.recipe
@@ -110,9 +110,10 @@ def train(
     made_of += [list(data.classes), keras.__version__, decoder()]
     digest = digest_of([*made_of, *([minutes] if recipe.epochs else [])])
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
-        if tracking:
+        earlier = None if fresh else find_same(runs / name, digest)
+        if tracking and (not earlier or (unfinished.path / KNOWN).is_file()):  # an interrupted one is sent to its end
             unfinished.follow = tracking.start(name, unfinished.path)
-        if not fresh and (earlier := find_same(runs / name, digest)):
+        if earlier:
             again = ". With --fresh it trains again" if recipe.epochs else ""
             _log.info(f"{'This training' if recipe.epochs else 'The first version'} is there already: {earlier}{again}")
             yield earlier

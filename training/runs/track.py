@@ -24,6 +24,7 @@ from training.runs.folder import Run, flat
 _log = logging.getLogger(__name__)
 
 Figures = Mapping[str, Sequence[float]]
+KNOWN = "tracking"  # the file in the folder of an unfinished training with the id of its run in the tracker
 
 
 class Tracker(Protocol):
@@ -169,10 +170,11 @@ class Tracking:
         self._history: dict[str, Figures] = {}
         self._news, self._finished = Event(), False
         self._thread = Thread(target=self._send_curves, daemon=True)  # Ctrl-C does not wait for a tracker that hangs
+        self.is_begun = False
 
     def start(self, model: str, unfinished: Path) -> Callable[[str, Figures], None]:
         """Begin or continue the tracker's run of an unfinished training; return what takes a phase's figures."""
-        known = unfinished / "tracking"
+        known, self.is_begun = unfinished / KNOWN, True
         if not known.is_file():
             known.write_text(uuid4().hex)
         self._model, self._id = model, known.read_text()

@@ -212,7 +212,10 @@ def test_a_first_version_can_be_all(folder, small, tmp_path, capsys):
     assert "Accuracy and loss by epoch" not in (run / "report.html").read_text()
     assert main([*command, "--track", "tensorboard"]) == 0
     said = capsys.readouterr().out
-    assert f"The first version is there already: {run}\n" in said and "Sent the run to tensorboard" in said
+    assert f"The first version is there already: {run}\n" in said and "Nothing is sent to tensorboard, as" in said
+    assert not (run / "tensorboard").exists()
+    assert main([*command, "--track", "tensorboard", "--fresh"]) == 0
+    assert "Sent the run to tensorboard" in capsys.readouterr().out
     assert not list((tmp_path / "runs" / ".unfinished").iterdir())
     assert main([*command, "--seed", "1"]) == 0 and "there already" not in capsys.readouterr().out
     (folder / "red").rename(folder / "rot")
