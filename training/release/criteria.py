@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from contract.document import Contract, ImageSpec
 from contract.release import FILE_NAME, ReleaseError, read_release
@@ -24,6 +25,7 @@ from training.words import counted
 
 _log = logging.getLogger(__name__)
 
+CHANCE = 0.05  # probability that guesses are right as often, above which a model may guess too
 INT8_DROP = 0.005  # accuracy that int8 may lose against the Keras model, if nobody asks for another limit
 
 
@@ -59,6 +61,16 @@ class Criteria:
     def accuracy_of(self, probabilities: NDArray[np.float32]) -> float:
         """Return the accuracy of probabilities (n, k) of the held-out photos."""
         return float((probabilities.argmax(axis=1) == self.labels).mean())
+
+    def note_chance(self, accuracy: float) -> None:
+        """Log a note if an accuracy may be what answering the most frequent class each time gives, too."""
+        photos, most = len(self.labels), int(np.bincount(self.labels).max())
+        right = round(accuracy * photos)
+        if most < photos and binomtest(right, photos, most / photos, alternative="greater").pvalue > CHANCE:
+            _log.info(
+                f"Note: accuracy {accuracy:.4f} on {self.description} may be chance: one class, each time, gives"
+                f" {most / photos:.4f}. Check photos, class names and preprocessing"
+            )
 
     def probabilities(self, predict: Predict, spec: ImageSpec, at_once: int = 1) -> NDArray[np.float32]:
         """Return probabilities (n, k) of the held-out photos; some batches are predicted at once."""

@@ -131,6 +131,8 @@ def release(source: Source, store: Path, criteria: Criteria | None = None, *, in
     contract = replace(source.contract, identity=new_identity())
     model = as_probabilities(source.model, len(contract.classes))
     probabilities = criteria.probabilities(model.predict_on_batch, contract.image) if criteria else None
+    if criteria and probabilities is not None:
+        criteria.note_chance(criteria.accuracy_of(probabilities))
     limit = None
     try:
         with staged_version(store, contract.model) as staged:

@@ -193,6 +193,18 @@ def test_a_version_that_is_not_worse_is_accepted(contract, chosen, store, lines,
     assert f"Not worse than version 1: accuracy {accuracy:.4f}, before 1.0000" in "\n".join(lines)
 
 
+@pytest.mark.parametrize(("wrong", "may_guess"), [(0, False), (4, False), (8, True), (99, True)])
+def test_a_model_that_may_guess_is_noted(models, contract, chosen, tmp_path, monkeypatch, lines, wrong, may_guess):
+    """Of twelve photos, four of each class, four are right by chance; the version is released all the same."""
+    held_out = [replace(photo, label=k % 3) for k, photo in enumerate(3 * chosen().held_out)][:12]
+    criteria = replace(chosen(), held_out=held_out)
+    monkeypatch.setattr(Criteria, "probabilities", lambda self, *_: answers(self, wrong=wrong))
+    monkeypatch.setattr(quantization, "search", lambda *_: None)
+    release(Source(models[0], contract), tmp_path, criteria)
+    noted = [line for line in lines if " may be chance: one class, each time, gives 0.3333. " in line]
+    assert len(noted) == may_guess and list(versions_of(tmp_path, "tiny")) == [1]
+
+
 def test_a_better_version_is_released(models, contract, chosen, tmp_path, monkeypatch, lines):
     """The second model first, then the first, which is right where that one is wrong."""
     monkeypatch.setattr(quantization, "search", lambda *_: None)
