@@ -131,7 +131,7 @@ def _expand(source: str) -> tuple[list[str], str]:
     if path.suffix.lower() in SUFFIXES and path.is_file():
         return [source], ""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, UnicodeDecodeError) as exc:
         expected = f"a URL, an image ({', '.join(SUFFIXES)}), a folder, or a text file with a list of them"
         raise ValueError(f"Expected {expected}. Received: {source}") from exc

@@ -33,7 +33,7 @@ def test_urls_lists_and_images_go_to_standard_output_as_json_lines(
     """A URL, a list of URLs, and one image; what is named twice is asked once."""
     url = origin.add("photo.jpg", encode(photo()))
     listed = tmp_path / "urls.txt"
-    listed.write_text(f"{url}\n\n{url}?again\n")
+    listed.write_text(f"{url}\n\n{url}?again\n", encoding="utf-8-sig")  # as Windows saves it
     origin.add("photo.jpg?again", encode(photo()))
     assert main([url, str(listed), str(folder / "a.jpg"), "--gateway", address]) == 0
     sources = {json.loads(line)["source"] for line in capfd.readouterr().out.splitlines()}
