@@ -113,7 +113,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str
 
     with pytest.MonkeyPatch.context() as patch, ExitStack() as servers:
         patch.chdir(tmp_path_factory.mktemp("tutorial"))
-        patch.setitem(ARCHITECTURES, "efficientnet-lite0", Small("efficientnet-lite0", 224, "±1"))
+        for name, size_px in {"efficientnet-lite0": 224, "efficientnet-lite2": 260}.items():
+            patch.setitem(ARCHITECTURES, name, Small(name, size_px, "±1"))
         patch.setattr("training.fit.commands._better", lambda run, *_: run)  # few photos cannot decide that
         for split in ("train", "validation"):
             draw(Path("photos", split))

@@ -89,12 +89,12 @@ def make_plan(preset: Preset, data: Data, minutes: float, spent_s: float) -> Pla
     """
     started, most = time.monotonic(), preset.recipe.epochs
     train, held_out = (len(data.splits[split].labels) for split in ("train", "validation"))
-    after_s = AFTER_S + held_out * AFTER_S_A_PHOTO
-    limit_s = 60 * minutes - spent_s - after_s
     larger = [(preset.changed({"architecture": preset.larger}), min(most, FOR_LARGER))] if preset.larger else []
     for chosen, enough in (*larger, (preset, 1)):
         speed = rehearse(chosen, len(data.classes))
-        epoch_s = speed.epoch_s(train, held_out)
+        epoch_s, choices = speed.epoch_s(train, held_out), 1 + len(phases.SHARES)
+        after_s = AFTER_S + held_out * AFTER_S_A_PHOTO + choices * speed.epoch_s(0, held_out)
+        limit_s = 60 * minutes - spent_s - after_s
         left_s = limit_s - (time.monotonic() - started)
         epochs = int((left_s - speed.once_s) / epoch_s)
         if epochs >= enough:
