@@ -105,9 +105,7 @@ def train(
     """
     recipe = preset.recipe
     keras.utils.set_random_seed(recipe.seed)
-    digests = {split: pixels.digest for split, pixels in data.splits.items()}
-    made_of = [asdict(phases.start_of(preset)), preset.weights, preset.larger, asdict(recipe), digests]
-    made_of += [list(data.classes), keras.__version__, decoder()]
+    made_of = _made_of(data, preset)
     digest = digest_of([*made_of, *([minutes] if recipe.epochs else [])])
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         earlier = None if fresh else find_same(runs / name, digest)
@@ -125,6 +123,13 @@ def train(
             run = _train(data, plan, name, unfinished, runs=runs, first=first)
         (run / MADE_OF).write_text(digest)
         yield run
+
+
+def _made_of(data: Data, preset: Preset) -> list[Any]:
+    """Return all that makes a training what it is, but for its minutes, as JSON values."""
+    digests = {split: pixels.digest for split, pixels in data.splits.items()}
+    network = [asdict(phases.start_of(preset)), preset.weights, preset.larger, asdict(preset.recipe)]
+    return [*network, digests, list(data.classes), keras.__version__, decoder()]
 
 
 def _train(data: Data, plan: Plan, name: str, unfinished: Unfinished, *, runs: Path, first: Path | None) -> Path:
