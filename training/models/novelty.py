@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
@@ -93,13 +92,16 @@ def _score(features: Features, directions: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def with_score(model: keras.Model, directions: NDArray[np.float32] | None) -> keras.Model:
-    """Return a classifier that gives probabilities (n, k) and scores (n) in a dict; itself without directions."""
-    before = feature_model(model)
-    if before is None or directions is None:
+    """Return a classifier that train made, as one that gives probabilities (n, k) and scores (n) in a dict.
+
+    Without directions, it is as it was.
+    """
+    if directions is None:
         return model
+    features = model.get_layer("head_dropout").input
     project = layers.Dense(directions.shape[1], use_bias=False, trainable=False, name="novelty_directions")
-    inside = ops.sum(ops.square(project(before.output)), axis=-1)
-    score = 1.0 - inside / ops.maximum(ops.sum(ops.square(before.output), axis=-1), _LEAST)
+    inside = ops.sum(ops.square(project(features)), axis=-1)
+    score = 1.0 - inside / ops.maximum(ops.sum(ops.square(features), axis=-1), _LEAST)
     project.set_weights([directions])
     return keras.Model(model.inputs[0], {PROBABILITIES: model.outputs[0], NOVELTY: score}, name=model.name)
 
@@ -108,23 +110,3 @@ def predict(model: keras.Model, images: NDArray[np.uint8]) -> Outputs:
     """Return what a classifier, with or without a score, gives for images (n, h, w, 3)."""
     outputs = model.predict(images, verbose=0)
     return Outputs.of(outputs) if isinstance(outputs, dict) else Outputs(outputs)
-
-
-def feature_model(model: keras.Model) -> keras.Model | None:
-    """Return a trained classifier up to the pooled features (n, c) that its last layer takes; None if it has none."""
-    features = model.outputs[0]
-    while not isinstance(features._keras_history.operation, layers.Dense):
-        features = _input(features)
-        if features is None:
-            return None
-    features = _input(features)
-    while isinstance(features._keras_history.operation, layers.Dropout):
-        features = _input(features)
-    return keras.Model(model.inputs[0], features)
-
-
-def _input(tensor: Any) -> Any:
-    """Return what the operation that gave a tensor took, if that was one tensor."""
-    operation, node, _ = tensor._keras_history
-    taken = operation._inbound_nodes[node].input_tensors
-    return taken[0] if len(taken) == 1 else None
