@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
 import threading
 import time
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.answers import most_probable
-from contract.comparison import CLIP, SURER
+from contract.comparison import find_signs
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.memory import Held, Room
 from gateway.model.protocol import ActiveTrial, Model, Version
@@ -69,11 +68,6 @@ class _Reply:
     @property
     def best(self) -> str:
         return self.version.contract.classes[int(self.probabilities.argmax())]
-
-    @property
-    def logit(self) -> float:
-        probability = min(max(float(self.probabilities.max()), CLIP), 1 - CLIP)
-        return math.log(probability / (1 - probability))
 
 
 class Comparisons:
@@ -174,15 +168,12 @@ class Comparisons:
 
     def _count(self, stable: _Reply, tried: _Reply) -> None:
         export, metrics = tried.version.export, self._metrics
-        signs = {
-            "disagrees": tried.best != stable.best,
-            "slower": _is_slower(tried, stable),
-            "surer": tried.logit > stable.logit + SURER,
-            "less_sure": tried.logit < stable.logit - SURER,
-        }
+        disagrees = tried.best != stable.best  # by the names, since versions may have other classes
+        found = find_signs(tried.probabilities[np.newaxis], stable.probabilities[np.newaxis])
+        signs = {**found, "disagrees": disagrees, "slower": _is_slower(tried, stable)}
         for sign in (sign for sign, is_so in signs.items() if is_so):
             metrics.comparison_signs.labels(*export, sign).inc()
-        if signs["disagrees"]:
+        if disagrees:
             metrics.comparison_classes.labels(*export, tried.best, "gained").inc()
             metrics.comparison_classes.labels(*export, stable.best, "lost").inc()
 
