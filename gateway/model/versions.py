@@ -21,19 +21,13 @@ from contract import messages_pb2 as messages
 from contract import tensor
 from contract.answers import Outputs
 from contract.document import DESCRIBE_SIGNATURE, Contract, ContractError, find_identity
-from gateway.errors import (
-    GatewayError,
-    ModelFailed,
-    ModelTimeout,
-    ModelUnavailable,
-    Overloaded,
-    VersionGone,
-)
+from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.model.client import ModelClient
 from gateway.model.following import Following
 from gateway.model.gate import Refusal, open_gate
 from gateway.model.protocol import ActiveTrial, Export, Health, Version
 from gateway.model.unloaded import FORGET_AFTER_S, LOADING, START, Unloaded
+from gateway.settings import Settings
 
 # Replicas behind one address take turns in answering, so one look finds the versions of one replica.
 SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that has an export
@@ -101,34 +95,14 @@ class _Known:
 class Versions:
     """One process's client of the model server. Safe for threads; make it after a fork, since it opens a channel."""
 
-    def __init__(
-        self,
-        address: str,
-        model: str,
-        *,
-        poll_s: float = 0.5,
-        timeout_s: float = 5.0,
-        max_batch: int = 16,
-        release_file: str = "",
-        on_health: Callable[[Health], None] = lambda health: None,
-    ) -> None:
-        """Open a channel.
-
-        Args:
-            address: The model server's, in gRPC's form.
-            model: The model's name at the model server.
-            poll_s: Seconds between two looks for versions, once started.
-            timeout_s: Limit for one call.
-            max_batch: Most images in one call.
-            release_file: The release document to follow; empty for none.
-            on_health: Called with what each look found.
-        """
-        self.model = model
-        self._poll_s, self._max_batch, self._on_health = poll_s, max_batch, on_health
-        self._replicas = ModelClient(address, model, timeout_s)
+    def __init__(self, settings: Settings, on_health: Callable[[Health], None] = lambda health: None) -> None:
+        """Open a channel; `on_health` is called with what each look found."""
+        self.model = settings.model_name
+        self._settings, self._on_health = settings, on_health
+        self._replicas = ModelClient(settings.model_address, settings.model_name, settings.model_timeout_s)
         self._known: dict[tuple[int, str, str], _Known] = {}
         self._unloaded = Unloaded()
-        self._following = Following(release_file)
+        self._following = Following(settings.release_file)
         self._usable: list[Version] = []
         self._loaded: list[Version] = []
         self._available = False
@@ -201,8 +175,9 @@ class Versions:
             GatewayError: A call failed otherwise.
         """
         parts = [Outputs.none(version.contract)]
-        for start in range(0, len(pixels), self._max_batch):
-            chunk = pixels[start : start + self._max_batch]
+        most = self._settings.max_batch
+        for start in range(0, len(pixels), most):
+            chunk = pixels[start : start + most]
             call = partial(self._predict_part, version, chunk, deadline)
             # A replica answered the first part, so the others find one too, however many replicas lack the export.
             parts.append(_search(call, min(deadline, time.monotonic() + SEARCH_S)) if start else call())
@@ -238,7 +213,7 @@ class Versions:
                 if not self._stopped.is_set():  # a closed channel ends the watch; anything else must not
                     _log.exception("looking for versions failed")
             self._looked.set()
-            self._stopped.wait(self._poll_s)
+            self._stopped.wait(self._settings.model_poll_s)
 
     def _look_again(self, deadline: float = math.inf, is_thorough: bool = True) -> None:
         """Look now, or wait for a look that began after this call, but not beyond the deadline."""

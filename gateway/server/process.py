@@ -61,15 +61,7 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
         keep_small_blocks()
         settings, measured, room = self.settings, metrics.Metrics(), Room(self.settings.max_held_bytes)
-        model = Versions(
-            settings.model_address,
-            settings.model_name,
-            poll_s=settings.model_poll_s,
-            timeout_s=settings.model_timeout_s,
-            max_batch=settings.max_batch,
-            release_file=settings.release_file,
-            on_health=measured.show,
-        )
+        model = Versions(settings, measured.show)
         model.start(wait_s=5.0)  # so that the first request finds versions
         return Front(create_app(settings, model, measured, room), settings, measured, room)
 

@@ -72,9 +72,10 @@ def test_a_key_opens_metrics_and_the_details_of_readiness(locked: FlaskClient) -
 def test_metrics_show_answers_stages_classes_and_versions(model_server: FakeModelServer) -> None:
     """Each with the version that it belongs to."""
     metrics, identity = Metrics(), model_server.versions[1].identity
-    client = Versions(model_server.address, "tiny", on_health=metrics.show)
+    settings = Settings(model_address=model_server.address, model_name="tiny")
+    client = Versions(settings, metrics.show)
     model_server.versions[2] = FakeVersion(b"bad")
-    app = create_app(Settings(model_name="tiny"), client, metrics).test_client()
+    app = create_app(settings, client, metrics).test_client()
     try:
         for body in (IMAGE, IMAGE, b"no image"):
             app.post("/predict", data=body, content_type="image/jpeg")

@@ -35,7 +35,9 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(server: FakeModelServer, file: Path) -> Iterator[Versions]:
     """A client that looks only when asked."""
-    client = Versions(server.address, "tiny", timeout_s=2.0, release_file=str(file))
+    client = Versions(
+        Settings(model_address=server.address, model_name="tiny", model_timeout_s=2.0, release_file=str(file))
+    )
     yield client
     client.close()
 

@@ -18,6 +18,7 @@ from gateway.errors import ModelUnavailable
 from gateway.model.protocol import Export
 from gateway.model.unloaded import END, LOADING
 from gateway.model.versions import Versions
+from gateway.settings import Settings
 from tests.gateway.model.conftest import Connect, Serve, ask, both, constant, eventually, without_identity
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode
@@ -162,7 +163,7 @@ def test_a_version_that_cannot_be_tried_shows_while_another_answers(
     model_server: FakeModelServer, golden: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A new version that takes longer than a call may is reported; once it is quick it answers."""
-    client = Versions(model_server.address, "tiny", timeout_s=0.3)
+    client = Versions(Settings(model_address=model_server.address, model_name="tiny", model_timeout_s=0.3))
     try:
         assert ask(client)[0] == 1
         may_answer = threading.Event()

@@ -30,9 +30,10 @@ class Tried:
     def __init__(self, server: FakeModelServer, file: Path, golden: list[bytes]) -> None:
         self.server, self._file, self._golden = server, file, golden
         self.metrics = Metrics()
-        self.model = Versions(
-            server.address, "tiny", timeout_s=2.0, release_file=str(file), on_health=self.metrics.show
+        settings = Settings(
+            model_address=server.address, model_name="tiny", model_timeout_s=2.0, release_file=str(file)
         )
+        self.model = Versions(settings, self.metrics.show)
         self.client: FlaskClient
 
     def start(self, trial: Trial | None, **settings: Any) -> FlaskClient:
