@@ -44,7 +44,7 @@ class Address:
         return self.url if self.ip in self.url else f"{self.url} ({self.ip})"
 
     def get(self, path: str) -> urllib3.BaseHTTPResponse:
-        """Ask on a connection of its own, so that any worker may answer.
+        """Ask on a connection of its own, so that any worker may answer, and note whether anything listens there.
 
         Raises:
             urllib3.exceptions.HTTPError: Nobody answers.
@@ -58,8 +58,13 @@ class Address:
             pool = urllib3.HTTPSConnectionPool(self.ip, url.port, server_hostname=name, assert_hostname=name, **options)
         else:
             pool = urllib3.HTTPConnectionPool(self.ip, url.port, **options)
-        with pool:
-            return pool.request("GET", f"{url.path or ''}{path}")
+        self.is_closed = False
+        try:
+            with pool:
+                return pool.request("GET", f"{url.path or ''}{path}")
+        except urllib3.exceptions.NewConnectionError as exc:
+            self.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
+            raise
 
 
 def find_addresses(urls: Sequence[str]) -> list[Address]:
@@ -80,6 +85,12 @@ def find_addresses(urls: Sequence[str]) -> list[Address]:
     return found
 
 
+def without_closed(addresses: Sequence[Address]) -> list[Address]:
+    """Leave out the closed addresses of gateways that have an open one too."""
+    open_at = {each.url for each in addresses if not each.is_closed}
+    return [each for each in addresses if not (each.is_closed and each.url in open_at)]
+
+
 def wait_until_followed(addresses: Sequence[Address], model: str, serial: int, wait_s: float) -> list[Address]:
     """Wait until gateways follow a release of a model; return those that do not in time."""
     give_up = time.monotonic() + wait_s
@@ -87,12 +98,7 @@ def wait_until_followed(addresses: Sequence[Address], model: str, serial: int, w
         for address in addresses:
             if address.answers < ANSWERS_IN_A_ROW:
                 _look(address, model, serial)
-        open_at = {each.url for each in addresses if not each.is_closed}
-        late = [
-            each
-            for each in addresses
-            if each.answers < ANSWERS_IN_A_ROW and not (each.is_closed and each.url in open_at)
-        ]
+        late = [each for each in without_closed(addresses) if each.answers < ANSWERS_IN_A_ROW]
         if not late or time.monotonic() > give_up:
             return [each for each in late if each.lag]
         time.sleep(PAUSE_S)
@@ -100,16 +106,12 @@ def wait_until_followed(addresses: Sequence[Address], model: str, serial: int, w
 
 def _look(address: Address, model: str, serial: int) -> None:
     """Ask an address which release it follows."""
-    address.is_closed = False
     try:
-        response = address.get("/readyz")
-    except urllib3.exceptions.NewConnectionError as exc:
-        address.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
+        address.lag = _find_lag(address.get("/readyz"), model, serial)
+    except urllib3.exceptions.NewConnectionError:
         address.lag = "does not take connections"
     except (urllib3.exceptions.HTTPError, ValueError) as exc:  # of a key with a control character
         address.lag = f"does not answer: {exc}"
-    else:
-        address.lag = _find_lag(response, model, serial)
     address.answers = 0 if address.lag else address.answers + 1
 
 

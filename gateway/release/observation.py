@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from contract.document import Contract, ContractError
 from contract.release import Trial
 from gateway.release.evidence import Counts
-from gateway.release.gateways import Address, find_addresses
+from gateway.release.gateways import Address, find_addresses, without_closed
 from gateway.release.ledger import Refused
 from gateway.trial.trials import FAILURES_UNTIL_STOPPED
 
@@ -95,12 +95,8 @@ class Observation:
     @property
     def problems(self) -> list[str]:
         """Why some addresses do not take part; of a name's addresses, only one must."""
-        open_at = {each.address.url for each in self._present if not each.address.is_closed}
-        return [
-            f"{each.address} {each.problem}"
-            for each in self._present
-            if each.problem and not (each.address.is_closed and each.address.url in open_at)
-        ]
+        expected = without_closed([each.address for each in self._present])
+        return [f"{each.address} {each.problem}" for each in self._present if each.problem and each.address in expected]
 
     @property
     def stopped(self) -> list[str]:
@@ -116,11 +112,10 @@ class Observation:
         with suppress(Refused):  # without an answer of the DNS, the addresses are those of before
             self._present = self._find()
         for each in self._present:
+            each.problem = ""
             if self._is_known_by_ipv4(each.address):
-                each.problem = ""
                 continue
             try:
-                each.problem, each.address.is_closed = "", False
                 self._read_contract(each.address)
                 self._add(each, _get(each.address, "/metrics").decode())
                 if each.is_stopped and not each.has_stopped:
@@ -206,7 +201,6 @@ def _get(address: Address, path: str) -> Any:
     try:
         response = address.get(path)
     except urllib3.exceptions.NewConnectionError as exc:
-        address.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
         raise _NoAnswer("does not listen") from exc
     except urllib3.exceptions.HTTPError as exc:
         raise _NoAnswer(f"does not answer: {exc}") from exc
