@@ -35,19 +35,13 @@ def main(argv: Sequence[str]) -> int:
     run_as_batch()
     try:
         settings = Settings.from_argv(argv)
-        lifecycle = Lifecycle(
-            settings.models,
-            partial(load_version, settings=settings),
-            poll_wait_s=settings.file_system_poll_wait_seconds,
-            max_retries=settings.max_num_load_retries,
-            retry_interval_s=settings.load_retry_interval_micros / 1e6,
-        )
+        lifecycle = Lifecycle(settings, partial(load_version, settings=settings))
         lifecycle.start()
         # As in the original, nothing listens before every model can answer: connection refused means still loading.
         if not lifecycle.wait_until_available(cancelled=stopping):
             return 0
         addresses = _addresses(settings)
-        server = Server(lifecycle, addresses, settings.grpc_max_threads, settings.grpc_channel_arguments)
+        server = Server(lifecycle, addresses, settings)
         rest = RestServer(lifecycle, settings.host, settings.rest_api_port) if settings.rest_api_port else None
     except ServingError as exc:
         print(f"Failed to start server. Error: {exc.code.name}: {exc}", file=sys.stderr, flush=True)

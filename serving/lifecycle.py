@@ -14,7 +14,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from contract.release import FILE_NAME, Release, ReleaseError, read_release
 from contract.store import find_versions
 from serving.engines import Engine
 from serving.errors import Code, NotFoundError, ServingError
+from serving.settings import Settings
 from serving.versions import choose_versions
 
 START = messages.ModelVersionStatus.START
@@ -60,27 +61,13 @@ class Lifecycle:
     """The versions of every configured model, from the start of the process to its end.
 
     Args:
-        models: What to serve.
+        settings: Which models to serve, how often to look at the disk, and how often to try a load again.
         load: Turns a version's directory into an engine; called outside of every lock.
-        poll_wait_s: Time between two looks at the disk; 0 looks once.
-        max_retries: How often a failed load is tried again.
-        retry_interval_s: Wait before each of these.
     """
 
-    def __init__(
-        self,
-        models: Sequence[messages.ModelConfig],
-        load: Callable[[Path], Engine],
-        poll_wait_s: float = 1.0,
-        max_retries: int = 5,
-        retry_interval_s: float = 60.0,
-    ) -> None:
-        self._models = models
-        self._load = load
-        self._poll_wait_s = poll_wait_s
-        self._max_retries = max_retries
-        self._retry_interval_s = retry_interval_s
-        self._versions: dict[str, dict[int, _Version]] = {model.name: {} for model in models}
+    def __init__(self, settings: Settings, load: Callable[[Path], Engine]) -> None:
+        self._models, self._settings, self._load = settings.models, settings, load
+        self._versions: dict[str, dict[int, _Version]] = {model.name: {} for model in settings.models}
         self._releases: dict[str, Release | None] = {}
         self._release_problems: dict[str, str] = {}
         self._changed = threading.Condition()  # guards everything in _versions, and _ended
@@ -204,9 +191,9 @@ class Lifecycle:
     def _watch(self) -> None:
         while not self._stopped.is_set():
             self.poll()
-            if self._poll_wait_s == 0:
+            if self._settings.file_system_poll_wait_seconds == 0:
                 return
-            self._stopped.wait(self._poll_wait_s)
+            self._stopped.wait(self._settings.file_system_poll_wait_seconds)
 
     def _work(self, name: str) -> None:
         versions = self._versions[name]
@@ -238,19 +225,21 @@ class Lifecycle:
         except Exception as exc:  # whatever an engine raises, it must not end this thread
             log.exception("Unexpected error while loading {name: %s version: %d}", name, version.number)
             error = messages.StatusProto(error_code=Code.UNKNOWN, error_message=f"{type(exc).__name__}: {exc}")
+        tries = self._settings.max_num_load_retries + 1
         with self._changed:
             version.attempts += 1
-            if not version.wanted or (error and version.attempts > self._max_retries):
+            if not version.wanted or (error and version.attempts >= tries):
                 version.end(error)
             elif error:
-                version.error, version.retry_at = error, time.monotonic() + self._retry_interval_s
+                wait_s = self._settings.load_retry_interval_micros / 1e6
+                version.error, version.retry_at = error, time.monotonic() + wait_s
             else:
                 version.state, version.engine, version.error = AVAILABLE, engine, None
             self._changed.notify_all()
         if error:
             log.error(
                 "Loading servable: {name: %s version: %d} failed: %s (attempt %d of %d)",
-                name, version.number, _text(error), version.attempts, self._max_retries + 1,
+                name, version.number, _text(error), version.attempts, tries,
             )  # fmt: skip
         else:
             log.info("Successfully loaded servable version {name: %s version: %d}", name, version.number)

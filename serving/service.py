@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from contract.answers import SECONDS
 from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
 from serving.prediction import predict
+from serving.settings import Settings
 
 # Source: tensorflow/serving 2.20, model_servers/grpc_status_util.cc
 MAX_MESSAGE_CHARS = 1024
@@ -80,13 +81,7 @@ class Service:
 class Server:
     """A listening gRPC server."""
 
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        addresses: list[str],
-        max_threads: int,
-        channel_arguments: Sequence[tuple[str, int | str]] = (),
-    ) -> None:
+    def __init__(self, lifecycle: Lifecycle, addresses: list[str], settings: Settings) -> None:
         """Listen on addresses, such as `0.0.0.0:8500` and `unix:/run/serving.sock`.
 
         Raises:
@@ -94,13 +89,13 @@ class Server:
         """
         self._health = health.HealthServicer()
         self._server = grpc.server(
-            ThreadPoolExecutor(max_threads, thread_name_prefix="request"),
-            maximum_concurrent_rpcs=max_threads,
+            ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="request"),
+            maximum_concurrent_rpcs=settings.grpc_max_threads,
             options=[
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # on, two servers would share a taken port without a word
-                *channel_arguments,
+                *settings.grpc_channel_arguments,
             ],
         )
         self._server.add_generic_rpc_handlers(_handlers(Service(lifecycle)))

@@ -6,6 +6,7 @@ import pytest
 
 from contract import messages_pb2 as messages
 from serving.lifecycle import Lifecycle
+from serving.settings import Settings
 
 
 def echo(**tensors):
@@ -22,7 +23,7 @@ def lifecycle(tmp_path, engine):
     """Version 7 of model m, available, run by the test file's `engine`."""
     (tmp_path / "m" / "7").mkdir(parents=True)
     model = messages.ModelConfig(name="m", base_path=str(tmp_path / "m"))
-    lifecycle = Lifecycle([model], lambda directory: engine)
+    lifecycle = Lifecycle(Settings(models=(model,)), lambda directory: engine)
     lifecycle.start()
     assert lifecycle.wait_until_available(threading.Event())
     yield lifecycle

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from contract import messages_pb2 as messages
 from contract.release import Release, Trial
 from serving.errors import NotFoundError
 from serving.lifecycle import AVAILABLE, END, LOADING, UNLOADING, Lifecycle
+from serving.settings import Settings
 from tests.programs.stack import wait_until
 
 
@@ -55,13 +57,18 @@ def start(store):
     started = []
 
     def start_(load, policy="latest { num_versions: 1 }", models=("m",), **options):
-        options = {"poll_wait_s": 0.01, "max_retries": 1, "retry_interval_s": 0.02, **options}
         policy = text_format.Parse(policy, messages.VersionPolicy())
         home = store.path.parent
-        configs = [
+        configs = tuple(
             messages.ModelConfig(name=name, base_path=str(home / name), model_version_policy=policy) for name in models
-        ]
-        lifecycle = Lifecycle(configs, load, **options)
+        )
+        often = Settings(
+            models=configs,
+            file_system_poll_wait_seconds=0.01,
+            max_num_load_retries=1,
+            load_retry_interval_micros=20_000,
+        )
+        lifecycle = Lifecycle(replace(often, **options), load)
         lifecycle.poll()  # what lies there now is seen, whatever a test puts beside it next
         lifecycle.start()
         started.append(lifecycle)
@@ -146,7 +153,7 @@ def test_a_broken_version_is_retried_and_then_given_up(store, start):
     """After its retries a version is END with the error of the load, and the old version still answers."""
     store(1)
     loader = Loader()
-    lifecycle = start(loader, max_retries=2)
+    lifecycle = start(loader, max_num_load_retries=2)
     wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
     store(2, broken=True)
     wait_until(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
@@ -178,7 +185,7 @@ def test_a_waiting_retry_holds_up_nothing(store, start):
     """While version 2 waits a minute for its retry, version 3 and another model load at once."""
     store(1)
     store(1, model="other")
-    lifecycle = start(Loader(), models=("m", "other"), retry_interval_s=60)
+    lifecycle = start(Loader(), models=("m", "other"), load_retry_interval_micros=60_000_000)
     store(2, broken=True)
     wait_until(lambda: (2, LOADING) in states(lifecycle))
     store(3)
@@ -198,7 +205,7 @@ def test_an_unexpected_error_is_a_failed_load(store, start, caplog):
         return SimpleNamespace(choice="")
 
     store(1)
-    lifecycle = start(load, max_retries=0)
+    lifecycle = start(load, max_num_load_retries=0)
     wait_until(lambda: states(lifecycle) == [(1, END)])
     assert lifecycle.status("m")[0].status.error_message == "ZeroDivisionError: oops"
     store(2)

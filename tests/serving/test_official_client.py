@@ -17,6 +17,7 @@ from contract import messages_pb2 as messages
 from serving.engines import open_engine
 from serving.lifecycle import Lifecycle
 from serving.service import Server
+from serving.settings import Settings
 from tests.programs.stack import wait_until
 
 pytestmark = pytest.mark.tensorflow
@@ -74,11 +75,12 @@ def model_spec(version=None, **fields):
 @contextmanager
 def serving(*base_paths, **options):
     """Run a server in this process that looks at the disk all the time; yield a client."""
-    models = [messages.ModelConfig(name=path.name, base_path=str(path)) for path in base_paths]
-    lifecycle = Lifecycle(models, partial(open_engine, engine="auto", threads=1), poll_wait_s=0.02, **options)
+    models = tuple(messages.ModelConfig(name=path.name, base_path=str(path)) for path in base_paths)
+    settings = Settings(models=models, file_system_poll_wait_seconds=0.02, grpc_max_threads=16, **options)
+    lifecycle = Lifecycle(settings, partial(open_engine, engine="auto", threads=1))
     lifecycle.start()
     assert lifecycle.wait_until_available(threading.Event())
-    server = Server(lifecycle, ["127.0.0.1:0"], max_threads=16)
+    server = Server(lifecycle, ["127.0.0.1:0"], settings)
     client = Client(f"127.0.0.1:{server.ports[0]}")
     yield client
     client.channel.close()
@@ -145,7 +147,7 @@ def swapping(models, tmp_path):
     """Another store with tiny/1, and the client of a server for it; broken versions are retried once, soon."""
     base_path = tmp_path / "tiny"
     shutil.copytree(models / "tiny", base_path)
-    with serving(base_path, max_retries=1, retry_interval_s=0.02) as client:
+    with serving(base_path, max_num_load_retries=1, load_retry_interval_micros=20_000) as client:
         yield base_path, client
 
 

@@ -15,6 +15,7 @@ from serving.engines import open_engine
 from serving.lifecycle import Lifecycle
 from serving.rest import RestServer
 from serving.service import Server
+from serving.settings import Settings
 
 pytestmark = pytest.mark.tensorflow
 
@@ -65,11 +66,12 @@ def ports(tmp_path_factory):
     save_half_plus(store / "half_plus_two" / "123", 2)
     save_half_plus(store / "half_plus_three" / "123", 3)
     save_ranks(store / "ranks" / "1")
-    models = [messages.ModelConfig(name=path.name, base_path=str(path)) for path in store.iterdir()]
-    lifecycle = Lifecycle(models, lambda directory: open_engine(directory, "auto", threads=1), max_retries=0)
+    models = tuple(messages.ModelConfig(name=path.name, base_path=str(path)) for path in store.iterdir())
+    settings = Settings(models=models, max_num_load_retries=0, grpc_max_threads=4)
+    lifecycle = Lifecycle(settings, lambda directory: open_engine(directory, "auto", threads=1))
     lifecycle.start()
     assert lifecycle.wait_until_available(threading.Event())
-    server, rest = Server(lifecycle, ["127.0.0.1:0"], max_threads=4), RestServer(lifecycle, "127.0.0.1", 0)
+    server, rest = Server(lifecycle, ["127.0.0.1:0"], settings), RestServer(lifecycle, "127.0.0.1", 0)
     yield server.ports[0], rest.server_port
     server.drain(0)
     rest.shutdown()

@@ -15,6 +15,7 @@ from contract import messages_pb2 as messages
 from contract.tensor import to_proto
 from serving.errors import Code, DeadlineExceededError, GraphError, UnavailableError
 from serving.service import Server
+from serving.settings import Settings
 from tests.serving.conftest import echo
 
 
@@ -65,7 +66,7 @@ def engine():
 @pytest.fixture
 def server(lifecycle):
     """A server with room for three requests, on a free port."""
-    server = Server(lifecycle, ["127.0.0.1:0"], max_threads=3)
+    server = Server(lifecycle, ["127.0.0.1:0"], Settings(grpc_max_threads=3))
     yield server
     server.drain(0)
 
@@ -188,8 +189,8 @@ def test_a_port_in_use_is_an_error(lifecycle):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UnavailableError, match=f"Cannot listen on {address}: "):
-            Server(lifecycle, [address], max_threads=1)
-    first = Server(lifecycle, ["127.0.0.1:0"], max_threads=1)
+            Server(lifecycle, [address], Settings(grpc_max_threads=1))
+    first = Server(lifecycle, ["127.0.0.1:0"], Settings(grpc_max_threads=1))
     with pytest.raises(UnavailableError):
-        Server(lifecycle, [f"127.0.0.1:{first.ports[0]}"], max_threads=1)
+        Server(lifecycle, [f"127.0.0.1:{first.ports[0]}"], Settings(grpc_max_threads=1))
     first.drain(0)
