@@ -204,7 +204,6 @@ class Phases:
                 _Pace(recipe, steps, self.run, span),
                 *([_Average(left)] if averaged else []),  # before those that keep weights
                 stopping,
-                _Minutes(self.run),
                 progress,
                 _Wait(steps, f"{title} {left.start + 1}/{left.stop}"),
                 _Lines(left, self.run, self.limit_s or math.inf, title, later=self.trainings - number - 1),
@@ -312,18 +311,6 @@ class _Pace(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.on_train_batch_end(0)
-
-
-class _Minutes(keras.callbacks.Callback):
-    """Add the minutes of the run to each epoch's figures."""
-
-    def __init__(self, run: Unfinished) -> None:
-        super().__init__()
-        self._run = run
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        if logs is not None:
-            logs["minutes"] = self._run.spent_s / 60
 
 
 class _Lines(keras.callbacks.Callback):

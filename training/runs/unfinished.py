@@ -93,7 +93,7 @@ class Progress(keras.callbacks.Callback):
     It comes after the early stopping in the list of callbacks.
 
     Attributes:
-        history: Each figure by epoch, earlier processes included.
+        history: Each figure by epoch, and the minutes of the run until then; earlier processes included.
     """
 
     def __init__(self, run: Unfinished, phase: str, stopping: keras.callbacks.EarlyStopping) -> None:
@@ -125,7 +125,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Write the weights, then the state that refers to them, and remove weights that are not needed any more."""
-        for name, value in (logs or {}).items():
+        for name, value in {**(logs or {}), "minutes": self._run.spent_s / 60}.items():
             self.history.setdefault(name, []).append(float(value))
         self.model.save_weights(self._weights(epoch))
         stopping = {name: getattr(self._stopping, name) for name in ("best", "best_epoch", "wait")}
