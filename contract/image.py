@@ -126,7 +126,7 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
         img = _whole_png(encoded, data) if kind == "PNG" else encoded
         del encoded  # of a PNG, it has the pixels once more
         pixels = _to_pixels(img, spec)
-        if _orientation(img, spec) in _SIDEWAYS:
+        if exif_orientation(img, spec) in _SIDEWAYS:
             width, height = height, width
     except ImageError:
         raise
@@ -270,7 +270,7 @@ def _check_rows(plain: bytes) -> None:
 
 def _to_pixels(img: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     if img.format in ("JPEG", "MPO"):
-        _scale_while_decoding(img, spec, sideways=_orientation(img, spec) in _SIDEWAYS)
+        _scale_while_decoding(img, spec, sideways=exif_orientation(img, spec) in _SIDEWAYS)
     # Before the orientation is asked for: for that, a PNG loads its pixels by itself, and what is wrong with them would
     # be taken for a fault of its EXIF.
     frame = img.tile[0].extents if isinstance(img, GifImageFile) and img.tile else None
@@ -279,12 +279,12 @@ def _to_pixels(img: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
         canvas = Image.new("RGB", img.size, spec.background)
         canvas.paste(_to_rgb(img.crop(frame), spec.background), frame)
         img = canvas
-    orientation = _orientation(img, spec)
+    orientation = exif_orientation(img, spec)
     upright = img.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else img
     return np.asarray(_resize(_to_rgb(upright, spec.background), spec), dtype=np.uint8)
 
 
-def _orientation(img: Image.Image, spec: ImageSpec) -> int:
+def exif_orientation(img: Image.Image, spec: ImageSpec) -> int:
     """Return the EXIF orientation, or 1 (upright) if there is none or the contract ignores it."""
     try:
         return int(img.getexif().get(_ORIENTATION_TAG, 1)) if spec.orientation == "exif" else 1

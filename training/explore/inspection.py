@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from contract.document import ImageSpec
-from contract.image import ImageError, ImageTooLargeError, decode, open_image
+from contract.image import ImageError, ImageTooLargeError, decode, exif_orientation, open_image
 from training.cores import CORES
 from training.data.folder import Photo
 from training.data.pixels import load_pixels
@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 
 # What training's default architecture sees, so that findings are about those pixels.
 SPEC = ImageSpec(224, 224, filter="bicubic", aspect="crop")
-_ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _read(listed: Listed, pixels: NDArray[np.uint8]) -> InspectedPhoto:
         mode=img.mode,
         width=img.width,
         height=img.height,
-        turned=_is_turned(img),
+        turned=exif_orientation(img, SPEC) in range(2, 9),
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         brightness=float(luminance.mean()),
@@ -112,10 +111,3 @@ def is_too_large(path: Path) -> bool:
     except (OSError, ImageError):
         pass
     return False
-
-
-def _is_turned(img: Image.Image) -> bool:
-    try:
-        return int(img.getexif().get(_ORIENTATION_TAG, 1)) in range(2, 9)
-    except Exception:  # as in the contract's decode: a malformed EXIF block says nothing about the pixels
-        return False
