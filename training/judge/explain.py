@@ -60,7 +60,7 @@ def explain(run: Path, sources: Sequence[str], label: str | None, out: Path) -> 
     Raises:
         TrainingError: No photo decodes, the model does not know the class, or train did not make the model.
     """
-    model, contract, _ = read_run(run)
+    model, contract, *_ = read_run(run)
     classes = contract.classes
     if label is not None and label not in classes:
         raise TrainingError(f"Expected a class of: {', '.join(classes)}. Received: {label!r}")

@@ -25,7 +25,7 @@ from training.data.pixels import Pixels
 from training.errors import TrainingError
 from training.models.quiet import quiet
 from training.progress import estimated
-from training.runs.folder import Run, read_directions, read_run
+from training.runs.folder import Run, read_run
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ class KerasRun:
     def __init__(self, run: Path) -> None:
         from training.models.novelty import with_score
 
-        model, self.contract, _ = read_run(run)
-        self._model = with_score(model, read_directions(run, self.contract))
+        model, self.contract, _, directions = read_run(run)
+        self._model = with_score(model, directions)
         self.title = f"Keras, {Run(run).name}"
 
     def predict(self, photos: Pixels) -> Predicted:

@@ -22,7 +22,7 @@ from training.release.class_names import read_classes
 from training.release.criteria import Criteria
 from training.release.export import export
 from training.release.store import staged_version
-from training.runs.folder import provenance, read_directions, read_run, record_release, sha256
+from training.runs.folder import provenance, read_run, record_release, sha256
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class Release:
 
 def of_run(run: Path, name: str | None) -> Source:
     """Return the model of a run folder, under its own name or another."""
-    model, contract, photos = read_run(run)
-    return Source(model, contract.named(name or contract.model), photos, run, read_directions(run, contract))
+    model, contract, photos, directions = read_run(run)
+    return Source(model, contract.named(name or contract.model), photos, run, directions)
 
 
 def of_architecture(name: str, architecture: str, weights: str, classes: Path | None) -> Source:

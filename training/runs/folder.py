@@ -117,34 +117,20 @@ def write_run(
     return run
 
 
-def read_run(run: Path) -> tuple[keras.Model, Contract, list[bytes]]:
-    """Return a run's model, contract and photos for golden examples.
+def read_run(run: Path) -> tuple[keras.Model, Contract, list[bytes], NDArray[np.float32] | None]:
+    """Return a run's model, contract, photos for golden examples, and directions (c, d); None if it has no score.
 
     Raises:
         TrainingError: The folder is not a complete run.
     """
     import keras
+    import numpy as np
 
     contract = Run(run).contract
     try:
+        directions = np.load(run / "novelty.npy").astype(np.float32) if contract.novelty else None
         photos = [path.read_bytes() for path in sorted((run / "golden").iterdir())]
-        return keras.models.load_model(run / "model.keras", compile=False), contract, photos
-    except (OSError, ValueError) as exc:
-        raise TrainingError(f"Expected a run folder that train has finished. Received {run}: {exc}") from exc
-
-
-def read_directions(run: Path, contract: Contract) -> NDArray[np.float32] | None:
-    """Return the directions (c, d) of a run's score; None if it has no score.
-
-    Raises:
-        TrainingError: They are missing.
-    """
-    import numpy as np
-
-    if not contract.novelty:
-        return None
-    try:
-        return np.asarray(np.load(run / "novelty.npy"), np.float32)
+        return keras.models.load_model(run / "model.keras", compile=False), contract, photos, directions
     except (OSError, ValueError) as exc:
         raise TrainingError(f"Expected a run folder that train has finished. Received {run}: {exc}") from exc
 

@@ -228,7 +228,7 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     finish = Tracking.finish
     monkeypatch.setattr(Tracking, "finish", lambda *given: (released.append("tracked"), finish(*given)))
     monkeypatch.setattr("training.release.sources.release", lambda source, *_, **__: released.append(source.run))
-    monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, []))
+    monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, [], None))
     monkeypatch.setattr("training.fit.commands.read_chosen_criteria", lambda *_: None)
     assert main(["train", "photos", "--name", "clothing", "--epochs", "1", "--track", "mlflow"]) == 1
     assert released == [run, "tracked"] and "The tracker did not take" in capsys.readouterr().err
