@@ -46,14 +46,6 @@ class Source:
     directions: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True)
-class Release:
-    """A version that was released: its folder, and the identity that its files carry."""
-
-    directory: Path
-    identity: str
-
-
 def of_run(run: Path, name: str | None) -> Source:
     """Return the model of a run folder, under its own name or another."""
     model, contract, photos, directions = read_run(run)
@@ -115,8 +107,8 @@ def of_file(
     return Source(model, Contract(name, names, ImageSpec(height, width, filter, aspect, crop), origin))
 
 
-def release(source: Source, store: Path, criteria: Criteria | None = None, *, int8: bool = True) -> Release:
-    """Release a model as the next version of its name in the store.
+def release(source: Source, store: Path, criteria: Criteria | None = None, *, int8: bool = True) -> Path:
+    """Release a model as the next version of its name in the store; return the version's folder.
 
     Args:
         source: What to release.
@@ -142,11 +134,11 @@ def release(source: Source, store: Path, criteria: Criteria | None = None, *, in
                 limit = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image) if int8 else None
             model = with_score(model, source.directions)
             export(model, contract, staged.path, photos=source.photos, int8=limit)
-            released = Release(staged.release(), contract.identity)
+            version = staged.release()
     except (OSError, tf.errors.OpError) as exc:
         raise ExportError(f"Could not make a version below {store / contract.model}: {exc}") from exc
-    size_mb = sum(path.stat().st_size for path in released.directory.rglob("*") if path.is_file()) / 1e6
-    _log.info(f"Released {released.directory} ({size_mb:.0f} MB), export {released.identity}")
+    size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
+    _log.info(f"Released {version} ({size_mb:.0f} MB), export {contract.identity}")
     if source.run:
-        record_release(source.run, released.directory, released.identity)
-    return released
+        record_release(source.run, version, contract.identity)
+    return version

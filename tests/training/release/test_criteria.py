@@ -154,13 +154,13 @@ def test_a_model_that_cannot_be_quantized_has_no_int8(search, monkeypatch):
 def test_a_model_without_int8_is_released_all_the_same(models, contract, chosen, tmp_path, monkeypatch):
     """With the other files, where no int8 file is good enough."""
     monkeypatch.setattr(quantization, "search", lambda *_: None)
-    version = release(Source(models[0], contract), tmp_path, chosen()).directory
+    version = release(Source(models[0], contract), tmp_path, chosen())
     assert (version / "model.tflite").is_file() and not (version / "model.int8.tflite").exists()
 
 
 def test_without_photos_there_is_no_int8(models, contract, tmp_path, lines):
     """Its accuracy could not be measured."""
-    version = release(Source(models[0], contract), tmp_path).directory
+    version = release(Source(models[0], contract), tmp_path)
     assert not (version / "model.int8.tflite").exists() and "int8" not in "\n".join(lines)
 
 
@@ -260,7 +260,7 @@ def test_a_version_says_how_it_differs_from_the_one_before(models, contract, cho
     """A trial compares what it sees with these figures, which stand in the contract."""
     monkeypatch.setattr(quantization, "search", lambda *_: None)
     for model in reversed(models):
-        version = release(Source(model, contract), tmp_path, chosen()).directory
+        version = release(Source(model, contract), tmp_path, chosen())
     metrics = read_contract(open_engine(version, "tflite", threads=1)).metrics
     photos = len(chosen().held_out)
     assert (metrics["disagreement"], metrics["compared_photos"], metrics["compared_version"]) == (1.0, photos, 1)
