@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
 
 CONTRACT_VERSION = 1
@@ -21,9 +21,7 @@ Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Aspect = Literal["crop", "stretch", "pad"]
 Orientation = Literal["exif", "ignore"]
 
-
-IDENTITY_DIGITS = 16
-_IDENTITY = re.compile(f"[0-9a-f]{{{IDENTITY_DIGITS}}}")
+_IDENTITY = re.compile("[0-9a-f]{16}")
 
 
 class ContractError(ValueError):
@@ -269,14 +267,6 @@ class Contract:
             identity=str(document.get("identity", "")),
             novelty=Novelty.from_dict(document["novelty"]) if document.get("novelty") else None,
         )
-
-    def with_golden(self, golden: tuple[GoldenExample, ...]) -> Contract:
-        """Return the same contract with other golden examples."""
-        return replace(self, golden=golden)
-
-    def named(self, model: str) -> Contract:
-        """Return the same contract for a model of another name."""
-        return replace(self, model=model)
 
 
 def new_identity() -> str:

@@ -115,7 +115,7 @@ class _Files:
 
     def add(self, engine: str, contract: Contract, run: Run, write: Callable[[Contract], object]) -> None:
         """Ask a function, write it with its answers, then load the file and compare."""
-        described = contract.with_golden(answer(self.images, run))
+        described = replace(contract, golden=answer(self.images, run))
         write(described)
         self._check(engine, described)
 

@@ -49,7 +49,7 @@ class Source:
 def of_run(run: Path, name: str | None) -> Source:
     """Return the model of a run folder, under its own name or another."""
     model, contract, photos, directions = read_run(run)
-    return Source(model, contract.named(name or contract.model), photos, run, directions)
+    return Source(model, replace(contract, model=name or contract.model), photos, run, directions)
 
 
 def of_architecture(name: str, architecture: str, weights: str, classes: Path | None) -> Source:

@@ -144,7 +144,7 @@ def test_files_agree_with_keras(engine, model):
 
 def test_files_describe_themselves(engine, contract):
     """The contract that went in comes out of each file, with an identity."""
-    assert replace(describe(engine).with_golden(()), identity="") == contract
+    assert replace(describe(engine), golden=(), identity="") == contract
 
 
 def test_files_answer_by_their_identity(engine, model):
