@@ -19,8 +19,8 @@ from training.words import counted, plural
 THUMBNAIL_PX = 128
 
 
-def write(path: Path, template: str, **values: Any) -> None:
-    """Render `training/templates/<template>` to a file."""
+def write(path: Path, template: str, **values: Any) -> Path:
+    """Render `training/templates/<template>` to a file, and return it."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -32,6 +32,7 @@ def write(path: Path, template: str, **values: Any) -> None:
     templates.filters |= {"counted": counted, "plural": plural, "thumbnail": thumbnail}
     html = templates.get_template(template).render(**values)
     path.write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
+    return path
 
 
 def _breakable(name: str) -> Markup:

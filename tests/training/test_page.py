@@ -72,7 +72,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result, novelty = Result("Keras, clothing/1", probabilities, figures, None, unknown), Novelty(0.4, 0.02, 100)
     other = Result("gateway, clothing 1", probabilities, result.figures, metrics.compare(probabilities, probabilities))
     drawn = report.draw([result, other], pixels, classes, "18 photos", work, trained_on=120, novelty=novelty)
-    report.write(drawn, work)
+    page.write(work / "evaluation.html", "evaluation.html", **drawn)
 
     plots.curves(work / "curves.png", {"head": {"loss": [2, 1], "val_loss": [2, 1.5], "accuracy": [0, 1]}})
     page.write(

@@ -68,7 +68,7 @@ def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out
         pictured = path in position and next(left, None) is not None
         return show(path) if pictured else {"name": name(path), "url": ""}
 
-    page.write(
+    return page.write(
         out / "explore.html",
         "explore.html",
         summary=summary,
@@ -79,7 +79,6 @@ def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out
         },
         sheets=_sheets(inspection, show),
     )
-    return out / "explore.html"
 
 
 def _shown(finding: Finding, show: Callable[[Path], Picture]) -> dict[str, Any]:

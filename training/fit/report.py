@@ -98,7 +98,7 @@ def write_report(
     if course.history:
         plots.curves(run / "curves.png", course.history)
     chose = "; they were used to choose the model's weights, so expect lower figures on new photos"
-    page.write(
+    return page.write(
         run / "report.html",
         "run.html",
         **report.draw(
@@ -120,4 +120,3 @@ def write_report(
         facts=flat(contract.origin.to_dict()),
         summary=summary,
     )
-    return run / "report.html"

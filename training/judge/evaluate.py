@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from contract.document import Contract
+from training import page
 from training.data.folder import Photo, read_rows, read_split
 from training.data.pixels import Photos
 from training.data.splits import find_splits
@@ -59,8 +60,8 @@ def evaluate(
     shown = report.draw(
         results, pixels, contract.classes, description, out, trained_on=trained_on, novelty=contract.novelty
     )
-    page = report.write(shown, out)
-    _log.info(f"\nWrote {page}, evaluation.json and plots beside it")
+    written = page.write(out / "evaluation.html", "evaluation.html", **shown)
+    _log.info(f"\nWrote {written}, evaluation.json and plots beside it")
     return results
 
 

@@ -80,7 +80,7 @@ def explain(run: Path, sources: Sequence[str], label: str | None, out: Path) -> 
             sections.setdefault(name, []).append(explanation)
             _log.info(f"{_caption(explanation, classes)}  {photo.path}")
     out.mkdir(parents=True, exist_ok=True)
-    page.write(
+    written = page.write(
         out / "explain.html",
         "explain.html",
         title=Run(run).name,
@@ -90,7 +90,7 @@ def explain(run: Path, sources: Sequence[str], label: str | None, out: Path) -> 
         sections=sections,
         first=FIRST_PHOTOS,
     )
-    _log.info(f"\nWrote {out / 'explain.html'}")
+    _log.info(f"\nWrote {written}")
     return sections
 
 

@@ -93,12 +93,6 @@ def show(results: Sequence[Result], console: Console) -> None:
         console.print(f"{count} of {name} taken for {predicted}", highlight=False)
 
 
-def write(shown: dict[str, Any], out: Path) -> Path:
-    """Write evaluation.html of what `draw` returned, beside its files, and return the page."""
-    page.write(out / "evaluation.html", "evaluation.html", **shown)
-    return out / "evaluation.html"
-
-
 def draw(
     results: Sequence[Result],
     photos: Pixels,

@@ -85,7 +85,7 @@ def write_report(
             log = isinstance(values, FloatDistribution) and values.log
             plots.hyperparameter(picture, name.replace("_", " "), tried, scores, log=log)
             by_value[name] = page.picture(picture)
-    page.write(
+    return page.write(
         path,
         "tune.html",
         tuned=tuned,
@@ -99,7 +99,6 @@ def write_report(
         by_trial=by_trial,
         by_value=by_value,
     )
-    return path
 
 
 def _values(searched: Sequence[str], start: Preset, tuned: Preset) -> list[tuple[str, str, str]]:
