@@ -115,11 +115,7 @@ def is_answered(rows: Sequence[Row], by_error: bool = False) -> bool:
 def _rows_of(image: str, answer: Answer) -> list[Row]:
     if "error" in answer:
         return [{"source": image, "error": answer["error"], "detail": answer["detail"]}]
-    common = {
-        "source": image,
-        "version": answer["model"]["version"],
-        "unknown": str(answer.get("unknown", "")).lower(),
-    }
+    common = {"source": image, "version": answer["model"]["version"], "unknown": str(answer.get("unknown", "")).lower()}
     return [{**common, "rank": rank, **row} for rank, row in enumerate(answer["predictions"], start=1)]
 
 

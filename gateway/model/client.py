@@ -27,14 +27,7 @@ from contract.document import (
     Contract,
     identity_bits,
 )
-from gateway.errors import (
-    GatewayError,
-    ModelFailed,
-    ModelTimeout,
-    ModelUnavailable,
-    Overloaded,
-    VersionGone,
-)
+from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.telemetry import logs
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a contract with 20,000 classes fits

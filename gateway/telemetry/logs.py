@@ -70,7 +70,5 @@ CONFIG: dict[str, Any] = {
     "formatters": {"json": {"()": JsonFormatter}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
     "root": {"level": "INFO", "handlers": ["console"]},
-    "loggers": {
-        "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
-    },
+    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True}},
 }

@@ -150,12 +150,7 @@ def decoder() -> list[str]:
     return [PIL.__version__, hashlib.sha256(Path(contract.image.__file__).read_bytes()).hexdigest()]
 
 
-def _decode_all(
-    photos: Sequence[Photo],
-    spec: ImageSpec,
-    index: Path,
-    array: Path,
-) -> None:
+def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Path) -> None:
     """Write decoded pixels, then the index that refers to them; each appears whole."""
 
     def read(photo: Photo) -> tuple[bytes, NDArray[np.uint8]] | Exception:

@@ -29,10 +29,8 @@ ZOOMS = (1, 0.975, 0.95, 0.925, 0.9)  # parts of a photo that a cropped copy may
 MIN_LIKENESS = 0.9  # correlation of greys: the first look
 MIN_OVERLAP = 0.55  # correlation of details: the second look
 MIN_PART = 0.15  # the same of each sixteenth; shirts that differ only in their print have 0 somewhere, copies 0.2
-MIN_COLOUR, MIN_HUE_LIKENESS = (
-    3.0,
-    0.5,
-)  # of 255, and a cosine: one shirt in another colour is no copy, a grey photo may be
+MIN_COLOUR = 3.0  # of 255; a paler photo, or a grey one, may be a copy of any colour
+MIN_HUE_LIKENESS = 0.5  # a cosine; one shirt in another colour is no copy
 _NOISE = 4.0  # of 255; what differs less is no detail
 _BLOCK = 256  # photos compared with all others at once
 

@@ -86,12 +86,7 @@ def _shown(finding: Finding, show: Callable[[Path], Picture]) -> dict[str, Any]:
         {"note": item.note, "photos": [show(path) for path in item.paths]} for item in finding.items
     ]
     compact = all(len(item["photos"]) == 1 for item in items) and bool(items[0]["photos"][0]["url"])
-    return {
-        **vars(finding),
-        "shown": items[:PAGE_ITEMS],
-        "more": items[PAGE_ITEMS:],
-        "compact": compact,
-    }
+    return {**vars(finding), "shown": items[:PAGE_ITEMS], "more": items[PAGE_ITEMS:], "compact": compact}
 
 
 def _histogram(values: Sequence[float]) -> dict[str, Any]:

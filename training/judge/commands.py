@@ -97,12 +97,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(main=run_explain)
     add = parser.add_argument
     add("run", type=Path, help="run folder, written by train")
-    add(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="a file or a folder; of many photos it shows those that tell most",
-    )
+    add("sources", nargs="+", metavar="SOURCE", help="a file or a folder; of many photos it shows those that tell most")
     add("--label", help="class to explain (default: each photo's most probable one)")
     add("--out", type=Path, default=Path("reports/explain"), help="folder for the report (default: %(default)s)")
 

@@ -76,11 +76,7 @@ VARIANTS = {
 
 
 def build(
-    name: str,
-    weights: str = "imagenet",
-    include_top: bool = True,
-    classes: int = 1000,
-    size_px: int | None = None,
+    name: str, weights: str = "imagenet", include_top: bool = True, classes: int = 1000, size_px: int | None = None
 ) -> keras.Model:
     """Build one variant for input scaled to `(x - 127) / 128`, float32 (n, size, size, 3).
 

@@ -99,10 +99,7 @@ def of_file(
     if size_px and (height, width) != (size_px, size_px):
         raise WeightsError(f"Expected --size as the model has it, {height} by {width}. Received: {size_px}")
     origin = replace(
-        provenance(),
-        architecture=found.name if found else model.name,
-        weights=path.name,
-        weights_sha256=sha256(path),
+        provenance(), architecture=found.name if found else model.name, weights=path.name, weights_sha256=sha256(path)
     )
     return Source(model, Contract(name, names, ImageSpec(height, width, filter, aspect, crop), origin))
 
