@@ -38,7 +38,7 @@ class Tracker(Protocol):
         """Send an epoch's figures."""
 
     def finish(self, run: Run) -> None:
-        """Send what else there is of the finished run."""
+        """Send what there is of the finished run beside its epochs."""
 
 
 class TensorBoard:
@@ -108,9 +108,6 @@ class _MLflow:
         self.steps = step + 1
 
     def finish(self, run: Run) -> None:
-        for step, figures in _epochs(_history(run)):
-            if step >= self.steps:
-                self.log(step, figures)
         self._client.set_tag(self._id, "mlflow.runName", run.path.name)
         self._client.set_tag(self._id, "mlflow.source.git.commit", run.contract.origin.source_revision)
         self._log(run.contract.metrics, parameters=flat(run.contract.origin.to_dict()))
@@ -133,9 +130,6 @@ class _WandB:
         self.steps = step + 1
 
     def finish(self, run: Run) -> None:
-        for step, figures in _epochs(_history(run)):
-            if step >= self.steps:
-                self.log(step, figures)
         self._run.name = run.path.name
         self._run.config.update(flat(run.contract.origin.to_dict()), allow_val_change=True)
         self._run.summary.update(dict(run.contract.metrics))
@@ -194,7 +188,9 @@ class Tracking:
         try:
             if self._error:  # of just now: MLflow tries for minutes before it fails
                 raise self._error
-            self._open().finish(Run(run))
+            finished, tracker = Run(run), self._open()
+            _send_rest(tracker, _history(finished))
+            tracker.finish(finished)
         except Exception as exc:
             raise TrainingError(f"The tracker did not take {run}: {exc}") from exc
 
@@ -213,14 +209,19 @@ class Tracking:
             self._news.clear()
             try:
                 tracker = self._open()
-                for step, figures in _epochs(self._history):
-                    if step >= tracker.steps:
-                        tracker.log(step, figures)
+                _send_rest(tracker, self._history)
                 self._error = None
             except Exception as exc:
                 if not self._error:
                     _log.warning(f"The tracker did not take the curves, and training continues: {exc}")
                 self._tracker, self._error = None, exc
+
+
+def _send_rest(tracker: Tracker, history: Mapping[str, Figures]) -> None:
+    """Send the epochs that a tracker lacks."""
+    for step, figures in _epochs(history):
+        if step >= tracker.steps:
+            tracker.log(step, figures)
 
 
 def _history(run: Run) -> dict[str, Figures]:
