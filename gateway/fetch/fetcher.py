@@ -204,7 +204,9 @@ class Fetcher:
 
     def _open(self, url: Url, addresses: list[Address], budget: Budget) -> socket.socket:
         plain = _first(addresses, budget, lambda address, limit_s: self._connect(address, url.port, budget, limit_s))
-        return self._secure(plain, url) if url.scheme == "https" else plain
+        # SNI and the certificate are for the host's name. urllib3's own connect() is not used, because it sets ALPN and
+        # the verify mode anew on the context that all threads share.
+        return self._tls.wrap_socket(plain, server_hostname=str(url.host)) if url.scheme == "https" else plain
 
     def _connect(self, address: Address, port: int, budget: Budget, timeout_s: float) -> PlainSocket:
         """Connect to an address, through the proxy if it is public; others, which a list opened, are on this side."""
@@ -224,11 +226,6 @@ class Fetcher:
             sock.close()
             raise
         return sock
-
-    def _secure(self, plain: PlainSocket, url: Url) -> socket.socket:
-        # SNI and the certificate are for the host's name. urllib3's own connect() is not used, because it sets ALPN and
-        # the verify mode anew on the context that all threads share.
-        return self._tls.wrap_socket(plain, server_hostname=str(url.host))
 
     def _read(self, response: BaseHTTPResponse, budget: Budget) -> bytes | str:
         if response.status in REDIRECTS and (location := response.headers.get("Location")):
