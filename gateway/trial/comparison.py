@@ -44,13 +44,6 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Offer:
-    active: ActiveTrial
-    image: bytes
-    held: Held
-
-
-@dataclass(frozen=True)
 class _Reply:
     """What a version says of one photo.
 
@@ -79,7 +72,7 @@ class Comparisons:
         self._model, self._trials, self._stages, self._metrics, self._room = model, trials, stages, metrics, room
         self._timeout_s = settings.model_timeout_s
         self._folder = Path(settings.trial_folder) if settings.trial_folder else None
-        self._offers: SimpleQueue[_Offer] = SimpleQueue()
+        self._offers: SimpleQueue[tuple[ActiveTrial, bytes, Held]] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_busy = False
@@ -106,33 +99,33 @@ class Comparisons:
                 held.add(len(image))
                 self._photos, self._last, self._is_busy = 0.0, now, True
                 self._compared[hash(image)] += 1
-                self._offers.put(_Offer(active, image, held))
+                self._offers.put((active, image, held))
             if not self._thread:
                 self._thread = threading.Thread(target=self._run, name="comparison", daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
         while True:
-            offer = self._offers.get()
+            active, image, held = self._offers.get()
             time.sleep(ANSWER_S)
             try:
-                self._compare(offer)
+                self._compare(active, image)
             except GatewayError as exc:  # the stable version cannot say either, or the server is busy
                 _log.debug("a photo was not compared: %s", exc.detail)
             except Exception:
                 _log.exception("a photo could not be compared")
             finally:
-                offer.held.release()
-            del offer
+                held.release()
+            del active, image, held
             self._is_busy = False
 
-    def _compare(self, offer: _Offer) -> None:
+    def _compare(self, active: ActiveTrial, image: bytes) -> None:
         """Ask both versions, the one or the other first, and count how their answers differ.
 
         Raises:
             GatewayError: The photo or the moment is to blame, and not the tried version.
         """
-        stable, tried = self._model.newest(), offer.active.version
+        stable, tried = self._model.newest(), active.version
         if stable is tried:  # it was promoted a moment ago
             return
         versions = [stable, tried]
@@ -141,19 +134,19 @@ class Comparisons:
         failed = False
         for version in versions:
             try:
-                replies[version] = self._ask(version, offer.image)
+                replies[version] = self._ask(version, image)
             except (ModelFailed, ModelTimeout, ModelUnavailable) as exc:
                 if version is not tried or isinstance(exc, VersionGone):
                     raise
                 failed = True
-        self._trials.record(offer.active, failed=failed)
+        self._trials.record(active, failed=failed)
         self._metrics.comparisons.labels(*tried.export).inc()
         if failed:
             self._metrics.comparison_signs.labels(*tried.export, "failed").inc()
             return
         self._count(replies[stable], replies[tried])
         if self._folder and replies[stable].best != replies[tried].best:
-            _keep(self._folder, offer.image, replies[stable], replies[tried])
+            _keep(self._folder, image, replies[stable], replies[tried])
 
     def _ask(self, version: Version, image: bytes) -> _Reply:
         started, deadline = time.perf_counter(), time.monotonic() + self._timeout_s
