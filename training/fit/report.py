@@ -78,19 +78,20 @@ def write_report(
     *,
     course: Course,
     result: Result,
-    photos: Pixels,
+    splits: Mapping[str, Pixels],
     split: str,
-    augmented: Mapping[int, NDArray[np.uint8]],
+    recipe: Recipe,
 ) -> Path:
     """Write report.html, its plots as PNG files and model.txt into a run folder, and return the page.
 
     Args:
         course: What was done.
         result: What the model said of held-out photos.
-        photos: Those photos.
-        split: Which they are.
-        augmented: From `augmented_photos`.
+        splits: All photos.
+        split: Which of them the result is of.
+        recipe: How photos were augmented.
     """
+    photos, augmented = splits[split], augmented_photos(splits["train"], recipe)
     lines: list[str] = []
     model.summary(print_fn=lambda text, **_: lines.append(text), expand_nested=True)
     summary = "\n".join(lines)

@@ -22,7 +22,7 @@ from training.fit.features import frozen_features
 from training.fit.plan import Plan, find_plan
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
-from training.fit.report import Course, augmented_photos, write_report
+from training.fit.report import Course, write_report
 from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
@@ -170,10 +170,10 @@ def _keep(
     recipe: Recipe,
 ) -> Path:
     """Measure a model on what was held out, and write its run folder with a report."""
-    held_out = {split: splits[split] for split in ("validation", "test") if split in splits}
     results = {
-        split: _measure(split, network.head.predict(features[split], verbose=0), pixels, contract)
-        for split, pixels in held_out.items()
+        split: _measure(split, network.head.predict(features[split], verbose=0), splits[split], contract)
+        for split in ("validation", "test")
+        if split in splits
     }
     score = novelty.fit(features["train"], features["validation"], len(contract.classes))
     if score:
@@ -183,25 +183,9 @@ def _keep(
         }
     contract = replace(contract, metrics={"train_photos": len(splits["train"].labels), **_metrics(results)})
     split, result = list(results.items())[-1]
-    run = write_run(
-        runs,
-        network.model,
-        contract,
-        course.history,
-        _telling_photos(held_out[split], result),
-        directions=score.directions if score else None,
-    )
-    augmented = augmented_photos(splits["train"], recipe)
-    write_report(
-        run,
-        network.model,
-        contract,
-        course=course,
-        result=result,
-        photos=held_out[split],
-        split=split,
-        augmented=augmented,
-    )
+    photos, directions = _telling_photos(splits[split], result), score.directions if score else None
+    run = write_run(runs, network.model, contract, course.history, photos, directions=directions)
+    write_report(run, network.model, contract, course=course, result=result, splits=splits, split=split, recipe=recipe)
     _log.info(f"Saved the run in {run}")
     return run
 
