@@ -54,10 +54,6 @@ class Criteria:
         """How many photos of what."""
         return f"{counted(len(self.held_out), 'photo')} of {self.split}"
 
-    def accuracy(self, predict: Predict, spec: ImageSpec) -> float:
-        """Return the part of the held-out photos whose class a TFLite file gives the highest probability (n, k)."""
-        return self.accuracy_of(self.probabilities(predict, spec, INTERPRETERS))
-
     def accuracy_of(self, probabilities: NDArray[np.float32]) -> float:
         """Return the accuracy of probabilities (n, k) of the held-out photos."""
         return float((probabilities.argmax(axis=1) == self.labels).mean())
@@ -85,7 +81,7 @@ class Criteria:
         """Return when an int8 file of a model with that accuracy is good enough."""
         return Limit(
             self.calibration,
-            lambda predict: self.accuracy(predict, spec),
+            lambda predict: self.accuracy_of(self.probabilities(predict, spec, INTERPRETERS)),
             self.description,
             keras_accuracy,
             self.int8_drop,

@@ -20,7 +20,7 @@ clothing and trash, since it rounds no convolutions on photos. It also needs one
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,7 +227,8 @@ class _Model:
     @property
     def computed(self) -> dict[str, int]:
         """The index of each float tensor that an operation gives, by its name."""
-        return {self.name(index): index for index in self._outputs() if self._is_float(index)}
+        outputs = (int(index) for operation in self.operations for index in operation.outputs)
+        return {self.name(each): each for each in outputs if self.tensors[each].type == schema.TensorType.FLOAT32}
 
     def ends(self) -> list[Any]:
         """Return the last layer, what comes after it, and what goes beside it: no other layer takes what they give.
@@ -243,12 +244,6 @@ class _Model:
             if operation not in ends or self.kind(operation) in _LAYERS:
                 taken.update(map(int, operation.inputs))
         return ends
-
-    def _outputs(self) -> Iterator[int]:
-        return (int(index) for operation in self.operations for index in operation.outputs)
-
-    def _is_float(self, index: int) -> bool:
-        return bool(self.tensors[index].type == schema.TensorType.FLOAT32)
 
     def name(self, index: int) -> str:
         return str(self.tensors[index].name.decode())
