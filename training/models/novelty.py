@@ -29,12 +29,10 @@ from sklearn.utils.extmath import randomized_svd
 
 from contract.answers import Outputs
 from contract.document import NOVELTY, PROBABILITIES, Novelty
+from training.models.features import Features
 from training.words import counted
 
 _log = logging.getLogger(__name__)
-
-Features = NDArray[np.float32]
-"""Pooled features (n, c)."""
 
 # As many as classes, since a trained network uses hardly more; 16 of clothing's 10 have 0.990 in place of the 0.993 of
 # 64. More take in noise: after half an hour on trash's 6 classes, it had 0.88 with 64, 0.93 with 32, 0.97 with 16.
