@@ -30,8 +30,6 @@ from training.release.commands import (
 
 if TYPE_CHECKING:
     from training.fit.preset import Preset
-
-if TYPE_CHECKING:
     from training.runs.track import Tracking
 
 _log = logging.getLogger(__name__)
