@@ -162,7 +162,7 @@ def _report(ledger: Ledger, options: argparse.Namespace) -> int:
 
     watch = Watch(ledger, options.gateway)
     findings = watch.look()
-    _warn(*(f"{each}." for each in watch.problems))
+    _warn(*(f"{each}." for each in watch.observed.problems))
     print(f"Version {watch.trial.version} on trial: {watch.progress}.")
     if findings:
         print(table(findings, watch.release.stable))

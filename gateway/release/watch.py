@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.release.evidence import ALPHA, KINDS, Counts, Criterion, Finding, criteria
+from gateway.release.evidence import ALPHA, KINDS, Criterion, Finding, criteria
 from gateway.release.ledger import Change, Ledger, Passing, Refused
 from gateway.release.observation import Observation
 
@@ -55,7 +55,7 @@ class Watch:
         documents = (each.document for each in state.history.entries.values())
         earlier = (each.trial for each in documents if each and each.trial)
         is_first = not any(each.version == self.trial.version and each.serial != self.trial.serial for each in earlier)
-        self._observation = Observation(gateways, ledger.home.name, self.trial, is_first=is_first)
+        self.observed = Observation(gateways, ledger.home.name, self.trial, is_first=is_first)
         self._criteria: list[Criterion] = []
         self._said, self._said_at = "", -PROGRESS_S
         self._passing = set[str]()  # what was said of a store that is away
@@ -63,21 +63,11 @@ class Watch:
 
     def look(self) -> list[Finding]:
         """Ask every gateway once, and return what each criterion finds; nothing while no gateway tries the version."""
-        self._observation.look()
-        contract = self._observation.contract
+        self.observed.look()
+        contract, counts = self.observed.contract, self.observed.counts
         if contract and not self._criteria:
             self._criteria = criteria(contract.metrics, contract.classes, stable=self.release.stable)
-        return [each.judge(self.counts) for each in self._criteria]
-
-    @property
-    def counts(self) -> Counts:
-        """What was counted until the last look."""
-        return self._observation.counts
-
-    @property
-    def problems(self) -> list[str]:
-        """Why some gateways do not take part."""
-        return self._observation.problems
+        return [each.judge(counts) for each in self._criteria]
 
     def run(self, promote_after: int | None, within_s: float) -> Outcome:
         """Look until the trial can be decided, or the time is over."""
@@ -94,9 +84,9 @@ class Watch:
             if left_s <= 0:
                 break
             time.sleep(min(POLL_S, left_s))
-        is_good = True if self.counts.photos and not promote_after else None
+        is_good = True if self.observed.counts.photos and not promote_after else None
         hint = () if is_good else ("a process compares a photo twice at most, so it needs different ones",)
-        return Outcome(is_good, (self.progress, *self.problems, *hint, "the trial goes on"))
+        return Outcome(is_good, (self.progress, *self.observed.problems, *hint, "the trial goes on"))
 
     def _try(self, step: Callable[[], Outcome | None], left_s: float) -> Outcome | None:
         """Take a step; a store that is away for a moment, or that somebody else has just changed, ends no watch."""
@@ -138,27 +128,27 @@ class Watch:
     def _reasons(self, findings: Sequence[Finding]) -> tuple[str, ...]:
         alarms = sorted((each for each in findings if each.alarms), key=lambda each: -each.log_evidence)
         stopped = [
-            f"a process of {each} stopped the trial, because its requests failed" for each in self._observation.stopped
+            f"a process of {each} stopped the trial, because its requests failed" for each in self.observed.stopped
         ]
         return (*stopped, *(each.describe(self.release.stable) for each in alarms[:_CLASSES_SHOWN]))
 
     def _has_seen(self, requests: int) -> bool:
         """Tell whether every gateway takes part, and enough was counted."""
-        counts = self.counts
-        if self.problems or counts.photos < min(requests, ENOUGH_PHOTOS):
+        counts = self.observed.counts
+        if self.observed.problems or counts.photos < min(requests, ENOUGH_PHOTOS):
             return False
         return (counts.requests if self.trial.mode == "share" else counts.photos) >= requests
 
     @property
     def progress(self) -> str:
         """How much was counted."""
-        counts = self.counts
+        counts = self.observed.counts
         answered = f", {counts.requests - counts.failed} requests answered" if self.trial.mode == "share" else ""
         return f"{counts.photos} photo{'s' * (counts.photos != 1)} compared{answered}"
 
     def _say(self) -> None:
         """Print how far it is: when something went wrong or right again, and else from time to time."""
-        problems = "".join(f"; {each}" for each in self.problems)
+        problems = "".join(f"; {each}" for each in self.observed.problems)
         if problems == self._said and time.monotonic() < self._said_at + PROGRESS_S:
             return
         self._said, self._said_at = problems, time.monotonic()
@@ -166,8 +156,8 @@ class Watch:
 
     def _say_if_quiet(self) -> None:
         """Print once that no request comes, after some looks without one."""
-        answers = self._observation.answers
-        self._quiet_looks = 0 if self.problems or answers != self._answers else self._quiet_looks + 1
+        answers = self.observed.answers
+        self._quiet_looks = 0 if self.observed.problems or answers != self._answers else self._quiet_looks + 1
         self._answers = answers
         if self._quiet_looks >= QUIET_LOOKS and not self._said_quiet:
             self._said_quiet = True
