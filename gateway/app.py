@@ -191,15 +191,15 @@ class Views:
     def begin(self) -> None:
         """Prepare a request, and check its API key where the path asks for one."""
         g.started, g.held = time.perf_counter(), Held(self._room)
-        logs.current.set(logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent")))
+        g.trace = logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent"))
+        logs.current.set(g.trace)
         # Before a page of another origin asks, its browser does, by OPTIONS and without the key.
         if request.endpoint in ("predict", "show_model", "show_metrics") and request.method != "OPTIONS":
             g.key = self._check_key()
 
     def end(self, response: Response) -> Response:
         """Count and log an answer."""
-        trace = logs.current.get()
-        response.headers["X-Request-ID"] = trace.request_id if trace else ""
+        response.headers["X-Request-ID"] = g.trace.request_id
         origin, is_preflight = request.headers.get("Origin"), request.method == "OPTIONS"
         response.headers.update(self._origins.headers(origin, is_preflight=is_preflight))
         code = g.get("code", "")
@@ -216,8 +216,7 @@ class Views:
 
     def _release_key(self) -> str:
         """Return what decides whether a version is tried with a request: requests of one key are treated alike."""
-        trace = logs.current.get()
-        return request.headers.get("X-Release-Key") or g.key or (trace.request_id if trace else "")
+        return str(request.headers.get("X-Release-Key") or g.key or g.trace.request_id)
 
     def _named(self, version: Version) -> dict[str, Any]:
         """Return which model, version and export answers; exports from before there were identities have none."""
