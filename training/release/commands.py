@@ -64,18 +64,9 @@ def run_export(options: argparse.Namespace) -> None:
     elif options.weights in ("imagenet", "none"):
         source = sources.of_architecture(options.name, options.architecture, options.weights, options.classes)
     else:
-        source = sources.of_file(
-            Path(options.weights),
-            options.name,
-            classes=options.classes,
-            preprocessing=options.preprocessing,
-            architecture=options.architecture,
-            size_px=options.size,
-            filter=options.filter or "bicubic",
-            aspect=options.aspect or "stretch",
-            crop=1.0 if options.crop is None else options.crop,
-            output=options.output,
-        )
+        names = ("classes", "preprocessing", "architecture", "filter", "aspect", "crop", "output")
+        given = {name: value for name in names if (value := getattr(options, name)) is not None}
+        source = sources.of_file(Path(options.weights), options.name, size_px=options.size, **given)
     if not options.replace_classes:
         refuse_other_classes(options.store, source.contract.model, source.contract.classes)
     sources.release(source, options.store, read_chosen_criteria(options, source.contract))
