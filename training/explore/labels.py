@@ -10,6 +10,7 @@ import json
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -132,13 +133,12 @@ def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> li
     labels = np.array([photo.label for photo in inspection.photos])
     folders = np.array([str(photo.path.parent) for photo in inspection.photos])
     k = _neighbours(Counter(labels.tolist()))
-    suspects = []
+    groups, suspects = np.unique(folders, return_inverse=True)[1], []
     for folder, label in sorted(set(zip(folders.tolist(), labels.tolist(), strict=True))):
         members = np.flatnonzero((folders == folder) & (labels == label))
         elsewhere = int(((labels == label) & (folders != folder)).sum())
         if len(members) < MIN_FOLDER or elsewhere < max(k, len(members) / 2):
             continue
-        groups = np.unique(folders, return_inverse=True)[1]
         votes = [Counter(labels[near].tolist()) for near in _nearest(features, groups, k, members)]
         looks = np.array([vote.most_common(1)[0][0] for vote in votes])
         other, count = Counter(looks.tolist()).most_common(1)[0]
@@ -155,13 +155,10 @@ def suspect_pairs(labels: NDArray[np.str_], features: NDArray[np.float32]) -> li
     for position, nearest in enumerate(_nearest(features, np.arange(len(labels)), k)):
         np.add.at(near[index[position]], index[nearest], 1)
     pairs = []
-    for a in range(len(names)):
-        for b in range(a):
-            if counts[a] <= k or counts[b] <= k:
-                continue
-            separation = min(_separation(near, counts, a, b), _separation(near, counts, b, a))
-            if separation < MIN_SEPARATION:
-                pairs.append(SuspectPair(str(names[b]), str(names[a]), separation, int(min(counts[a], counts[b]))))
+    for a, b in combinations(np.flatnonzero(counts > k).tolist(), 2):
+        separation = min(_separation(near, counts, a, b), _separation(near, counts, b, a))
+        if separation < MIN_SEPARATION:
+            pairs.append(SuspectPair(str(names[a]), str(names[b]), separation, int(min(counts[a], counts[b]))))
     return sorted(pairs, key=lambda pair: pair.separation)
 
 
