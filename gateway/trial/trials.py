@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from threading import Lock
 
-from contract.release import Trial
 from gateway.model.protocol import ActiveTrial, Model
 from gateway.telemetry.metrics import Metrics
 
@@ -34,7 +33,9 @@ class Trials:
         if not active or not active.trial.includes(key):
             return None
         with self._lock:
-            self._begin(active.trial)
+            if active.trial.identity != self._counted:  # a larger share of the same trial is no other one
+                self._counted, self._is_stopped = active.trial.identity, False
+                self._counts.clear()
             return None if self._is_stopped else active
 
     def record(self, active: ActiveTrial, *, failed: bool) -> None:
@@ -52,9 +53,3 @@ class Trials:
                 _log.error(
                     "version %s is not tried here any more: it failed %d of %d times", export, failures, requests
                 )
-
-    def _begin(self, trial: Trial) -> None:
-        """Begin to count anew if this is another trial; a larger share of the same one is none."""
-        if trial.identity != self._counted:
-            self._counted, self._is_stopped = trial.identity, False
-            self._counts.clear()
