@@ -181,25 +181,26 @@ exit status:
   3   some have no prediction, and would not get one: the table says why""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "sources",
         nargs="*",
         metavar="SOURCE",
         help="a URL, an image, a folder, or a text file with a URL or an image on each line that is not blank;"
         " without any, what is merged",
     )
-    parser.add_argument(
+    add(
         "--gateway", type=gateway_url, default="http://localhost:9696", help="URL of the gateway (default: %(default)s)"
     )
-    parser.add_argument("--out", type=_table, help=".csv or .jsonl file to append to (default: standard output)")
-    parser.add_argument(
+    add("--out", type=_table, help=".csv or .jsonl file to append to (default: standard output)")
+    add(
         "--shard",
         type=_shard,
         default=Shard(0, 1),
         metavar="I/N",
         help="ask about part I of N alone, from 0; each part needs its own --out",
     )
-    parser.add_argument(
+    add(
         "--merge",
         type=_table,
         nargs="+",
@@ -208,11 +209,9 @@ exit status:
         metavar="FILE",
         help="first take over what these files of other runs answer, such as those of shards",
     )
-    parser.add_argument("--top-k", type=_positive, default=1, help="predictions per image (default: %(default)s)")
-    parser.add_argument("--concurrency", type=_positive, default=8, help="requests at once (default: %(default)s)")
-    parser.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: %(default)s)"
-    )
+    add("--top-k", type=_positive, default=1, help="predictions per image (default: %(default)s)")
+    add("--concurrency", type=_positive, default=8, help="requests at once (default: %(default)s)")
+    add("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: %(default)s)")
     return parser
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs it."""
     parser.set_defaults(main=run_runs)
-    parser.add_argument(
-        "run", nargs="*", type=Path, metavar="RUN", help="run folders to compare; lists all without any"
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
+    add = parser.add_argument
+    add("run", nargs="*", type=Path, metavar="RUN", help="run folders to compare; lists all without any")
+    add("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
 
 
 def run_runs(options: argparse.Namespace) -> None:
