@@ -14,13 +14,9 @@ CLIP = 1e-4  # nearer to 0 and 1, logits differ much between versions that mean 
 
 
 def find_signs(trial: NDArray[Any], stable: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
-    """Return on which photos (n) a version differs from the stable one, by their probabilities (n, k).
-
-    The signs are `disagrees` (another class is the most probable one), `surer` and `less_sure`.
-    """
+    """Return on which photos (n) a version is much surer or less sure than the stable one, by probabilities (n, k)."""
     surer = _logit(trial.max(axis=1)) - _logit(stable.max(axis=1))
-    disagrees = trial.argmax(axis=1) != stable.argmax(axis=1)
-    return {"disagrees": disagrees, "surer": surer > SURER, "less_sure": surer < -SURER}
+    return {"surer": surer > SURER, "less_sure": surer < -SURER}
 
 
 def _logit(probabilities: NDArray[Any]) -> NDArray[np.float64]:

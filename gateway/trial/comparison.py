@@ -161,9 +161,9 @@ class Comparisons:
 
     def _count(self, stable: _Reply, tried: _Reply) -> None:
         export, metrics = tried.version.export, self._metrics
-        disagrees = tried.best != stable.best  # by the names, since versions may have other classes
+        disagrees = tried.best != stable.best
         found = find_signs(tried.probabilities[np.newaxis], stable.probabilities[np.newaxis])
-        signs = {**found, "disagrees": disagrees, "slower": _is_slower(tried, stable)}
+        signs = {"disagrees": disagrees, "slower": _is_slower(tried, stable), **found}
         for sign in (sign for sign, is_so in signs.items() if is_so):
             metrics.comparison_signs.labels(*export, sign).inc()
         if disagrees:
