@@ -205,8 +205,7 @@ class Phases:
                 *([_Average(left)] if averaged else []),  # before those that keep weights
                 stopping,
                 progress,
-                _Wait(steps, f"{title} {left.start + 1}/{left.stop}"),
-                _Lines(left, self.run, self.limit_s or math.inf, title, later=self.trainings - number - 1),
+                _Lines(left, steps, self.run, self.limit_s or math.inf, title, later=self.trainings - number - 1),
                 *self.watch,
             ],
             shuffle=False,
@@ -238,18 +237,6 @@ def _compile(model: keras.Model, steps: int, recipe: Recipe) -> bool:
 def _name(number: int) -> str:
     """Return the name of the phase of a training of the network."""
     return f"network-{number + 1}" if number else "network"
-
-
-class _Wait(keras.callbacks.Callback):
-    """Log once how long the first epoch takes."""
-
-    def __init__(self, batches: int, work: str) -> None:
-        super().__init__()
-        self._batches = estimated(range(1, batches), work)
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if batch:  # the first one also traces the graph
-            next(self._batches, None)
 
 
 class BestOfEqual(keras.callbacks.EarlyStopping):
@@ -314,12 +301,20 @@ class _Pace(keras.callbacks.Callback):
 
 
 class _Lines(keras.callbacks.Callback):
-    """Log a line for each epoch, with the time that is left for this training and later ones."""
+    """Log a line for each epoch, with the time that is left for this training and later ones.
 
-    def __init__(self, epochs: range, run: Unfinished, limit_s: float, title: str, *, later: int) -> None:
+    In the middle of the first epoch, it logs once how long that takes.
+    """
+
+    def __init__(self, epochs: range, steps: int, run: Unfinished, limit_s: float, title: str, *, later: int) -> None:
         super().__init__()
         self._epochs, self._run, self._limit_s, self._started_s = epochs, run, limit_s, run.spent_s
         self._title, self._later = title, later
+        self._steps = estimated(range(1, steps), f"{title} {epochs.start + 1}/{epochs.stop}")
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch:  # the first one also traces the graph
+            next(self._steps, None)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}
