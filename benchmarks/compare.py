@@ -178,9 +178,8 @@ def measure(system: System, origin: str, window_s: float, results: dict[str, Any
     """Add one round of a system to the results."""
     figures = results["systems"][system.name]
     with started(system, origin, path("224 px")) as running:
-        load(
-            running, "saturate", f"http://{origin}{path('224 px')}", CLIENTS["224 px"], 1.0
-        )  # so that there are graphs for all batch sizes
+        small = f"http://{origin}{path('224 px')}"
+        load(running, "saturate", small, CLIENTS["224 px"], 1.0)  # so that there are graphs for all batch sizes
         memory_mb = []
         for photo, values in figures["photos"].items():
             url = f"http://{origin}{path(photo)}"

@@ -182,13 +182,8 @@ def install(environment: str) -> Path:
 
 def installed_packages(environment: str) -> str:
     """Return the packages of an environment, `name==version` with a space between."""
-    command: list[str | Path] = [
-        Path(sys.executable).with_name("uv"),
-        "pip",
-        "freeze",
-        "--python",
-        CACHE / environment / "bin" / "python",
-    ]
+    uv, python = Path(sys.executable).with_name("uv"), CACHE / environment / "bin" / "python"
+    command: list[str | Path] = [uv, "pip", "freeze", "--python", python]
     return " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
