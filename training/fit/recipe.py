@@ -8,10 +8,11 @@ from typing import Any, get_args, get_type_hints
 
 from training.errors import TrainingError
 
-MOST_AUGMENTATION = 3  # beyond it, little is left of a photo
 SEEDS = 2**32  # NumPy takes no larger one
 _KINDS = {int: "a whole number", float: "a finite number", str: "text"}
-_NOT_NEGATIVE = ("seed", "averaging", "epochs", "learning_rate", "weight_decay")
+# Beyond three times the usual augmentation, little is left of a photo.
+_MOST = {"dropout": 1, "label_smoothing": 1, "unfreeze": 1, "cutmix": 1, "augmentation": 3}
+_LEAST = {"batch_size": 1, "patience": 1, "seed": 0, "averaging": 0, "epochs": 0, "learning_rate": 0, "weight_decay": 0}
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("dropout", "label_smoothing", "unfreeze", "cutmix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise TrainingError(f"Expected {name} from 0 to 1. Received: {getattr(self, name)}")
-        if not 0 <= self.augmentation <= MOST_AUGMENTATION:
-            raise TrainingError(f"Expected augmentation from 0 to {MOST_AUGMENTATION}. Received: {self.augmentation}")
-        for name in ("batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"Expected {name} of at least 1. Received: {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise TrainingError(f"Expected {name} of at least 0. Received: {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise TrainingError(f"Expected {name} from 0 to {most}. Received: {getattr(self, name)}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise TrainingError(f"Expected {name} of at least {least}. Received: {getattr(self, name)}")
         if self.seed >= SEEDS:
             raise TrainingError(f"Expected seed below {SEEDS}. Received: {self.seed}")
         if self.class_weights not in ("balanced", "none"):
