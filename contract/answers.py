@@ -10,10 +10,6 @@ from numpy.typing import NDArray
 
 from contract.document import CONTRACT, DESCRIBE_SIGNATURE, NOVELTY, PROBABILITIES, QUERY, Contract, GoldenExample
 
-Run = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
-"""Runs a signature, by its name, on inputs, and returns its outputs."""
-
-
 SECONDS = "engine-seconds"
 """The metadata after a Predict that say how long it ran; TensorFlow Serving does not."""
 
@@ -67,8 +63,8 @@ class Outputs(NamedTuple):
         return float(np.abs(received - np.array(example.values, np.float32)).max())
 
 
-def describe(run: Run) -> bytes:
-    """Return the contract's JSON, as it is in the version's file."""
+def describe(run: Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]) -> bytes:
+    """Return the contract's JSON, as it is in the version's file; `run` runs a signature, by its name, on inputs."""
     return bytes(run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0])
 
 

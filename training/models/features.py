@@ -26,8 +26,6 @@ _log = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]
 """Of photos (n, c)."""
-_Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Pixels (n, h, w, 3) to features (n, c)."""
 
 _BATCH = 16  # photos of a task
 
@@ -47,8 +45,8 @@ def compute_features(model: keras.Model, *splits: NDArray[np.uint8]) -> list[Fea
     return found
 
 
-def _runner(model: keras.Model) -> tuple[_Run, int]:
-    """Return what computes features, and how many may do so at once.
+def _runner(model: keras.Model) -> tuple[Callable[[NDArray[np.uint8]], Features], int]:
+    """Return what computes features of pixels (n, h, w, 3), and how many may do so at once.
 
     That is TFLite, which is four times as fast as Keras on a CPU, or else Keras.
     """
