@@ -141,9 +141,8 @@ class Front:
 
     def refuse(self, request: Request, error: GatewayError) -> Answer:
         """Answer without a thread; count and log it as the application does with its own answers."""
-        headers = dict(request.headers)
-        asked_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        trace = Trace.of(asked_id, headers.get(b"traceparent", b"").decode("latin-1"))
+        named = {name: value.decode("latin-1") for name, value in request.headers}
+        trace = Trace.of(named.get(b"x-request-id"), named.get(b"traceparent"))
         self._metrics.answers.labels("front", error.status, error.code).inc()
         path = request.path.encode("latin-1").decode("utf-8", "replace")
         fields = {"method": request.method, "path": path, "status": error.status, "code": error.code}
@@ -156,8 +155,8 @@ class Front:
         ]
         if error.retry_after_s is not None:
             answer.append((b"retry-after", str(error.retry_after_s).encode()))
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        answer += [(name.lower().encode(), value.encode()) for name, value in self._origins.headers(origin).items()]
+        allowed = self._origins.headers(named.get(b"origin"))
+        answer += [(name.lower().encode(), value.encode()) for name, value in allowed.items()]
         return error.status, answer, content
 
 
