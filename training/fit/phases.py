@@ -245,8 +245,7 @@ class BestOfEqual(keras.callbacks.EarlyStopping):
     With few validation photos many epochs are equally accurate, and the first of them has learned the least.
     """
 
-    def get_monitor_value(self, logs: Mapping[str, float] | None) -> float:
-        logs = logs or {}
+    def get_monitor_value(self, logs: Mapping[str, float]) -> float:
         return logs["val_accuracy"] - 1e-4 * logs["val_loss"]
 
 
@@ -316,8 +315,7 @@ class _Lines(keras.callbacks.Callback):
         if batch:  # the first one also traces the graph
             next(self._steps, None)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        logs = logs or {}
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float]) -> None:
         passed_s = self._run.spent_s - self._started_s
         left = self._epochs.stop - epoch - 1 + self._later * self._epochs.stop
         left_s = passed_s / (epoch + 1 - self._epochs.start) * left
