@@ -128,11 +128,9 @@ class Comparisons:
         stable, tried = self._model.newest(), active.version
         if stable is tried:  # it was promoted a moment ago
             return
-        versions = [stable, tried]
-        random.shuffle(versions)
         replies: dict[Version, _Reply] = {}
         failed = False
-        for version in versions:
+        for version in random.sample((stable, tried), 2):
             try:
                 replies[version] = self._ask(version, image)
             except (ModelFailed, ModelTimeout, ModelUnavailable) as exc:
