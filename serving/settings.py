@@ -107,14 +107,13 @@ class Settings:
                 "Expected --host to be an address or a host name, without a port and a zone. Received:"
                 f" {settings.host!r}"
             )
-        settings = replace(settings, host=settings.host.strip("[]"))
         if settings.port == 0 and not settings.grpc_socket_path:
             raise InvalidArgumentError("Expected --port above 0, or --grpc_socket_path. Received: --port=0 alone")
         if not settings.enable_grpc_healthcheck_service:
             log.warning(
                 "The flag --enable_grpc_healthcheck_service=false has no effect here: the health service is always on"
             )
-        return replace(settings, models=_models(settings))
+        return replace(settings, host=settings.host.strip("[]"), models=_models(settings))
 
 
 def _flags() -> dict[str, Field[Any]]:
