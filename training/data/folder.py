@@ -184,7 +184,7 @@ def _check_order(class_paths: Sequence[Path]) -> None:
             f"Expected a folder for each class. Received parts of one set, with folders inside:"
             f" {_some(str(path) for path in class_paths)}. Put the folders of all parts together."
         )
-    if all(map(read_like_splits, inside.values())) and all(inside.values()):
+    if all(map(read_like_splits, inside.values())):
         path, names = next(iter(inside.items()))
         raise DataError(
             f"Expected class folders inside each split. Received splits inside each folder: {path / names[0]}."
@@ -218,10 +218,9 @@ def _suspicions(class_paths: Sequence[Path]) -> list[str]:
     ]
     folded = Counter(name.casefold() for name in {class_name(path.name) for path in class_paths})
     alike = sorted(name for name in names if folded[class_name(name).casefold()] > 1)
-    return [
-        *warnings,
-        *([f"Warning: classes that differ only in upper and lower case: {_some(alike)}"] if alike else []),
-    ]
+    if alike:
+        warnings.append(f"Warning: classes that differ only in upper and lower case: {_some(alike)}")
+    return warnings
 
 
 def _some(names: Iterable[str]) -> str:
@@ -235,7 +234,7 @@ def _strays(folders: Sequence[Path]) -> list[str]:
     strays = {folder: [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES] for folder in folders}
     photos = {folder: sorted(filter(_is_visible_file, paths)) for folder, paths in strays.items()}
     return [
-        f"Left out {len(paths)} photo{'s' * (len(paths) != 1)} beside the class folders, such as {paths[0]}"
+        f"Left out {counted(len(paths), 'photo')} beside the class folders, such as {paths[0]}"
         for paths in photos.values()
         if paths
     ]
