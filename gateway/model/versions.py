@@ -262,12 +262,8 @@ class Versions:
         self._usable, self._loaded = self._in_order([version for _, version in usable]), self._in_order(loaded)
         self._available, self._described_after = bool(available), breaks
         hidden = {each.export: AMONG_OTHERS for each in known if not self._is_told_apart(each)}
-        refused = (
-            self._unloaded.name(statuses, available)
-            | unasked
-            | hidden
-            | {each.export: each.refusal for each in known if each.refusal}
-        )
+        failed = {each.export: each.refusal for each in known if each.refusal}
+        refused = self._unloaded.name(statuses, available) | unasked | hidden | failed
         for export in refused.keys() - self.health.refused.keys():
             _log.warning("version %s of %s is refused: %s", export, self.model, refused[export])
         nothing = f"No usable version of {self.model!r} is loaded at the model server"
