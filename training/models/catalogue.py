@@ -72,15 +72,11 @@ class Architecture:
             return efficientnet_lite.build(self.name, weights, include_top, classes, self.size_px)
         if self.name == plain_cnn.NAME:
             return plain_cnn.build(self.size_px, weights, include_top, classes)
-        options: dict[str, Any] = {"classes": classes} if include_top else {"pooling": "avg"}
+        options: dict[str, Any] = {"include_top": include_top, "input_shape": (self.size_px, self.size_px, 3)}
+        options |= {"classes": classes} if include_top else {"pooling": "avg"}
         build = getattr(keras.applications, self.name)
         try:
-            return build(
-                weights=None if weights == "none" else weights,
-                include_top=include_top,
-                input_shape=(self.size_px, self.size_px, 3),
-                **options,
-            )
+            return build(weights=None if weights == "none" else weights, **options)
         except Exception as exc:
             if "nput size" in str(exc):
                 raise WeightsError(f"Expected an input size that {self.name} takes. Received: {exc}") from exc

@@ -78,14 +78,9 @@ def build(
     for stage, (repeats, kernel, stride, expansion, filters) in enumerate(_STAGES):
         scaled = 0 < stage < len(_STAGES) - 1
         for repeat in range(ceil(repeats * variant.depth) if scaled else repeats):
+            step, channels = 1 if repeat else stride, _scale(filters, variant.width)
             x = _block(
-                x,
-                f"block{block}",
-                kernel=kernel,
-                stride=stride if repeat == 0 else 1,
-                expansion=expansion,
-                filters=_scale(filters, variant.width),
-                normed=normed,
+                x, f"block{block}", kernel=kernel, stride=step, expansion=expansion, filters=channels, normed=normed
             )
             block += 1
     x = _convolved(x, layers.Conv2D(1280, 1, use_bias=not normed, name="head"), normed)
