@@ -222,15 +222,10 @@ def _between(found: Iterable[Weights], shares: Sequence[float]) -> Weights:
 def _compile(model: keras.Model, steps: int, recipe: Recipe) -> bool:
     """Compile a model for epochs of some steps, and return whether its weights are averaged."""
     averaged = steps * recipe.averaging > 1
-    model.compile(
-        keras.optimizers.AdamW(
-            weight_decay=recipe.weight_decay,
-            use_ema=averaged,
-            ema_momentum=1 - 1 / (steps * recipe.averaging) if averaged else None,
-        ),
-        keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=["accuracy"],
-    )
+    momentum = 1 - 1 / (steps * recipe.averaging) if averaged else None
+    optimizer = keras.optimizers.AdamW(weight_decay=recipe.weight_decay, use_ema=averaged, ema_momentum=momentum)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
+    model.compile(optimizer, loss, metrics=["accuracy"])
     return averaged
 
 
