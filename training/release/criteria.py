@@ -79,13 +79,11 @@ class Criteria:
 
     def int8_limit(self, keras_accuracy: float, spec: ImageSpec) -> Limit:
         """Return when an int8 file of a model with that accuracy is good enough."""
-        return Limit(
-            self.calibration,
-            lambda predict: self.accuracy_of(self.probabilities(predict, spec, INTERPRETERS)),
-            self.description,
-            keras_accuracy,
-            self.int8_drop,
-        )
+
+        def accuracy(predict: Predict) -> float:
+            return self.accuracy_of(self.probabilities(predict, spec, INTERPRETERS))
+
+        return Limit(self.calibration, accuracy, self.description, keras_accuracy, self.int8_drop)
 
     def compare(self, probabilities: NDArray[np.float32], contract: Contract, store: Path) -> dict[str, float]:
         """Compare with the version that answers, by its fp32 TFLite file: the release's stable one, or the newest.

@@ -165,11 +165,9 @@ def quantize(content: bytes, calibration: Calibration, float_part: float) -> byt
     for operation in model.operations:
         if operation not in in_fp32 and model.is_small_convolution(operation):
             model.set_weights(operation, calibration.weights[model.name(operation.outputs[0])])
+    names = [model.name(index) for operation in in_fp32 for index in operation.outputs]
     with quiet():
-        quantized: bytes = mlir_quantize(
-            model.to_bytes(),
-            denylisted_nodes=[model.name(index) for operation in in_fp32 for index in operation.outputs],
-        )
+        quantized: bytes = mlir_quantize(model.to_bytes(), denylisted_nodes=names)
     return quantized
 
 
