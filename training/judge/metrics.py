@@ -167,9 +167,5 @@ def _above(probability: float, confidence: NDArray[np.float32], right: NDArray[n
 
 def _reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> list[Bin]:
     index = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    chosen = [index == i for i in range(BINS)]
-    return [
-        Bin(int(in_bin.sum()), float(confidence[in_bin].mean()), float(right[in_bin].mean()))
-        for in_bin in chosen
-        if in_bin.any()
-    ]
+    bins = [index == i for i in np.unique(index)]
+    return [Bin(int(each.sum()), float(confidence[each].mean()), float(right[each].mean())) for each in bins]
