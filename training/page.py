@@ -21,12 +21,9 @@ THUMBNAIL_PX = 128
 
 def write(path: Path, template: str, **values: Any) -> Path:
     """Render `training/templates/<template>` to a file, and return it."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters |= {"breakable": _breakable, "readable": _readable}
     templates.filters |= {"counted": counted, "plural": plural, "thumbnail": thumbnail}
