@@ -57,11 +57,8 @@ class ImageSpec:
         _expect(self.aspect in get_args(Aspect), f"an aspect of {get_args(Aspect)}", self.aspect)
         _expect(self.orientation in get_args(Orientation), f"an orientation of {get_args(Orientation)}", self)
         _expect(0 < self.crop <= 1, "a crop above 0 and up to 1", self.crop)
-        _expect(
-            len(self.background) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in self.background),
-            "a background of three integers from 0 to 255",
-            self.background,
-        )
+        is_colour = len(self.background) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in self.background)
+        _expect(is_colour, "a background of three integers from 0 to 255", self.background)
 
 
 @dataclass(frozen=True)
@@ -103,11 +100,8 @@ class Novelty:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Novelty:
         """Read what a contract says; members that this release does not know are left out."""
-        return cls(
-            threshold=float(values["threshold"]),
-            turned_away=float(values.get("turned_away", 0.0)),
-            photos=int(values.get("photos", 0)),
-        )
+        turned_away, photos = float(values.get("turned_away", 0.0)), int(values.get("photos", 0))
+        return cls(float(values["threshold"]), turned_away, photos)
 
 
 @dataclass(frozen=True)
