@@ -138,11 +138,8 @@ def read_history(file: Path) -> History:
             problems.append(f"Line {number} cannot be read: {exc}")
         else:
             if entry.before != last_hash:
-                what = (
-                    f"line {number - 1} was edited, or lines between them removed"
-                    if number > 1
-                    else "lines before it were removed"
-                )
+                what = f"line {number - 1} was edited, or lines between them removed"
+                what = what if number > 1 else "lines before it were removed"
                 problems.append(f"Line {number} does not continue line {number - 1}: {what}")
         last_hash = hashlib.sha256(line + b"\n").hexdigest()
     return History(entries, tuple(problems), last_hash, len(content) - len(torn), torn, is_open)

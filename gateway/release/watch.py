@@ -177,13 +177,11 @@ def table(findings: Sequence[Finding], stable: int) -> str:
         lines.append("  No photo was compared yet. The first one is within seconds of the first requests.")
     if left := len(classes) - len(shown):
         lines.append(f"  and {left} more lines about classes, with less evidence")
-    return "\n".join(
-        [
-            *lines,
-            f"A version within its limits is rolled back with a probability of {ALPHA:.0%} at most, however often one"
-            f" looks: {ALPHA / KINDS:.2%} for each line, and as much for all classes together.",
-        ]
+    lines.append(
+        f"A version within its limits is rolled back with a probability of {ALPHA:.0%} at most, however often one"
+        f" looks: {ALPHA / KINDS:.2%} for each line, and as much for all classes together."
     )
+    return "\n".join(lines)
 
 
 def _judgement(finding: Finding) -> str:
