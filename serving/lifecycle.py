@@ -269,12 +269,8 @@ class Lifecycle:
 
 def _warn_of_missing(model: messages.ModelConfig, on_disk: Mapping[int, Path]) -> None:
     if not on_disk:
-        log.warning(
-            "No versions of servable %s found under base path %s. "
-            "Did you forget to name your leaf directory as a number (eg. '/1/')?",
-            model.name,
-            model.base_path,
-        )
+        hint = "Did you forget to name your leaf directory as a number (eg. '/1/')?"
+        log.warning("No versions of servable %s found under base path %s. %s", model.name, model.base_path, hint)
     elif missing := set(model.model_version_policy.specific.versions) - set(on_disk):
         log.warning("Version(s) %s of servable %s not found under %s", sorted(missing), model.name, model.base_path)
 
