@@ -25,7 +25,7 @@ class Preset:
         expected: The accuracy that it reached, and on which photos.
         architecture: The backbone's name.
         weights: `imagenet`, `none`, a run folder or a file.
-        larger: A network with ImageNet weights that trains in its place where the minutes suffice; empty for none.
+        larger: A network with ImageNet weights that trains in its place where photos are few; empty for none.
         size: Input size in pixels; None for the architecture's own.
         preprocessing: What the network in a file expects; None for that of its architecture.
         time: How long that took, and where.
