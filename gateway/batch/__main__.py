@@ -132,7 +132,7 @@ def _expand(source: str) -> tuple[list[str], str]:
         return [source], ""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError) as exc:
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError) as exc:
         expected = f"a URL, an image ({', '.join(SUFFIXES)}), a folder, or a text file with a list of them"
         raise ValueError(f"Expected {expected}. Received: {source}") from exc
     return [line.strip() for line in lines if line.strip()], ""

@@ -126,8 +126,8 @@ def run_train(options: argparse.Namespace) -> int:
                 released = first
             if options.first_only:
                 return _track(first, tracking, options.track)
-    spent_s = time.monotonic() - started
-    with train_with(data, preset, minutes=minutes, spent_s=spent_s, tracking=tracking, first=first) as run:
+    passed_s = time.monotonic() - started
+    with train_with(data, preset, minutes=minutes, passed_s=passed_s, tracking=tracking, first=first) as run:
         best = _better(run, first, released)
         status = 0 if best == released else _release(best, options)
         return _track(run, tracking, options.track) or status
@@ -177,9 +177,6 @@ def _track(run: Path, tracking: Tracking | None, name: str) -> int:
         return 0
     try:
         tracking.finish(run)
-    except TrainingError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"Stopped; {name} may lack a part of {run}, and nothing else is left to do", file=sys.stderr)
         return STOPPED
@@ -193,7 +190,7 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
     from training.release.sources import of_run, release
 
     if number := version_of(run, options.store, options.name):
-        _log.info(f"{run} was released before, as version {number}, and nothing else is. {_kept(run, options)}")
+        _log.info(f"{run} was released before, as version {number}. {_kept(run, options)}")
         return 0
     try:
         source = of_run(run, options.name)
@@ -217,7 +214,7 @@ def _kept(run: Path, options: argparse.Namespace) -> str:
         command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
     for name in ("refuse_if_worse", "replace_classes"):
         command += [f"--{name.replace('_', '-')}"] if getattr(options, name) else []
-    return f"The run is kept. To release it: python -m training export {shlex.join(command)}"
+    return f"The run is kept. To release it later: python -m training export {shlex.join(command)}"
 
 
 def _check_start(preset: Preset, architecture: str | None) -> None:
@@ -226,6 +223,8 @@ def _check_start(preset: Preset, architecture: str | None) -> None:
     from training.models.starting_points import File
 
     start = start_of(preset)
+    if preset.larger:
+        start_of(preset.changed({"architecture": preset.larger}))
     if architecture and isinstance(start, File) and start.image:
         raise WeightsError(f"Expected no --architecture with {preset.weights}, which contains a whole {start.name}")
 

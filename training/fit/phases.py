@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import keras
@@ -129,25 +130,26 @@ class Phases:
             found[f"training {number + 1}"] = self.model.get_weights()
         if self.trainings > 1:
             found["the average of all"] = _between(found.values(), [1 / len(found)] * len(found))
-            self._take_best(found, splits["validation"])
+            self._take_best(found.items(), splits["validation"])
         if self.preset.pretrained:
             end = self.model.get_weights()
-            back = {f"{share:.0%} of the change": _between([start, end], [1 - share, share]) for share in SHARES}
-            self._take_best({"all of the change": end, **back}, splits["validation"])
+            shares = ((f"{share:.0%} of the change", _between([start, end], [1 - share, share])) for share in SHARES)
+            self._take_best(chain([("all of the change", end)], shares), splits["validation"])
         return histories
 
-    def _take_best(self, choices: Mapping[str, Weights], validation: Pixels) -> None:
-        """Take the weights with the least loss on validation, of some choices by name.
+    def _take_best(self, choices: Iterable[tuple[str, Weights]], validation: Pixels) -> None:
+        """Take the weights with the least loss on validation, of some choices and their names.
 
         Source: Wortsman et al., "Model soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022.
         """
         photos = batches.in_order(validation.images, one_hot(validation.labels, self.model), self.recipe)
-        losses: dict[str, float] = {}
-        for name, weights in choices.items():
+        losses, best, kept = dict[str, float](), "", self.model.get_weights()
+        for name, weights in choices:
             self.model.set_weights(weights)
             losses[name] = self.model.evaluate(photos, verbose=0, return_dict=True)["loss"]
-        best = min(losses, key=losses.__getitem__)
-        self.model.set_weights(choices[best])
+            if losses[name] < losses.get(best, math.inf):
+                best, kept = name, weights
+        self.model.set_weights(kept)
         others = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if name != best)
         log.info(f"Taken: {best}, loss on validation {losses[best]:.3f}; beside it: {others}")
 
@@ -216,7 +218,8 @@ class Phases:
 
 def _between(found: Iterable[Weights], shares: Sequence[float]) -> Weights:
     """Return the weights between some, with a share of each."""
-    return [np.average(each, axis=0, weights=shares) for each in zip(*found, strict=True)]
+    mixed = (np.average(each, axis=0, weights=shares) for each in zip(*found, strict=True))
+    return [np.asarray(each, np.float32) for each in mixed]
 
 
 def _compile(model: keras.Model, steps: int, recipe: Recipe) -> bool:

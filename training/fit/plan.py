@@ -15,6 +15,7 @@ from training.errors import TrainingError
 from training.fit import phases
 from training.fit.preset import Preset
 from training.fit.rehearsal import rehearse
+from training.runs.unfinished import spent_s
 from training.words import counted
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ MOST_TRAININGS = 3
 # The larger network of a preset is for few photos of each class, and for minutes that suffice for some of its epochs.
 # Lite2 at 260 px, the same 30 of each class: 0.838 after 20 epochs and 0.855 after 40, where Lite0 has 0.828 and 0.831.
 # Trash, 240 of each class, two fifths held out: 0.964 and 0.919, where Lite0 has 0.961 and 0.922.
-FEW_PHOTOS, LARGER_EPOCHS = 100, 12
+FEW_PHOTOS, LARGER_EPOCHS = 100, 20
+CHOICES = MOST_TRAININGS + 2 + len(phases.SHARES)  # of weights, each with a pass over validation, at most
 
 
 @dataclass(frozen=True)
@@ -54,36 +56,37 @@ class Plan:
     text: str = ""
 
 
-def find_plan(file: Path, preset: Preset, data: Data, minutes: float | None, spent_s: float) -> Plan:
+def find_plan(file: Path, preset: Preset, data: Data, minutes: float | None, passed_s: float) -> Plan:
     """Return what an interrupted training of as many minutes planned, or plan anew and write the file.
 
-    Other minutes mean another plan, but for the same network, as its weights are there.
+    Other minutes mean another plan, but for the same network if epochs of it are there.
 
     Args:
         file: Where the plan is, or will be.
         preset: What to train; see `make_plan` for the others.
     """
     before = json.loads(file.read_text()) if file.is_file() else {}
-    chosen = preset.changed({"architecture": before.pop("architecture", None)})
-    if before and before["minutes"] == minutes:
+    planned, is_same = before.pop("architecture", None), before.get("minutes", math.nan) == minutes
+    chosen = preset.changed({"architecture": planned if is_same or spent_s(file.parent) else None})
+    if is_same:
         if minutes:
             _log.info(f"Going on by the plan that it began with. {before['text']}")
         return Plan(chosen, **before)
-    plan = make_plan(chosen, data, minutes, spent_s) if minutes else Plan(chosen)
+    plan = make_plan(chosen, data, minutes, passed_s) if minutes else Plan(chosen)
     with written_whole(file) as draft:
-        planned = {name: value for name, value in vars(plan).items() if name != "preset"}
-        draft.write_text(json.dumps({**planned, "architecture": plan.preset.architecture}))
+        values = {name: value for name, value in vars(plan).items() if name != "preset"}
+        draft.write_text(json.dumps({**values, "architecture": plan.preset.architecture}))
     return plan
 
 
-def make_plan(preset: Preset, data: Data, minutes: float, spent_s: float) -> Plan:
+def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float) -> Plan:
     """Measure a few steps, and log what the minutes suffice for.
 
     Args:
         preset: What to train.
         data: The photos.
         minutes: For all, from the first version to the release.
-        spent_s: Seconds of them that have passed.
+        passed_s: Seconds of them that have passed.
 
     Raises:
         TrainingError: They do not suffice for one epoch.
@@ -95,10 +98,9 @@ def make_plan(preset: Preset, data: Data, minutes: float, spent_s: float) -> Pla
         networks.insert(0, (preset.changed({"architecture": preset.larger}), min(most, LARGER_EPOCHS)))
     for chosen, enough in networks:
         speed = rehearse(chosen, len(data.classes))
-        epoch_s, choices = speed.epoch_s(train, held_out), 1 + len(phases.SHARES)
+        epoch_s, choices = speed.epoch_s(train, held_out), CHOICES if preset.pretrained else 0
         after_s = AFTER_S + held_out * AFTER_S_A_PHOTO + choices * speed.epoch_s(0, held_out)
-        limit_s = 60 * minutes - spent_s - after_s
-        left_s = limit_s - (time.monotonic() - started)
+        left_s = 60 * minutes - passed_s - after_s - (time.monotonic() - started)
         epochs = int((left_s - speed.once_s) / epoch_s)
         if epochs >= enough:
             break
@@ -120,4 +122,4 @@ def make_plan(preset: Preset, data: Data, minutes: float, spent_s: float) -> Pla
     if chosen is not preset:
         plan += f". For cheaper answers: --architecture {preset.architecture}"
     _log.info(plan)
-    return Plan(chosen, minutes, limit_s, trainings, plan)
+    return Plan(chosen, minutes, left_s, trainings, plan)

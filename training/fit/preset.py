@@ -45,6 +45,8 @@ class Preset:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.larger and self.weights != "imagenet":
+            raise TrainingError(f"Expected no larger network with weights {self.weights}. Received: {self.larger}")
 
     @property
     def pretrained(self) -> bool:
@@ -60,7 +62,7 @@ class Preset:
         """Return the preset with some values of its own or of its recipe replaced; None keeps a value."""
         given = {name: value for name, value in values.items() if value is not None}
         of_recipe = {name: given.pop(name) for name in vars(self.recipe) if name in given}
-        if given:
+        if any(name == "architecture" or value != getattr(self, name) for name, value in given.items()):
             given["larger"] = ""  # the network that was chosen is trained
         return replace(self, **given, recipe=replace(self.recipe, **of_recipe))
 

@@ -80,7 +80,7 @@ def train(
     name: str,
     runs: Path,
     minutes: float | None = None,
-    spent_s: float = 0.0,
+    passed_s: float = 0.0,
     fresh: bool = False,
     distribute: str = "none",
     tracking: Tracking | None = None,
@@ -97,18 +97,17 @@ def train(
         name: The model's name.
         runs: Where run folders go.
         minutes: For all, from the first version to the release; None if only the epochs count.
-        spent_s: Seconds of them that have passed.
+        passed_s: Seconds of them that have passed.
         fresh: Start again, though the same training was interrupted; without it, that one continues.
         distribute: Which devices share the work, see `find_strategy`.
         tracking: What is sent each epoch's figures; it is not begun for a run that is there already.
         first: The run of the first version, to compare with in the report.
     """
-    recipe = preset.recipe
-    keras.utils.set_random_seed(recipe.seed)
-    made_of = _made_of(data, preset)
+    recipe, made_of = preset.recipe, _made_of(data, preset)
     digest = digest_of([*made_of, *([minutes] if recipe.epochs else [])])
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
-        earlier = None if fresh else find_same(runs / name, digest)
+        begun = unfinished.path / "plan.json"
+        earlier = None if fresh else find_same(runs / name, digest, since=begun)
         if tracking and (not earlier or (unfinished.path / KNOWN).is_file()):  # an interrupted one is sent to its end
             unfinished.follow = tracking.start(name, unfinished.path)
         if earlier:
@@ -117,7 +116,8 @@ def train(
             yield earlier
             return
         with find_strategy(distribute, recipe).scope():
-            plan = find_plan(unfinished.path / "plan.json", preset, data, minutes, spent_s)
+            plan = find_plan(begun, preset, data, minutes, passed_s)
+            unfinished.begin()
             if plan.preset.architecture != preset.architecture:
                 data = read_data(data.photos, plan.preset)
             run = _train(data, plan, name, unfinished, runs=runs, first=first)
@@ -135,6 +135,7 @@ def _made_of(data: Data, preset: Preset) -> list[Any]:
 def _train(data: Data, plan: Plan, name: str, unfinished: Unfinished, *, runs: Path, first: Path | None) -> Path:
     """Train, calibrate and measure a network, and write its run folder."""
     preset, recipe, splits = plan.preset, plan.preset.recipe, data.splits
+    keras.utils.set_random_seed(recipe.seed)
     contract = _begin_contract(name, data, preset)
     network = phases.build(preset, len(data.classes))
     _log_class_weights(network.model, splits["train"], data.classes, recipe)

@@ -42,6 +42,10 @@ class Unfinished:
         """Seconds that this process and earlier ones spent on the run."""
         return time.monotonic() - self.started
 
+    def begin(self) -> None:
+        """Count the seconds from now on, beside those of earlier processes."""
+        self.started = time.monotonic() - spent_s(self.path)
+
 
 @contextmanager
 def open_unfinished(folder_of_runs: Path, name: str, made_of: Sequence[Any], fresh: bool) -> Iterator[Unfinished]:

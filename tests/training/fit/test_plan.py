@@ -147,27 +147,31 @@ def test_a_resumed_training_keeps_to_its_plan(
     """Steps take other times now; other minutes mean another plan, but for the network that has begun."""
     speed = Speeds(monkeypatch, large=1)
     before = speed.plan(tmp_path, minutes=30)
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "state.json").write_text('{"spent_s": 60}')
     speed.large = 1000
     assert speed.plan(tmp_path, minutes=30) == before and before.preset.architecture == "large"
     assert lines == [before.text, f"Going on by the plan that it began with. {before.text}"]
     other = speed.plan(tmp_path, minutes=90)
     assert other.preset == before.preset and "about 5 of at most 40 epochs of large" in other.text
     assert speed.plan(tmp_path, minutes=None).preset == before.preset
+    (tmp_path / "network" / "state.json").unlink()  # no epoch had ended
+    assert speed.plan(tmp_path, minutes=60).preset.architecture == "small"
 
 
 @pytest.mark.parametrize(
     ("large", "epochs", "said"),
     [
         (1, 40, "all 40 epochs of large at 24 px, 1 s each, 3 times, .*. For cheaper answers: --architecture small"),
-        (100, 40, "about 17 of at most 40 epochs of large at 24 px, 100 s each. For cheaper answers: .*"),
-        (150, 40, "all 40 epochs of small at 16 px, 10 s each, 3 times, and the average of the weights; about .*"),
+        (80, 40, "about 22 of at most 40 epochs of large at 24 px, 80 s each. For cheaper answers: .*"),
+        (90, 40, "all 40 epochs of small at 16 px, 10 s each, 3 times, and the average of the weights; about .*"),
         (150, 5, "all 5 epochs of large at 24 px, 150 s each, 2 times, .*"),
     ],
 )
 def test_a_plan_takes_the_larger_network_for_few_photos_where_enough_epochs_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: float, epochs: int, said: str
 ) -> None:
-    """They are twelve, or all that there are; of 100 photos of each class, the smaller network learns as much."""
+    """They are twenty, or all that there are; of 100 photos of each class, the smaller network learns as much."""
     speeds = Speeds(monkeypatch, large=large, epochs=epochs)
     plan = speeds.plan(tmp_path, minutes=30)
     assert re.fullmatch(f"Plan for 30 minutes: {said}", plan.text)
@@ -202,7 +206,7 @@ class Speeds:
         pixels = Pixels(np.zeros((photos, 16, 16, 3), np.uint8), np.arange(photos) % 3, [], "", {}, folder)
         folder.mkdir(exist_ok=True)
         data = Data(Photos(folder, folder), ("a", "b", "c"), {"train": pixels, "validation": pixels})
-        return find_plan(folder / "plan.json", self.preset, data, minutes, spent_s=0)
+        return find_plan(folder / "plan.json", self.preset, data, minutes, passed_s=0)
 
 
 def test_a_larger_network_reads_the_photos_at_its_size(

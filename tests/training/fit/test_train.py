@@ -244,7 +244,12 @@ def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_pat
 
 @tensorflow
 def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_path, monkeypatch, capsys):
-    """Nor is it rehearsed or released again, unless `--fresh` or other minutes ask for that."""
+    """Nor is it rehearsed or released again, unless `--fresh` or other minutes ask for that.
+
+    What `--fresh` began goes on without it, though an earlier training has ended.
+    """
+    from training.fit import train
+
     monkeypatch.setattr("training.release.quantization.search", lambda *_: None)
     monkeypatch.setattr("training.fit.commands._better", lambda run, *_: run)
     monkeypatch.setattr("training.fit.plan.AFTER_S", 0)
@@ -255,8 +260,26 @@ def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_p
         assert main([*command, *fast, *options]) == 0
         said = capsys.readouterr().out
         assert all((step in said) == trained for step in ("Plan for ", "1/1: loss", "Released "))
-        there = r"This training is there already: (\S+)\. .*\n\1 was released before, as version 2, .* export --run \1 "
+        there = r"This training is there already: (\S+)\. .*\n\1 was released before, as version 2\. .* --run \1 "
         assert trained or re.search(there, said)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_compute_features", _stop_after_epochs(train._compute_features))
+        assert main([*command, *fast, "4", "--fresh"]) == 130
+    capsys.readouterr()
+    assert main([*command, *fast, "4"]) == 0
+    said = capsys.readouterr().out
+    assert "Going on by the plan that it began with. Plan for 4 " in said
+
+
+def _stop_after_epochs(compute):
+    """Return a function that does as another, but stops a training after its epochs, as Ctrl-C does."""
+
+    def stop(network, splits, recipe):
+        if recipe.epochs:
+            raise KeyboardInterrupt
+        return compute(network, splits, recipe)
+
+    return stop
 
 
 @tensorflow
