@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-STOPPED = 130  # the exit status after Ctrl-C
 MINUTES = 30.0  # for a training
 OF_HEAD = {"seed", "class_weights"}  # what a first version takes of a recipe
 
@@ -125,12 +124,14 @@ def run_train(options: argparse.Namespace) -> int:
             elif version_of(first, options.store, options.name):
                 released = first
             if options.first_only:
-                return _track(first, tracking, options.track)
+                _track(first, tracking, options.track)
+                return 0
     passed_s = time.monotonic() - started
     with train_with(data, preset, minutes=minutes, passed_s=passed_s, tracking=tracking, first=first) as run:
         best = _better(run, first, released)
         status = 0 if best == released else _release(best, options)
-        return _track(run, tracking, options.track) or status
+        _track(run, tracking, options.track)
+        return status
 
 
 def _minutes(options: argparse.Namespace) -> float | None:
@@ -168,20 +169,17 @@ def _better(run: Path, first: Path | None, released: Path | None) -> Path:
     return best
 
 
-def _track(run: Path, tracking: Tracking | None, name: str) -> int:
-    """Send a run to a tracker, and return 1 if that fails: a release does not depend on it."""
-    if not tracking:
-        return 0
-    if not tracking.is_begun:
+def _track(run: Path, tracking: Tracking | None, name: str) -> None:
+    """Send a run to a tracker.
+
+    Raises:
+        TrainingError: The tracker fails, on which a release does not depend.
+    """
+    if tracking and not tracking.is_begun:
         _log.info(f"Nothing is sent to {name}, as nothing was trained. With --fresh it trains again")
-        return 0
-    try:
+    elif tracking:
         tracking.finish(run)
-    except KeyboardInterrupt:
-        print(f"Stopped; {name} may lack a part of {run}, and nothing else is left to do", file=sys.stderr)
-        return STOPPED
-    _log.info(f"Sent the run to {name}")
-    return 0
+        _log.info(f"Sent the run to {name}")
 
 
 def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> int:

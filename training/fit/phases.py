@@ -19,6 +19,7 @@ from keras import layers
 from numpy.typing import NDArray
 
 from training.data.pixels import Pixels
+from training.errors import TrainingError
 from training.fit import batches
 from training.fit.features import frozen_features
 from training.fit.head import fit_head, soften
@@ -133,8 +134,8 @@ class Phases:
             self._take_best(found.items(), splits["validation"])
         if self.preset.pretrained:
             end = self.model.get_weights()
-            shares = ((f"{share:.0%} of the change", _between([start, end], [1 - share, share])) for share in SHARES)
-            self._take_best(chain([("all of the change", end)], shares), splits["validation"])
+            shares = ((f"{share:.0%} of the change by training", _between([start, end], [1 - share, share])) for share in SHARES)
+            self._take_best(chain([("all of the change by training", end)], shares), splits["validation"])
         return histories
 
     def _take_best(self, choices: Iterable[tuple[str, Weights]], validation: Pixels) -> None:
@@ -149,9 +150,11 @@ class Phases:
             losses[name] = self.model.evaluate(photos, verbose=0, return_dict=True)["loss"]
             if losses[name] < losses.get(best, math.inf):
                 best, kept = name, weights
+        if not best:
+            raise TrainingError("Expected a loss on validation that is a number. Received: nan. Lower --learning-rate")
         self.model.set_weights(kept)
         others = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if name != best)
-        log.info(f"Taken: {best}, loss on validation {losses[best]:.3f}; beside it: {others}")
+        log.info(f"Least loss on validation, {losses[best]:.3f}: {best}. Others: {others}")
 
     def _fit_head(self, splits: dict[str, Pixels]) -> None:
         """Fit the head to frozen features."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,10 +108,12 @@ def train(
     digest = digest_of([*made_of, *([minutes] if recipe.epochs else [])])
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         begun = unfinished.path / "plan.json"
-        earlier = None if fresh else find_same(runs / name, digest, since=begun)
+        is_other = begun.is_file() and json.loads(begun.read_text())["minutes"] != minutes
+        earlier = None if fresh else find_same(runs / name, digest, since=None if is_other else begun)
         if tracking and (not earlier or (unfinished.path / KNOWN).is_file()):  # an interrupted one is sent to its end
             unfinished.follow = tracking.start(name, unfinished.path)
         if earlier:
+            unfinished.is_kept = is_other
             again = ". With --fresh it trains again" if recipe.epochs else ""
             _log.info(f"{'This training' if recipe.epochs else 'The first version'} is there already: {earlier}{again}")
             yield earlier

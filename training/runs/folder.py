@@ -85,13 +85,13 @@ def find_runs(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: run.path.name, reverse=True)
 
 
-def find_same(folder: Path, digest: str, since: Path) -> Path | None:
+def find_same(folder: Path, digest: str, since: Path | None) -> Path | None:
     """Return the newest run in a model's folder that was made of the same; None if there is none.
 
     It ended after a file was written, if there is that file: what an interrupted training began with is newer than runs
     that have ended before.
     """
-    begun_ns = since.stat().st_mtime_ns if since.is_file() else 0
+    begun_ns = since.stat().st_mtime_ns if since and since.is_file() else 0
     for made_of in sorted(folder.glob(f"*/{MADE_OF}"), reverse=True):
         if made_of.read_text() == digest and made_of.stat().st_mtime_ns >= begun_ns:
             return made_of.parent

@@ -192,7 +192,7 @@ class Tracking:
             _send_rest(tracker, _history(finished))
             tracker.finish(finished)
         except Exception as exc:
-            raise TrainingError(f"The tracker did not take {run}: {exc}") from exc
+            raise TrainingError(f"The tracker did not take {run}: {exc}. The same command sends it again") from exc
 
     def _follow(self, phase: str, figures: Figures) -> None:
         self._history = {**self._history, phase: {name: list(values) for name, values in figures.items()}}

@@ -30,11 +30,12 @@ History = dict[str, list[float]]
 class Unfinished:
     """The folder of an unfinished run, and when it would have started without interruptions.
 
-    `follow` takes the name of a phase and its figures by epoch, after each.
+    `follow` takes the name of a phase and its figures by epoch, after each. If it `is_kept`, the folder stays.
     """
 
     path: Path
     started: float
+    is_kept: bool = False
     follow: Callable[[str, Mapping[str, Sequence[float]]], None] = lambda phase, figures: None
 
     @property
@@ -62,10 +63,11 @@ def open_unfinished(folder_of_runs: Path, name: str, made_of: Sequence[Any], fre
     """
     with folder_of(folder_of_runs / ".unfinished", name, made_of) as path:
         if fresh:
-            for left in path.glob("[!.]*"):
+            for left in sorted(path.glob("[!.]*"), key=Path.is_file):  # the plan goes last
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield Unfinished(path, time.monotonic() - spent_s(path))
-        shutil.rmtree(path)
+        yield (unfinished := Unfinished(path, time.monotonic() - spent_s(path)))
+        if not unfinished.is_kept:
+            shutil.rmtree(path)
 
 
 def spent_s(path: Path) -> float:

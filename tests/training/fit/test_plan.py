@@ -127,10 +127,10 @@ def test_several_trainings_are_averaged(tmp_path: Path, lines: list[str], monkey
         ends.append(network.model.get_weights())
     assert seeds == [5, 6, 7]
     all_three = ", ".join(f"training {number} 0.300" for number in (1, 2, 3))
-    assert [line for line in lines if line.startswith("Taken")][::9] == [
-        f"Taken: the average of all, loss on validation 0.100; beside it: {all_three}",
-        "Taken: 80% of the change, loss on validation 0.100; beside it: all of the change 0.300,"
-        " 90% of the change 0.300, 70% of the change 0.300",
+    assert [line for line in lines if line.startswith("Least loss")][::9] == [
+        f"Least loss on validation, 0.100: the average of all. Others: {all_three}",
+        "Least loss on validation, 0.100: 80% of the change by training. Others: all of the change by training 0.300,"
+        " 90% of the change by training 0.300, 70% of the change by training 0.300",
     ]
     for start in starts[1:]:
         for before, weights in zip(starts[0], start, strict=True):
@@ -254,7 +254,7 @@ def test_a_plan_says_how_many_epochs_fit(
         r" about \d minutes? in all\n",
         said,
     )
-    assert "Training 2/3, epoch 1/40: loss" in said and "Taken: " in said
+    assert "Training 2/3, epoch 1/40: loss" in said and "Least loss on validation, " in said
     (run,) = (tmp_path / "runs" / "colours").glob("*[!t]")
     report = (run / "report.html").read_text()
     assert "Plan for 5 minutes: all 40 epochs" in report

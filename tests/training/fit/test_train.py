@@ -246,7 +246,7 @@ def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_pat
 def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_path, monkeypatch, capsys):
     """Nor is it rehearsed or released again, unless `--fresh` or other minutes ask for that.
 
-    What `--fresh` began goes on without it, though an earlier training has ended.
+    What `--fresh` began goes on without it, though an earlier training has ended, and one with other minutes is found.
     """
     from training.fit import train
 
@@ -266,6 +266,7 @@ def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_p
         patch.setattr(train, "_compute_features", _stop_after_epochs(train._compute_features))
         assert main([*command, *fast, "4", "--fresh"]) == 130
     capsys.readouterr()
+    assert main([*command, *fast, "5"]) == 0 and "This training is there already: " in capsys.readouterr().out
     assert main([*command, *fast, "4"]) == 0
     said = capsys.readouterr().out
     assert "Going on by the plan that it began with. Plan for 4 " in said

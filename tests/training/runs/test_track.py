@@ -231,14 +231,15 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, [], None))
     monkeypatch.setattr("training.fit.commands.read_chosen_criteria", lambda *_: None)
     assert main(["train", "photos", "--name", "clothing", "--epochs", "1", "--track", "mlflow"]) == 1
-    assert released == [run, "tracked"] and "The tracker did not take" in capsys.readouterr().err
+    assert released == [run, "tracked"]
+    assert "The tracker did not take" in (said := capsys.readouterr().err) and "same command sends it again" in said
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Tracking, "finish", stop)
     assert main(["train", "photos", "--name", "clothing", "--epochs", "1", "--track", "mlflow"]) == 130
-    assert f"Stopped; mlflow may lack a part of {run}, and nothing else" in capsys.readouterr().err
+    assert "Stopped. The same command continues where it stopped.\n" in capsys.readouterr().err
 
     monkeypatch.setattr("training.release.sources.release", stop)
     assert main(["train", "photos", "--name", "clothing", "--epochs=1", "--refuse-if-worse", "--margin", "0.01"]) == 130
