@@ -35,7 +35,7 @@ MOST_TRAININGS = 3
 # three trainings averaged 0.850 and 0.846. On crops with other light, turned and blurred, 0.768 and 0.753 (one each).
 # Trash, 240 of each class, two fifths held out: 0.964 and 0.919, where Lite0 has 0.961 and 0.922.
 FEW_PHOTOS, LARGER_EPOCHS = 100, 20
-CHOICES = MOST_TRAININGS + 2 + len(phases.SHARES)  # of weights, each with a pass over validation, at most
+CHOICES = MOST_TRAININGS + 1 + len(phases.SHARES)  # of weights, each with a pass over validation, at most
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def test_several_trainings_are_averaged(tmp_path: Path, lines: list[str], monkey
     all_three = ", ".join(f"training {number} 0.300" for number in (1, 2, 3))
     assert [line for line in lines if line.startswith("Least loss")][::9] == [
         f"Least loss on validation, 0.100: the average of all. Others: {all_three}",
-        "Least loss on validation, 0.100: 80% of the change by training. Others: all of the change by training 0.300,"
+        "Least loss on validation, 0.100: 80% of the change by training. Others: 100% of the change by training 0.300,"
         " 90% of the change by training 0.300, 70% of the change by training 0.300",
     ]
     for start in starts[1:]:
