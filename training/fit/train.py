@@ -89,8 +89,7 @@ def train(
 ) -> Iterator[Path]:
     """Train a classifier on photos, and yield its run folder, see `training/runs/folder.py`.
 
-    What an interrupted training leaves stays until the block ends, so that a release may be interrupted too. A run that
-    is there already, made of the same, is not made again.
+    What an interrupted one leaves stays until the block ends: a release may be interrupted too. No run is made twice.
 
     Args:
         data: The photos, from `read_data` with the preset.
@@ -104,8 +103,8 @@ def train(
         tracking: What is sent each epoch's figures; it is not begun for a run that is there already.
         first: The run of the first version, to compare with in the report.
     """
-    recipe, made_of = preset.recipe, _made_of(data, preset)
-    digest = digest_of([*made_of, *([minutes] if recipe.epochs else [])])
+    made_of = _made_of(data, preset)
+    digest = digest_of([*made_of, minutes])
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         begun = unfinished.path / "plan.json"
         is_other = begun.is_file() and json.loads(begun.read_text())["minutes"] != minutes
@@ -114,11 +113,10 @@ def train(
             unfinished.follow = tracking.start(name, unfinished.path)
         if earlier:
             unfinished.is_kept = is_other
-            again = ". With --fresh it trains again" if recipe.epochs else ""
-            _log.info(f"{'This training' if recipe.epochs else 'The first version'} is there already: {earlier}{again}")
+            _log.info(f"Nothing is trained, as {earlier} is made of the same. With --fresh it trains again")
             yield earlier
             return
-        with find_strategy(distribute, recipe).scope():
+        with find_strategy(distribute, preset.recipe).scope():
             plan = find_plan(begun, preset, data, minutes, passed_s)
             unfinished.begin()
             if plan.preset.architecture != preset.architecture:
