@@ -88,7 +88,8 @@ def find_splits(folder: Path) -> Splits:
         DataError: There is no such folder, or one that may be a split or a class.
     """
     if not folder.is_dir():
-        raise DataError(f"Expected a folder of photos. Received a path where there is none: {folder}")
+        received = "a file" if folder.exists() else "a path where there is none"
+        raise DataError(f"Expected a folder of photos. Received {received}: {folder}")
     while len(only := class_folders(folder)) == 1 and not _has_photos(folder):
         if split_of(only[0].name) or not class_folders(only[0]):
             break

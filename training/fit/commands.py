@@ -188,7 +188,7 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
     from training.release.sources import of_run, release
 
     if number := version_of(run, options.store, options.name):
-        _log.info(f"{run} was released before, as version {number}. {_kept(run, options)}")
+        _log.info(f"{run} was released before, as version {number}, and nothing else is")
         return 0
     try:
         source = of_run(run, options.name)

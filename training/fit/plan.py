@@ -108,8 +108,9 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float) -> Pl
     else:
         enough = math.ceil(minutes + (speed.once_s + epoch_s - left_s) / 60)
         raise TrainingError(
-            f"Expected --minutes {enough} or more, as an epoch takes {epoch_s:.0f} s here, and report and release up to"
-            f" {after_s:.0f} s. Received: {minutes:g}. What was released stays."
+            f"Expected --minutes {enough} or more. Received: {minutes:g}. {60 * minutes - after_s - left_s:.0f} s have"
+            f" passed, an epoch takes {epoch_s:.0f} s after {speed.once_s:.0f} s, and report and release up to"
+            f" {after_s:.0f} s. What was released stays, and takes no time when the command is run again."
         )
     network, whole_s = phases.start_of(chosen), speed.once_s + most * epoch_s
     trainings = max(1, min(MOST_TRAININGS, int(left_s / whole_s))) if preset.pretrained else 1

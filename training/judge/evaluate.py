@@ -90,8 +90,9 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
     if split not in ("auto", "all"):
         held_out = split != "train" and split in contract.origin.data_digest
         other = " The model held out other photos for it." if held_out else ""
+        or_same = ", or the folder that the model was trained on, with the same photos" if split != "train" else ""
         raise DataError(
-            f"Expected a {split} split in {folder}, or the folder that the model was trained on, with the same photos."
+            f"Expected a {split} split in {folder}{or_same}."
             f" Received: {', '.join(filter(None, splits)) or 'class folders'}.{other}"
         )
     chosen = [photo for _, read in splits.values() for photo in read()]

@@ -271,7 +271,7 @@ def test_minutes_that_are_too_few_for_an_epoch(
     assert main([*command, "--minutes", "0.01"]) == 1
     said = capsys.readouterr().err
     assert re.search(
-        r"Expected --minutes 1 or more, as an epoch takes \d+ s here, .* up to 0 s. Received: 0.01. What was released",
+        r"Expected --minutes 1 or more\. Received: 0\.01\. \d+ s have passed, .* up to 0 s\. What was released stays",
         said,
     )
     assert [run.name[-6:] for run in (tmp_path / "runs" / "colours").iterdir()] == ["-first"]

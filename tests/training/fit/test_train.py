@@ -260,7 +260,7 @@ def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_p
         assert main([*command, *fast, *options]) == 0
         said = capsys.readouterr().out
         assert all((step in said) == trained for step in ("Plan for ", "1/1: loss", "Released "))
-        there = r"Nothing is trained, as (\S+) is made .*\n\1 was released before, as version 2\. .* --run \1 "
+        there = r"Nothing is trained, as (\S+) is made .*\n\1 was released before, as version 2, and nothing else is\n"
         assert trained or re.search(there, said)
     with monkeypatch.context() as patch:
         patch.setattr(train, "_compute_features", _stop_after_epochs(train._compute_features))
