@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import urllib3
 
 from contract.answers import most_probable
 from contract.image import ImageError, decode
-from contract.photos import SUFFIXES, photos_in
+from contract.photos import SUFFIXES, describe_others, files_in, photos_in
 from training.errors import DataError, TrainingError
 from training.judge.predictors import StoredVersion
 from training.words import counted
@@ -35,6 +36,8 @@ class Answer:
 def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
     """Return the images of some arguments, each once: files, the photos in folders, and URLs if these are allowed.
 
+    What else is in a folder is counted on standard error.
+
     Raises:
         DataError: A path does not exist, or a folder has no photos.
     """
@@ -45,6 +48,8 @@ def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
             found[source] = None
         elif path.is_dir() and (photos := photos_in(path)):
             found |= dict.fromkeys(map(str, photos))
+            if others := describe_others(files_in(path)):
+                print(f"{path}: {others}", file=sys.stderr)
         else:
             expected = f"{'a URL, ' if urls else ''}an image, or a folder of images ({', '.join(SUFFIXES)})"
             raise DataError(f"Expected {expected}. Received: {source}")

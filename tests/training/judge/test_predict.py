@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from serving.engines import open_engine
 from tests.conftest import Origin
 from tests.programs.photos import encode, photo
 from training.__main__ import main
+from training.judge.predict import expand
 
 pytestmark = pytest.mark.tensorflow  # the tiny model is exported with it
 
@@ -49,6 +51,12 @@ def test_answers_are_the_versions_own(
     assert [each["probability"] for each in predictions] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
     identity = find_identity(model.signatures)
     assert identity and answers[0]["model"] == {"name": "tiny", "version": 1, "identity": identity}
+
+
+def test_what_a_folder_has_beside_photos_is_counted(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """On standard error, as the answers are on standard output."""
+    assert [Path(each).name for each in expand([str(folder)])] == ["a.jpg", "b.png"]
+    assert re.fullmatch(r".*photos: Left out 1 file that cannot be read \(.*\): 1 \.txt\n", capsys.readouterr().err)
 
 
 def test_files_and_urls_may_be_mixed(
