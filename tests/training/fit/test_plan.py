@@ -59,10 +59,10 @@ def test_training_ends_with_its_time(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
     pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path)
     run = Unfinished(tmp_path, time.monotonic())
-    training = phases.Phases(phases.build(preset, 3), preset, run, [Watch()], limit_s=10)
+    training = phases.Phases(phases.build(preset, 3), preset, run, [Watch()], limit_s=20)
     history = training.fit_network({"train": pixels, "validation": pixels})
-    assert 10 <= run.spent_s < 20 and len(history["minutes"]) > 1
-    assert 10 * rates[-1] < max(rates) <= 0.01 and rates[-1] < 1e-4
+    assert 20 <= run.spent_s < 30 and len(history["minutes"]) > 1
+    assert 0.003 < max(rates) <= 0.01 and rates[-1] < 1e-4
 
 
 def test_a_training_that_is_resumed_after_its_time_trains_no_more(tmp_path: Path) -> None:
