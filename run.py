@@ -140,7 +140,7 @@ def _read_port(host: str, text: str) -> int:
         if exc.errno == errno.EADDRINUSE:
             reason = f"Port {port} is in use, perhaps by another `make run`. Stop that, or choose another: {another}"
         else:
-            reason = f"Cannot listen at {host}, port {port}: {exc.strerror}. Mend GATEWAY_HOST or PORT"
+            reason = f"Cannot listen: {exc.strerror}. Mend GATEWAY_HOST, or choose another port: {another}"
         raise RuntimeError(reason) from exc
     return port
 

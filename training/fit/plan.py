@@ -107,10 +107,11 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float) -> Pl
             break
     else:
         enough = math.ceil(minutes + (speed.once_s + epoch_s - left_s) / 60)
+        fewer = " A first version is not made again, so fewer may do." if preset.pretrained else ""
         raise TrainingError(
             f"Expected --minutes {enough} or more. Received: {minutes:g}. {60 * minutes - after_s - left_s:.0f} s have"
-            f" passed, an epoch takes {epoch_s:.0f} s after {speed.once_s:.0f} s, and report and release up to"
-            f" {after_s:.0f} s. What was released stays, and takes no time when the command is run again."
+            f" passed, starting takes {speed.once_s:.0f} s, an epoch {epoch_s:.0f} s, and report and release up to"
+            f" {after_s:.0f} s. What was released stays.{fewer}"
         )
     network, whole_s = phases.start_of(chosen), speed.once_s + most * epoch_s
     trainings = max(1, min(MOST_TRAININGS, int(left_s / whole_s))) if preset.pretrained else 1

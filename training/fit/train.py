@@ -114,7 +114,7 @@ def train(
             unfinished.follow = tracking.start(name, unfinished.path)
         if earlier:
             unfinished.is_kept = is_other
-            _log.info(f"Nothing is trained, as {earlier} is made of the same. With --fresh it trains again")
+            _log_earlier(earlier, preset)
             yield earlier
             return
         with find_strategy(distribute, preset.recipe).scope():
@@ -125,6 +125,13 @@ def train(
             run = _train(data, plan, name, unfinished, runs=runs, first=first)
         (run / MADE_OF).write_text(digest)
         yield run
+
+
+def _log_earlier(run: Path, preset: Preset) -> None:
+    if preset.recipe.epochs:
+        _log.info(f"Nothing is trained, as {run} is made of the same. With --fresh it trains again")
+    else:
+        _log.info(f"The first version is there already: {run}")
 
 
 def _made_of(data: Data, preset: Preset) -> list[Any]:

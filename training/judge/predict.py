@@ -14,7 +14,7 @@ import urllib3
 
 from contract.answers import most_probable
 from contract.image import ImageError, decode
-from contract.photos import SUFFIXES, describe_others, files_in, photos_in
+from contract.photos import SUFFIXES, describe_others, files_in
 from training.errors import DataError, TrainingError
 from training.judge.predictors import StoredVersion
 from training.words import counted
@@ -44,11 +44,12 @@ def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
     found: dict[str, None] = {}
     for source in sources:
         path = Path(source)
+        files = files_in(path) if path.is_dir() else []
         if (urls and source.startswith(("http://", "https://"))) or path.is_file():
             found[source] = None
-        elif path.is_dir() and (photos := photos_in(path)):
+        elif photos := [each for each in files if each.suffix.lower() in SUFFIXES]:
             found |= dict.fromkeys(map(str, photos))
-            if others := describe_others(files_in(path)):
+            if others := describe_others(files):
                 print(f"{path}: {others}", file=sys.stderr)
         else:
             expected = f"{'a URL, ' if urls else ''}an image, or a folder of images ({', '.join(SUFFIXES)})"

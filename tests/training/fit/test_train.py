@@ -212,14 +212,14 @@ def test_a_first_version_can_be_all(folder, small, tmp_path, capsys):
     assert "Accuracy and loss by epoch" not in (run / "report.html").read_text()
     assert main([*command, "--track", "tensorboard"]) == 0
     said = capsys.readouterr().out
-    assert f"Nothing is trained, as {run} is made of the same." in said and "Nothing is sent to tensorboard, as" in said
+    assert f"The first version is there already: {run}\n" in said and "Nothing is sent to tensorboard, as" in said
     assert not (run / "tensorboard").exists()
     assert main([*command, "--track", "tensorboard", "--fresh"]) == 0
     assert "Sent the run to tensorboard" in capsys.readouterr().out
     assert not list((tmp_path / "runs" / ".unfinished").iterdir())
-    assert main([*command, "--seed", "1"]) == 0 and "Nothing is trained" not in capsys.readouterr().out
+    assert main([*command, "--seed", "1"]) == 0 and "there already" not in capsys.readouterr().out
     (folder / "red").rename(folder / "rot")
-    assert main([*command, "--replace-classes"]) == 0 and "Nothing is trained" not in capsys.readouterr().out
+    assert main([*command, "--replace-classes"]) == 0 and "there already" not in capsys.readouterr().out
     (folder / "rot").rename(folder / "red")
     assert "Expected weights to begin with" in refused(capsys, *command, "--weights", "none")
 
@@ -266,7 +266,7 @@ def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_p
         patch.setattr(train, "_compute_features", _stop_after_epochs(train._compute_features))
         assert main([*command, *fast, "4", "--fresh"]) == 130
     capsys.readouterr()
-    assert main([*command, *fast, "5"]) == 0 and capsys.readouterr().out.count("Nothing is trained, as ") == 2
+    assert main([*command, *fast, "5"]) == 0 and "Nothing is trained, as " in capsys.readouterr().out
     assert main([*command, *fast, "4"]) == 0
     said = capsys.readouterr().out
     assert "Going on by the plan that it began with. Plan for 4 " in said

@@ -121,7 +121,7 @@ def test_a_training_that_was_killed_in_its_release_goes_on_there(
     die("in the release", command(photos, tmp_path))
     train(command(photos, tmp_path))
     said = capsys.readouterr().out
-    assert "Epoch" not in said and "Nothing is trained, as " in said
+    assert "Epoch" not in said and "The first version is there already: " in said
     assert len(list((tmp_path / "runs" / "colours").iterdir())) == 2
     assert list((tmp_path / "runs" / ".unfinished").iterdir()) == []
 
