@@ -16,7 +16,7 @@ from training.data.folder import missing_splits
 from training.data.splits import SPLIT_NAMES
 from training.data.table import WHOLE
 from training.explore.inspection import SPEC, InspectedPhoto, Inspection, is_too_large
-from training.explore.labels import Suspects
+from training.explore.labels import SURE_PHOTOS, Suspects
 from training.explore.listing import Listing
 from training.words import counted, plural
 
@@ -260,7 +260,7 @@ def _in_labels(inspection: Inspection, suspects: Suspects) -> _Found:
         yield "folder", Item(paths, note)
     for pair in suspects.pairs:
         note = f"{pair.first} and {pair.second}: photos of one are as close to the other as to their own class"
-        yield "pair" if pair.photos >= MIN_PHOTOS else "small-pair", Item((), note)
+        yield "pair" if pair.photos >= SURE_PHOTOS else "small-pair", Item((), note)
     for photo in suspects.photos:
         note = f"labelled {photo.label}; {photo.votes} of its {photo.voters} neighbours are {photo.looks_like}"
         yield "label", Item((inspection.photos[photo.positions[0]].path,), note)
