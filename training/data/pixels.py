@@ -117,23 +117,22 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
     Args:
         photos: One split.
         spec: How images become pixels.
-        cache: A folder for decoded pixels, 3 bytes each. A file is decoded again if its size or time has changed, and
-            every file if the decoder has.
+        cache: A folder for decoded pixels, 3 bytes each. They are decoded again if a file or the decoder has changed.
 
     Raises:
         DataError: None of the photos decodes.
     """
     stats = [(str(photo.path.resolve()), photo.label, photo.path.stat()) for photo in photos]
-    files = [(path, label, stat.st_size, stat.st_mtime_ns) for path, label, stat in stats]
+    files = [(path, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, label, stat in stats]
     key = hashlib.sha256(json.dumps([decoder(), asdict(spec), files]).encode()).hexdigest()[:32]
     index, array = cache / f"{key}.json", cache / f"{key}.pixels"
-    if not (index.is_file() and array.is_file()):
+    if not (found := _find_decoded(index, array, spec)):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _decode_all(photos, spec, index, array)
         except OSError as exc:
             raise DataError(f"Expected to write decoded photos to {cache}. Received: {exc}") from exc
-    found = json.loads(index.read_text())
+        found = json.loads(index.read_text())
     kept = [photos[i] for i in found["kept"]]
     return Pixels(
         images=np.memmap(array, np.uint8, "r", shape=(len(kept), spec.height, spec.width, 3)),
@@ -150,6 +149,16 @@ def decoder() -> list[str]:
     return [PIL.__version__, hashlib.sha256(Path(contract.image.__file__).read_bytes()).hexdigest()]
 
 
+def _find_decoded(index: Path, array: Path, spec: ImageSpec) -> dict[str, Any] | None:
+    """Return an earlier call's index; None if the pixels are not whole, or if a disk failed then."""
+    try:
+        found: dict[str, Any] = json.loads(index.read_text())
+        is_whole = array.stat().st_size == len(found["kept"]) * spec.height * spec.width * 3
+    except (OSError, ValueError):
+        return None
+    return found if is_whole and not found["unread"] else None
+
+
 def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Path) -> None:
     """Write decoded pixels, then the index that refers to them; each appears whole."""
 
@@ -162,7 +171,10 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
 
     kept: list[int] = []
     skipped: dict[str, str] = {}
+    unread = False
     digest = hashlib.sha256()
+    for features in array.parent.glob(f"{array.stem}.*.npy"):  # of pixels that are made anew
+        features.unlink()
     # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
     with written_whole(array) as draft, ThreadPoolExecutor(CORES) as pool, draft.open("wb") as file:
         for position, result in zip(
@@ -170,6 +182,7 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
         ):
             if isinstance(result, Exception):
                 skipped[str(photos[position].path)] = str(result)
+                unread |= isinstance(result, OSError)
             else:
                 part, pixels = result
                 file.write(pixels.tobytes())
@@ -179,4 +192,4 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
             some = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:3])
             raise DataError(f"Expected photos that decode. Received {len(photos)} that cannot be decoded: {some}")
     with written_whole(index) as draft:
-        draft.write_text(json.dumps({"kept": kept, "skipped": skipped, "digest": digest.hexdigest()}))
+        draft.write_text(json.dumps({"kept": kept, "skipped": skipped, "unread": unread, "digest": digest.hexdigest()}))

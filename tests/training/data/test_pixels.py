@@ -1,7 +1,9 @@
 """training/data/pixels.py: photos as pixels, and their cache."""
 
+import os
 import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,11 +97,42 @@ def test_second_load_decodes_nothing(photos, cache, decoded):
 
 
 def test_changed_file_decodes_again(photos, cache, decoded, jpegs):
-    """New content under an old name is seen."""
+    """New content under an old name is seen, though the file is as large and as old as before."""
+    path, size, stat = photos[2].path, 50_000, photos[2].path.stat()
+    path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     before = load_pixels(photos, SPEC, cache)
-    photos[2].path.write_bytes(jpegs[20])
+    path.write_bytes(jpegs[20].ljust(size, b"\0"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after = load_pixels(photos, SPEC, cache)
     assert len(decoded) == 12 and not np.array_equal(before.images[2], after.images[2])
+
+
+def test_a_disk_that_failed_is_read_again(photos, cache, monkeypatch):
+    """A photo that could not be read is missing once, with what was computed from the others; not for ever."""
+    read = Path.read_bytes
+
+    def fail(path):
+        if path == photos[2].path:
+            raise OSError(5, "Input/output error", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        before = load_pixels(photos, SPEC, cache)
+        computed = before.file.with_suffix(".0.npy")
+        computed.write_bytes(b"")
+    assert "Input/output error" in before.skipped[str(photos[2].path)] and len(before.images) == 5
+    assert len(load_pixels(photos, SPEC, cache).images) == 6 and not computed.exists()
+
+
+@pytest.mark.parametrize("suffix", ["json", "pixels"])
+def test_a_damaged_cache_decodes_again(photos, cache, suffix):
+    """A crash of the machine can leave short files under their final names."""
+    before = load_pixels(photos, SPEC, cache)
+    expected = np.array(before.images)
+    before.file.with_suffix(f".{suffix}").write_bytes(b"")
+    np.testing.assert_array_equal(load_pixels(photos, SPEC, cache).images, expected)
 
 
 def test_another_decoder_decodes_again(photos, cache, decoded, monkeypatch):

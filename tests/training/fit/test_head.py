@@ -66,7 +66,7 @@ def test_a_soft_head_fits_smoothed_labels() -> None:
 
 @pytest.mark.tensorflow
 def test_features_are_those_of_keras_and_are_kept(tmp_path: Path, lines: list[str]) -> None:
-    """They are computed once for the parts of a split, and again for other weights."""
+    """They are computed once for the parts of a split, and again for other weights or another preprocessing."""
     import keras
 
     from tests.programs.small_training import SMALL, draw
@@ -76,7 +76,8 @@ def test_features_are_those_of_keras_and_are_kept(tmp_path: Path, lines: list[st
     from training.models.catalogue import with_preprocessing
 
     photos = load_pixels(read_folder(draw(tmp_path / "photos")).splits["train"], SMALL.photo_spec, tmp_path)
-    model = with_preprocessing(SMALL.backbone("none", include_top=False), SMALL.preprocessing)
+    backbone = SMALL.backbone("none", include_top=False)
+    model = with_preprocessing(backbone, SMALL.preprocessing)
     odd, even = (photos.part(np.arange(start, len(photos.labels), 2)) for start in (1, 0))
     parts = frozen_features(model, odd, even)
     expected = model.predict(np.asarray(photos.images), verbose=0)
@@ -84,4 +85,8 @@ def test_features_are_those_of_keras_and_are_kept(tmp_path: Path, lines: list[st
     np.testing.assert_allclose(parts[1], expected[0::2], atol=1e-4)
     np.testing.assert_array_equal(frozen_features(keras.models.clone_model(model), even)[0].shape, parts[1].shape)
     np.testing.assert_array_equal(frozen_features(model, even)[0], parts[1])
-    assert [line.partition(" in ")[0] for line in lines] == [f"Computed the features of {len(expected)} photos"] * 2
+    for mode in ("torch", "caffe"):
+        other = with_preprocessing(backbone, mode)
+        expected = other.predict(np.asarray(photos.images), verbose=0)
+        np.testing.assert_allclose(frozen_features(other, even)[0], expected[0::2], atol=1e-4 * np.abs(expected).max())
+    assert [line.partition(" in ")[0] for line in lines] == [f"Computed the features of {len(expected)} photos"] * 4
