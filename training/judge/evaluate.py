@@ -43,6 +43,7 @@ def evaluate(
     contract = predictors[0].contract
     chosen, description = choose_photos(photos, contract, split)
     _log.info(f"Evaluating on {description}")
+    out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     for predictor in predictors:
         pixels = photos.pixels(chosen, predictor.contract.image)
@@ -53,10 +54,11 @@ def evaluate(
         results.append(Result(predictor.title, probabilities, figures, agreement, unknown))
     for path, reason in pixels.skipped.items():
         _log.info(f"Skipped {path}: {reason}")
+    if pixels.skipped:
+        description += f"; {len(pixels.skipped)} of them cannot be decoded"
     _log.info("")
     report.show(results, console)
     trained_on = contract.metrics.get("train_photos")
-    out.mkdir(parents=True, exist_ok=True)
     shown = report.draw(
         results, pixels, contract.classes, description, out, trained_on=trained_on, novelty=contract.novelty
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -109,7 +110,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--int8-drop",
         metavar="ACCURACY",
-        type=float,
+        type=_loss,
         help="largest accuracy loss at which int8 is released (default: 0.005, half a point)",
     )
     add(
@@ -122,7 +123,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="release it though the newest version of that name has other classes",
     )
-    add("--margin", metavar="ACCURACY", type=float, help="loss that --refuse-if-worse accepts (default: 0)")
+    add("--margin", metavar="ACCURACY", type=_loss, help="loss that --refuse-if-worse accepts (default: 0)")
     add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")
     add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
 
@@ -166,3 +167,14 @@ def _refuse(options: argparse.Namespace, beside: str, *names: str) -> None:
     """Refuse options that would change nothing: whoever gives one expects that it does."""
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]:
         raise TrainingError(f"Expected no {' nor '.join(given)} {beside}")
+
+
+def _loss(text: str) -> float:
+    """Read a loss of accuracy: 1, perhaps meant as one point, would accept any model."""
+    try:
+        loss = float(text)
+    except ValueError:
+        loss = math.nan
+    if not 0 <= loss < 1:
+        raise argparse.ArgumentTypeError(f"Expected a loss of accuracy, such as 0.01 for one point. Received: {text}")
+    return loss

@@ -134,8 +134,8 @@ def release(source: Source, store: Path, criteria: Criteria | None = None, *, in
             version = staged.release()
     except (OSError, tf.errors.OpError) as exc:
         raise ExportError(f"Could not make a version below {store / contract.model}: {exc}") from exc
-    size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
-    _log.info(f"Released {version} ({size_mb:.0f} MB), export {contract.identity}")
     if source.run:
         record_release(source.run, version, contract.identity)
+    size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
+    _log.info(f"Released {version} ({size_mb:.0f} MB), export {contract.identity}")
     return version

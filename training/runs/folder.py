@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -108,8 +109,7 @@ def write_run(
     directions: NDArray[np.float32] | None = None,
 ) -> Path:
     """Write a run folder below `folder/<contract.model>/` and return it."""
-    run = folder / contract.model / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + ("" if history else "-first"))
-    (run / "golden").mkdir(parents=True)
+    run = _begin_run(folder / contract.model, "" if history else "-first")
     model.save(run / "model.keras")
     (run / "history.json").write_text(json.dumps(history, indent=2))
     for position, photo in enumerate(photos):
@@ -120,6 +120,16 @@ def write_run(
         np.save(run / "novelty.npy", directions)
     (run / "contract.json").write_bytes(contract.to_json())  # last: a run without it is not complete
     return run
+
+
+def _begin_run(folder: Path, suffix: str) -> Path:
+    """Make the folder of a run, named after this second; wait if another training has it."""
+    while True:
+        run = folder / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + suffix)
+        with suppress(FileExistsError):
+            (run / "golden").mkdir(parents=True)
+            return run
+        time.sleep(0.1)
 
 
 def read_run(run: Path) -> tuple[keras.Model, Contract, list[bytes], NDArray[np.float32] | None]:

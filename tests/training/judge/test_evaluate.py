@@ -182,6 +182,7 @@ def test_the_report_has_pictures_plots_and_page(
     assert links and all(f'id="{link[1:]}"' in page for link in links)
     assert mistakes and all(each["class"] != each["predicted"] for each in mistakes)
     assert "tiny 1, savedmodel" in output and "taken for" in output
+    assert "25 photos; 1 of them cannot be decoded" in page and document["photos"].endswith("cannot be decoded")
 
 
 @pytest.mark.tensorflow

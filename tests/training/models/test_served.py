@@ -66,7 +66,7 @@ def test_preset_tunes_the_upper_layers_of_a_file(
     theirs = getattr(keras.applications, architecture)(weights=None, include_top=False)
     theirs.save_weights(tmp_path / "theirs.weights.h5")
     options = ["--preset", architecture.lower(), "--weights", str(tmp_path / "theirs.weights.h5"), "--size", "32"]
-    few = ["--epochs", "1", "--batch-size", "2", "--int8-drop", "1"]
+    few = ["--epochs", "1", "--batch-size", "2", "--int8-drop", "0.9"]
     assert main(["train", str(photos), "--name", "tiny", *options, *few, *places(tmp_path)]) == 0
     (run,) = (tmp_path / "runs" / "tiny").glob("*[!t]")
     parts = keras.models.load_model(run / "model.keras").layers

@@ -197,6 +197,14 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path, keras.Model(inputs, classified(pooled(inputs))), contract, {}, [])
 
 
+def test_two_runs_of_one_second_get_a_folder_each(run: Path) -> None:
+    """Trainings of one name may end at the same time."""
+    from training.runs.folder import Run, write_run
+
+    model, contract = keras.Sequential([keras.Input((1,)), layers.Flatten()]), Run(run).contract
+    assert len({write_run(run.parent.parent, model, contract, {}, []) for _ in range(2)} | {run}) == 3
+
+
 @pytest.mark.parametrize("inside", ["", "model.keras"])
 def test_a_run_brings_its_pixels(run: Path, inside: str) -> None:
     """Its preprocessing is inside, photos become pixels as in the run, and its model's hash is the file's."""

@@ -23,3 +23,11 @@ def test_options_that_would_change_nothing_are_refused(options, message, capsys)
     """Whoever gives one expects that it does."""
     assert main(["export", "--name", "m", *options.split()]) == 1
     assert f"Expected {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--margin=nan", "--margin=1", "--int8-drop=-0.01", "--int8-drop=half"])
+def test_a_loss_that_is_none_or_accepts_any_model_is_refused(option, capsys):
+    """A typo must not turn the comparison off."""
+    with pytest.raises(SystemExit):
+        main(["export", "--name", "m", "--run", "r", "--photos", "p", "--refuse-if-worse", option])
+    assert f"such as 0.01 for one point. Received: {option.partition('=')[2]}." in capsys.readouterr().err
