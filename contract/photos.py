@@ -21,9 +21,17 @@ SUFFIXES = tuple(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix i
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the files in a folder and below it, in linked folders too, but for hidden ones."""
+    """Return the files in a folder and below it, in linked folders too, but for hidden ones.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     found, seen = list[Path](), set[str]()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # by another link, or in a circle
             folders.clear()
             continue

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
 
 from contract.photos import photos_in
 
@@ -21,4 +24,18 @@ def test_photos_lie_anywhere_below_a_folder(tmp_path: Path) -> None:
     (folder / "j.jpg").symlink_to(elsewhere / "i.jpg")
     names = ("a.JPG", "deep/d.png", "g.jpg/h.webp", "j.jpg", "linked/i.jpg")
     assert photos_in(folder) == [folder / name for name in names]
-    assert photos_in(folder / "nothing") == []
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its photos would be missing without a word."""
+    (tmp_path / "cats" / "deep").mkdir(parents=True)
+    (tmp_path / "cats" / "a.jpg").touch()
+    (tmp_path / "cats" / "deep").chmod(0)
+    monkeypatch.chdir(tmp_path / "cats")  # as another user need not see where this is
+    user = os.geteuid()
+    os.seteuid(user or 12345)  # root may read all
+    try:
+        with pytest.raises(PermissionError, match="deep"):
+            photos_in(Path())
+    finally:
+        os.seteuid(user)
