@@ -23,6 +23,8 @@ SUFFIXES = tuple(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix i
 def files_in(folder: Path) -> list[Path]:
     """Return the files in a folder and below it, in linked folders too, but for hidden ones.
 
+    A broken link is a file: who reads it learns that it cannot be read.
+
     Raises:
         OSError: A folder cannot be read.
     """
@@ -38,7 +40,7 @@ def files_in(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
         found += [Path(place, name) for name in files if not is_hidden(Path(name))]
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() or not path.exists())
 
 
 def photos_in(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from contract.photos import photos_in
 
 
 def test_photos_lie_anywhere_below_a_folder(tmp_path: Path) -> None:
-    """In folders, and in links to folders, each once though they go in circles; hidden ones are left out."""
+    """In folders, and in links to folders, each once though they go in circles; broken ones count, hidden ones not."""
     folder, elsewhere = tmp_path / "cats", tmp_path / "elsewhere"
     files = ("a.JPG", "b.txt", ".c.jpg", "deep/d.png", "@eaDir/e.jpg", ".git/f.jpg", "g.jpg/h.webp")
     for file in (*(folder / each for each in files), elsewhere / "i.jpg"):
@@ -22,7 +22,7 @@ def test_photos_lie_anywhere_below_a_folder(tmp_path: Path) -> None:
     (folder / "twice").symlink_to("deep")
     (folder / "broken.jpg").symlink_to("nothing")
     (folder / "j.jpg").symlink_to(elsewhere / "i.jpg")
-    names = ("a.JPG", "deep/d.png", "g.jpg/h.webp", "j.jpg", "linked/i.jpg")
+    names = ("a.JPG", "broken.jpg", "deep/d.png", "g.jpg/h.webp", "j.jpg", "linked/i.jpg")
     assert photos_in(folder) == [folder / name for name in names]
 
 

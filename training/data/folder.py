@@ -249,7 +249,7 @@ def left_out_files(folders: Sequence[Path]) -> list[str]:
 
 
 def _is_visible_file(path: Path) -> bool:
-    return path.is_file() and not is_hidden(path)
+    return not path.is_dir() and not is_hidden(path)
 
 
 def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Photo]:

@@ -122,8 +122,7 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
     Raises:
         DataError: None of the photos decodes.
     """
-    stats = [(str(photo.path.resolve()), photo.label, photo.path.stat()) for photo in photos]
-    files = [(path, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, label, stat in stats]
+    files = [(os.path.realpath(photo.path), photo.label, *_state(photo.path)) for photo in photos]
     key = hashlib.sha256(json.dumps([decoder(), asdict(spec), files]).encode()).hexdigest()[:32]
     index, array = cache / f"{key}.json", cache / f"{key}.pixels"
     if not (found := _find_decoded(index, array, spec)):
@@ -142,6 +141,15 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
         skipped=found["skipped"],
         file=array,
     )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file: its size in bytes and times in ns; nothing for a broken link."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def decoder() -> list[str]:
@@ -182,7 +190,7 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
         ):
             if isinstance(result, Exception):
                 skipped[str(photos[position].path)] = str(result)
-                unread |= isinstance(result, OSError)
+                unread |= isinstance(result, OSError) and bool(_state(photos[position].path))
             else:
                 part, pixels = result
                 file.write(pixels.tobytes())

@@ -144,8 +144,12 @@ def _are_classes(named: dict[Path, set[str]], others: Collection[Path]) -> bool:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders inside a folder, in the order of their names."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
+    """Return the folders inside a folder, in the order of their names.
+
+    A broken link without a suffix may be one; that it cannot be read is an error, as a class would be missing.
+    """
+    visible = [path for path in folder.iterdir() if not is_hidden(path)]
+    return sorted(path for path in visible if path.is_dir() or not (path.suffix or path.exists()))
 
 
 def class_name(name: str) -> str:

@@ -79,13 +79,15 @@ def test_a_key_of_two_lines_is_refused(
 
 
 def test_what_is_no_gateway_is_named_so(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Something else on that port, and a file that went away or cannot be read."""
+    """Something else on that port, and a broken link, from a list and from a folder."""
     with serving(Scripted(Response("<html>", 404))) as gateway:
         assert asked(capfd, folder / "a.jpg", gateway)["error"] == "not_a_gateway"
         (folder / "a.jpg").unlink()
-        (folder / "a.jpg").symlink_to(folder / "a.jpg.gone")
-        (folder / "list.txt").write_text(str(folder / "a.jpg"))
-        assert asked(capfd, folder / "list.txt", gateway)["error"] == "unreadable"
+        (folder / "links").mkdir()
+        (folder / "links" / "a.jpg").symlink_to(folder / "a.jpg")
+        (folder / "list.txt").write_text(str(folder / "links" / "a.jpg"))
+        for source in ("list.txt", "links"):
+            assert asked(capfd, folder / source, gateway)["error"] == "unreadable"
 
 
 def test_nothing_to_begin_with_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from training.data.folder import read_folder, read_rows, read_split
 from training.data.splits import SPLIT_NAMES, split_of
 from training.errors import DataError
+from training.explore import listing
 
 
 def paths(dataset, *splits):
@@ -267,6 +268,20 @@ def test_class_folders_may_be_links(fill, tmp_path):
     (folder / "dog").symlink_to(tmp_path / "elsewhere")
     dataset = read_folder(folder)
     assert Counter(each.label for each in dataset.splits["train"]) == {0: 1, 1: 1}
+
+
+def test_broken_links_are_not_left_out(fill):
+    """Their photos count, until they cannot be read; a class folder or a stray photo is no less missed."""
+    folder = fill({"cat": 3, "dog": 3})
+    for name in ("cat/link.jpg", "stray.jpg", "labels.csv"):
+        (folder / name).symlink_to("nothing")
+    dataset = read_folder(folder)
+    assert folder / "cat" / "link.jpg" in paths(dataset, "train", "validation", "test")
+    assert dataset.remarks == (f"Left out 1 photo beside the class folders, such as {folder / 'stray.jpg'}",)
+    (folder / "hat").symlink_to("nothing")
+    for read in (read_folder, listing.read):
+        with pytest.raises(FileNotFoundError, match=str(folder / "hat")):
+            read(folder)
 
 
 def test_missing_folder_is_named(tmp_path):

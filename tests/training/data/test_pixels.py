@@ -56,15 +56,20 @@ def test_pixels_are_the_contracts(photos, cache):
 
 def test_corrupt_files_are_named_and_skipped(photos, cache):
     """Pixels, labels and paths of the rest stay together, also when they come from the cache."""
-    broken, empty, flipped = photos[1].path, photos[4].path, photos[5].path
+    broken, link, empty, flipped = photos[1].path, photos[2].path, photos[4].path, photos[5].path
     broken.write_bytes(broken.read_bytes()[:300])
+    link.unlink()
+    link.symlink_to("nothing")
     empty.write_bytes(b"")
     flipped.write_bytes(flip_bit(encode(photo(24, 16), "PNG")))
     for loaded in (load_pixels(photos, SPEC, cache), load_pixels(photos, SPEC, cache)):
-        assert sorted(loaded.skipped) == [str(broken), str(empty), str(flipped)]
-        assert "Received: nothing" in loaded.skipped[str(empty)]
-        assert loaded.labels.tolist() == [0, 0, 1] and len(loaded.images) == 3
+        assert sorted(loaded.skipped) == [str(broken), str(link), str(empty), str(flipped)]
+        assert "Received: nothing" in loaded.skipped[str(empty)] and "No such file" in loaded.skipped[str(link)]
+        assert loaded.labels.tolist() == [0, 1] and len(loaded.images) == 2
         np.testing.assert_array_equal(loaded.images[1], decode(loaded.paths[1].read_bytes(), SPEC).pixels)
+    link.unlink()
+    link.write_bytes(flipped.with_name("000.jpg").read_bytes())
+    assert str(link) not in load_pixels(photos, SPEC, cache).skipped
 
 
 @pytest.mark.parametrize(("split", "refused"), [("train", True), ("validation", False)])
