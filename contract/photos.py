@@ -32,7 +32,7 @@ def files_in(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    found, seen = list[Path](), set[str]()
+    found, seen = list[Path](), set(map(str, folder.resolve().parents))  # photos above it are not its own
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # by another link, or in a circle
             folders.clear()

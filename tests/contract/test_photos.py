@@ -11,7 +11,7 @@ from contract.photos import photos_in
 
 
 def test_photos_lie_anywhere_below_a_folder(tmp_path: Path) -> None:
-    """In folders, and in links to folders, each once though they go in circles; broken ones count, hidden ones not."""
+    """In folders, and in links to folders, each once though they go in circles; not above it, and no hidden ones."""
     folder, elsewhere = tmp_path / "cats", tmp_path / "elsewhere"
     files = ("a.JPG", "b.txt", ".c.jpg", "deep/d.png", "@eaDir/e.jpg", ".git/f.jpg", "g.jpg/h.webp")
     for file in (*(folder / each for each in files), elsewhere / "i.jpg"):
@@ -20,6 +20,10 @@ def test_photos_lie_anywhere_below_a_folder(tmp_path: Path) -> None:
     (folder / "linked").symlink_to(elsewhere)
     (elsewhere / "again").symlink_to(folder)
     (folder / "twice").symlink_to("deep")
+    (tmp_path / "dogs").mkdir()
+    (tmp_path / "dogs" / "k.jpg").touch()
+    for above in (folder / "above", elsewhere / "above"):
+        above.symlink_to(tmp_path)
     (folder / "broken.jpg").symlink_to("nothing")
     (folder / "j.jpg").symlink_to(elsewhere / "i.jpg")
     names = ("a.JPG", "broken.jpg", "deep/d.png", "g.jpg/h.webp", "j.jpg", "linked/i.jpg")
