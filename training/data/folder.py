@@ -93,18 +93,21 @@ def read_rows(
         DataError: No photo, a photo of two classes, a class that is unknown or named as another, or too few.
     """
     rows = read_table(table)
-    kept = {row: None for row in rows if row.label.strip() and row.path.is_file()}  # each once
-    left_out = [row.path for row in rows if row not in kept]
+    files = {row: os.path.realpath(row.path) for row in rows if row.label.strip() and row.path.is_file()}
+    kept = {(file, row.label, row.split): row for row, file in files.items()}  # each once, by whichever of its paths
+    left_out = [row.path for row in rows if row not in files]
     remarks: list[str] = []
     if left_out:
         rows_left_out = f"{counted(len(left_out), 'row')} without a file or a label, such as {left_out[0]}"
         remarks.append(f"Left out {rows_left_out}; paths start at the CSV's folder")
     if not kept:
         raise DataError(f"Expected photos with a label in {table}. Received: none. {remarks[0]}")
-    if twice := [path for path, count in Counter(row.path for row in kept).items() if count > 1]:
-        raise DataError(f"Expected one class and one split for each photo in {table}. Received more: {twice[0]}")
+    file, count = Counter(file for file, *_ in kept).most_common(1)[0]
+    if count > 1:
+        received = _some(dict.fromkeys(str(row.path) for (each, *_), row in kept.items() if each == file))
+        raise DataError(f"Expected one class and one split for each photo in {table}. Received more: {received}")
     by_split: dict[str, list[Row]] = {}
-    for row in kept:
+    for row in kept.values():
         by_split.setdefault(row.split or "train", []).append(row)
     if others := sorted(set(by_split) - set(SPLIT_NAMES)):
         known = ", ".join(SPLIT_NAMES)

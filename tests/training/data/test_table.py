@@ -25,7 +25,7 @@ def test_a_csv_of_labels_is_a_dataset(table):
     rows = [
         f"{folder}/{position:03}.jpg,{label}" for folder, label in (("a", "dog"), ("b", "cat")) for position in range(3)
     ]
-    dataset = read_folder(table("File,Label", *rows, rows[0], "a/404.jpg,cat", "a/000.jpg,"))
+    dataset = read_folder(table("File,Label", *rows, rows[0], f"b/../{rows[0]}", "a/404.jpg,cat", "a/000.jpg,"))
     assert dataset.classes == ("cat", "dog")
     assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 2, "validation": 2, "test": 2}
     assert all((each.path.parent.name == "b") == (each.label == 0) for each in dataset.splits["train"])
@@ -61,6 +61,7 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
     ("rows", "message"),
     [
         (("path,label", "a/000.jpg,cat", "a/000.jpg,dog"), "one class and one split for each photo.*000.jpg"),
+        (("path,label,split", "a/000.jpg,cat,train", "b/../a/000.jpg,cat,val"), "more: .*/a/000.jpg, .*b/../a/000.jpg"),
         (("path,label,split", "a/000.jpg,cat,train", "a/001.jpg,dog,train", "b/000.jpg,cow,val"), "also: cow"),
         (("path,label", "a/000.jpg,cat", "x.jpg,dog"), "two or more classes in .*csv. Received: cat. Left out 1 row w"),
         (("path,cat,dog", "a/000.jpg,0,1"), "Expected columns path and label.* Received: path, cat, dog"),
