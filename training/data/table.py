@@ -31,23 +31,34 @@ def read_table(path: Path) -> list[Row]:
     """Read the rows of a CSV; paths in it are relative to its folder.
 
     Raises:
-        DataError: It is no CSV in UTF-8, or has no columns for path and label.
+        DataError: It is no CSV in UTF-8, has no columns for path and label, or a cell of these with a line break.
     """
+    rows, ends = list[dict[str, str]](), list[int]()  # and the line in which each ends
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [
-                {str(name).strip().lower(): cell or "" for name, cell in row.items()} for row in csv.DictReader(file)
-            ]
-    except (UnicodeDecodeError, csv.Error) as exc:
+            reader = csv.DictReader(file, strict=True)
+            for cells in reader:
+                rows.append({str(name).strip().lower(): cell or "" for name, cell in cells.items()})
+                ends.append(reader.line_num)
+    except UnicodeDecodeError as exc:
         raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
+    except csv.Error as exc:
+        raise DataError(f"Expected a CSV. Received {path}, from line {reader.line_num + 1} on: {exc}") from exc
     names = list(rows[0]) if rows else []
     columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
     if not (columns["path"] and columns["label"]):
         raise DataError(
-            f"Expected columns path and label, and perhaps split, in {path}. Received: {', '.join(names) or 'no rows'}"
+            f"Expected columns path and label, and perhaps split, with commas between them, in {path}."
+            f" Received: {', '.join(names) or 'no rows'}"
         )
     result = []
-    for row in rows:
+    for row, end in zip(rows, ends, strict=True):
+        if "\n" in row[columns["path"]] + row[columns["label"]]:  # a stray quote swallows rows until the next quote
+            start = end - sum(cell.count("\n") for cell in row.values())
+            raise DataError(
+                f"Expected a path and a label without line breaks. Received others in {path}, from line {start} on."
+                " Is there a quote too many, or too few?"
+            )
         split = (row[columns["split"]] if columns["split"] else "").strip().lower()
         photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
         result.append(Row(photo, row[columns["label"]], "" if split == WHOLE else split_of(split) or split))
