@@ -90,7 +90,7 @@ def read_rows(
     """Return the photos of a CSV by split, the classes, and remarks; the classes are those of train, if none are given.
 
     Raises:
-        DataError: No photo, a photo of two classes, a class that is unknown or named as another, or too few.
+        DataError: No photo, none to train on, one of two classes, an unknown class, one named as another, or too few.
     """
     rows = read_table(table)
     files = {row: os.path.realpath(row.path) for row in rows if row.label.strip() and row.path.is_file()}
@@ -112,14 +112,17 @@ def read_rows(
     if others := sorted(set(by_split) - set(SPLIT_NAMES)):
         known = ", ".join(SPLIT_NAMES)
         remarks.append(f"Left out rows of: {_some(others)}. That does not read like a split, such as {known}")
+    read = {split: by_split[split] for split in SPLIT_NAMES if split in by_split}
     if not classes:
-        classes = sorted({class_name(row.label) for row in by_split.get("train", [])})
+        if "train" not in read:
+            received = ". ".join([", ".join(read) or "none", *remarks])
+            raise DataError(f"Expected rows of the split train in {table}, or without a split. Received: {received}")
+        classes = sorted({class_name(row.label) for row in read["train"]})
         if len(classes) < 2:
-            received = ". ".join([_some(classes) or "none", *remarks])
+            received = ". ".join([_some(classes), *remarks])
             raise DataError(f"Expected labels of two or more classes in {table}. Received: {received}")
         _check_classes(classes, table)
     labels = {class_name(name): label for label, name in enumerate(classes)}
-    read = {split: by_split[split] for split in SPLIT_NAMES if split in by_split}
     _check_known({class_name(row.label) for rows in read.values() for row in rows}, classes, table)
     splits = {split: [Photo(row.path, labels[class_name(row.label)]) for row in rows] for split, rows in read.items()}
     return splits, tuple(classes), tuple(remarks)

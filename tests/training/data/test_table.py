@@ -68,11 +68,12 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
         (("path;label", "a/000.jpg;cat"), "with commas between them, in .*csv. Received: path;label"),
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', 'b/000.jpg,dog",x'), "line breaks. .*csv, from line 3 on"),
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', '"b/000.jpg",dog'), "csv, from line 3 on: ',' expected"),
+        (("path,label,split", "a/000.jpg,cat,val", "b/000.jpg,dog,test"), "train in .* Received: validation, test$"),
         (("path,label,split", "a/000.jpg,cat,x"), "none. Left out rows of: x. .* such as train, validation, test$"),
         (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
 )
 def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
-    """A photo of two classes, an unknown class, one class, a column for each class, stray quotes, and no file."""
+    """A photo of two classes, an unknown class, one class, a column for each class, quotes, no train, and no file."""
     with pytest.raises(DataError, match=message):
         read_folder(table(*rows))
