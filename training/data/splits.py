@@ -82,7 +82,8 @@ def read_like_splits(names: Collection[str]) -> bool:
 def find_splits(folder: Path) -> Splits:
     """Find the split folders, which have class folders inside.
 
-    A folder that only reads like a split is a class: `train` beside `bus` and `car`, if these have photos.
+    A folder that only reads like a split is a class: `train` beside `bus` and `car`, if these have photos. `test`
+    beside them, without class folders inside, is more probably a split that has no labels.
 
     Raises:
         DataError: There is no such folder, or one that may be a split or a class.
@@ -100,6 +101,12 @@ def find_splits(folder: Path) -> Splits:
     named = {path: {each.name for each in class_folders(path)} for path in inside if path.name in split_names}
     named_with_classes = {path: names for path, names in named.items() if names}
     if not named_with_classes:
+        held_out = [path.name for path in named if split_names[path.name] != "train"]
+        if held_out and len(others) > 1:  # beside one, as `valid` beside `invalid`, it has to be a class
+            raise DataError(
+                f"Expected splits, or class folders. Received both in {folder}: {held_out[0]}/ reads like a split, but"
+                f" has no class folders. If {held_out[0]} is a split, move it elsewhere; if it is a class, rename it."
+            )
         flat = [f"{path.name}/ is taken for a class, not for a split: it has no class folders" for path in named]
         return Splits(folder, {}, tuple(flat))
     if _are_classes(named_with_classes, others):

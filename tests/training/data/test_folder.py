@@ -102,6 +102,7 @@ def test_photos_beside_class_folders_and_files_of_other_splits_are_counted(fill)
 
 def test_classes_may_be_named_like_splits(fill):
     """A folder `train` beside class folders with photos is a class, also where it has folders of its own."""
+    assert read_folder(fill({"valid": 3, "invalid": 3}, "../checks").parent / "checks").classes == ("invalid", "valid")
     dataset = read_folder(fill({"bus": 3, "train": 3}))
     assert dataset.classes == ("bus", "train")
     assert dataset.remarks == ("train/ is taken for a class, not for a split: it has no class folders",)
@@ -301,6 +302,7 @@ def test_missing_folder_is_named(tmp_path):
         ({"train": {"cat": 3, "dog": 3}, "val": {"cat": 1, "cow": 1}}, "known classes: cat, dog. Received also: cow"),
         ({"train": {"cat": 3, "dog": 3}, "val": {"cat": 0}}, "folder without any"),
         ({"": {"cat": 3, "dog": 3}, "test": {"cat": 1, "dog": 1}}, r"a folder .*train.* Received only: .*test"),
+        ({"": {"cat": 3, "dog": 3, "test": 3}}, r"both in .*: test/ reads like a split, but has no class folders\."),
         ({"": {"training_set": 3, "test_set": 3}}, "read like splits, without class folders inside: test_set, train"),
         ({"": {"train_cat": 3, "test_cat": 3}}, "read like splits, without class folders inside: test_cat, train_cat"),
         ({"cat": {"train": 3, "val": 3}, "dog": {"train": 3, "val": 3}}, "splits inside each folder: .*cat/train"),
