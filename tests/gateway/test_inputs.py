@@ -59,6 +59,17 @@ def test_a_list_answers_in_order_each_with_its_result_or_its_own_error(gateway: 
     assert len(body["results"][1]["predictions"]) == 1
 
 
+def test_slow_hosts_spoil_no_other_image(gateway_with: Callable[..., FlaskClient], origin: Origin) -> None:
+    """Two beside good ones, and more than are fetched at once before them; what did arrive is answered in time."""
+    client = gateway_with(fetch_allow=origin.authority, fetch_timeout_s=1, request_timeout_s=2, fetch_limit=8)
+    good, slow = origin.add("good", IMAGE), f"http://{origin.authority}/slow"
+    origin.answers["/slow"] = lambda _: origin.stopped.wait(5)
+    for urls in ([good, slow, *[good] * 4, slow, good], [good, *[slow] * 8]):
+        results = client.post("/predict", json={"urls": urls}).get_json()["results"]
+        codes = [result.get("error", {}).get("code") for result in results]
+        assert codes == ["fetch_timeout" if url == slow else None for url in urls]
+
+
 def test_what_is_no_image_in_a_list_spoils_no_other(gateway_with: Callable[..., FlaskClient]) -> None:
     """Text that is not base64, a URL in the wrong place, too many bytes: each has its error, alone a 400 or 413."""
     good, bad = base64.b64encode(IMAGE).decode(), ["a!", "http://a/", base64.b64encode(IMAGE * 2).decode()]
