@@ -103,12 +103,12 @@ class Front:
         Raises:
             Unauthorized: It has none.
         """
-        if self._is_prediction(request) and request.method == "POST":
+        if self._is_prediction(request):
             named = {name: value.decode("latin-1") for name, value in request.headers}
             self._keys.check(named.get(b"authorization"), named.get(b"x-api-key"))
 
     def _is_prediction(self, request: Request) -> bool:
-        return request.path.removeprefix(self.settings.path_prefix) == "/predict"
+        return request.method == "POST" and request.path.removeprefix(self.settings.path_prefix) == "/predict"
 
     async def answer(self, request: Request) -> Answer:
         """Answer a request that is complete."""

@@ -305,10 +305,11 @@ def test_a_huge_body_is_refused_before_it_is_read(client: Gateway, header: bytes
 
 
 def test_a_stranger_takes_no_room(server: FakeModelServer) -> None:
-    """Without a key, the answer comes before the body; whoever has one, sends it as before."""
+    """Without a key, the answer comes before the body, whatever the method; whoever has one, sends it as before."""
     with start(server, GATEWAY_API_KEYS=hashlib.sha256(b"secret").hexdigest()) as (gateway, _):
         length = "Content-Length: 90000"
         assert exchange(gateway.port, head(length))[0][0] == 401
+        assert exchange(gateway.port, head(length, method="PUT"))[0][0] == 413
         assert exchange(gateway.port, head(length, "Authorization: Bearer guess"))[0][0] == 401
         for key in ("Authorization: Bearer secret", "X-API-Key: secret"):
             request = head("Content-Type: image/jpeg", f"Content-Length: {len(IMAGE)}", "Connection: close", key)
