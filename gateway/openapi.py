@@ -21,7 +21,6 @@ Kind = type[errors.GatewayError]
 _ANYWHERE: list[Kind] = [
     errors.BadRequest,
     errors.RequestTimeout,
-    errors.TooLarge,
     errors.UriTooLong,
     errors.HeadersTooLarge,
     errors.InternalError,

@@ -238,9 +238,12 @@ class Connection(asyncio.BufferedProtocol):
                 raise HeadersTooLarge(f"Expected header fields of at most {HEAD_BYTES:,} bytes. Received: more")
         self._parser.feed(piece)
         if request := self._request:
-            self._front.check_length(request, len(self._body) + self._announced())  # before it is read
+            takes_body = self._front.takes_body(request, len(self._body) + self._announced())  # before it is read
+            if not takes_body:
+                self._body.clear()
+                request.may_keep_alive = False  # where the next request would begin is not known
             request.held.add(len(self._body) - request.held.size)
-            if self._parser.is_complete:
+            if self._parser.is_complete or not takes_body:
                 self._unread[:0] = self._parser.remaining()
                 request.body = bytes(self._body)
                 self._parser.reset()
@@ -269,7 +272,6 @@ class Connection(asyncio.BufferedProtocol):
             name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers
         )
         self._front.check_key(request)
-        self._front.check_length(request, self._parser.content_length or 0)
         return False
 
     def _take_part(self, part: bytes) -> None:

@@ -31,7 +31,7 @@ from gateway.telemetry.metrics import Metrics
 
 WsgiApp = Callable[..., Iterable[bytes]]
 
-SMALL_BODY_BYTES = 64 * 1024  # for all paths that need no body
+SMALL_BODY_BYTES = 64 * 1024  # for what needs no body
 MAX_SCRAPES = 4
 # A process with a request that is still at work so long after its time is ended, and another takes its place. Nothing
 # else ends a library that hangs, as a decoder may on an image made for that; it would keep its place for ever.
@@ -86,16 +86,18 @@ class Front:
         """From now on, be not ready and ask each client to close its connection, but go on answering."""
         self.draining = True
 
-    def check_length(self, request: Request, size: int) -> None:
-        """Check the length of a request's body, or of what has come of it.
+    def takes_body(self, request: Request, size: int) -> bool:
+        """Tell whether a body of this size, or of which so much has come, is read; without it, a request is answered.
 
         Raises:
-            TooLarge: It is longer than allowed.
+            TooLarge: It is a prediction's, and larger than allowed.
         """
-        limit = self.settings.max_body_bytes if self._is_prediction(request) else SMALL_BODY_BYTES
-        if size > limit:
+        if not self._is_prediction(request):
+            return size <= SMALL_BODY_BYTES
+        if size > (limit := self.settings.max_body_bytes):
             received = f"{size:,}" if size < 10**18 else "far more"
             raise TooLarge(f"Expected a request body of at most {limit:,} bytes. Received: {received}")
+        return True
 
     def check_key(self, request: Request) -> None:
         """Check the API key of a request whose body may be large, before it takes room from those who have a key.
@@ -108,7 +110,8 @@ class Front:
             self._keys.check(named.get(b"authorization"), named.get(b"x-api-key"))
 
     def _is_prediction(self, request: Request) -> bool:
-        return request.method == "POST" and request.path.removeprefix(self.settings.path_prefix) == "/predict"
+        path = f"/{request.path.lstrip('/')}"  # as Flask reads it
+        return request.method == "POST" and path == f"{self.settings.path_prefix}/predict"
 
     async def answer(self, request: Request) -> Answer:
         """Answer a request that is complete."""

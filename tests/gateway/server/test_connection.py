@@ -49,7 +49,7 @@ def test_what_the_server_refuses_has_the_origin_and_the_prefix(server: FakeModel
     settings = {"GATEWAY_ALLOWED_ORIGINS": "https://shop.test", "GATEWAY_PATH_PREFIX": "/classifier"}
     with start(server, **settings) as (gateway, _):
         for target, length, status in (("/classifier/predict", 90_000, 415), ("/classifier/predict", 200_000, 413),
-                                       ("/classifier/model", 90_000, 413)):  # fmt: skip
+                                       ("/predict", 90_000, 404)):  # fmt: skip
             lines = ("Origin: https://shop.test", "Content-Type: image/jpeg", f"Content-Length: {length}")
             request = head(*lines, "Connection: close", target=target) + b"a" * length
             ((answered, headers, _),) = exchange(gateway.port, request)
@@ -304,12 +304,38 @@ def test_a_huge_body_is_refused_before_it_is_read(client: Gateway, header: bytes
     assert b'gateway_answers_total{code="too_large",path="front",status="413"}' in metrics(client)
 
 
+@pytest.mark.parametrize("body", ["Content-Length: 90000", "Transfer-Encoding: chunked\r\n\r\n15F90"])
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        *(("POST", target, 404) for target in ("/predict/", "/predct", "/a//predict")),
+        *((method, target, 405) for method, target in (("POST", "/"), ("PUT", "/predict"))),
+        ("GET", "/livez", 200),
+    ],
+)
+def test_what_needs_no_body_is_answered_without_it(
+    client: Gateway, method: str, target: str, status: int, body: str
+) -> None:
+    """A large one to a wrong path or by a wrong method is not read, and the connection closes."""
+    request = head("Expect: 100-continue", body, method=method, target=target)
+    [(answered, headers, _)] = exchange(client.port, request)
+    assert (answered, headers["Connection"]) == (status, "close")
+
+
+@pytest.mark.parametrize("target", ["/predict", "//predict", "///predict"])
+def test_an_image_may_be_large_wherever_it_is_answered(client: Gateway, target: str) -> None:
+    """Slashes in front do not count for the limit either."""
+    request = head("Content-Type: image/jpeg", "Content-Length: 90000", "Connection: close", target=target)
+    [(status, _, _)] = exchange(client.port, request + IMAGE.ljust(90_000, b"\0"))
+    assert status == 200
+
+
 def test_a_stranger_takes_no_room(server: FakeModelServer) -> None:
     """Without a key, the answer comes before the body, whatever the method; whoever has one, sends it as before."""
     with start(server, GATEWAY_API_KEYS=hashlib.sha256(b"secret").hexdigest()) as (gateway, _):
         length = "Content-Length: 90000"
         assert exchange(gateway.port, head(length))[0][0] == 401
-        assert exchange(gateway.port, head(length, method="PUT"))[0][0] == 413
+        assert exchange(gateway.port, head(length, method="PUT"))[0][0] == 405
         assert exchange(gateway.port, head(length, "Authorization: Bearer guess"))[0][0] == 401
         for key in ("Authorization: Bearer secret", "X-API-Key: secret"):
             request = head("Content-Type: image/jpeg", f"Content-Length: {len(IMAGE)}", "Connection: close", key)
