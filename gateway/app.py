@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from io import BytesIO
 from itertools import chain
 from typing import Any
 
 import numpy as np
-from flask import Flask, Request, Response, g, jsonify, redirect, request, url_for
+from flask import Flask, Response, g, jsonify, redirect, request, url_for
 from numpy.typing import NDArray
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
@@ -44,7 +43,6 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
     `room` is shared with whatever else keeps bytes in this process; by default nothing does.
     """
     app = Flask(__name__, static_folder=None)
-    app.request_class = InMemoryRequest
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
     prefix = settings.path_prefix
     app.register_blueprint(page, url_prefix=prefix or None)
@@ -241,15 +239,6 @@ def answer_problem(error: Exception) -> Response:
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(error.valid_methods or ())
     return response
-
-
-class InMemoryRequest(Request):
-    """A request with its uploads in memory, where its body is already: it needs no disk, and cannot fill one."""
-
-    max_form_memory_size = None  # the limit for the whole body is enough
-
-    def _get_file_stream(self, *_: Any, **__: Any) -> BytesIO:
-        return BytesIO()
 
 
 def stack_pixels(decoded: list[DecodedImage | GatewayError], version: Version) -> NDArray[np.uint8]:

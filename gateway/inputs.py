@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import Any
 
 from werkzeug import Request
+from werkzeug.formparser import FormDataParser
 
 from gateway.errors import BadRequest, GatewayError, TooLarge
 from gateway.settings import Settings
@@ -71,11 +73,24 @@ def _within(most: int, image: Url | bytes | GatewayError) -> Url | bytes | Gatew
 
 
 def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
-    files = [file.read() for name in request.files for file in request.files.getlist(name)]
+    streams: list[BytesIO] = []  # in the order of the body; request.files would group them by name
+
+    def open_stream(*_: Any, **__: Any) -> BytesIO:  # in memory, where the body is: it needs no disk, and can fill none
+        streams.append(BytesIO())
+        return streams[-1]
+
+    # No limit for the form's text: the one for the whole body is enough.
+    parser = FormDataParser(open_stream, max_form_parts=request.max_form_parts, silent=False)
+    try:
+        _, form, _ = parser.parse(request.stream, request.mimetype, request.content_length, request.mimetype_params)
+    except ValueError as exc:
+        received = "a form that is malformed, cut off or without a boundary in its Content-Type"
+        raise BadRequest(f"{EXPECTED} Received {received}.") from exc
+    files = [stream.getvalue() for stream in streams]
     if not files:
         raise BadRequest(f"{EXPECTED} Received a form without a file.")
     _check_number(files, settings)
-    return Query(list(files), len(files) > 1, _top_k(request.form.get("top_k", top_k)))
+    return Query(list(files), len(files) > 1, _top_k(form.get("top_k", top_k)))
 
 
 def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from werkzeug import Request
+from werkzeug.test import TestResponse
 
 from gateway.errors import BadRequest
 from gateway.inputs import read_query
@@ -93,13 +94,27 @@ def test_a_list_of_failures_is_an_answer_too(gateway: FlaskClient) -> None:
     assert [result["error"]["code"] for result in body["results"]] == ["unsupported_media"] * 2
 
 
+def send_form(gateway: FlaskClient, *parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> TestResponse:
+    """Send a form of these parts, in order, each with what follows `form-data; ` and its content."""
+    head = "--B\r\nContent-Disposition: form-data; {}\r\n\r\n"
+    body = b"".join(head.format(part).encode() + content + b"\r\n" for part, content in parts) + end
+    return gateway.post("/predict", data=body, content_type="multipart/form-data; boundary=B")
+
+
 def test_several_files_are_a_list(gateway: FlaskClient) -> None:
-    """Files under one name or several, in order."""
-    other = encode(photo(seed=10))
-    files = {"file": [(BytesIO(IMAGE), "a.jpg"), (BytesIO(other), "b.jpg")], "top_k": "1"}
-    body = gateway.post("/predict", data=files).get_json()
-    assert [result["image"]["bytes"] for result in body["results"]] == [len(IMAGE), len(other)]
-    assert [len(result["predictions"]) for result in body["results"]] == [1, 1]
+    """Files under one name or several, in the order in which they were sent."""
+    images = [encode(photo(seed=seed)) for seed in (10, 11)] + [IMAGE]
+    files = [(f'name="{name}"; filename="a.jpg"', image) for name, image in zip("aba", images, strict=True)]
+    body = send_form(gateway, *files, ('name="top_k"', b"1")).get_json()
+    assert [result["image"]["bytes"] for result in body["results"]] == list(map(len, images))
+    assert [len(result["predictions"]) for result in body["results"]] == [1, 1, 1]
+
+
+def test_a_form_that_is_cut_off_is_refused(gateway: FlaskClient) -> None:
+    """Even after whole files: others may be missing."""
+    answer = send_form(gateway, ('name="a"; filename="a.jpg"', IMAGE), end=b"--B\r\nContent-Disp")
+    assert_problem(answer, 400, "bad_request")
+    assert "Received a form that is malformed, cut off or" in answer.get_json()["detail"]
 
 
 def test_what_is_fetched_finds_room_or_is_refused(gateway_with: Callable[..., FlaskClient], origin: Origin) -> None:
