@@ -73,11 +73,11 @@ def _within(most: int, image: Url | bytes | GatewayError) -> Url | bytes | Gatew
 
 
 def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
-    streams: list[BytesIO] = []  # in the order of the body; request.files would group them by name
+    parts: list[tuple[str, BytesIO]] = []  # in the order of the body; request.files would group them by name
 
-    def open_stream(*_: Any, **__: Any) -> BytesIO:  # in memory, where the body is: it needs no disk, and can fill none
-        streams.append(BytesIO())
-        return streams[-1]
+    def open_stream(*_: Any, **part: Any) -> BytesIO:  # in memory, as the body: it needs no disk, and can fill none
+        parts.append((part["filename"], BytesIO()))
+        return parts[-1][1]
 
     # No limit for the form's text: the one for the whole body is enough.
     parser = FormDataParser(open_stream, max_form_parts=request.max_form_parts, silent=False)
@@ -86,7 +86,8 @@ def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
     except ValueError as exc:
         received = "a form that is malformed, cut off or without a boundary in its Content-Type"
         raise BadRequest(f"{EXPECTED} Received {received}.") from exc
-    files = [stream.getvalue() for stream in streams]
+    # Without a name and bytes, it is an input of a page in which no file was chosen.
+    files = [data for name, stream in parts if (data := stream.getvalue()) or name]
     if not files:
         raise BadRequest(f"{EXPECTED} Received a form without a file.")
     _check_number(files, settings)

@@ -110,6 +110,16 @@ def test_several_files_are_a_list(gateway: FlaskClient) -> None:
     assert [len(result["predictions"]) for result in body["results"]] == [1, 1, 1]
 
 
+def test_an_input_without_a_chosen_file_does_not_count(gateway: FlaskClient) -> None:
+    """Browsers send it as an empty file without a name; an empty file with one is an image that is none."""
+    image, unchosen, empty = (
+        f'name="{name}"; filename="{file}"' for name, file in (("a", "a.jpg"), ("b", ""), ("c", "c"))
+    )
+    assert "predictions" in send_form(gateway, (image, IMAGE), (unchosen, b"")).get_json()
+    assert_problem(send_form(gateway, (unchosen, b"")), 400, "bad_request")
+    assert_problem(send_form(gateway, (unchosen, b""), (empty, b"")), 415, "unsupported_media")
+
+
 def test_a_form_that_is_cut_off_is_refused(gateway: FlaskClient) -> None:
     """Even after whole files: others may be missing."""
     answer = send_form(gateway, ('name="a"; filename="a.jpg"', IMAGE), end=b"--B\r\nContent-Disp")
