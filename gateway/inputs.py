@@ -19,6 +19,8 @@ EXPECTED = (
     " with an optional top_k; or files as multipart/form-data; or the image itself as the body, with its Content-Type."
 )
 
+FORMS = ("url", "urls", "image", "images")
+
 # A part takes up to 64 bytes once it is read: 24 MB of empty lists took a gigabyte. Base64 has no parts, a URL may.
 MAX_JSON_PARTS = 200_000
 
@@ -90,6 +92,8 @@ def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
     files = [data for name, stream in parts if (data := stream.getvalue()) or name]
     if not files:
         raise BadRequest(f"{EXPECTED} Received a form without a file.")
+    if others := [name for name in FORMS if form.get(name)]:
+        raise BadRequest(f"Expected either files or {others[0]}, as JSON. Received a form with both.")
     _check_number(files, settings)
     return Query(list(files), len(files) > 1, _top_k(form.get("top_k", top_k)))
 
@@ -105,7 +109,7 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
         raise BadRequest(f"{EXPECTED} Received a body that is not JSON: {exc}") from exc
     if not isinstance(body, dict):
         raise BadRequest(f"{EXPECTED} Received JSON of another type: {type(body).__name__}")
-    forms = [name for name in ("url", "urls", "image", "images") if name in body]
+    forms = [name for name in FORMS if name in body]
     if unknown := sorted(set(body) - {*forms, "top_k"}):
         raise BadRequest(f"{EXPECTED} Received a member that is none of these: {', '.join(map(repr, unknown))[:200]}")
     if len(forms) != 1:

@@ -120,6 +120,13 @@ def test_an_input_without_a_chosen_file_does_not_count(gateway: FlaskClient) -> 
     assert_problem(send_form(gateway, (unchosen, b""), (empty, b"")), 415, "unsupported_media")
 
 
+def test_a_form_with_a_url_beside_its_file_is_refused(gateway: FlaskClient) -> None:
+    """One of them would have no answer; an input that was left empty, and one of another name, do no harm."""
+    file = ('name="file"; filename="a.jpg"', IMAGE)
+    assert_problem(send_form(gateway, file, ('name="url"', b"http://a/")), 400, "bad_request")
+    assert "predictions" in send_form(gateway, file, ('name="url"', b""), ('name="note"', b"a")).get_json()
+
+
 def test_a_form_that_is_cut_off_is_refused(gateway: FlaskClient) -> None:
     """Even after whole files: others may be missing."""
     answer = send_form(gateway, ('name="a"; filename="a.jpg"', IMAGE), end=b"--B\r\nContent-Disp")
