@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from http import HTTPStatus
-from http.client import BadStatusLine, HTTPException
+from http.client import BadStatusLine, HTTPException, HTTPResponse
 from ipaddress import ip_address
 from threading import BoundedSemaphore, Thread
 from typing import cast
@@ -26,6 +26,7 @@ from urllib.parse import quote, urljoin
 import urllib3.exceptions
 from urllib3 import BaseHTTPResponse
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.response import assert_header_parsing
 
 from gateway.errors import BadRequest, FetchFailed, FetchTimeout, Overloaded, TooLarge, UrlNotAllowed
 from gateway.fetch.addresses import AllowList, embedded_ipv4, is_metadata, refusal
@@ -195,6 +196,7 @@ class Fetcher:
             with closing(connection.getresponse()) as response:
                 if is_reused and response.status == HTTPStatus.REQUEST_TIMEOUT:  # most likely of the time before
                     raise ConnectionError("The host closed the connection")
+                _check_headers(response._original_response)
                 answer = self._read(response, budget)
                 stays_open = response.closed and _is_framed(response)  # by the read, or it is not at its end
             if stays_open and connection.sock is not None:  # it is None where the host closes the connection
@@ -244,12 +246,21 @@ class Fetcher:
             raise too_large
         # The body is counted below. This limits what comes around it: chunk sizes, extensions and trailers.
         budget.allow(2 * max_bytes + MAX_HEADER_BYTES, too_large)
-        body = response.read(max_bytes + 1)
+        body = response.read(response.length_remaining or max_bytes + 1)
         if len(body) > max_bytes:
             raise too_large
         if response.length_remaining or not body:
             raise FetchFailed("The image's host sent an empty body, or not all of it.")
         return body
+
+
+def _check_headers(answer: HTTPResponse | None) -> None:
+    """Refuse an answer without a length of which a line is no header: http.client drops that, and all headers after."""
+    if answer and answer.length is None and not answer.chunked:
+        try:
+            assert_header_parsing(answer.msg)
+        except urllib3.exceptions.HeaderParsingError as exc:
+            raise FetchFailed("The image's host sent a malformed header, and no length before it.") from exc
 
 
 def _is_framed(response: BaseHTTPResponse) -> bool:

@@ -34,6 +34,15 @@ def test_the_body_is_returned(listen: Listen, answer: bytes) -> None:
     assert fetch(listen(answer)) == PHOTO
 
 
+@pytest.mark.parametrize(
+    "headers", ["Content-Length: 7, 7", "Content-Length: 7\r\nContent-Length: 7", "Content-Length: 7\r\nno colon"]
+)
+def test_an_odd_length_is_not_waited_for(listen: Listen, headers: str) -> None:
+    """Once the body is there, though the host keeps the connection."""
+    with takes(0, 1):
+        assert fetch(listen(f"HTTP/1.1 200 OK\r\n{headers}\r\n\r\n".encode() + PHOTO, keeps=True)) == PHOTO
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_a_coding_that_changes_no_bytes_is_ignored(listen: Listen, label: str) -> None:
     """Stores write such words beside plain images; what the bytes are, the decoder judges."""
@@ -88,6 +97,15 @@ def test_other_answers_fail(listen: Listen, answer: bytes, message: str) -> None
     """Fail on broken answers (S11, F7), unpack nothing (S11), and name a status that is not 200 (S12, F7)."""
     with takes(0, 1), pytest.raises(FetchFailed, match=f"^The image's host {message}"):
         fetch(listen(answer))
+
+
+@pytest.mark.parametrize("line", ["X Powered By: x", "no colon"])
+@pytest.mark.parametrize("status", ["200 OK", "302 Found"])
+def test_a_malformed_header_is_named_at_once(listen: Listen, line: str, status: str) -> None:
+    """What follows it is lost, such as the length, for which the fetch would wait until its deadline."""
+    head = f"HTTP/1.1 {status}\r\n{line}\r\nLocation: /\r\nContent-Length: 7\r\n\r\n"
+    with takes(0, 1), pytest.raises(FetchFailed, match="sent a malformed header"):
+        fetch(listen(head.encode() + PHOTO, keeps=True))
 
 
 def test_refused_connection_fails() -> None:
