@@ -196,8 +196,11 @@ class Fetcher:
             with closing(connection.getresponse()) as response:
                 if is_reused and response.status == HTTPStatus.REQUEST_TIMEOUT:  # most likely of the time before
                     raise ConnectionError("The host closed the connection")
-                _check_headers(response._original_response)
-                answer = self._read(response, budget)
+                try:
+                    answer = self._read(response, budget)
+                except (TimeoutError, urllib3.exceptions.TimeoutError) as exc:
+                    _check_headers(response._original_response, exc)
+                    raise
                 stays_open = response.closed and _is_framed(response)  # by the read, or it is not at its end
             if stays_open and connection.sock is not None:  # it is None where the host closes the connection
                 unless_kept.pop_all()
@@ -254,13 +257,13 @@ class Fetcher:
         return body
 
 
-def _check_headers(answer: HTTPResponse | None) -> None:
-    """Refuse an answer without a length of which a line is no header: http.client drops that, and all headers after."""
+def _check_headers(answer: HTTPResponse | None, late: Exception) -> None:
+    """Say why no end came, if a line is no header: http.client drops it, and those after it with the length."""
     if answer and answer.length is None and not answer.chunked:
         try:
             assert_header_parsing(answer.msg)
-        except urllib3.exceptions.HeaderParsingError as exc:
-            raise FetchFailed("The image's host sent a malformed header, and no length before it.") from exc
+        except urllib3.exceptions.HeaderParsingError:
+            raise FetchFailed("The image's host sent a malformed header, and did not close after the image.") from late
 
 
 def _is_framed(response: BaseHTTPResponse) -> bool:

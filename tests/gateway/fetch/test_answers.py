@@ -100,12 +100,12 @@ def test_other_answers_fail(listen: Listen, answer: bytes, message: str) -> None
 
 
 @pytest.mark.parametrize("line", ["X Powered By: x", "no colon"])
-@pytest.mark.parametrize("status", ["200 OK", "302 Found"])
-def test_a_malformed_header_is_named_at_once(listen: Listen, line: str, status: str) -> None:
-    """What follows it is lost, such as the length, for which the fetch would wait until its deadline."""
-    head = f"HTTP/1.1 {status}\r\n{line}\r\nLocation: /\r\nContent-Length: 7\r\n\r\n"
-    with takes(0, 1), pytest.raises(FetchFailed, match="sent a malformed header"):
-        fetch(listen(head.encode() + PHOTO, keeps=True))
+def test_a_malformed_header_is_named_if_the_image_does_not_end(listen: Listen, line: str) -> None:
+    """The length that follows it is lost; most such hosts close, which ends the image too."""
+    answer = f"HTTP/1.1 200 OK\r\n{line}\r\nContent-Length: 7\r\n\r\n".encode() + PHOTO
+    assert fetch(listen(answer)) == PHOTO
+    with pytest.raises(FetchFailed, match="sent a malformed header"):
+        fetch(listen(answer, keeps=True), fetch_timeout_s=0.5)
 
 
 def test_refused_connection_fails() -> None:
