@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from contract.release import Release, ReleaseError, read_release
-from gateway.model.unloaded import LOADING_S
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +18,8 @@ class Following:
     Attributes:
         release: What it says; None while the newest version answers.
         error: What is wrong with the document as it is now, or None.
-        is_pending: Whether nothing should answer yet, because the stable version still loads, as at a start.
+        is_pending: Whether nothing should answer, as since the start the document could not be used: what is newest, or
+            only tried, might be a version that nobody promoted.
     """
 
     def __init__(self, file: str) -> None:
@@ -28,19 +27,13 @@ class Following:
         self._file = Path(file) if file else None
         self.release: Release | None = None
         self.error: str | None = None
-        self.is_pending = False
-        self._pending_until: float | None = None
+        self.is_pending = bool(file)
 
-    def look(self, usable: Collection[int], loading: Collection[int]) -> None:
-        """Read the document anew.
-
-        Args:
-            usable: Numbers that are loaded and passed the golden gate.
-            loading: Numbers that the model server is about to load.
-        """
+    def look(self, usable: Collection[int]) -> None:
+        """Read the document anew; `usable` are the numbers that are loaded and passed the golden gate."""
         if not self._file:
             return
-        error, self.is_pending = None, False
+        error = None
         try:
             found = read_release(self._file)
         except ReleaseError as exc:
@@ -52,7 +45,6 @@ class Following:
                 self._follow(found)
             else:
                 error = f"{self._file} names version {found.stable} as stable, which is not loaded or was refused"
-                self.is_pending = not self.release and found.stable in loading and self._may_wait()
             if found and found.trial and found.trial.version not in usable:
                 error = error or f"{self._file} tries version {found.trial.version}, which is not loaded or was refused"
         if error and error != self.error:
@@ -66,18 +58,15 @@ class Following:
         stable = self.release.stable
         return number != stable, number != self.release.previous, number > stable, -number
 
-    def _may_wait(self) -> bool:
-        """Tell whether the time is left in which a stable version may load; one that fails would load for minutes."""
-        if self._pending_until is None:
-            self._pending_until = time.monotonic() + LOADING_S
-        return time.monotonic() < self._pending_until
-
     def _follow(self, found: Release | None) -> None:
+        self.is_pending = False
         if found != self.release:
             self.release = found
             _log.info("%s", self._in_force())
 
     def _in_force(self) -> str:
+        if self.is_pending:
+            return "nothing answers until it can be used"
         if not self.release:
             return "the newest version answers"
         trial = self.release.trial

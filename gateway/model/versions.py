@@ -26,7 +26,7 @@ from gateway.model.client import ModelClient
 from gateway.model.following import Following
 from gateway.model.gate import Refusal, open_gate
 from gateway.model.protocol import ActiveTrial, Export, Health, Version
-from gateway.model.unloaded import FORGET_AFTER_S, LOADING, START, Unloaded
+from gateway.model.unloaded import FORGET_AFTER_S, Unloaded
 from gateway.settings import Settings
 
 # Replicas behind one address take turns in answering, so one look finds the versions of one replica.
@@ -257,8 +257,7 @@ class Versions:
         usable = [(each, each.version) for each in known if each.version and self._is_told_apart(each)]
         recent = self._looks - RECENT_LOOKS
         loaded = [version for each, version in usable if each.number in available and each.look > recent]
-        loading = [each.version for each in statuses if each.state in (START, LOADING)]
-        self._following.look([version.number for version in loaded], loading)
+        self._following.look([version.number for version in loaded])
         self._usable, self._loaded = self._in_order([version for _, version in usable]), self._in_order(loaded)
         self._available, self._described_after = bool(available), breaks
         hidden = {each.export: AMONG_OTHERS for each in known if not self._is_told_apart(each)}

@@ -11,6 +11,7 @@ import pytest
 from contract import messages_pb2 as messages
 from contract.release import Release, Trial
 from gateway.app import create_app
+from gateway.model.following import Following
 from gateway.model.versions import Versions
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
@@ -89,12 +90,15 @@ def test_a_store_that_is_away_releases_nothing(client: Versions, file: Path) -> 
 def test_stable_version_that_the_gate_refused_is_not_followed(
     client: Versions, server: FakeModelServer, golden: list[bytes], file: Path
 ) -> None:
-    """The gate has the last word."""
+    """The gate has the last word. What answered before goes on, but a gateway that starts has nothing to go on with."""
+    assert order(client) == [4, 3, 2, 1]
     server.versions[5] = FakeVersion.of(golden, predict=lambda pixels: 1 / (3 + 0 * pixels[:, 0, 0]))
     server.versions[5].predict = server.versions[4].predict
     file.write_text(Release(5).to_json())
     assert order(client) == [4, 3, 2, 1]
     assert "version 5 as stable" in (client.health.release_error or "")
+    client._following = Following(str(file))
+    assert order(client) == []
 
 
 def test_trial_begins_once_its_version_is_accepted(
@@ -114,20 +118,35 @@ def test_trial_begins_once_its_version_is_accepted(
 
 
 def test_at_a_start_nothing_answers_before_the_stable_version(
-    client: Versions, server: FakeModelServer, file: Path, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+    client: Versions, server: FakeModelServer, file: Path, golden: list[bytes]
 ) -> None:
-    """Else a version that is only tried would answer all requests. It is not waited for without end."""
+    """Else a version that is only tried would answer all requests."""
     del server.versions[3]
     server.unloaded = [LOADING]
     file.write_text(Release(3, trial=Trial(4, "shadow")).to_json())
     assert order(client) == []
     assert "version 3 as stable" in (client.health.error or "")
-    monkeypatch.setattr("gateway.model.following.LOADING_S", 0.0)
-    client._following._pending_until = None
-    assert order(client) == [4, 2, 1]
     server.versions[3] = FakeVersion.of(golden)
     server.unloaded = []
     assert order(client)[0] == 3
+
+
+@pytest.mark.parametrize("text", ['{"stable": 2, "ser', '{"stable": 9}'])
+def test_at_a_start_a_document_that_cannot_be_used_lets_nothing_answer(
+    client: Versions, file: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody promoted the newest version. `/readyz` says why, until the document is mended or removed."""
+    file.write_text(text)
+    assert order(client) == []
+    app = create_app(Settings(model_name="tiny"), client, Metrics()).test_client()
+    ready = app.get("/readyz")
+    assert ready.status_code == app.post("/predict", json={"url": "http://none"}).status_code == 503
+    assert str(file) in ready.get_json()["model"]["error"] and "nothing answers until it can be used" in caplog.text
+    file.write_text(Release(2).to_json())
+    assert order(client)[0] == 2
+    client._following = Following(str(file))
+    file.unlink()
+    assert order(client)[0] == 4
 
 
 def test_gateway_shows_stable_and_trial(client: Versions, file: Path) -> None:
