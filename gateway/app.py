@@ -131,7 +131,7 @@ class Views:
                 failed = not isinstance(exc, Overloaded)  # a busy server says nothing of the version
                 continue
             if tried and (active or failed):
-                self._metrics.trial_requests.labels(*tried.version.export, "failed" if failed else "answered").inc()
+                self._metrics.trial_requests.labels(*tried.labels, "failed" if failed else "answered").inc()
                 self._trials.record(tried, failed=failed)
             return version, decoded, outputs
         raise InternalError  # candidates without an end

@@ -42,6 +42,11 @@ class ActiveTrial(NamedTuple):
     version: Version
     trial: Trial
 
+    @property
+    def labels(self) -> tuple[int, str, int]:
+        """What tells its counters from those of others, such as an earlier trial of the version."""
+        return *self.version.export, self.trial.serial
+
 
 @dataclass(frozen=True)
 class Health:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,21 +60,20 @@ class Observation:
     The names of gateways are looked up at each look, because a cluster replaces Pods. What one counted still counts.
     """
 
-    def __init__(self, gateways: Sequence[str], model: str, trial: Trial, *, is_first: bool) -> None:
+    def __init__(self, gateways: Sequence[str], model: str, trial: Trial) -> None:
         """Begin to observe.
 
         Args:
             gateways: Their URLs.
             model: The name of the model that they serve.
             trial: What is tried.
-            is_first: Whether the version was never tried before. If it was, only what is counted from now on counts.
 
         Raises:
             Refused: A name has no address.
         """
         self._gateways, self._seen = gateways, dict[tuple[str, str], _Seen]()
         self._present = self._find()
-        self._model, self._trial, self._is_first = model, trial, is_first
+        self._model, self._trial = model, trial
         self.contract: Contract | None = None
 
     @property
@@ -160,27 +159,25 @@ class Observation:
 
     def _add(self, seen: _Seen, text: str) -> None:
         found, is_stopped = Counter[_Series](), False
+        identity = self.contract.identity if self.contract else None
+        of_trial = {"version": str(self._trial.version), "identity": identity, "trial": str(self._trial.serial)}
         for name, labels, value in _samples(text):
             if name == STOPPED:
                 is_stopped = is_stopped or value > 0
             elif name == ANSWERS:
                 found[name,] += int(value) * (labels.get("path") == "predict")
-            elif self.contract and _export(labels) == (str(self._trial.version), self.contract.identity):
+            elif of_trial.items() <= labels.items():
                 found[name, *(labels[key] for key in LABELS if key in labels)] += int(value)
-        before = found if seen.last is None and not self._is_first else seen.last or Counter()
+        before = seen.last or Counter()
         if any(found[series] < number for series, number in before.items()):
             seen.falls += 1
             before = Counter()
         seen.total.update({series: number - before[series] for series, number in found.items()})
         seen.last = found
         failed = found["gateway_trial_requests", "failed"] + found["gateway_comparison_signs", "failed"]
-        is_of_this = seen.is_stopped is False or (self._is_first and failed >= FAILURES_UNTIL_STOPPED)
+        is_of_this = seen.is_stopped is False or failed >= FAILURES_UNTIL_STOPPED
         seen.has_stopped |= is_stopped and is_of_this
         seen.is_stopped = is_stopped
-
-
-def _export(labels: Mapping[str, str]) -> tuple[str, str]:
-    return labels.get("version", ""), labels.get("identity", "")
 
 
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:

@@ -52,10 +52,7 @@ class Watch:
         if not state.release or not state.release.trial:
             raise Refused("Nothing is being tried. Begin with try VERSION.")
         self._ledger, self.release, self.trial = ledger, state.release, state.release.trial
-        documents = (each.document for each in state.history.entries.values())
-        earlier = (each.trial for each in documents if each and each.trial)
-        is_first = not any(each.version == self.trial.version and each.serial != self.trial.serial for each in earlier)
-        self.observed = Observation(gateways, ledger.home.name, self.trial, is_first=is_first)
+        self.observed = Observation(gateways, ledger.home.name, self.trial)
         self._criteria: list[Criterion] = []
         self._said, self._said_at = "", -PROGRESS_S
         self._passing = set[str]()  # what was said of a store that is away

@@ -68,7 +68,7 @@ class Metrics:
                             multiprocess_mode="livemin", **options)  # fmt: skip
         self.release_refused = Gauge("gateway_release_refused", "1 while the release document is not followed.",
                                      multiprocess_mode="livemax", **options)  # fmt: skip
-        of_trial = ["version", "identity"]
+        of_trial = ["version", "identity", "trial"]
         self.trial_requests = Counter("gateway_trial_requests", "Requests that the tried version answered, or failed.",
                                       [*of_trial, "outcome"], **options)  # fmt: skip
         self.trial_stopped = Gauge("gateway_trial_stopped", "1 while a worker does not try the version, which failed.",

@@ -138,11 +138,11 @@ class Comparisons:
                     raise
                 failed = True
         self._trials.record(active, failed=failed)
-        self._metrics.comparisons.labels(*tried.export).inc()
+        self._metrics.comparisons.labels(*active.labels).inc()
         if failed:
-            self._metrics.comparison_signs.labels(*tried.export, "failed").inc()
+            self._metrics.comparison_signs.labels(*active.labels, "failed").inc()
             return
-        self._count(replies[stable], replies[tried])
+        self._count(active, replies[stable], replies[tried])
         if self._folder and replies[stable].best != replies[tried].best:
             _keep(self._folder, image, replies[stable], replies[tried])
 
@@ -157,16 +157,16 @@ class Comparisons:
         run_s = None if outputs.seconds is None else decode_s + outputs.seconds
         return _Reply(version, time.perf_counter() - started, run_s, outputs.probabilities[0])
 
-    def _count(self, stable: _Reply, tried: _Reply) -> None:
-        export, metrics = tried.version.export, self._metrics
+    def _count(self, active: ActiveTrial, stable: _Reply, tried: _Reply) -> None:
+        metrics = self._metrics
         disagrees = tried.best != stable.best
         found = find_signs(tried.probabilities[np.newaxis], stable.probabilities[np.newaxis])
         signs = {"disagrees": disagrees, "slower": _is_slower(tried, stable), **found}
         for sign in (sign for sign, is_so in signs.items() if is_so):
-            metrics.comparison_signs.labels(*export, sign).inc()
+            metrics.comparison_signs.labels(*active.labels, sign).inc()
         if disagrees:
-            metrics.comparison_classes.labels(*export, tried.best, "gained").inc()
-            metrics.comparison_classes.labels(*export, stable.best, "lost").inc()
+            metrics.comparison_classes.labels(*active.labels, tried.best, "gained").inc()
+            metrics.comparison_classes.labels(*active.labels, stable.best, "lost").inc()
 
 
 def _is_slower(tried: _Reply, stable: _Reply) -> bool:

@@ -38,17 +38,17 @@ class Counted:
     """The counters of a gateway, as it shows them."""
 
     def __init__(self) -> None:
-        self.registry, export = CollectorRegistry(), ["version", "identity"]
+        self.registry, export = CollectorRegistry(), ["version", "identity", "trial"]
         self.photos = Counter("gateway_comparisons", ".", export, registry=self.registry)
         self.signs = Counter("gateway_comparison_signs", ".", [*export, "sign"], registry=self.registry)
         self.classes = Counter("gateway_comparison_classes", ".", [*export, "class", "change"], registry=self.registry)
         self.requests = Counter("gateway_trial_requests", ".", [*export, "outcome"], registry=self.registry)
         self.stopped = Gauge("gateway_trial_stopped", ".", registry=self.registry)
         self.answers = Counter("gateway_answers", ".", ["path", "status"], registry=self.registry)
-        Counter("gateway_other", ".", export, registry=self.registry).labels("2", IDENTITY).inc(1000)
+        Counter("gateway_other", ".", export, registry=self.registry).labels("2", IDENTITY, "2").inc(1000)
 
-    def add(self, photos: int, *, version: int = 2, answered: int = 0, missed: int = 0, **signs: int) -> None:
-        export = str(version), IDENTITY
+    def add(self, photos: int, *, trial: int = 2, answered: int = 0, missed: int = 0, **signs: int) -> None:
+        export = "2", IDENTITY, str(trial)
         self.photos.labels(*export).inc(photos)
         self.requests.labels(*export, "answered").inc(answered)
         self.requests.labels(*export, "failed").inc(missed)
@@ -186,7 +186,7 @@ def test_a_process_that_stopped_the_trial_ends_it(store: Store, gateways: Callab
 
 
 def test_a_trial_that_stopped_before_the_first_look(store: Store, gateways: Callable[..., Gateway]) -> None:
-    """Five failures of a version that was never tried before can only be of this trial."""
+    """Its five failures say so."""
     gateway = gateways()
     gateway.counted.add(0, answered=40, missed=5)
     gateway.counted.stopped.set(1)
@@ -350,14 +350,16 @@ def test_a_store_that_is_away_for_a_moment_ends_no_watch(
 
 
 def test_an_earlier_trial_of_the_version_does_not_count(store: Store, gateways: Callable[..., Gateway]) -> None:
-    """Only what is counted from now on; counts of a first trial before the watch do."""
-    gateway = gateways(steadily(0))
+    """Each trial has its own counts, also those from before a report or a watch."""
+    gateway = gateways()
     store.do("try", "2", "--shadow")
     gateway.counted.add(100, failed=3)
     assert "it failed on 3 of 100 photos" in store.do("report", "--gateway", gateway.url)
     store.do("rollback")
     store.do("try", "2", "--shadow")
-    gateway.at_look = steadily(100)
+    gateway.counted.add(100, trial=4)
+    assert "it failed on 0 of 100 photos" in store.do("report", "--gateway", gateway.url)
+    gateway.at_look = steadily(100, trial=4)
     assert "Version 2 was promoted: 300 photos" in store.do("watch", "--promote-after", "300", *trial_of(gateway))
 
 
