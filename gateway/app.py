@@ -130,7 +130,7 @@ class Views:
                     raise
                 failed = not isinstance(exc, Overloaded)  # a busy server says nothing of the version
                 continue
-            if tried and (active or failed):
+            if tried and (failed or (active and len(outputs.probabilities))):  # without a photo, nothing was tried
                 self._metrics.trial_requests.labels(*tried.labels, "failed" if failed else "answered").inc()
                 self._trials.record(tried, failed=failed)
             return version, decoded, outputs

@@ -93,6 +93,15 @@ def test_a_busy_server_is_no_failure_of_the_tried_version(tried: Tried, status: 
     assert b'gateway_trial_requests_total{identity="' not in tried.metrics.render()
 
 
+def test_a_request_without_a_photo_is_no_success_of_the_tried_version(tried: Tried) -> None:
+    """The version never ran, so junk must not dilute its failures."""
+    client = tried.start(share())
+    assert client.post("/predict", data=b"junk", content_type="image/jpeg").status_code == 415
+    assert b'gateway_trial_requests_total{identity="' not in tried.metrics.render()
+    assert tried.ask()["model"]["version"] == 2
+    assert tried.count('gateway_trial_requests_total{outcome="answered"') == 1
+
+
 def test_what_an_earlier_trial_still_finds_counts_no_more(tried: Tried) -> None:
     """A comparison takes seconds, and another trial may have begun, and stopped."""
     tried.start(share())
