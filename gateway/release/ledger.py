@@ -144,7 +144,7 @@ class Ledger:
                 before = f"; before it was version {release.previous}" if release.previous else ""
                 raise Refused(
                     f"The last change was a rollback already, by {last.who} at {last.when}."
-                    f" Version {release.stable} answers{before}. {instead}"
+                    f" Version {release.stable} is the stable one{before}. {instead}"
                 )
             if release.previous in (None, release.stable):
                 raise Refused(f"No version was stable before version {release.stable}. {instead}")

@@ -119,6 +119,16 @@ def test_a_version_that_was_removed(store: Store) -> None:
     assert store.document["previous"] is None
 
 
+def test_a_refused_rollback_does_not_say_that_a_removed_version_answers(store: Store) -> None:
+    """It is the stable one all the same, and the message lists what is on disk."""
+    for command in (["promote", "1"], ["promote", "2"], ["rollback"]):
+        store.do(*command)
+    (store.home / "1").rename(store.home / "gone")
+    status, _, refusal = store.run("rollback")
+    assert status == 1 and "Version 1 is the stable one; before it was version 2." in refusal
+    assert "answers" not in refusal and "On disk: 2, 3, 4." in refusal
+
+
 def test_an_empty_version(store: Store) -> None:
     """A folder without files is a mistake."""
     (store.home / "5").mkdir()

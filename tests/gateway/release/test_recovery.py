@@ -270,7 +270,7 @@ def test_a_refusal_says_what_was_finished_before_it(store: Store) -> None:
     for name in ("release.json", "models.config"):
         (store.home / name).write_bytes(old[name])
     status, _, err = store.run("rollback")
-    assert status == 1 and "was ended before it wrote release.json" in err and "Version 1 answers" in err
+    assert status == 1 and "was ended before it wrote release.json" in err and "Version 1 is the stable one" in err
     assert store.document["stable"] == 1 and len(store.lines) == 3
 
 
