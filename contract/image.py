@@ -275,6 +275,8 @@ def _to_pixels(img: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     # be taken for a fault of its EXIF.
     frame = img.tile[0].extents if isinstance(img, GifImageFile) and img.tile else None
     img.load()
+    if img.format == "BMP" and img.mode == "RGBA" and not img.getchannel("A").getbbox():
+        img.putalpha(255)  # Windows leaves the alpha at 0 in images without it, and viewers show them as opaque
     if frame and frame != (0, 0, *img.size):  # a GIF's first picture may be smaller than the image
         canvas = Image.new("RGB", img.size, spec.background)
         canvas.paste(_to_rgb(img.crop(frame), spec.background), frame)

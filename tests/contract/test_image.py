@@ -365,6 +365,16 @@ def test_an_unusual_bmp_is_unsupported(bits: int, compression: int, message: str
         decode(b"BM" + struct.pack("<IHHI", 194, 0, 0, 66) + header + masks + bytes(128), SPEC)
 
 
+@pytest.mark.parametrize(("alphas", "shown"), [((0, 0), (200, 200)), ((0, 255), (255, 200)), ((255, 255), (200, 200))])
+def test_a_bmp_whose_alpha_is_0_everywhere_is_opaque(alphas: tuple[int, int], shown: tuple[int, int]) -> None:
+    """As viewers show it; where one pixel has an alpha, that of the others counts too."""
+    header = struct.pack("<IiiHHIIiiII4I", 108, 8, 8, 1, 32, 3, 256, 0, 0, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    pixels = b"".join(bytes([200, 200, 200, alpha]) * 4 for alpha in alphas) * 8
+    data = b"BM" + struct.pack("<IHHI", 378, 0, 0, 122) + header + bytes(52) + pixels
+    spec = ImageSpec(8, 8, filter="nearest", background=(255, 255, 255))
+    assert decode(data, spec).pixels[0, [0, 7]].tolist() == [[shown[0]] * 3, [shown[1]] * 3]
+
+
 def test_a_long_side_is_too_large() -> None:
     """Also with few pixels."""
     assert decode(encode(Image.new("L", (16_384, 2)), "PNG"), SPEC).width == 16_384
