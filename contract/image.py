@@ -125,6 +125,9 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
     try:
         img = _whole_png(encoded, data) if kind == "PNG" else encoded
         del encoded  # of a PNG, it has the pixels once more
+        if kind == "PNG" and img.mode == "L" and (key := img.info.get("transparency")) is not None:
+            most = 2 ** data[24] - 1
+            img.info["transparency"] = (key & most) * 255 // most  # Pillow scales the samples, but not their key
         pixels = _to_pixels(img, spec)
         if exif_orientation(img, spec) in _SIDEWAYS:
             width, height = height, width
@@ -332,11 +335,14 @@ def _to_rgb(img: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if img.mode == "RGB" and "transparency" not in img.info:
         return img
     if img.mode.startswith("I") or img.mode == "F":  # a plain convert() clips 16-bit images to white
-        high_bytes = np.clip(np.asarray(img), 0, 65535).astype(np.uint16) >> 8
-        return Image.fromarray(high_bytes.astype(np.uint8)).convert("RGB")
-    if img.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in img.info:
-        layer = img if img.mode == "RGBA" else img.convert("RGBA")
-        canvas = Image.new("RGB", layer.size, background)
-        canvas.paste(layer, mask=layer)  # 9 bytes a pixel; alpha_composite() and two conversions take 20
-        return canvas
-    return img.convert("RGB")
+        samples = np.asarray(img)
+        high_bytes = np.clip(samples, 0, 65535).astype(np.uint16) >> 8
+        layer = Image.fromarray(high_bytes.astype(np.uint8))
+        mask = Image.fromarray(samples != img.info.get("transparency"))
+    elif img.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in img.info:
+        layer = mask = img if img.mode == "RGBA" else img.convert("RGBA")
+    else:
+        return img.convert("RGB")
+    canvas = Image.new("RGB", layer.size, background)
+    canvas.paste(layer, mask=mask)  # 9 bytes a pixel; alpha_composite() and two conversions take 20
+    return canvas

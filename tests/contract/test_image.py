@@ -252,9 +252,11 @@ def chunk(kind: bytes, content: bytes = b"") -> bytes:
     return len(content).to_bytes(4, "big") + kind + content + crc32(kind + content).to_bytes(4, "big")
 
 
-def png(width: int, height: int, rows: bytes, colour: int = 2, interlaced: int = 0, before: bytes = b"") -> bytes:
-    """Return an 8-bit PNG of filtered rows, with other parts before its pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, interlaced)
+def png(
+    width: int, height: int, rows: bytes, colour: int = 2, interlaced: int = 0, before: bytes = b"", depth: int = 8
+) -> bytes:
+    """Return a PNG of filtered rows, with other parts before its pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     return PNG[:8] + chunk(b"IHDR", header) + before + chunk(b"IDAT", compress(rows)) + chunk(b"IEND")
 
 
@@ -302,6 +304,17 @@ def test_a_png_whose_pixels_end_early_is_broken(height: int, interlaced: int, va
 def test_parts_that_pixels_do_not_depend_on_do_not_matter(part: bytes) -> None:
     """Browsers show a PNG whatever they contain."""
     np.testing.assert_array_equal(decode(PNG[:33] + part + PNG[33:], SPEC).pixels, decode(PNG, SPEC).pixels)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_grey_of_a_png_shows_the_background(depth: int) -> None:
+    """At each depth, and exactly: the next grey stays."""
+    key, most = 2 ** (depth - 1), 2**depth - 1
+    bits = "".join(f"{value:0{depth}b}" for value in (key, key - 1) * 4)
+    rows = (b"\0" + int(bits, 2).to_bytes(depth, "big")) * 8
+    data = png(8, 8, rows, 0, before=chunk(b"tRNS", struct.pack(">H", key)), depth=depth)
+    pixels = decode(data, ImageSpec(8, 8, filter="nearest", background=BACKGROUND)).pixels
+    assert pixels[0, :2].tolist() == [[*BACKGROUND], [(key - 1) * 255 // most] * 3]
 
 
 @pytest.mark.parametrize(
