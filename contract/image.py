@@ -44,7 +44,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PNG = b"\x89PNG\r\n\x1a\n"
 # The texts of a PNG that may say how it is turned.
-_TURNING_TEXT = re.compile(rb"(?:exif|Raw profile type exif|XML:com\.adobe\.xmp)\0")
+_TURNING_TEXT = re.compile(rb"(?:exif|Raw profile type exif)\0")
 _SCAN = re.compile(rb"\xff\xda\0")  # how each scan of a JPEG begins; other parts contain this only by chance
 # How accepted formats begin: with such bytes, content that cannot be opened is broken rather than something else.
 _STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]", re.DOTALL)
@@ -291,8 +291,10 @@ def _to_pixels(img: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
 
 def exif_orientation(img: Image.Image, spec: ImageSpec) -> int:
     """Return the EXIF orientation, or 1 (upright) if there is none or the contract ignores it."""
+    bare = Image.Image()  # Pillow would take the orientation of an XMP block where EXIF has none; browsers do not
+    bare.info = {name: value for name, value in img.info.items() if name not in ("xmp", "XML:com.adobe.xmp")}
     try:
-        return int(img.getexif().get(_ORIENTATION_TAG, 1)) if spec.orientation == "exif" else 1
+        return int(bare.getexif().get(_ORIENTATION_TAG, 1)) if spec.orientation == "exif" else 1
     except Exception:  # a malformed EXIF block says nothing about the pixels
         return 1
 

@@ -11,6 +11,7 @@ from zlib import compress, crc32
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from contract.document import ImageSpec
 from contract.image import (
@@ -97,6 +98,19 @@ def test_an_image_is_turned_as_its_exif_tag_says(orientation: int) -> None:
     decoded = decode(data, ImageSpec(20, 30))
     np.testing.assert_array_equal(decoded.pixels, decode(encode(upright, "PNG"), ImageSpec(20, 30)).pixels)
     assert (decoded.width, decoded.height) == upright.size == ((90, 50) if orientation < 5 else (50, 90))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("tags", [{}, {0x010F: "a camera"}, {ORIENTATION: 3}], ids=["no EXIF", "no tag", "a tag"])
+def test_an_xmp_block_turns_no_image(format: str, tags: dict[int, object]) -> None:
+    """Only the EXIF tag counts, as in browsers."""
+    exif, xmp, text = Image.Exif(), b'<x tiff:Orientation="6"/>', PngInfo()
+    exif.update(tags)
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    plain = decode(encode(photo(90, 50), format, exif=exif.tobytes()), SPEC)
+    decoded = decode(encode(photo(90, 50), format, exif=exif.tobytes(), xmp=xmp, pnginfo=text), SPEC)
+    assert (decoded.width, decoded.height) == (90, 50)
+    np.testing.assert_array_equal(decoded.pixels, plain.pixels)
 
 
 def test_orientation_can_be_ignored() -> None:
