@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -118,11 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             return 500, json.dumps({"error": f"{type(exc).__name__}: {exc}"})
 
     def _route(self) -> dict[str, Any]:
-        length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            raise InvalidArgumentError(f"Expected a body of at most {MAX_BODY_BYTES} bytes. Received: {length}")
-        body = self.rfile.read(int(length))
-        matched = _PATH.fullmatch(self.path)
+        body = self._read_body()
+        matched = _PATH.fullmatch(self.path.partition("?")[0])
         verb = (matched[3] or "").lower() if matched else ""
         if not matched or self.command != ("POST" if verb == ":predict" else "GET"):
             raise InvalidArgumentError(f"Malformed request: {self.command} {self.path}")
@@ -130,6 +127,23 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == ":predict":
             return _predict(self.server.lifecycle, name, version, body)
         return (_metadata if verb else _status)(self.server.lifecycle, name, version)
+
+    def _read_body(self) -> bytes:
+        """Read a body by its length, or in chunks. Source: RFC 9112, 7.1."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self._read(self.headers.get("Content-Length", "0"), 10, MAX_BODY_BYTES)
+        body = bytearray()
+        while chunk := self._read(self.rfile.readline(100).decode("latin-1"), 16, MAX_BODY_BYTES - len(body)):
+            body += chunk
+            self.rfile.readline(2)
+        self.rfile.readline(2)
+        return bytes(body)
+
+    def _read(self, length: str, base: int, most: int) -> bytes:
+        with suppress(ValueError):  # no number
+            if 0 <= (count := int(length.partition(";")[0], base)) <= most:
+                return self.rfile.read(count)
+        raise InvalidArgumentError(f"Expected a body of at most {MAX_BODY_BYTES} bytes. Received: {length.strip()}")
 
 
 def _status(lifecycle: Lifecycle, name: str, version: int | None) -> dict[str, Any]:

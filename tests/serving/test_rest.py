@@ -1,8 +1,10 @@
 """serving/rest.py over HTTP, with a fake engine; texts as TensorFlow Serving gives them."""
 
 import json
+import socket
 import urllib.error
 import urllib.request
+from http.client import HTTPResponse
 from typing import ClassVar
 
 import numpy as np
@@ -119,6 +121,24 @@ def test_predict_answers_row_by_row(call, body, predictions):
 def test_predict_answers_by_columns(call, body, outputs):
     """Whole tensors, also of rank 0; a single input or output is bare, several are objects."""
     assert call("/v1/models/m:predict", body) == (200, {"outputs": outputs})
+
+
+def test_a_body_may_come_in_chunks(server):
+    """As clients send what they do not know the length of; together they are as limited as another body."""
+    good = b'e\r\n{"instances": \r\n9;a=b\r\n[[1, 2]]}\r\n0\r\n\r\n'
+    for chunks, status in {good: 200, b"-1\r\n{}\r\n0\r\n\r\n": 400, b"4000001\r\n": 400, b"": 400}.items():
+        with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+            head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            connection.sendall(head + chunks)
+            connection.shutdown(socket.SHUT_WR)
+            response = HTTPResponse(connection)
+            response.begin()
+            assert (response.status, "predictions" in json.load(response)) == (status, status == 200)
+
+
+def test_a_query_is_no_part_of_the_path(call):
+    """It means nothing here."""
+    assert call("/v1/models/m?x=1")[0] == call("/v1/models/m:predict?x=1", {"instances": [[1, 2]]})[0] == 200
 
 
 @pytest.mark.parametrize(
