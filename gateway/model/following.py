@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from contract.release import Release, ReleaseError, read_release
+from gateway.model.unloaded import LOADING_S
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +22,7 @@ class Following:
         release: What it says; None while the newest version answers.
         error: What is wrong with the document as it is now, or None.
         is_pending: Whether nothing should answer, as since the start the document could not be used: what is newest, or
-            only tried, might be a version that nobody promoted.
+            only tried, might be a version that nobody promoted. The one that answered before stands in after a while.
     """
 
     def __init__(self, file: str) -> None:
@@ -28,6 +31,7 @@ class Following:
         self.release: Release | None = None
         self.error: str | None = None
         self.is_pending = bool(file)
+        self._waits_until = time.monotonic() + LOADING_S
 
     def look(self, usable: Collection[int]) -> None:
         """Read the document anew; `usable` are the numbers that are loaded and passed the golden gate."""
@@ -45,6 +49,9 @@ class Following:
                 self._follow(found)
             else:
                 error = f"{self._file} names version {found.stable} as stable, which is not loaded or was refused"
+                before = found.previous if found.previous in usable else None
+                if self.is_pending and before is not None and time.monotonic() > self._waits_until:
+                    self._follow(replace(found, stable=before, previous=None, trial=None))
             if found and found.trial and found.trial.version not in usable:
                 error = error or f"{self._file} tries version {found.trial.version}, which is not loaded or was refused"
         if error and error != self.error:

@@ -120,12 +120,15 @@ def test_trial_begins_once_its_version_is_accepted(
 def test_at_a_start_nothing_answers_before_the_stable_version(
     client: Versions, server: FakeModelServer, file: Path, golden: list[bytes]
 ) -> None:
-    """Else a version that is only tried would answer all requests."""
+    """Else a version that is only tried would answer all requests. After a while, the one that answered before does."""
     del server.versions[3]
     server.unloaded = [LOADING]
-    file.write_text(Release(3, trial=Trial(4, "shadow")).to_json())
+    file.write_text(Release(3, serial=7, trial=Trial(4, "shadow"), previous=2).to_json())
     assert order(client) == []
     assert "version 3 as stable" in (client.health.error or "")
+    client._following._waits_until = 0.0
+    assert order(client)[0] == 2 and client.trial() is None
+    assert "version 3 as stable" in (client.health.release_error or "")
     server.versions[3] = FakeVersion.of(golden)
     server.unloaded = []
     assert order(client)[0] == 3
