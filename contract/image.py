@@ -125,9 +125,12 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
     try:
         img = _whole_png(encoded, data) if kind == "PNG" else encoded
         del encoded  # of a PNG, it has the pixels once more
-        if kind == "PNG" and img.mode == "L" and (key := img.info.get("transparency")) is not None:
-            most = 2 ** data[24] - 1
-            img.info["transparency"] = (key & most) * 255 // most  # Pillow scales the samples, but not their key
+        if kind == "PNG" and (key := img.info.get("transparency")) is not None:  # Pillow scales samples, but no key
+            bits = data[24]
+            if img.mode == "L":
+                img.info["transparency"] = (key & 2**bits - 1) * 255 // (2**bits - 1)
+            elif img.mode == "RGB" and bits == 16:
+                img.info["transparency"] = tuple(each >> 8 for each in key)
         pixels = _to_pixels(img, spec)
         if exif_orientation(img, spec) in _SIDEWAYS:
             width, height = height, width

@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import Any
 
 from werkzeug import Request
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from gateway.errors import BadRequest, GatewayError, TooLarge
@@ -20,6 +21,10 @@ EXPECTED = (
 )
 
 FORMS = ("url", "urls", "image", "images")
+
+# Of fields and of a part's headers: one part with 8 million lines of headers took a gigabyte.
+MAX_FORM_TEXT_BYTES = 500_000
+MAX_FORM_PARTS = 1000
 
 # A part takes up to 64 bytes once it is read: 24 MB of empty lists took a gigabyte. Base64 has no parts, a URL may.
 MAX_JSON_PARTS = 200_000
@@ -81,10 +86,14 @@ def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
         parts.append((part["filename"], BytesIO()))
         return parts[-1][1]
 
-    # No limit for the form's text: the one for the whole body is enough.
-    parser = FormDataParser(open_stream, max_form_parts=request.max_form_parts, silent=False)
+    parser = FormDataParser(
+        open_stream, max_form_memory_size=MAX_FORM_TEXT_BYTES, max_form_parts=MAX_FORM_PARTS, silent=False
+    )
     try:
         _, form, _ = parser.parse(request.stream, request.mimetype, request.content_length, request.mimetype_params)
+    except RequestEntityTooLarge as exc:
+        most = f"{MAX_FORM_PARTS:,} parts, and of {MAX_FORM_TEXT_BYTES:,} bytes beside the files"
+        raise TooLarge(f"Expected a form of at most {most}. Received: a larger one") from exc
     except ValueError as exc:
         received = "a form that is malformed, cut off or without a boundary in its Content-Type"
         raise BadRequest(f"{EXPECTED} Received {received}.") from exc

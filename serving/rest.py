@@ -131,19 +131,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _read_body(self) -> bytes:
         """Read a body by its length, or in chunks. Source: RFC 9112, 7.1."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self._read(self.headers.get("Content-Length", "0"), 10, MAX_BODY_BYTES)
+            return self._read(self.headers.get("Content-Length", "0"), 10)
         body = bytearray()
-        while chunk := self._read(self.rfile.readline(100).decode("latin-1"), 16, MAX_BODY_BYTES - len(body)):
+        while chunk := self._read(self.rfile.readline(100).decode("latin-1"), 16, len(body)):
             body += chunk
             self.rfile.readline(2)
         self.rfile.readline(2)
         return bytes(body)
 
-    def _read(self, length: str, base: int, most: int) -> bytes:
+    def _read(self, length: str, base: int, before: int = 0) -> bytes:
+        received = f"a length of {length.strip()!r}"
         with suppress(ValueError):  # no number
-            if 0 <= (count := int(length.partition(";")[0], base)) <= most:
+            count = int(length.partition(";")[0], base)
+            if 0 <= count <= MAX_BODY_BYTES - before:
                 return self.rfile.read(count)
-        raise InvalidArgumentError(f"Expected a body of at most {MAX_BODY_BYTES} bytes. Received: {length.strip()}")
+            received = str(before + count)
+        raise InvalidArgumentError(f"Expected a body of at most {MAX_BODY_BYTES} bytes. Received: {received}")
 
 
 def _status(lifecycle: Lifecycle, name: str, version: int | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -31,7 +32,7 @@ class Following:
         self.release: Release | None = None
         self.error: str | None = None
         self.is_pending = bool(file)
-        self._waits_until = time.monotonic() + LOADING_S
+        self._waits_until = math.inf  # until the stable version may be missing for good
 
     def look(self, usable: Collection[int]) -> None:
         """Read the document anew; `usable` are the numbers that are loaded and passed the golden gate."""
@@ -49,9 +50,7 @@ class Following:
                 self._follow(found)
             else:
                 error = f"{self._file} names version {found.stable} as stable, which is not loaded or was refused"
-                before = found.previous if found.previous in usable else None
-                if self.is_pending and before is not None and time.monotonic() > self._waits_until:
-                    self._follow(replace(found, stable=before, previous=None, trial=None))
+                self._let_stand_in(found, usable)
             if found and found.trial and found.trial.version not in usable:
                 error = error or f"{self._file} tries version {found.trial.version}, which is not loaded or was refused"
         if error and error != self.error:
@@ -64,6 +63,15 @@ class Following:
             return -number
         stable = self.release.stable
         return number != stable, number != self.release.previous, number > stable, -number
+
+    def _let_stand_in(self, found: Release, usable: Collection[int]) -> None:
+        """Follow the version that was stable before, if only the stable one is missing. A newer one was rolled back."""
+        before = found.previous
+        if not self.is_pending or before is None or before > found.stable or before not in usable:
+            return
+        self._waits_until = min(self._waits_until, time.monotonic() + LOADING_S)
+        if time.monotonic() >= self._waits_until:
+            self._follow(replace(found, stable=before, previous=None, trial=None))
 
     def _follow(self, found: Release | None) -> None:
         self.is_pending = False

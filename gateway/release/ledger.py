@@ -141,7 +141,7 @@ class Ledger:
             if release.trial:
                 return replace(release, serial=serial, trial=None)
             if last and last.what == "rollback":  # two people in a hurry would bring the bad version back
-                before = f"; before it was version {release.previous}" if release.previous else ""
+                before = f"; before it was version {release.previous}" if release.previous is not None else ""
                 raise Refused(
                     f"The last change was a rollback already, by {last.who} at {last.when}."
                     f" Version {release.stable} is the stable one{before}. {instead}"

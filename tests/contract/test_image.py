@@ -331,6 +331,17 @@ def test_the_transparent_grey_of_a_png_shows_the_background(depth: int) -> None:
     assert pixels[0, :2].tolist() == [[*BACKGROUND], [(key - 1) * 255 // most] * 3]
 
 
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_transparent_colour_of_a_png_shows_the_background(depth: int) -> None:
+    """With 16 bits to the next of 256 steps, as Pillow keeps those."""
+    key = [128 << depth - 8] * 3
+    colours = [value for colour in (key, [0, 0, 0]) * 4 for value in colour]
+    rows = (b"\0" + b"".join(value.to_bytes(depth // 8, "big") for value in colours)) * 8
+    data = png(8, 8, rows, 2, before=chunk(b"tRNS", struct.pack(">HHH", *key)), depth=depth)
+    pixels = decode(data, ImageSpec(8, 8, filter="nearest", background=BACKGROUND)).pixels
+    assert pixels[0, :2].tolist() == [[*BACKGROUND], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     "data",
     [

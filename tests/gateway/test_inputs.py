@@ -134,6 +134,13 @@ def test_a_form_that_is_cut_off_is_refused(gateway: FlaskClient) -> None:
     assert "Received a form that is malformed, cut off or" in answer.get_json()["detail"]
 
 
+@pytest.mark.parametrize("text", [b"a" * 500_001, b"\xf0\x9f\x90\x88" * 125_001], ids=["ASCII", "emoji"])
+def test_a_form_with_much_text_is_refused(gateway: FlaskClient, text: bytes) -> None:
+    """Fields and the headers of a part take many times their bytes; a file may be as large as it may elsewhere."""
+    for part in (('name="note"', text), ('name="a"; filename="a.jpg"\r\n' + "a:\r\n" * 125_001, IMAGE)):
+        assert_problem(send_form(gateway, part), 413, "too_large")
+
+
 def test_what_is_fetched_finds_room_or_is_refused(gateway_with: Callable[..., FlaskClient], origin: Origin) -> None:
     """Of four images two fit into what a process may keep at once; then there is room again."""
     client = gateway_with(fetch_allow=origin.authority, max_held_bytes=int(2.8 * len(IMAGE)))

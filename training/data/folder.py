@@ -93,7 +93,8 @@ def read_rows(
         DataError: No photo, none to train on, one of two classes, an unknown class, one named as another, or too few.
     """
     rows = read_table(table)
-    files = {row: os.path.realpath(row.path) for row in rows if row.label.strip() and row.path.is_file()}
+    places = {row: Path(os.path.realpath(row.path.parent), row.path.name) for row in rows}
+    files = {row: str(place) for row, place in places.items() if row.label.strip() and place.is_file()}
     kept = {(file, row.label, row.split): row for row, file in files.items()}  # each once, by whichever of its paths
     left_out = [row.path for row in rows if row not in files]
     remarks: list[str] = []

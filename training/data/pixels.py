@@ -158,7 +158,10 @@ def decoder() -> list[str]:
 
 
 def _find_decoded(index: Path, array: Path, spec: ImageSpec) -> dict[str, Any] | None:
-    """Return an earlier call's index; None if the pixels are not whole, or if a disk failed then."""
+    """Return an earlier call's index; None if the pixels are not whole, or if a disk failed then.
+
+    The key of the cache changes when permissions do, or when a file appears.
+    """
     try:
         found: dict[str, Any] = json.loads(index.read_text())
         is_whole = array.stat().st_size == len(found["kept"]) * spec.height * spec.width * 3
@@ -190,7 +193,7 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
         ):
             if isinstance(result, Exception):
                 skipped[str(photos[position].path)] = str(result)
-                unread |= isinstance(result, OSError) and bool(_state(photos[position].path))
+                unread |= isinstance(result, OSError) and not isinstance(result, PermissionError | FileNotFoundError)
             else:
                 part, pixels = result
                 file.write(pixels.tobytes())

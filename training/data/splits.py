@@ -153,10 +153,13 @@ def _are_classes(named: dict[Path, set[str]], others: Collection[Path]) -> bool:
 def class_folders(folder: Path) -> list[Path]:
     """Return the folders inside a folder, in the order of their names.
 
-    A broken link without a suffix may be one; that it cannot be read is an error, as a class would be missing.
+    Raises:
+        DataError: A broken link has no suffix, so that a class may be missing.
     """
     visible = [path for path in folder.iterdir() if not is_hidden(path)]
-    return sorted(path for path in visible if path.is_dir() or not (path.suffix or path.exists()))
+    if broken := [path for path in visible if not (path.suffix or path.exists())]:
+        raise DataError(f"Expected class folders in {folder}. Received also a broken link: {broken[0]}")
+    return sorted(path for path in visible if path.is_dir())
 
 
 def class_name(name: str) -> str:

@@ -124,6 +124,7 @@ def train(
                 data = read_data(data.photos, plan.preset)
             run = _train(data, plan, name, unfinished, runs=runs, first=first)
         (run / MADE_OF).write_text(digest)
+        _log.info(f"Saved the run in {run}")
         yield run
 
 
@@ -196,7 +197,6 @@ def _keep(
     photos, directions = _telling_photos(splits[split], result), score.directions if score else None
     run = write_run(runs, network.model, contract, course.history, photos, directions=directions)
     write_report(run, network.model, contract, course=course, result=result, splits=splits, split=split, recipe=recipe)
-    _log.info(f"Saved the run in {run}")
     return run
 
 
@@ -226,7 +226,8 @@ def _log_class_weights(model: keras.Model, pixels: Pixels, classes: Sequence[str
     if recipe.class_weights != "balanced":
         return
     by_class = phases.class_weights(phases.one_hot(pixels.labels, model))
-    _log.info("Class weights: " + ", ".join(f"{classes[k]} {weight:.2f}" for k, weight in enumerate(by_class)))
+    low, high = (f"{by_class[k]:.2f} ({classes[k]})" for k in (int(by_class.argmin()), int(by_class.argmax())))
+    _log.info(f"Class weights: {low} to {high}")
 
 
 def _measure(split: str, probabilities: NDArray[np.float32], pixels: Pixels, contract: Contract) -> Result:

@@ -126,9 +126,12 @@ def _begin_run(folder: Path, suffix: str) -> Path:
     """Make the folder of a run, named after this second; wait if another training has it."""
     while True:
         run = folder / (datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + suffix)
-        with suppress(FileExistsError):
+        try:
             (run / "golden").mkdir(parents=True)
             return run
+        except FileExistsError:
+            if not run.exists():  # something above it is in the way
+                raise
         time.sleep(0.1)
 
 

@@ -118,7 +118,7 @@ def test_trial_begins_once_its_version_is_accepted(
 
 
 def test_at_a_start_nothing_answers_before_the_stable_version(
-    client: Versions, server: FakeModelServer, file: Path, golden: list[bytes]
+    client: Versions, server: FakeModelServer, file: Path, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a version that is only tried would answer all requests. After a while, the one that answered before does."""
     del server.versions[3]
@@ -126,12 +126,27 @@ def test_at_a_start_nothing_answers_before_the_stable_version(
     file.write_text(Release(3, serial=7, trial=Trial(4, "shadow"), previous=2).to_json())
     assert order(client) == []
     assert "version 3 as stable" in (client.health.error or "")
-    client._following._waits_until = 0.0
+    monkeypatch.setattr("gateway.model.following.LOADING_S", 0.2)
+    client._following = Following(str(file))
+    time.sleep(0.3)  # a model server that comes late has as much time as one that was there
+    assert order(client) == []
+    time.sleep(0.3)
     assert order(client)[0] == 2 and client.trial() is None
     assert "version 3 as stable" in (client.health.release_error or "")
     server.versions[3] = FakeVersion.of(golden)
     server.unloaded = []
     assert order(client)[0] == 3
+
+
+def test_what_was_rolled_back_does_not_stand_in(
+    client: Versions, server: FakeModelServer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the one that was stable before, and nobody wants it back."""
+    monkeypatch.setattr("gateway.model.following.LOADING_S", 0.0)
+    del server.versions[3]
+    for previous, answers in ((4, []), (2, [2, 1, 4])):
+        file.write_text(Release(3, previous=previous).to_json())
+        assert order(client) == answers
 
 
 @pytest.mark.parametrize("text", ['{"stable": 2, "ser', '{"stable": 9}'])

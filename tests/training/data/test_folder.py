@@ -281,7 +281,7 @@ def test_broken_links_are_not_left_out(fill):
     assert dataset.remarks == (f"Left out 1 photo beside the class folders, such as {folder / 'stray.jpg'}",)
     (folder / "hat").symlink_to("nothing")
     for read in (read_folder, listing.read):
-        with pytest.raises(FileNotFoundError, match=str(folder / "hat")):
+        with pytest.raises(DataError, match=f"Received also a broken link: {folder / 'hat'}"):
             read(folder)
 
 

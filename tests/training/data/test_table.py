@@ -32,6 +32,16 @@ def test_a_csv_of_labels_is_a_dataset(table):
     assert dataset.remarks[0].startswith("Left out 2 rows without a file or a label, such as ")
 
 
+def test_links_to_one_file_are_photos_of_their_own(table):
+    """As a store of contents, such as git-annex, has them in the place of equal files."""
+    path = table("path,label,split", *(f"a/00{k}.jpg,cat,{split}" for k, split in enumerate(("train", "val", "train"))))
+    path.write_text(path.read_text() + "\nb/000.jpg,dog,train\nb/001.jpg,dog,val")
+    for photo in (path.parent / "a").iterdir():
+        photo.unlink()
+        photo.symlink_to(path.parent / "b" / "002.jpg")
+    assert {split: len(photos) for split, photos in read_folder(path).splits.items()} == {"train": 3, "validation": 2}
+
+
 def test_a_csv_may_name_splits(table):
     """By the names that folders may have; others are left out with a word, as `explore` reports them."""
     rows = [
