@@ -120,8 +120,7 @@ def train(
         with find_strategy(distribute, preset.recipe).scope():
             plan = find_plan(begun, preset, data, minutes, passed_s)
             unfinished.begin()
-            if plan.preset.architecture != preset.architecture:
-                data = read_data(data.photos, plan.preset)
+            data = data if plan.preset.architecture == preset.architecture else read_data(data.photos, plan.preset)
             run = _train(data, plan, name, unfinished, runs=runs, first=first)
         (run / MADE_OF).write_text(digest)
         _log.info(f"Saved the run in {run}")
