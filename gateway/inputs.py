@@ -10,7 +10,8 @@ from typing import Any
 
 from werkzeug import Request
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.formparser import FormDataParser
+from werkzeug.formparser import MultiPartParser
+from werkzeug.sansio.multipart import File
 
 from gateway.errors import BadRequest, GatewayError, TooLarge
 from gateway.settings import Settings
@@ -22,8 +23,8 @@ EXPECTED = (
 
 FORMS = ("url", "urls", "image", "images")
 
-# Of fields and of a part's headers: one part with 8 million lines of headers took a gigabyte.
-MAX_FORM_TEXT_BYTES = 500_000
+# Of a field, or of a part's headers: one part with 8 million lines of headers took a gigabyte. Werkzeug needs 65,536.
+MAX_FORM_TEXT_BYTES = 131_072
 MAX_FORM_PARTS = 1000
 
 # A part takes up to 64 bytes once it is read: 24 MB of empty lists took a gigabyte. Base64 has no parts, a URL may.
@@ -73,6 +74,22 @@ def read_query(request: Request, settings: Settings) -> Query:
     return replace(query, images=images)
 
 
+class _FormParser(MultiPartParser):
+    """Keeps the names and bytes of a form's files, in the order of the body; `request.files` groups them by field.
+
+    They stay in memory, where the body is already: that needs no disk, and cannot fill one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(max_form_memory_size=MAX_FORM_TEXT_BYTES, max_form_parts=MAX_FORM_PARTS)
+        self.files: list[tuple[str, BytesIO]] = []
+
+    def start_file_streaming(self, event: File, total_content_length: int | None) -> BytesIO:
+        event.headers.clear()  # many small ones take 30 times their bytes
+        self.files.append((event.filename, BytesIO()))
+        return self.files[-1][1]
+
+
 def _within(most: int, image: Url | bytes | GatewayError) -> Url | bytes | GatewayError:
     if isinstance(image, bytes) and len(image) > most:
         return TooLarge(f"Expected images of at most {most:,} bytes. Received: {len(image):,}")
@@ -80,25 +97,18 @@ def _within(most: int, image: Url | bytes | GatewayError) -> Url | bytes | Gatew
 
 
 def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
-    parts: list[tuple[str, BytesIO]] = []  # in the order of the body; request.files would group them by name
-
-    def open_stream(*_: Any, **part: Any) -> BytesIO:  # in memory, as the body: it needs no disk, and can fill none
-        parts.append((part["filename"], BytesIO()))
-        return parts[-1][1]
-
-    parser = FormDataParser(
-        open_stream, max_form_memory_size=MAX_FORM_TEXT_BYTES, max_form_parts=MAX_FORM_PARTS, silent=False
-    )
+    parser = _FormParser()
     try:
-        _, form, _ = parser.parse(request.stream, request.mimetype, request.content_length, request.mimetype_params)
+        boundary = request.mimetype_params["boundary"].encode("ascii")
+        form, _ = parser.parse(request.stream, boundary, request.content_length)
     except RequestEntityTooLarge as exc:
-        most = f"{MAX_FORM_PARTS:,} parts, and of {MAX_FORM_TEXT_BYTES:,} bytes beside the files"
+        most = f"{MAX_FORM_PARTS:,} parts, each with at most {MAX_FORM_TEXT_BYTES:,} bytes of text or headers"
         raise TooLarge(f"Expected a form of at most {most}. Received: a larger one") from exc
-    except ValueError as exc:
+    except (KeyError, ValueError) as exc:
         received = "a form that is malformed, cut off or without a boundary in its Content-Type"
         raise BadRequest(f"{EXPECTED} Received {received}.") from exc
     # Without a name and bytes, it is an input of a page in which no file was chosen.
-    files = [data for name, stream in parts if (data := stream.getvalue()) or name]
+    files = [data for name, stream in parser.files if (data := stream.getvalue()) or name]
     if not files:
         raise BadRequest(f"{EXPECTED} Received a form without a file.")
     if others := [name for name in FORMS if form.get(name)]:

@@ -140,12 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
         return bytes(body)
 
     def _read(self, length: str, base: int, before: int = 0) -> bytes:
-        received = f"a length of {length.strip()!r}"
+        received = f"a length of {length.strip()!r}" if length else "one that is cut off"
         with suppress(ValueError):  # no number
             count = int(length.partition(";")[0], base)
             if 0 <= count <= MAX_BODY_BYTES - before:
                 return self.rfile.read(count)
-            received = str(before + count)
+            received = str(before + count if count > 0 else count)
         raise InvalidArgumentError(f"Expected a body of at most {MAX_BODY_BYTES} bytes. Received: {received}")
 
 

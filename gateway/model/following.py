@@ -81,7 +81,7 @@ class Following:
 
     def _in_force(self) -> str:
         if self.is_pending:
-            return "nothing answers until it can be used"
+            return "nothing answers yet"
         if not self.release:
             return "the newest version answers"
         trial = self.release.trial

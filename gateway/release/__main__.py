@@ -187,7 +187,7 @@ def _follow(ledger: Ledger, gateways: Sequence[str], serial: int) -> int:
     except Refused as exc:
         _warn(str(exc))
         return NOT_FOLLOWED
-    late = wait_until_followed(addresses, ledger.home.name, serial, FOLLOW_S)
+    late = wait_until_followed(addresses, ledger.home.name, serial, FOLLOW_S, _warn)
     _warn(*(f"{each} does not follow release {serial}: it {each.lag}." for each in late))
     if addresses and not late:
         print(f"Release {serial} is followed by {', '.join(map(str, addresses))}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from gateway.release.ledger import Refused
 ANSWERS_IN_A_ROW = 8
 PAUSE_S = 0.1
 TIMEOUT_S = 3.0
+SAY_AFTER_S = 2.0
 
 
 @dataclass
@@ -91,9 +92,12 @@ def without_closed(addresses: Sequence[Address]) -> list[Address]:
     return [each for each in addresses if not (each.is_closed and each.url in open_at)]
 
 
-def wait_until_followed(addresses: Sequence[Address], model: str, serial: int, wait_s: float) -> list[Address]:
-    """Wait until gateways follow a release of a model; return those that do not in time."""
-    give_up = time.monotonic() + wait_s
+def wait_until_followed(
+    addresses: Sequence[Address], model: str, serial: int, wait_s: float, say: Callable[[str], None]
+) -> list[Address]:
+    """Wait until gateways follow a release of a model; return those that do not in time. A longer wait is said once."""
+    begun, is_said = time.monotonic(), False
+    give_up = begun + wait_s
     while True:
         for address in addresses:
             if address.answers < ANSWERS_IN_A_ROW:
@@ -101,6 +105,10 @@ def wait_until_followed(addresses: Sequence[Address], model: str, serial: int, w
         late = [each for each in without_closed(addresses) if each.answers < ANSWERS_IN_A_ROW]
         if not late or time.monotonic() > give_up:
             return [each for each in late if each.lag]
+        lags = [f"{each} {each.lag}" for each in late if each.lag]
+        if lags and not is_said and time.monotonic() > begun + SAY_AFTER_S:
+            say(f"Waiting up to {wait_s:g} s, as {lags[0]}.")
+            is_said = True
         time.sleep(PAUSE_S)
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -125,7 +125,8 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
     files = [(os.path.realpath(photo.path), photo.label, *_state(photo.path)) for photo in photos]
     key = hashlib.sha256(json.dumps([decoder(), asdict(spec), files]).encode()).hexdigest()[:32]
     index, array = cache / f"{key}.json", cache / f"{key}.pixels"
-    if not (found := _find_decoded(index, array, spec)):
+    missing = {position for position, (_, _, *state) in enumerate(files) if not state}
+    if not (found := _find_decoded(index, array, spec, missing)):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _decode_all(photos, spec, index, array)
@@ -149,7 +150,7 @@ def _state(path: Path) -> tuple[int, ...]:
         stat = path.stat()
     except OSError:
         return ()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, os.access(path, os.R_OK)
 
 
 def decoder() -> list[str]:
@@ -157,17 +158,17 @@ def decoder() -> list[str]:
     return [PIL.__version__, hashlib.sha256(Path(contract.image.__file__).read_bytes()).hexdigest()]
 
 
-def _find_decoded(index: Path, array: Path, spec: ImageSpec) -> dict[str, Any] | None:
-    """Return an earlier call's index; None if the pixels are not whole, or if a disk failed then.
+def _find_decoded(index: Path, array: Path, spec: ImageSpec, missing: Set[int]) -> dict[str, Any] | None:
+    """Return an earlier call's index; None if the pixels are not whole, or if a file that is there could not be read.
 
-    The key of the cache changes when permissions do, or when a file appears.
+    Permissions and files that were missing need no other try: with them, the name of the index changes.
     """
     try:
         found: dict[str, Any] = json.loads(index.read_text())
         is_whole = array.stat().st_size == len(found["kept"]) * spec.height * spec.width * 3
     except (OSError, ValueError):
         return None
-    return found if is_whole and not found["unread"] else None
+    return found if is_whole and missing >= set(found["unread"]) else None
 
 
 def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Path) -> None:
@@ -182,10 +183,10 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
 
     kept: list[int] = []
     skipped: dict[str, str] = {}
-    unread = False
+    unread: list[int] = []
     digest = hashlib.sha256()
     for features in array.parent.glob(f"{array.stem}.*.npy"):  # of pixels that are made anew
-        features.unlink()
+        features.unlink(missing_ok=True)
     # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
     with written_whole(array) as draft, ThreadPoolExecutor(CORES) as pool, draft.open("wb") as file:
         for position, result in zip(
@@ -193,7 +194,8 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
         ):
             if isinstance(result, Exception):
                 skipped[str(photos[position].path)] = str(result)
-                unread |= isinstance(result, OSError) and not isinstance(result, PermissionError | FileNotFoundError)
+                if isinstance(result, OSError) and not isinstance(result, PermissionError):
+                    unread.append(position)
             else:
                 part, pixels = result
                 file.write(pixels.tobytes())

@@ -151,15 +151,19 @@ def _are_classes(named: dict[Path, set[str]], others: Collection[Path]) -> bool:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders inside a folder, in the order of their names.
+    """Return the folders inside a folder, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a folder of class folders with a broken link that may be one.
 
     Raises:
-        DataError: A broken link has no suffix, so that a class may be missing.
+        DataError: Such a link has no suffix.
     """
-    visible = [path for path in folder.iterdir() if not is_hidden(path)]
-    if broken := [path for path in visible if not (path.suffix or path.exists())]:
-        raise DataError(f"Expected class folders in {folder}. Received also a broken link: {broken[0]}")
-    return sorted(path for path in visible if path.is_dir())
+    links = [path for path in folder.iterdir() if not (path.suffix or path.exists() or is_hidden(path))]
+    if links:
+        raise DataError(f"Expected class folders in {folder}. Received also a broken link: {links[0]}")
 
 
 def class_name(name: str) -> str:

@@ -53,11 +53,12 @@ def read_table(path: Path) -> list[Row]:
         )
     result = []
     for row, end in zip(rows, ends, strict=True):
-        if "\n" in row[columns["path"]] + row[columns["label"]]:  # a stray quote swallows rows until the next quote
+        # A stray quote swallows rows until the next one.
+        if "\n" in "".join(row[name] for name in columns.values() if name):
             start = end - sum(cell.count("\n") for cell in row.values())
             raise DataError(
-                f"Expected a path and a label without line breaks. Received others in {path}, from line {start} on."
-                " Is there a quote too many, or too few?"
+                f"Expected paths, labels and splits without line breaks. Received others in {path}, from line {start}"
+                " on. Is there a quote too many, or too few?"
             )
         split = (row[columns["split"]] if columns["split"] else "").strip().lower()
         photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is

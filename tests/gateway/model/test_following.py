@@ -159,7 +159,7 @@ def test_at_a_start_a_document_that_cannot_be_used_lets_nothing_answer(
     app = create_app(Settings(model_name="tiny"), client, Metrics()).test_client()
     ready = app.get("/readyz")
     assert ready.status_code == app.post("/predict", json={"url": "http://none"}).status_code == 503
-    assert str(file) in ready.get_json()["model"]["error"] and "nothing answers until it can be used" in caplog.text
+    assert str(file) in ready.get_json()["model"]["error"] and "nothing answers yet" in caplog.text
     file.write_text(Release(2).to_json())
     assert order(client)[0] == 2
     client._following = Following(str(file))

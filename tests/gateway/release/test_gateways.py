@@ -120,11 +120,14 @@ def test_a_gateway_of_another_model(store: Store, serve: Serve, monkeypatch: pyt
     assert err == f"{url} does not follow release 1: it serves another model, 'waste'.\n"
 
 
-def test_one_worker_that_lags(store: Store, serve: Serve) -> None:
-    """Workers take turns, so one answer says little; while the tried version loads, none follows."""
+def test_one_worker_that_lags(store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers take turns, so one answer says little; while the tried version loads, none follows. A wait is said."""
+    monkeypatch.setattr("gateway.release.gateways.SAY_AFTER_S", 0.0)
     answers = iter([follows(1), follows(0), follows(1, "it tries a version that is not loaded"), *[follows(1)] * 8])
-    port = serve(lambda path: next(answers))
-    assert "Release 1 is followed by" in store.do("promote", "1", "--gateway", f"http://127.0.0.1:{port}")
+    url = f"http://127.0.0.1:{serve(lambda path: next(answers))}"
+    status, out, err = store.run("promote", "1", "--gateway", url)
+    assert status == 0 and "Release 1 is followed by" in out
+    assert err == f"Waiting up to 30 s, as {url} follows no release.\n"
     assert next(answers, None) is None
 
 
