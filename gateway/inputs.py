@@ -23,9 +23,10 @@ EXPECTED = (
 
 FORMS = ("url", "urls", "image", "images")
 
-# Of a field, or of a part's headers: one part with 8 million lines of headers took a gigabyte. Werkzeug needs 65,536.
-MAX_FORM_TEXT_BYTES = 131_072
-MAX_FORM_PARTS = 1000
+# A form is read in such pieces, and a field or a part's headers are one or two. Without limits, one part with 8 million
+# lines of headers took a gigabyte, and many parts with fewer lines 1.1 s of the interpreter for each megabyte.
+FORM_READ_BYTES = 16_384
+MAX_FIELDS = 16  # beside the files
 
 # A part takes up to 64 bytes once it is read: 24 MB of empty lists took a gigabyte. Base64 has no parts, a URL may.
 MAX_JSON_PARTS = 200_000
@@ -80,8 +81,8 @@ class _FormParser(MultiPartParser):
     They stay in memory, where the body is already: that needs no disk, and cannot fill one.
     """
 
-    def __init__(self) -> None:
-        super().__init__(max_form_memory_size=MAX_FORM_TEXT_BYTES, max_form_parts=MAX_FORM_PARTS)
+    def __init__(self, parts: int) -> None:
+        super().__init__(max_form_memory_size=2 * FORM_READ_BYTES, max_form_parts=parts, buffer_size=FORM_READ_BYTES)
         self.files: list[tuple[str, BytesIO]] = []
 
     def start_file_streaming(self, event: File, total_content_length: int | None) -> BytesIO:
@@ -97,14 +98,16 @@ def _within(most: int, image: Url | bytes | GatewayError) -> Url | bytes | Gatew
 
 
 def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
-    parser = _FormParser()
+    parts = settings.max_images + MAX_FIELDS
+    parser = _FormParser(parts)
     try:
-        boundary = request.mimetype_params["boundary"].encode("ascii")
+        if not (boundary := request.mimetype_params.get("boundary", "").encode("ascii")):
+            raise ValueError("No boundary")
         form, _ = parser.parse(request.stream, boundary, request.content_length)
     except RequestEntityTooLarge as exc:
-        most = f"{MAX_FORM_PARTS:,} parts, each with at most {MAX_FORM_TEXT_BYTES:,} bytes of text or headers"
-        raise TooLarge(f"Expected a form of at most {most}. Received: a larger one") from exc
-    except (KeyError, ValueError) as exc:
+        most = f"{parts} parts, each with at most {FORM_READ_BYTES:,} bytes of text or headers"
+        raise TooLarge(f"Expected a form of at most {most}. Received: more, or not its boundary") from exc
+    except ValueError as exc:
         received = "a form that is malformed, cut off or without a boundary in its Content-Type"
         raise BadRequest(f"{EXPECTED} Received {received}.") from exc
     # Without a name and bytes, it is an input of a page in which no file was chosen.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -32,7 +31,8 @@ class Following:
         self.release: Release | None = None
         self.error: str | None = None
         self.is_pending = bool(file)
-        self._waits_until = math.inf  # until the stable version may be missing for good
+        self._awaited: Release | None = None  # a document whose stable version is missing
+        self._waits_until = 0.0
 
     def look(self, usable: Collection[int]) -> None:
         """Read the document anew; `usable` are the numbers that are loaded and passed the golden gate."""
@@ -65,11 +65,12 @@ class Following:
         return number != stable, number != self.release.previous, number > stable, -number
 
     def _let_stand_in(self, found: Release, usable: Collection[int]) -> None:
-        """Follow the version that was stable before, if only the stable one is missing. A newer one was rolled back."""
+        """Follow the version that was stable before, if it is older: a newer one was probably rolled back."""
         before = found.previous
         if not self.is_pending or before is None or before > found.stable or before not in usable:
             return
-        self._waits_until = min(self._waits_until, time.monotonic() + LOADING_S)
+        if found != self._awaited:
+            self._awaited, self._waits_until = found, time.monotonic() + LOADING_S
         if time.monotonic() >= self._waits_until:
             self._follow(replace(found, stable=before, previous=None, trial=None))
 

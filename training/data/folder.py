@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from contract.photos import SUFFIXES, describe_others, files_in, is_hidden, photos_in
-from training.data.splits import SPLIT_NAMES, check_links, class_folders, class_name, find_splits, read_like_splits
+from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits
 from training.data.table import Row, is_table, read_table
 from training.errors import DataError
 from training.words import counted
@@ -93,8 +93,8 @@ def read_rows(
         DataError: No photo, none to train on, one of two classes, an unknown class, one named as another, or too few.
     """
     rows = read_table(table)
-    places = {row: Path(os.path.realpath(row.path.parent), row.path.name) for row in rows}
-    files = {row: str(place) for row, place in places.items() if row.label.strip() and place.is_file()}
+    there = [row for row in rows if row.label.strip() and row.path.is_file()]
+    files = {row: str(Path(os.path.realpath(row.path.parent), row.path.name)) for row in there}
     kept = {(file, row.label, row.split): row for row, file in files.items()}  # each once, by whichever of its paths
     left_out = [row.path for row in rows if row not in files]
     remarks: list[str] = []
@@ -263,10 +263,8 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
     """Return the photos of a folder of class folders.
 
     Raises:
-        DataError: No photos, a class that is unknown or named as another, a link that may be one and is broken, or a
-            class without photos although `complete` is set.
+        DataError: No photos, a class that is unknown or named as another, or an empty one although `complete` is set.
     """
-    check_links(folder)
     found: dict[str, list[Path]] = {}
     for path in class_folders(folder):
         found.setdefault(class_name(path.name), []).extend(photos_in(path))

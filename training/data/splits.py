@@ -91,13 +91,17 @@ def find_splits(folder: Path) -> Splits:
     if not folder.is_dir():
         received = "a file" if folder.exists() else "a path where there is none"
         raise DataError(f"Expected a folder of photos. Received {received}: {folder}")
+    _check_links(folder)
     while len(only := class_folders(folder)) == 1 and not _has_photos(folder):
         if split_of(only[0].name) or not class_folders(only[0]):
             break
         folder = only[0]
+        _check_links(folder)
     inside = class_folders(folder)
     split_names = splits_of([path.name for path in inside])
     others = [path for path in inside if path.name not in split_names]
+    for path in (each for each in inside if each.name in split_names):
+        _check_links(path)
     named = {path: {each.name for each in class_folders(path)} for path in inside if path.name in split_names}
     named_with_classes = {path: names for path, names in named.items() if names}
     if not named_with_classes:
@@ -155,15 +159,15 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
 
 
-def check_links(folder: Path) -> None:
-    """Refuse a folder of class folders with a broken link that may be one.
+def _check_links(folder: Path) -> None:
+    """Refuse a folder of class folders or splits with a broken link that may be one.
 
     Raises:
         DataError: Such a link has no suffix.
     """
     links = [path for path in folder.iterdir() if not (path.suffix or path.exists() or is_hidden(path))]
     if links:
-        raise DataError(f"Expected class folders in {folder}. Received also a broken link: {links[0]}")
+        raise DataError(f"Expected class folders or splits in {folder}. Received also a broken link: {links[0]}")
 
 
 def class_name(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from contract.photos import SUFFIXES, files_in, photos_in
 from training.data.folder import left_out_files
-from training.data.splits import check_links, class_folders, class_name, find_splits
+from training.data.splits import class_folders, class_name, find_splits
 from training.data.table import WHOLE, is_table, read_table
 from training.errors import DataError
 
@@ -87,7 +87,6 @@ def _read_folder(folder: Path) -> Listing:
     listing = Listing(folder)
     found = find_splits(folder)
     for split, path in (found.folders or {WHOLE: found.root}).items():
-        check_links(path)
         folders = class_folders(path)
         listing.classes[split] = tuple(sorted({class_name(each.name) for each in folders}))
         listing.photos += [Listed(photo, split, class_name(each.name)) for each in folders for photo in photos_in(each)]

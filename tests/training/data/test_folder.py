@@ -279,10 +279,19 @@ def test_broken_links_are_not_left_out(fill):
     dataset = read_folder(folder)
     assert folder / "cat" / "link.jpg" in paths(dataset, "train", "validation", "test")
     assert dataset.remarks == (f"Left out 1 photo beside the class folders, such as {folder / 'stray.jpg'}",)
-    (folder / "hat").symlink_to("nothing")
+    (folder / "cat" / "README").symlink_to("nothing")
+    read_folder(folder)
+
+
+@pytest.mark.parametrize("link", ["hat", "validation", "train/hat", "test/hat"])
+def test_a_broken_link_that_may_be_a_class_or_a_split_is_refused(fill, link):
+    """Otherwise the class would be missing, or others would be held out."""
+    split = {"train/cat": 3, "train/dog": 3, "test/cat": 3}
+    place = fill(split if "/" in link else {"cat": 3, "dog": 3})
+    (place / link).symlink_to("nothing")
     for read in (read_folder, listing.read):
-        with pytest.raises(DataError, match=f"Received also a broken link: {folder / 'hat'}"):
-            read(folder)
+        with pytest.raises(DataError, match=f"Received also a broken link: {place / link}"):
+            read(place)
 
 
 def test_missing_folder_is_named(tmp_path):

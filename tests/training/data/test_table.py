@@ -25,11 +25,12 @@ def test_a_csv_of_labels_is_a_dataset(table):
     rows = [
         f"{folder}/{position:03}.jpg,{label}" for folder, label in (("a", "dog"), ("b", "cat")) for position in range(3)
     ]
-    dataset = read_folder(table("File,Label", *rows, rows[0], f"b/../{rows[0]}", "a/404.jpg,cat", "a/000.jpg,"))
+    left_out = ("c/../a/000.jpg,cat", "a/000.jpg,", "a\0/0.jpg,cat")
+    dataset = read_folder(table("File,Label", *rows, rows[0], f"b/../{rows[0]}", *left_out))
     assert dataset.classes == ("cat", "dog")
     assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 2, "validation": 2, "test": 2}
     assert all((each.path.parent.name == "b") == (each.label == 0) for each in dataset.splits["train"])
-    assert dataset.remarks[0].startswith("Left out 2 rows without a file or a label, such as ")
+    assert dataset.remarks[0].startswith("Left out 3 rows without a file or a label, such as ")
 
 
 def test_links_to_one_file_are_photos_of_their_own(table):
