@@ -35,6 +35,7 @@ from contract.store import versions_of
 from gateway.settings import Settings, SettingsError
 
 READY_TIMEOUT_S = 60.0
+SAY_AFTER_S = 10.0  # why it still waits
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST_LINES = 20  # of a program's log, shown when it fails
 STORE = Path(os.environ.get("MODEL_STORE", "model-store"))
@@ -232,17 +233,21 @@ def _reach(host: str, port: int) -> str:
 
 def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
     ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # http_proxy is for other hosts
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    reason = "no answer from the gateway"
-    while time.monotonic() < deadline:
+    begun, is_said = time.monotonic(), False
+    reason = "No answer from the gateway"
+    while time.monotonic() < begun + READY_TIMEOUT_S:
         _check_alive(children)
+        if not is_said and time.monotonic() > begun + SAY_AFTER_S:
+            _say(f"Waiting up to {READY_TIMEOUT_S:g} s. {reason}.{_last_lines(*(name for name, _ in children))}")
+            is_said = True
         try:
             with ask(f"http://{address}/readyz", timeout=2) as response:
                 ready = json.load(response).get("model")  # shown to clients with a key only, if keys are needed
                 _say(f"Ready: {ready['name']}, version {ready['versions'][0]}" if ready else "Ready")
                 return
         except urllib.error.HTTPError as exc:
-            reason = json.load(exc)
+            answer = json.load(exc)
+            reason = str(answer.get("model", {}).get("error") or answer).rstrip(".")
         except OSError:
             pass
         time.sleep(0.1)

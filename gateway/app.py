@@ -261,7 +261,7 @@ def as_gateway_error(error: Exception) -> GatewayError:
         methods = sorted({*(error.valid_methods or ())} - {"HEAD", "OPTIONS"})
         return errors.MethodNotAllowed(f"Expected {' or '.join(methods)}. Received: {request.method}")
     if isinstance(error, NotFound):
-        return errors.NotFound(f"Expected a path of {url_for('show_api')}. Received: {request.path[:100]!r}")
+        return errors.NotFound(f"Expected a path that {url_for('show_api')} lists. Received: {request.path[:100]!r}")
     if isinstance(error, HTTPException):
         status, detail = error.code or 500, error.description or error.name
         if status >= 500:

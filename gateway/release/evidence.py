@@ -112,6 +112,7 @@ _OTHER_PHOTOS = {"disagrees": 0.1, "surer": 0.1, "less_sure": 0.1, "class": 0.05
 # Without a measurement. Those heads disagreed on up to 20 %, and were surer or less sure on up to 79 %. Permuted
 # classes disagree on 97 %, and a class that is answered for 80 % gains 65 %.
 _UNMEASURED = {"disagrees": 0.5, "surer": 0.8, "less_sure": 0.8, "class": 0.4}
+_HIGHEST_LIMIT = 0.95  # photos of which more may do so show nothing
 _METRICS = {"disagrees": "disagreement", "surer": "surer", "less_sure": "less_sure", "class": "class_change"}
 KINDS = 7  # `requests`, the signs, and all classes together
 
@@ -124,19 +125,23 @@ def criteria(metrics: Mapping[str, Any], classes: Sequence[str], *, stable: int)
     alpha, names = ALPHA / KINDS, list(dict.fromkeys(classes))
     photos = _number(metrics.get("compared_photos")) or 0 if metrics.get("compared_version") == stable else 0
 
-    def criterion(kind: str, alpha: float, name: str = "") -> Criterion:
+    def criterion(kind: str, alpha: float, name: str = "") -> Criterion | None:
         key = "class" if name else kind
         share = _number(metrics.get(_METRICS[key]))
         if share is None or not 0 <= share <= 1 or photos < 1:
             return Criterion(kind, _UNMEASURED[key], alpha, name=name)
-        return Criterion(kind, min(highest(share, photos) + _OTHER_PHOTOS[key], 0.95), alpha, True, name)
+        limit = highest(share, photos) + _OTHER_PHOTOS[key]
+        return Criterion(kind, limit, alpha, True, name) if limit <= _HIGHEST_LIMIT else None
 
+    measured = [
+        *(criterion(kind, alpha) for kind in ("disagrees", "surer", "less_sure")),
+        *(criterion(kind, alpha / 2 / len(names), name) for name in names for kind in ("gained", "lost")),
+    ]
     return [
         Criterion("requests", _FAILED, alpha),
         Criterion("failed", _FAILED, alpha),
         Criterion("slower", _SLOWER, alpha),
-        *(criterion(kind, alpha) for kind in ("disagrees", "surer", "less_sure")),
-        *(criterion(kind, alpha / 2 / len(names), name) for name in names for kind in ("gained", "lost")),
+        *filter(None, measured),
     ]
 
 

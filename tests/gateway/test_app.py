@@ -360,7 +360,7 @@ def test_every_path_moves_under_a_prefix(gateway_with: Callable[..., FlaskClient
             assert answer.status_code == 200
         with client.get(path) as answer:
             assert answer.status_code == (200 if path in HEALTH_PATHS else 404)
-    assert "Expected a path of /my/classifier/openapi.json." in client.get("/predict").get_json()["detail"]
+    assert "Expected a path that /my/classifier/openapi.json lists." in client.get("/predict").get_json()["detail"]
     assert client.get("/my/classifier/openapi.json").get_json()["servers"] == [{"url": "./"}]
     redirect = client.get("/my/classifier", headers={"Host": "public.test"})
     assert (redirect.status_code, redirect.headers["Location"]) == (308, "/my/classifier/")

@@ -20,7 +20,7 @@ import pytest
 
 import run
 from tests.conftest import ROOT
-from tests.programs.origins import Origin
+from tests.programs.origins import Origin, http_answer
 from tests.programs.photos import encode, photo
 from tests.programs.stack import Gateway, Load, free_port, wait_until
 
@@ -287,3 +287,15 @@ def test_a_bad_setting_is_refused(tiny_store: Path) -> None:
     out, _ = process.communicate(timeout=40)
     assert process.returncode == 2
     assert out.strip() == "GATEWAY_THREADS: Expected an integer of at least 1. Received: 'many'"
+
+
+def test_a_wait_says_its_reason_before_it_ends(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the gateway knows, once, and again at the end."""
+    monkeypatch.setattr(run, "SAY_AFTER_S", 0.3)
+    monkeypatch.setattr(run, "READY_TIMEOUT_S", 2.0)
+    origin.answer = http_answer(b'{"model": {"error": "release.json is broken."}}', "503 Service Unavailable")
+    with pytest.raises(RuntimeError, match=r"^The stack was not ready within 2 s: release.json is broken\. It logged"):
+        run._wait_ready(origin.authority, [])
+    assert capsys.readouterr().out.count("Waiting up to 2 s. release.json is broken. It logged nothing") == 1

@@ -100,9 +100,7 @@ def find_splits(folder: Path) -> Splits:
     inside = class_folders(folder)
     split_names = splits_of([path.name for path in inside])
     others = [path for path in inside if path.name not in split_names]
-    for path in (each for each in inside if each.name in split_names):
-        _check_links(path)
-    named = {path: {each.name for each in class_folders(path)} for path in inside if path.name in split_names}
+    named = {path: _class_names(path) for path in inside if path.name in split_names}
     named_with_classes = {path: names for path, names in named.items() if names}
     if not named_with_classes:
         held_out = [path.name for path in named if split_names[path.name] != "train"]
@@ -157,6 +155,11 @@ def _are_classes(named: dict[Path, set[str]], others: Collection[Path]) -> bool:
 def class_folders(folder: Path) -> list[Path]:
     """Return the folders inside a folder, in the order of their names."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
+
+
+def _class_names(split: Path) -> set[str]:
+    _check_links(split)
+    return {path.name for path in class_folders(split)}
 
 
 def _check_links(folder: Path) -> None:

@@ -161,7 +161,10 @@ class Gateway:
         probabilities = np.zeros(len(self.contract.classes), np.float32)
         answer = self._ask("POST", f"/predict?top_k={len(probabilities)}", path.read_bytes(), f" for {path}")
         if (answer["model"]["version"], answer["model"].get("identity")) != self._version:
-            raise TrainingError(f"Another version replaced {self.title} meanwhile. Run the command again")
+            raise TrainingError(
+                f"Another version answered than that of {self.title}, which was replaced, or one is tried by share."
+                " Run the command again, once no trial runs"
+            )
         for each in answer["predictions"]:
             probabilities[each["index"]] = each["probability"]
         return probabilities, answer.get("unknown")

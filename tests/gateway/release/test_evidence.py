@@ -71,6 +71,8 @@ def test_limits_come_from_the_export() -> None:
         abs=0.001,
     )
     assert few["failed"] == 0.01 and all(few[kind] > limits[kind] for kind in ("disagrees", "surer", "gained"))
+    nearly_all = {each.kind for each in criteria({**MEASURED, "less_sure": 0.9}, ["a", "b"], stable=1)}
+    assert nearly_all == set(limits) - {"less_sure"}, "no share of the photos would be too high"
 
 
 @pytest.mark.parametrize(
