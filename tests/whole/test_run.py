@@ -229,12 +229,14 @@ def test_a_signal_waits_for_the_end_of_a_look_at_the_programs() -> None:
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # to this thread: pytest may have others
         looks.append("ended")
 
-    before = signal.signal(signal.SIGTERM, run._interrupt)
+    before = {each: signal.getsignal(each) for each in run.ENDING}  # the first one makes it ignore all of them
+    signal.signal(signal.SIGTERM, run._interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
             run._check_alive([("gateway", Mock(poll=poll))])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert looks == ["begun", "ended"]
 
 
