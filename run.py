@@ -25,6 +25,7 @@ import urllib.request
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
@@ -234,11 +235,11 @@ def _reach(host: str, port: int) -> str:
 def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
     ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # http_proxy is for other hosts
     begun, is_said = time.monotonic(), False
-    reason = "No answer from the gateway"
+    reason = "the gateway does not answer"
     while time.monotonic() < begun + READY_TIMEOUT_S:
         _check_alive(children)
         if not is_said and time.monotonic() > begun + SAY_AFTER_S:
-            _say(f"Waiting up to {READY_TIMEOUT_S:g} s. {reason}.{_last_lines(*(name for name, _ in children))}")
+            _say(f"Waiting up to {READY_TIMEOUT_S:g} s: {reason}.{_last_lines(*(name for name, _ in children))}")
             is_said = True
         try:
             with ask(f"http://{address}/readyz", timeout=2) as response:
@@ -246,13 +247,18 @@ def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]
                 _say(f"Ready: {ready['name']}, version {ready['versions'][0]}" if ready else "Ready")
                 return
         except urllib.error.HTTPError as exc:
-            answer = json.load(exc)
-            reason = str(answer.get("model", {}).get("error") or answer).rstrip(".")
-        except OSError:
+            reason = _why_not(exc.read())
+        except (OSError, ValueError, HTTPException):  # or what listens there is something else
             pass
         time.sleep(0.1)
     logged = _last_lines(*(name for name, _ in children))
     raise RuntimeError(f"The stack was not ready within {READY_TIMEOUT_S:g} s: {reason}.{logged}")
+
+
+def _why_not(answer: bytes) -> str:
+    """Return why a gateway is not ready, by its answer; without a key, it says no more than that."""
+    model = json.loads(answer).get("model") or {}
+    return str(model.get("error") or "the gateway has no model yet").rstrip(".")
 
 
 def _say_how_to_ask(address: str, with_key: bool) -> None:

@@ -106,7 +106,7 @@ def _read_files(request: Request, top_k: int, settings: Settings) -> Query:
         form, _ = parser.parse(request.stream, boundary, request.content_length)
     except RequestEntityTooLarge as exc:
         most = f"{parts} parts, each with at most {FORM_READ_BYTES:,} bytes of text or headers"
-        raise TooLarge(f"Expected a form of at most {most}. Received: more, or not its boundary") from exc
+        raise TooLarge(f"Expected a form of at most {most}. Received: a larger one, or another boundary") from exc
     except ValueError as exc:
         received = "a form that is malformed, cut off or without a boundary in its Content-Type"
         raise BadRequest(f"{EXPECTED} Received {received}.") from exc

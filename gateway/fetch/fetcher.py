@@ -103,7 +103,7 @@ class Fetcher:
         except ssl.SSLError as exc:
             raise FetchFailed("The image's host has no TLS certificate that is valid for its name.") from exc
         except ConnectionRefusedError as exc:
-            raise FetchFailed("The image's host takes no connections.") from exc
+            raise FetchFailed("The image's host refused the connection.") from exc
         except (OSError, HTTPException, urllib3.exceptions.HTTPError, ValueError) as exc:
             # ValueError is what http.client raises for a chunk of negative size.
             raise FetchFailed(f"The image's host sent no complete HTTP answer: {type(exc).__name__}.") from exc

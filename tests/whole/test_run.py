@@ -300,4 +300,4 @@ def test_a_wait_says_its_reason_before_it_ends(
     origin.answer = http_answer(b'{"model": {"error": "release.json is broken."}}', "503 Service Unavailable")
     with pytest.raises(RuntimeError, match=r"^The stack was not ready within 2 s: release.json is broken\. It logged"):
         run._wait_ready(origin.authority, [])
-    assert capsys.readouterr().out.count("Waiting up to 2 s. release.json is broken. It logged nothing") == 1
+    assert capsys.readouterr().out.count("Waiting up to 2 s: release.json is broken. It logged nothing") == 1

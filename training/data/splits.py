@@ -100,7 +100,7 @@ def find_splits(folder: Path) -> Splits:
     inside = class_folders(folder)
     split_names = splits_of([path.name for path in inside])
     others = [path for path in inside if path.name not in split_names]
-    named = {path: _class_names(path) for path in inside if path.name in split_names}
+    named = {path: {each.name for each in class_folders(path)} for path in inside if path.name in split_names}
     named_with_classes = {path: names for path, names in named.items() if names}
     if not named_with_classes:
         held_out = [path.name for path in named if split_names[path.name] != "train"]
@@ -127,7 +127,7 @@ def find_splits(folder: Path) -> Splits:
     known: set[str] = set()  # the classes of train, which is unwrapped first
     for split in (split for split in SPLIT_NAMES if split in folders):
         folders[split] = _unwrap(folders[split], known)
-        known |= {path.name for path in class_folders(folders[split])}
+        known |= _class_names(folders[split])
     return Splits(folder, {split: folders[split] for split in SPLIT_NAMES if split in folders}, tuple(remarks))
 
 

@@ -162,8 +162,8 @@ class Gateway:
         answer = self._ask("POST", f"/predict?top_k={len(probabilities)}", path.read_bytes(), f" for {path}")
         if (answer["model"]["version"], answer["model"].get("identity")) != self._version:
             raise TrainingError(
-                f"Another version answered than that of {self.title}, which was replaced, or one is tried by share."
-                " Run the command again, once no trial runs"
+                f"Another version than that of {self.title} answered: it was replaced, or another is tried by share."
+                " Run the command again once no trial runs"
             )
         for each in answer["predictions"]:
             probabilities[each["index"]] = each["probability"]

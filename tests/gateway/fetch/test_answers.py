@@ -112,7 +112,7 @@ def test_refused_connection_fails() -> None:
     """Fail at once if nobody listens (F7)."""
     with Origin() as origin:
         pass
-    with takes(0, 0.5), pytest.raises(FetchFailed, match="takes no connections"):
+    with takes(0, 0.5), pytest.raises(FetchFailed, match="refused the connection"):
         fetch(origin)
 
 
