@@ -399,8 +399,9 @@ def test_a_swap_under_load(swapping):
     done = threading.Event()
 
     def ask():
-        answers = []
-        while not done.is_set():
+        answers, is_last = [], False
+        while not is_last:
+            is_last = done.is_set()  # a request that began before may have an older version's answer
             response = client.predict(name="tiny", inputs={"images": IMAGES})
             answers.append((response.model_spec.version.value, response.outputs["probabilities"].float_val[0]))
         return answers
