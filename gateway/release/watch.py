@@ -170,7 +170,7 @@ def table(findings: Sequence[Finding], stable: int) -> str:
     classes = [each for each in seen if each.criterion.name]
     shown = sorted((each for each in classes if each.k), key=lambda each: -each.log_evidence)[:_CLASSES_SHOWN]
     lines = [f"  {_judgement(each):<14} {each.describe(stable)}" for each in (*general, *shown)]
-    if not any(each.criterion.kind not in ("requests",) for each in seen):
+    if all(each.criterion.kind == "requests" for each in seen):
         lines.append("  No photo was compared yet. The first one is within seconds of the first requests.")
     if left := len(classes) - len(shown):
         lines.append(f"  and {left} more lines about classes, with less evidence")
