@@ -20,15 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from contract.arguments import Arguments
 from contract.release import FILE_NAME
@@ -233,7 +231,6 @@ def _reach(host: str, port: int) -> str:
 
 
 def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
-    ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # http_proxy is for other hosts
     begun, is_said = time.monotonic(), False
     reason = "the gateway does not answer"
     while time.monotonic() < begun + READY_TIMEOUT_S:
@@ -242,23 +239,32 @@ def _wait_ready(address: str, children: list[tuple[str, subprocess.Popen[bytes]]
             _say(f"Waiting up to {READY_TIMEOUT_S:g} s: {reason}.{_last_lines(*(name for name, _ in children))}")
             is_said = True
         try:
-            with ask(f"http://{address}/readyz", timeout=2) as response:
-                ready = json.load(response).get("model")  # shown to clients with a key only, if keys are needed
-                _say(f"Ready: {ready['name']}, version {ready['versions'][0]}" if ready else "Ready")
-                return
-        except urllib.error.HTTPError as exc:
-            reason = _why_not(exc.read())
+            is_ready, model = _ask_ready(address)
         except (OSError, ValueError, HTTPException):  # or what listens there is something else
             pass
+        else:
+            if is_ready:
+                _say(f"Ready: {model['name']}, version {model['versions'][0]}" if model else "Ready")
+                return
+            reason = str(model.get("error") or "the gateway has no model yet").rstrip(".")
         time.sleep(0.1)
     logged = _last_lines(*(name for name, _ in children))
     raise RuntimeError(f"The stack was not ready within {READY_TIMEOUT_S:g} s: {reason}.{logged}")
 
 
-def _why_not(answer: bytes) -> str:
-    """Return why a gateway is not ready, by its answer; without a key, it says no more than that."""
-    model = json.loads(answer).get("model") or {}
-    return str(model.get("error") or "the gateway has no model yet").rstrip(".")
+def _ask_ready(address: str) -> tuple[bool, dict[str, Any]]:
+    """Return whether a gateway is ready, and what it says of its model: nothing, if that needs a key.
+
+    Raises:
+        OSError, HTTPException, ValueError: Nothing answers, or no gateway.
+    """
+    with closing(HTTPConnection(address, timeout=2)) as connection:
+        connection.request("GET", "/readyz")
+        with connection.getresponse() as response:
+            answer = json.load(response)
+            if not isinstance(answer, dict) or "status" not in answer:
+                raise ValueError(f"Not the answer of a gateway: {answer}")
+            return response.status == 200, answer.get("model", {})
 
 
 def _say_how_to_ask(address: str, with_key: bool) -> None:

@@ -172,7 +172,7 @@ def _report(ledger: Ledger, options: argparse.Namespace) -> int:
 def _finish(ledger: Ledger, change: Change, gateways: Sequence[str], hint: str) -> int:
     """Say what a change did, and wait for the gateways."""
     _warn(*change.notes)
-    if change.before == change.after:
+    if change.before == change.after and not change.notes:
         print(f"Nothing to change: release {change.after.serial} says so already.")
     print(f"Release {change.after.serial}: {_describe(change.after)}. {hint}")
     if not gateways:

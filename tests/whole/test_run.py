@@ -297,7 +297,20 @@ def test_a_wait_says_its_reason_before_it_ends(
     """What the gateway knows, once, and again at the end."""
     monkeypatch.setattr(run, "SAY_AFTER_S", 0.3)
     monkeypatch.setattr(run, "READY_TIMEOUT_S", 2.0)
-    origin.answer = http_answer(b'{"model": {"error": "release.json is broken."}}', "503 Service Unavailable")
+    answer = b'{"status": "unavailable", "model": {"error": "release.json is broken."}}'
+    origin.answer = http_answer(answer, "503 Service Unavailable")
     with pytest.raises(RuntimeError, match=r"^The stack was not ready within 2 s: release.json is broken\. It logged"):
         run._wait_ready(origin.authority, [])
     assert capsys.readouterr().out.count("Waiting up to 2 s: release.json is broken. It logged nothing") == 1
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"{}", b"<html>", b"\xff"])
+@pytest.mark.parametrize("status", ["200 OK", "503 Service Unavailable"])
+def test_another_program_is_not_the_gateway(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, answer: bytes, status: str
+) -> None:
+    """It may listen at the same port of another address of this machine."""
+    monkeypatch.setattr(run, "READY_TIMEOUT_S", 0.3)
+    origin.answer = http_answer(answer, status)
+    with pytest.raises(RuntimeError, match=r"^The stack was not ready within 0.3 s: the gateway does not answer\."):
+        run._wait_ready(origin.authority, [])
