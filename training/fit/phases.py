@@ -323,8 +323,9 @@ class _Lines(keras.callbacks.Callback):
         left_s = passed_s / (epoch + 1 - self._epochs.start) * left
         left_s = max(0, min(left_s, self._limit_s - self._run.spent_s))
         log.info(
-            f"{self._title} {epoch + 1}/{self._epochs.stop}: loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.4f},"
-            f" validation {logs['val_accuracy']:.4f}, {passed_s:.0f} s passed, at most {left_s:.0f} s left"
+            f"{self._title} {epoch + 1}/{self._epochs.stop}: training loss {logs['loss']:.3f},"
+            f" accuracy {logs['accuracy']:.4f}; validation accuracy {logs['val_accuracy']:.4f};"
+            f" {passed_s:.0f} s passed, at most {left_s:.0f} s left"
         )
 
 

@@ -83,7 +83,7 @@ def test_train_tells_its_steps(trained):
         "broken.jpg: Expected a JPEG",
         "Computed the features of 36 photos in",
         "Fitted the head: accuracy ",
-        "Epoch 2/2: loss",
+        "Epoch 2/2: training loss",
         "Accuracy on validation: ",
         "Accuracy on test: ",
         "Saved the run in",
@@ -259,7 +259,7 @@ def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_p
     for options, trained in ((["5"], True), (["5"], False), (["4"], True), (["4", "--fresh"], True)):
         assert main([*command, *fast, *options]) == 0
         said = capsys.readouterr().out
-        assert all((step in said) == trained for step in ("Plan for ", "1/1: loss", "Released "))
+        assert all((step in said) == trained for step in ("Plan for ", "1/1: training loss", "Released "))
         there = r"Nothing is trained, as (\S+) is made .*\n\1 was released before, as version 2, and nothing else is\n"
         assert trained or re.search(there, said)
     with monkeypatch.context() as patch:
