@@ -254,7 +254,7 @@ def test_a_plan_says_how_many_epochs_fit(
         r" about \d minutes? in all\n",
         said,
     )
-    assert "Training 2/3, epoch 1/40: loss" in said and "Least loss on validation, " in said
+    assert "Training 2/3, epoch 1/40: training loss" in said and "Least loss on validation, " in said
     (run,) = (tmp_path / "runs" / "colours").glob("*[!t]")
     report = (run / "report.html").read_text()
     assert "Plan for 5 minutes: all 40 epochs" in report
