@@ -121,7 +121,7 @@ def _expand(source: str) -> tuple[list[str], str]:
     if source.startswith(("http://", "https://")):
         return [source], ""
     path = Path(source)
-    if path.is_dir():
+    if source and path.is_dir():
         files = files_in(path)
         found, others = [str(each) for each in files if each.suffix.lower() in SUFFIXES], describe_others(files)
         if not found:
@@ -132,9 +132,9 @@ def _expand(source: str) -> tuple[list[str], str]:
         return [source], ""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError) as exc:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnicodeDecodeError) as exc:
         expected = f"a URL, an image ({', '.join(SUFFIXES)}), a folder, or a text file with a list of them"
-        raise ValueError(f"Expected {expected}. Received: {source}") from exc
+        raise ValueError(f"Expected {expected}. Received: {source or 'an empty path'}") from exc
     return [line.strip() for line in lines if line.strip()], ""
 
 

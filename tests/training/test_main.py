@@ -35,8 +35,8 @@ def test_a_ctrl_c_that_python_drops_is_pressed_again(monkeypatch: pytest.MonkeyP
             "python -m training train: argument --epochs: invalid in",
         ),
         (["explroe", "photos"], "python -m training: argument COMMAND: invalid choice: 'explroe'"),
-        (["predict", "", "--model", "m"], "python -m training: expected no empty argument"),
-        (["predict", "--model", "m", "a.jpg", ""], "python -m training: expected no empty argument"),
+        (["train", "", "--name", "m"], "python -m training train: argument folder: Expected a path. Received none"),
+        (["runs", "--runs", ""], "python -m training runs: argument --runs: Expected a path. Received none"),
     ],
 )
 def test_a_mistyped_argument_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

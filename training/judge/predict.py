@@ -44,7 +44,7 @@ def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
     found: dict[str, None] = {}
     for source in sources:
         path = Path(source)
-        files = files_in(path) if path.is_dir() else []
+        files = files_in(path) if source and path.is_dir() else []
         if (urls and source.startswith(("http://", "https://"))) or path.is_file():
             found[source] = None
         elif photos := [each for each in files if each.suffix.lower() in SUFFIXES]:
@@ -53,7 +53,7 @@ def expand(sources: Sequence[str], urls: bool = True) -> list[str]:
                 print(f"{path}: {others}", file=sys.stderr)
         else:
             expected = f"{'a URL, ' if urls else ''}an image, or a folder of images ({', '.join(SUFFIXES)})"
-            raise DataError(f"Expected {expected}. Received: {source}")
+            raise DataError(f"Expected {expected}. Received: {source or 'an empty path'}")
     return list(found)
 
 

@@ -91,12 +91,13 @@ def test_what_is_no_gateway_is_named_so(folder: Path, capfd: pytest.CaptureFixtu
 
 
 def test_nothing_to_begin_with_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A path that is not there, a folder without images and a photo of another format are mistakes of the caller."""
+    """A path that is not there or empty, a folder without images, and a photo of another format are refused."""
     heic = tmp_path / "a.heic"
     heic.write_bytes(b"\xff\xd8")
     for source, received in (
         (tmp_path / "none", ""),
         (heic, ""),
+        ("", "an empty path"),
         (tmp_path, ": a folder without any. Left out 1 file"),
     ):
         assert main([str(source)]) == 2

@@ -93,6 +93,7 @@ def test_without_json_a_line_is_for_a_person(
     ("arguments", "message"),
     [
         (["{folder}/none.jpg", "--model", "tiny"], "Expected a URL, an image, or a folder of images"),
+        (["", "--model", "tiny"], "Received: an empty path"),
         (
             ["{folder}", "--model", "tiny", "--version", "7"],
             "Expected version 7 of 'tiny' in {store}. Received: versions 1",
