@@ -240,7 +240,12 @@ class Versions:
                 statuses = self._replicas.statuses()
         except VersionGone:
             statuses = ()
-        except Overloaded:  # it is there, and busy: what the last look found is still so
+        except Overloaded:  # it is there, and busy: what the last look found is still so, but not what is released
+            self._failed_looks = 0
+            if self._loaded:
+                self._follow(self._usable, self._loaded)
+                followed = self._following
+                self._set_health(replace(self.health, release=followed.release, release_error=followed.error))
             return
         except GatewayError as exc:
             self._available, self._loaded = False, []
@@ -257,8 +262,7 @@ class Versions:
         usable = [(each, each.version) for each in known if each.version and self._is_told_apart(each)]
         recent = self._looks - RECENT_LOOKS
         loaded = [version for each, version in usable if each.number in available and each.look > recent]
-        self._following.look([version.number for version in loaded])
-        self._usable, self._loaded = self._in_order([version for _, version in usable]), self._in_order(loaded)
+        self._follow([version for _, version in usable], loaded)
         self._available, self._described_after = bool(available), breaks
         hidden = {each.export: AMONG_OTHERS for each in known if not self._is_told_apart(each)}
         failed = {each.export: each.refusal for each in known if each.refusal}
@@ -272,6 +276,11 @@ class Versions:
         accepted = [version.export for version in self._loaded]
         followed = self._following
         self._set_health(Health(accepted, refused, error, engines, followed.release, followed.error))
+
+    def _follow(self, usable: list[Version], loaded: list[Version]) -> None:
+        """Read the release document anew, and keep the versions in its order."""
+        self._following.look([version.number for version in loaded])
+        self._usable, self._loaded = self._in_order(usable), self._in_order(loaded)
 
     def _in_order(self, versions: list[Version]) -> list[Version]:
         """Return the versions that may answer; what answers first comes first."""

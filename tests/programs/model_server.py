@@ -93,6 +93,7 @@ class FakeModelServer:
         self.failure: grpc.StatusCode | None = None
         self.answers_as = ""
         self.metadata_failure: grpc.StatusCode | None = None
+        self.status_failure: grpc.StatusCode | None = None
         self.calls: list[str] = []
         self.seconds: dict[int, float] = {}  # how long each version says that it ran; none is said of the others
         self.metadata: dict[str, Any] = {}
@@ -166,6 +167,8 @@ class FakeModelServer:
         return response
 
     def _status(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if self.status_failure is not None:
+            context.abort(self.status_failure, "as the test wants it")
         if not self.versions and not self.unloaded:
             context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model tiny")
         return messages.GetModelStatusResponse(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from contract import messages_pb2 as messages
@@ -58,6 +59,19 @@ def test_stable_version_answers_first(client: Versions, file: Path) -> None:
     assert client.newest().number == next(client.candidates(deadline)).number == 3
     file.unlink()
     assert order(client) == [4, 3, 2, 1]
+
+
+def test_a_busy_model_server_holds_up_no_rollback(server: FakeModelServer, client: Versions, file: Path) -> None:
+    """It refuses to say what it has, but what was promoted needs no answer of it."""
+    file.write_text(Release(4, 1, previous=3).to_json())
+    assert order(client)[0] == 4
+    server.status_failure = grpc.StatusCode.RESOURCE_EXHAUSTED
+    file.write_text(Release(3, 2, previous=4).to_json())
+    client._look_again()
+    assert client.newest().number == 3 and client.health.release == Release(3, 2, previous=4)
+    file.write_text("{")
+    client._look_again()
+    assert client.newest().number == 3 and str(file) in (client.health.release_error or "")
 
 
 @pytest.mark.parametrize("text", ["{", "", '{"stable": 9}', '{"stable": 4, "trail": 1}'])
