@@ -37,6 +37,7 @@ class ServingError(Exception):
     ├── DeadlineExceededError     the client's deadline passed while the request waited
     ├── UnimplementedError        a feature of TensorFlow Serving that is not here
     ├── DataLossError             a file is truncated or corrupt
+    ├── BusyError                 as many predictions as are allowed are under way
     ├── UnavailableError          the server cannot listen on its address
     └── GraphError                the model itself failed; carries the code that the runtime gave
     """
@@ -66,6 +67,10 @@ class UnimplementedError(ServingError):
 
 class DataLossError(ServingError):
     code = Code.DATA_LOSS
+
+
+class BusyError(ServingError):
+    code = Code.RESOURCE_EXHAUSTED
 
 
 class UnavailableError(ServingError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
 import grpc
@@ -15,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from contract import messages_pb2 as messages
 from contract.answers import SECONDS
-from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
+from serving.errors import BusyError, Code, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
 from serving.prediction import predict
 from serving.settings import Settings
@@ -23,6 +24,9 @@ from serving.settings import Settings
 # Source: tensorflow/serving 2.20, model_servers/grpc_status_util.cc
 MAX_MESSAGE_CHARS = 1024
 TRUNCATED = "...TRUNCATED"
+# For what is no prediction. Where predictions took all threads, gateways saw no status for up to 26 looks, and followed
+# a rollback after 18 s, and probes failed.
+OTHER_THREADS = 8
 
 _PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 _MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -38,11 +42,22 @@ log = logging.getLogger(__name__)
 class Service:
     """The three methods: each turns a request and its context into a response, or raises a ServingError."""
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, lifecycle: Lifecycle, most_predictions: int) -> None:
         self._lifecycle = lifecycle
+        self._places = BoundedSemaphore(most_predictions)
 
     def predict(self, request: messages.PredictRequest, context: grpc.ServicerContext) -> messages.PredictResponse:
         name, version = _asked_by_number(request)
+        if not self._places.acquire(blocking=False):
+            raise BusyError("Concurrent RPC limit exceeded!")
+        try:
+            return self._predict(name, version, request, context)
+        finally:
+            self._places.release()
+
+    def _predict(
+        self, name: str, version: int | None, request: messages.PredictRequest, context: grpc.ServicerContext
+    ) -> messages.PredictResponse:
         with self._lifecycle.use(name, version) as (number, engine):
             started = engine.clock()
             response = predict(engine, request, context.time_remaining())
@@ -89,8 +104,8 @@ class Server:
         """
         self._health = health.HealthServicer()
         self._server = grpc.server(
-            ThreadPoolExecutor(settings.grpc_max_threads, thread_name_prefix="request"),
-            maximum_concurrent_rpcs=settings.grpc_max_threads,
+            ThreadPoolExecutor(most := settings.grpc_max_threads + OTHER_THREADS, thread_name_prefix="request"),
+            maximum_concurrent_rpcs=most,
             options=[
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
@@ -98,7 +113,7 @@ class Server:
                 *settings.grpc_channel_arguments,
             ],
         )
-        self._server.add_generic_rpc_handlers(_handlers(Service(lifecycle)))
+        self._server.add_generic_rpc_handlers(_handlers(Service(lifecycle, settings.grpc_max_threads)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.ports = [self._listen(address) for address in addresses]
         self._server.start()

@@ -63,7 +63,7 @@ class Settings:
         (), "gRPC's options as key=value, separated by commas, such as grpc.max_connection_age_ms"
     )
     grpc_max_threads: int = _flag(
-        lambda: 4 * cores(), "requests to answer at a time; more are refused with RESOURCE_EXHAUSTED", 1
+        lambda: 4 * cores(), "predictions at a time; more are refused with RESOURCE_EXHAUSTED", 1
     )
     max_num_load_retries: int = _flag(5, "retries for a version that fails to load")
     load_retry_interval_micros: int = _flag(60_000_000, "microseconds before each retry")

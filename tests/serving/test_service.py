@@ -54,6 +54,11 @@ class Client:
             request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
             response_deserializer=messages.PredictResponse.FromString,
         )
+        self.status = self.channel.unary_unary(
+            "/tensorflow.serving.ModelService/GetModelStatus",
+            request_serializer=messages.GetModelStatusRequest.SerializeToString,
+            response_deserializer=messages.GetModelStatusResponse.FromString,
+        )
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
 
@@ -117,6 +122,9 @@ def test_more_requests_than_threads_are_refused(client, engine):
     for _ in running:
         assert engine.running.acquire(timeout=5)
     assert failure(client.predict, ask())[0] == "RESOURCE_EXHAUSTED"
+    status = client.status(messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name="m")))
+    assert status.model_version_status  # gateways and probes get in
+    assert client.health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
     engine.gate.set()
     assert all(future.result(5).outputs for future in running)
 
