@@ -7,11 +7,13 @@ import time
 from contextlib import suppress
 from itertools import chain
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from flask import Flask, Response, g, jsonify, redirect, request, url_for
 from numpy.typing import NDArray
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import RequestRedirect
 
 from contract.answers import Outputs, most_probable
 from contract.image import DecodedImage
@@ -197,6 +199,8 @@ class Views:
 
     def end(self, response: Response) -> Response:
         """Count and log an answer."""
+        if isinstance(request.routing_exception, RequestRedirect):  # of `//predict`; relative, as that of the prefix
+            response.location = urlsplit(str(response.location))._replace(scheme="", netloc="").geturl()
         response.headers["X-Request-ID"] = g.trace.request_id
         origin, is_preflight = request.headers.get("Origin"), request.method == "OPTIONS"
         response.headers.update(self._origins.headers(origin, is_preflight=is_preflight))

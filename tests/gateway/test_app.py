@@ -364,3 +364,5 @@ def test_every_path_moves_under_a_prefix(gateway_with: Callable[..., FlaskClient
     assert client.get("/my/classifier/openapi.json").get_json()["servers"] == [{"url": "./"}]
     redirect = client.get("/my/classifier", headers={"Host": "public.test"})
     assert (redirect.status_code, redirect.headers["Location"]) == (308, "/my/classifier/")
+    redirect = client.post("/my/classifier//predict?top_k=1", headers={"Host": "public.test"})
+    assert (redirect.status_code, redirect.headers["Location"]) == (308, "/my/classifier/predict?top_k=1")
