@@ -11,6 +11,7 @@ from gateway.fetch.urls import DEFAULT_PORTS, parse_authority
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_OF_NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 class Keys:
@@ -27,6 +28,8 @@ class Keys:
             raise ValueError("Expected SHA-256 digests, or nothing for a gateway that is open to all. Received: blanks")
         if any(not _DIGEST.fullmatch(digest) for digest in self._digests):
             raise ValueError("Expected SHA-256 digests of 64 hex digits, separated by commas. Received something else")
+        if _OF_NOTHING in self._digests:  # it would open the gateway to all who send no key
+            raise ValueError("Expected digests of keys. Received: that of an empty one, as an unset variable gives")
 
     def check(self, authorization: str | None, api_key: str | None) -> str:
         """Accept a request with one of the keys in `Authorization: Bearer KEY` or `X-API-Key: KEY`.

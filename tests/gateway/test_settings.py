@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 
 from gateway.settings import Settings, SettingsError
@@ -56,6 +58,8 @@ def test_all_bad_values_are_named_at_once() -> None:
         ),
         *(("HOST", each) for each in ("", "*", "127.0.0.1:80", "[::1]:80", "fe80::1%eth0", "http://a")),
         *(("MODEL_NAME", each) for each in ("", " ")),
+        ("API_KEYS", sha256(b"").hexdigest()),
+        ("API_KEYS", f"{'a' * 64},{sha256(b'').hexdigest()}"),
         *(("MODEL_ADDRESS", each) for each in ("", "model", "::1", "::1:8500", "http://model:8500", "model:8500/")),
         *(("ALLOWED_ORIGINS", each) for each in ("https://me@shop.test", "https://shop.test:0", "https://")),
     ],
