@@ -183,7 +183,11 @@ class Line:
             raise Overloaded("The gateway is busy: its line of requests is full. Try again shortly.")
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer] = loop.create_future()
-        future = self._pool.submit(lambda: work(*arguments))
+        try:
+            future = self._pool.submit(lambda: work(*arguments))
+        except RuntimeError as exc:  # the system allows no more threads
+            held.release()
+            raise Overloaded(f"The gateway is busy: {exc}. Try again shortly.") from exc
         self._admitted += 1
         watch = loop.call_later(self._limit_s, _end_process)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, future, answered, held, watch))

@@ -95,14 +95,15 @@ class Comparisons:
             if not fresh:
                 return
             image, held = random.choice(fresh), Held(self._room)  # noqa: S311  # no secret
-            with suppress(Overloaded):  # a process without room has no time either
+            with suppress(Overloaded, RuntimeError):  # a process without room, or threads, has no time either
+                if not self._thread:
+                    thread = threading.Thread(target=self._run, name="comparison", daemon=True)
+                    thread.start()
+                    self._thread = thread
                 held.add(len(image))
                 self._photos, self._last, self._is_busy = 0.0, now, True
                 self._compared[hash(image)] += 1
                 self._offers.put((active, image, held))
-            if not self._thread:
-                self._thread = threading.Thread(target=self._run, name="comparison", daemon=True)
-                self._thread.start()
 
     def _run(self) -> None:
         while True:
