@@ -106,7 +106,7 @@ class Client:
         for image in images:
             try:
                 bodies[image] = b"" if _is_url(image) else Path(image).read_bytes()
-            except OSError as exc:
+            except (OSError, ValueError) as exc:  # no path has a NUL
                 answers[image] = {"error": "unreadable", "detail": str(exc)}
         together, is_too_large = self._ask_together(bodies) if len(bodies) > 1 else ({}, False)
         answers |= together
@@ -171,7 +171,7 @@ def _is_url(image: str) -> bool:
 def _size_bytes(image: str) -> int:
     try:
         return 0 if _is_url(image) else Path(image).stat().st_size
-    except OSError:
+    except (OSError, ValueError):
         return 0
 
 

@@ -79,14 +79,15 @@ def test_a_key_of_two_lines_is_refused(
 
 
 def test_what_is_no_gateway_is_named_so(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Something else on that port, and a broken link, from a list and from a folder."""
+    """Something else on that port, and a broken link, from a list and from a folder, and what can be no path."""
     with serving(Scripted(Response("<html>", 404))) as gateway:
         assert asked(capfd, folder / "a.jpg", gateway)["error"] == "not_a_gateway"
         (folder / "a.jpg").unlink()
         (folder / "links").mkdir()
         (folder / "links" / "a.jpg").symlink_to(folder / "a.jpg")
         (folder / "list.txt").write_text(str(folder / "links" / "a.jpg"))
-        for source in ("list.txt", "links"):
+        (folder / "nul.txt").write_text("a\0b.jpg")
+        for source in ("list.txt", "nul.txt", "links"):
             assert asked(capfd, folder / source, gateway)["error"] == "unreadable"
 
 
