@@ -6,8 +6,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -247,9 +246,13 @@ class TensorFlowEngine:
         images = [alias for alias in inputs if len(infos[alias].tensor_shape.dim) >= IMAGE_RANK]
         _check_shapes({alias: inputs[alias] for alias in images}, infos)
         # TensorFlow runs concurrent calls side by side, so nothing waits here that a deadline could end.
-        with self._graph_errors():
+        try:
             tensors = {alias: self._tf.constant(array) for alias, array in inputs.items()}
             outputs = self._model.signatures[signature](**tensors)
+        except self._tf.errors.OpError as exc:
+            raise GraphError(Code(exc.error_code), _EAGER_WRAPPING.sub("", exc.message)) from exc
+        except (TypeError, ValueError) as exc:
+            raise InvalidArgumentError(str(exc)) from exc
         return {alias: _to_numpy(tensor.numpy()) for alias, tensor in outputs.items()}
 
     def _limit_threads(self, threads: int) -> None:
@@ -258,15 +261,6 @@ class TensorFlowEngine:
             self._tf.config.threading.set_inter_op_parallelism_threads(threads)
         except RuntimeError:  # TensorFlow is already in use, as in training: its threads stay as they are
             return
-
-    @contextmanager
-    def _graph_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except self._tf.errors.OpError as exc:
-            raise GraphError(Code(exc.error_code), _EAGER_WRAPPING.sub("", exc.message)) from exc
-        except (TypeError, ValueError) as exc:
-            raise InvalidArgumentError(str(exc)) from exc
 
 
 def _to_numpy(value: Any) -> NDArray[Any]:
