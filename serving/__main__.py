@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from serving.choice import open_chosen
 from serving.engines import Engine
@@ -92,13 +91,9 @@ def _addresses(settings: Settings) -> list[str]:
 
 def _stop_on_signals() -> threading.Event:
     stopping = threading.Event()
-
-    # A second signal changes nothing: wrappers such as timeout(1) deliver the first one twice.
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # A second signal changes nothing: wrappers such as timeout(1) deliver the first one twice.
+        signal.signal(number, lambda *_: stopping.set())
     return stopping
 
 
