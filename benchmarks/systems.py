@@ -11,11 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,7 +273,7 @@ def _first_answer(system: System, running: Running, url: str, deadline: float) -
                 if len(others) == 4:
                     answers.append(time.perf_counter())
                     continue
-        except (OSError, urllib.error.HTTPError):
+        except OSError:
             time.sleep(0.1)
             answers.clear()
         ended = [process.returncode for process in running.processes if process.poll() is not None]
@@ -297,7 +296,5 @@ def _stop(running: Running) -> None:
             process.kill()
             process.wait()
     for pid in members:  # those that outlived their parent
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, 9)
-        except ProcessLookupError:
-            continue
