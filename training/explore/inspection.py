@@ -106,8 +106,6 @@ def is_too_large(path: Path) -> bool:
     """Tell whether a photo does not decode because it is too large, rather than broken."""
     try:
         decode(path.read_bytes(), SPEC)
-    except ImageTooLargeError:
-        return True
-    except (OSError, ImageError):
-        pass
+    except (OSError, ImageError) as exc:
+        return isinstance(exc, ImageTooLargeError)
     return False
