@@ -96,8 +96,7 @@ def _may_be_one_colour(many: NDArray[np.float64], one: NDArray[np.float64]) -> N
     """Return which colours (n, 3) are like one (3,), or are too pale to tell."""
     lengths, length = np.linalg.norm(many, axis=1), np.linalg.norm(one)
     is_pale = (lengths < MIN_COLOUR) | (length < MIN_COLOUR)
-    result: NDArray[np.bool_] = is_pale | (many @ one >= MIN_HUE_LIKENESS * lengths * length)
-    return result
+    return is_pale | (many @ one >= MIN_HUE_LIKENESS * lengths * length)
 
 
 def _agree(many: NDArray[np.complex64], one: NDArray[np.complex64]) -> NDArray[np.bool_]:

@@ -147,8 +147,7 @@ def _products(patches: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     x = np.concatenate(patches)
     if x.shape[1] == 1:  # of a matrix times its own transpose, NumPy computes half
         return (x[:, 0].T @ x[:, 0])[np.newaxis]
-    products: NDArray[np.float32] = np.einsum("pgi,pgj->gij", x, x, optimize=True)
-    return products
+    return np.einsum("pgi,pgj->gij", x, x, optimize=True)
 
 
 def quantize(content: bytes, calibration: Calibration, float_part: float) -> bytes:
@@ -165,8 +164,7 @@ def quantize(content: bytes, calibration: Calibration, float_part: float) -> byt
             model.set_weights(operation, calibration.weights[model.name(operation.outputs[0])])
     names = [model.name(index) for operation in in_fp32 for index in operation.outputs]
     with quiet():
-        quantized: bytes = mlir_quantize(model.to_bytes(), denylisted_nodes=names)
-    return quantized
+        return mlir_quantize(model.to_bytes(), denylisted_nodes=names)
 
 
 def _best_range(values: NDArray[np.float32]) -> tuple[float, float]:

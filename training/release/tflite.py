@@ -35,11 +35,10 @@ def convert(saved_model: Path, signatures: Sequence[str]) -> bytes:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=list(signatures))
     try:
         with quiet():
-            content: bytes = converter.convert()
+            return converter.convert()
     except ConverterError as exc:
         unsupported = [line for line in str(exc).splitlines() if " ops: " in line] or [str(exc)]
         raise ExportError(f"Expected a model that converts to TFLite. Received: {unsupported[0]}") from exc
-    return content
 
 
 def runner(content: bytes) -> Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]:

@@ -225,8 +225,7 @@ def _send_rest(tracker: Tracker, history: Mapping[str, Figures]) -> None:
 
 
 def _history(run: Run) -> dict[str, Figures]:
-    found: dict[str, Figures] = json.loads((run.path / "history.json").read_text())
-    return found
+    return json.loads((run.path / "history.json").read_text())
 
 
 def _epochs(history: Mapping[str, Figures]) -> Iterator[tuple[int, dict[str, float]]]:
