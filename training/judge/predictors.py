@@ -172,15 +172,14 @@ class Gateway:
     def _ask(self, method: str, path: str, body: bytes | None = None, purpose: str = "") -> Any:
         try:
             response = self._http.request(method, self._url + path, body=body)
-            answer = response.json()
             if response.status != 200:
-                raise TrainingError(f"The gateway has no answer{purpose}: {answer['detail']}")
+                raise TrainingError(f"The gateway has no answer{purpose}: {response.json()['detail']}")
+            return response.json()
         except urllib3.exceptions.HTTPError as exc:
             reason = getattr(exc, "reason", exc)  # of the last of several tries
             raise TrainingError(f"Expected a gateway at {self._url}. Received: {reason}") from exc
         except (ValueError, KeyError, TypeError) as exc:
             raise TrainingError(f"Expected a gateway at {self._url}. Received an answer of something else") from exc
-        return answer
 
 
 def check_alike(contracts: Sequence[tuple[str, Contract]]) -> None:
