@@ -13,11 +13,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
+from contract.document import PREDICT_SIGNATURE
 from contract.tensor import TensorError, data_type, to_array, to_proto
 from serving.engines import Engine
 from serving.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
-
-DEFAULT_SIGNATURE = "serving_default"
 
 
 def predict(
@@ -30,7 +29,7 @@ def predict(
         InvalidArgumentError: An input or the output filter does not fit the signature.
         ServingError: The engine's, see `Engine.run`.
     """
-    key = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    key = request.model_spec.signature_name or PREDICT_SIGNATURE
     if key not in engine.signatures:
         raise FailedPreconditionError(f'Serving signature key "{key}" not found.')
     signature = engine.signatures[key]

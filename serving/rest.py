@@ -23,10 +23,11 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
+from contract.document import PREDICT_SIGNATURE
 from contract.tensor import numpy_type
 from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
-from serving.prediction import DEFAULT_SIGNATURE, check_output, run
+from serving.prediction import check_output, run
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def _predict(lifecycle: Lifecycle, name: str, version: int | None, body: bytes) 
         raise InvalidArgumentError(f"JSON Parse error: {exc}") from exc
     if not isinstance(query, dict) or ("instances" in query) == ("inputs" in query):
         raise InvalidArgumentError("Expected a JSON object with either a list of `instances` or `inputs`")
-    key = str(query.get("signature_name") or DEFAULT_SIGNATURE)
+    key = str(query.get("signature_name") or PREDICT_SIGNATURE)
     with lifecycle.use(name, version) as (_, engine):
         if key not in engine.signatures:
             raise InvalidArgumentError(f'Serving signature name: "{key}" not found in signature def')
