@@ -29,9 +29,9 @@ _TYPES: tuple[tuple[messages.DataType, Any, str], ...] = (
 MAX_VALUES = 2**27  # a message of a few bytes may name any shape; this one would take 512 MiB of float32
 MAX_REPEATED = 2**20  # and may leave most of its values to be repeated
 MAX_RANK = 64  # NumPy's
-_TO_NUMPY = {wire: (np.dtype(kind), values) for wire, kind, values in _TYPES}
+_TO_NUMPY: dict[messages.DataType, np.dtype[Any]] = {wire: np.dtype(kind) for wire, kind, _ in _TYPES}
 _VALUES = {messages.DT_STRING: "string_val", **{wire: values for wire, _, values in _TYPES}}
-_FROM_NUMPY = {np.dtype(kind): (wire, values) for wire, kind, values in _TYPES}
+_FROM_NUMPY = {kind: wire for wire, kind in _TO_NUMPY.items()}
 
 
 class TensorError(ValueError):
@@ -48,7 +48,7 @@ def data_type(dtype: np.dtype[Any]) -> messages.DataType:
         return messages.DT_STRING
     if dtype not in _FROM_NUMPY:
         raise TensorError(f"Expected a numeric, bool or bytes array. Received dtype {dtype}")
-    return _FROM_NUMPY[dtype][0]
+    return _FROM_NUMPY[dtype]
 
 
 def numpy_type(dtype: messages.DataType) -> np.dtype[Any]:
@@ -59,8 +59,7 @@ def numpy_type(dtype: messages.DataType) -> np.dtype[Any]:
     """
     if dtype not in _TO_NUMPY:
         raise TensorError(f"Expected a numeric or bool type. Received: {dtype}")
-    kind: np.dtype[Any] = _TO_NUMPY[dtype][0]
-    return kind
+    return _TO_NUMPY[dtype]
 
 
 def to_proto(array: NDArray[Any], typed: bool = False) -> messages.TensorProto:
@@ -80,7 +79,7 @@ def to_proto(array: NDArray[Any], typed: bool = False) -> messages.TensorProto:
     else:
         flat = array.reshape(-1)
         flat = flat.view(np.uint16) if array.dtype == np.float16 else flat
-        getattr(proto, _FROM_NUMPY[array.dtype][1]).extend(flat.tolist())
+        getattr(proto, _VALUES[proto.dtype]).extend(flat.tolist())
     return proto
 
 
@@ -118,12 +117,11 @@ def to_array(proto: messages.TensorProto) -> NDArray[Any]:
         # One by one: NumPy would copy each repeated string, and cut its trailing zero bytes.
         strings[:] = [*values, *[values[-1] if values else b""] * (count - len(values))]
         return strings.reshape(shape)
-    dtype, field = _TO_NUMPY[proto.dtype]
+    dtype = _TO_NUMPY[proto.dtype]
     raw = np.dtype(np.uint16) if dtype == np.float16 else dtype
     # Integers that do not fit wrap around, as a C++ cast does: the field is wider than the type.
-    wide = {"f": np.float64, "i": np.int64, "u": np.uint64 if field == "uint64_val" else np.int64, "b": np.bool_}
+    wide = {"f": np.float64, "i": np.int64, "u": np.uint64 if dtype == np.uint64 else np.int64, "b": np.bool_}
     filled: NDArray[Any] = np.empty(count, raw)
     filled[: len(values)] = np.array(values, dtype=wide[raw.kind]).astype(raw)
     filled[len(values) :] = filled[len(values) - 1] if values else 0
-    values_of_type: NDArray[Any] = filled.view(dtype)
-    return values_of_type.reshape(shape)
+    return filled.view(dtype).reshape(shape)
