@@ -35,8 +35,7 @@ class StagedVersion:
             for name in (*files, "."):
                 sync(Path(folder) / name)
         home = self.path.parent
-        last = _last_file(home)
-        with written_whole(last) as draft:  # a full disk must not empty the file itself
+        with written_whole(_last_file(home)) as draft:  # a full disk must not empty the file itself
             draft.write_text(f"{self.number}\n")
             sync(draft)
         target = home / str(self.number)
