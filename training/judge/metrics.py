@@ -97,15 +97,14 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
     precision, recall, f1, counts = precision_recall_fscore_support(
         labels, predicted, labels=present, average=None, zero_division=0
     )
-    macro_f1 = _macro_f1(np.searchsorted(present, labels), np.searchsorted(present, predicted), len(present))
     of_label = probabilities[np.arange(len(labels)), labels]
     confidence, right = probabilities.max(axis=1), predicted == labels
     reliability = _reliability(confidence, right)
     return Figures(
         photos=len(labels),
-        accuracy=_accuracy(int((predicted == labels).sum()), len(labels)),
+        accuracy=_accuracy(int(right.sum()), len(labels)),
         top_5=_top_5(probabilities, labels) if probabilities.shape[1] > 5 else None,
-        macro_f1=macro_f1,
+        macro_f1=_macro_f1(np.searchsorted(present, labels), np.searchsorted(present, predicted), len(present)),
         log_loss=float(np.log(1 / np.maximum(of_label, 1e-7)).mean()),  # 0, not -0, where all are certain
         calibration_error=sum(each.photos * abs(each.accuracy - each.confidence) for each in reliability) / len(labels),
         classes=[
