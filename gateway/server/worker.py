@@ -10,7 +10,6 @@ import signal
 import socket
 import struct
 import time
-from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -108,7 +107,7 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
-    def _end_if_nobody_waits(self, number: int, frame: FrameType | None) -> None:
+    def _end_if_nobody_waits(self, *_: Any) -> None:
         """End; but if clients have connected already, as on a slow machine, start first, and answer them."""
         for listener in self.sockets:
             ignore_connections(listener)
