@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import signal
 from typing import Any
 
@@ -43,6 +44,8 @@ class Gateway(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def prepare(self, arbiter: Any) -> None:
         """Prepare what workers need; gunicorn calls this once it has its address, before the first worker."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a worker's idle connections used up the usual 1,024
         metrics.share()
         listen_for_each_worker(arbiter)
         # Ctrl-C, and a terminal that closes, lose as little as SIGTERM. On a second Ctrl-C, gunicorn ends at once.

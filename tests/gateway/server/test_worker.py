@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -37,6 +38,18 @@ def test_a_signal_lets_accepted_requests_finish_and_exits_with_0(
         server.gate.set()
         assert [call.result() for call in calls] == [200] * 3
         assert process.wait(20) == 0
+
+
+def test_workers_may_open_as_many_connections_as_the_system_allows(server: FakeModelServer) -> None:
+    """Beyond the soft limit, which is 1,024 on most systems, they would reset connections, those of probes too."""
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(900, most), most))
+    try:
+        with start(server) as (gateway, _):
+            limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in gateway.worker_pids()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    assert limits and set(limits) == {(most, most)}
 
 
 def test_a_second_ctrl_c_ends_at_once(server: FakeModelServer) -> None:
