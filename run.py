@@ -264,7 +264,7 @@ def _ask_ready(address: str) -> tuple[bool, dict[str, Any]]:
             answer = json.load(response)
             if not isinstance(answer, dict) or "status" not in answer:
                 raise ValueError(f"Not the answer of a gateway: {answer}")
-            return response.status == 200, answer.get("model", {})
+            return response.status == 200, answer.get("model") or {}
 
 
 def _say_how_to_ask(address: str, with_key: bool) -> None:

@@ -44,12 +44,12 @@ class Service:
 
     def __init__(self, lifecycle: Lifecycle, most_predictions: int) -> None:
         self._lifecycle = lifecycle
-        self._places = BoundedSemaphore(most_predictions)
+        self._most, self._places = most_predictions, BoundedSemaphore(most_predictions)
 
     def predict(self, request: messages.PredictRequest, context: grpc.ServicerContext) -> messages.PredictResponse:
         name, version = _asked_by_number(request)
         if not self._places.acquire(blocking=False):
-            raise BusyError("Concurrent RPC limit exceeded!")
+            raise BusyError(f"{self._most} predictions are under way, as many as --grpc_max_threads allows. Try again.")
         try:
             return self._predict(name, version, request, context)
         finally:
