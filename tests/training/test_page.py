@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from contract.document import ImageSpec, Novelty
+from contract.document import Contract, ImageSpec, Novelty
 from tests.gateway.test_page import CHROMIUM, DESK, FLAGS, NO_FINDINGS, PHONE
 from tests.programs.photos import encode, photo
 from training import page
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.processes
 
 CLASSES = ("dress", "longsleeveofanamewithoutanyplaceatwhichtobreakitonaphone", "<b>skirt")
+SPEC = ImageSpec(64, 64)
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +68,20 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_exploration(found, inspected, work / "photos", work)
 
     classes = inspected.listing.all_classes
-    pixels = load_pixels(read_split(work / "photos", classes, complete=False), ImageSpec(64, 64), work / "cache")
+    pixels = load_pixels(read_split(work / "photos", classes, complete=False), SPEC, work / "cache")
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), len(pixels.labels)).astype(np.float32)
     figures, unknown = metrics.measure(probabilities, pixels.labels, classes), np.arange(len(pixels.labels)) % 5 == 0
-    result, novelty = Result("Keras, clothing/1", probabilities, figures, None, unknown), Novelty(0.4, 0.02, 100)
+    result, contract = Result("Keras, clothing/1", probabilities, figures, None, unknown), Contract("", classes, SPEC)
     other = Result("gateway, clothing 1", probabilities, result.figures, metrics.compare(probabilities, probabilities))
-    drawn = report.draw([result, other], pixels, classes, "18 photos", work, trained_on=120, novelty=novelty)
+    scoring = replace(contract, metrics={"train_photos": 120}, novelty=Novelty(0.4, 0.02, 100))
+    drawn = report.draw([result, other], pixels, scoring, "18 photos", work)
     page.write(work / "evaluation.html", "evaluation.html", **drawn)
 
     plots.curves(work / "curves.png", {"head": {"loss": [2, 1], "val_loss": [2, 1.5], "accuracy": [0, 1]}})
     page.write(
         work / "run.html",
         "run.html",
-        **report.draw([result], pixels, classes, "18 photos", work, trained_on=None),
+        **report.draw([result], pixels, contract, "18 photos", work),
         name="clothing",
         plan="Plan for 30 minutes: about 31 of at most 40 epochs of efficientnet-lite0 at 224 px, 52 s each",
         steps=[("The first version", 0.88), ("The best after 1.5 minutes, 1 epoch", 0.9), ("This run's model", 0.92)],

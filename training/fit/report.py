@@ -105,11 +105,9 @@ def write_report(
         **report.draw(
             [result],
             photos,
-            contract.classes,
+            contract,
             f"{counted(len(photos.labels), 'photo')} of {split}{chose if split == 'validation' else ''}",
             run,
-            trained_on=contract.metrics.get("train_photos"),
-            novelty=contract.novelty,
         ),
         name=contract.model,
         plan=course.plan,

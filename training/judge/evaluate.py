@@ -58,10 +58,7 @@ def evaluate(
         description += f"; {len(pixels.skipped)} of them cannot be decoded"
     _log.info("")
     report.show(results, console)
-    trained_on = contract.metrics.get("train_photos")
-    shown = report.draw(
-        results, pixels, contract.classes, description, out, trained_on=trained_on, novelty=contract.novelty
-    )
+    shown = report.draw(results, pixels, contract, description, out)
     written = page.write(out / "evaluation.html", "evaluation.html", **shown)
     _log.info(f"\nWrote {written}, evaluation.json and plots beside it")
     return results

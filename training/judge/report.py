@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contract.answers import most_probable
-from contract.document import Novelty
+from contract.document import Contract
 from training import page
 from training.data.pixels import Pixels
 from training.judge import plots
@@ -93,30 +93,17 @@ def show(results: Sequence[Result], console: Console) -> None:
         console.print(f"{count} of {name} taken for {predicted}", highlight=False)
 
 
-def draw(
-    results: Sequence[Result],
-    photos: Pixels,
-    classes: Sequence[str],
-    description: str,
-    out: Path,
-    *,
-    trained_on: float | None,
-    novelty: Novelty | None = None,
-) -> dict[str, Any]:
+def draw(results: Sequence[Result], photos: Pixels, contract: Contract, description: str, out: Path) -> dict[str, Any]:
     """Write evaluation.json and the plots into a folder, and return what a page shows of them.
 
     Figures in sight, plots and mistakes are those of the first result.
 
     Args:
         results: One for each predictor.
-        photos: What they were asked about.
-        classes: Names in output order.
+        contract: The first predictor's.
         description: Which photos these are.
-        out: The folder.
-        trained_on: How many photos trained the first; None if it is not known.
-        novelty: When a photo is unknown to it.
     """
-    first = results[0]
+    first, classes = results[0], contract.classes
     positions = worst_mistakes(first.probabilities, photos.labels, WORST_MISTAKES)
     mistakes = [_mistake(first, photos, classes, position) for position in positions]
     time = datetime.now(UTC).isoformat(timespec="seconds")
@@ -127,7 +114,7 @@ def draw(
     plots.reliability(out / "reliability.png", first.figures)
     return {
         "description": description,
-        "trained_on": trained_on,
+        "trained_on": contract.metrics.get("train_photos"),
         "time": time,
         "titles": [each.title for each in results],
         "rows": rows(results),
@@ -137,7 +124,7 @@ def draw(
         "reliability": page.picture(out / "reliability.png"),
         "mistakes": [_picture(first, photos, classes, position) for position in positions],
         "unknown": None if first.unknown is None else _unknown(first, first.unknown, photos, classes),
-        "novelty": novelty,
+        "novelty": contract.novelty,
     }
 
 
