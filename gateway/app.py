@@ -199,7 +199,7 @@ class Views:
 
     def end(self, response: Response) -> Response:
         """Count and log an answer."""
-        if isinstance(request.routing_exception, RequestRedirect):  # of `//predict`; relative, as that of the prefix
+        if isinstance(request.routing_exception, RequestRedirect):  # of `/prefix//predict`; relative, as its own
             response.location = urlsplit(str(response.location))._replace(scheme="", netloc="").geturl()
         response.headers["X-Request-ID"] = g.trace.request_id
         origin, is_preflight = request.headers.get("Origin"), request.method == "OPTIONS"

@@ -241,11 +241,12 @@ class Versions:
         except VersionGone:
             statuses = ()
         except Overloaded:  # it is there, and busy: what the last look found is still so, but not what is released
-            self._failed_looks = 0
             if self._loaded:
                 self._follow(self._usable, self._loaded)
-                followed = self._following
-                self._set_health(replace(self.health, release=followed.release, release_error=followed.error))
+                accepted, followed = [version.export for version in self._loaded], self._following
+                self._set_health(
+                    replace(self.health, accepted=accepted, release=followed.release, release_error=followed.error)
+                )
             return
         except GatewayError as exc:
             self._available, self._loaded = False, []

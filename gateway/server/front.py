@@ -185,7 +185,8 @@ class Line:
         answered: asyncio.Future[Answer] = loop.create_future()
         try:
             future = self._pool.submit(lambda: work(*arguments))
-        except RuntimeError as exc:  # the system allows no more threads
+        except RuntimeError as exc:  # the system allows no more threads; the pool has the work in its line all the same
+            arguments.clear()
             held.release()
             raise Overloaded(f"The gateway is busy: {exc}. Try again shortly.") from exc
         self._admitted += 1

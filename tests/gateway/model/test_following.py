@@ -69,6 +69,7 @@ def test_a_busy_model_server_holds_up_no_rollback(server: FakeModelServer, clien
     file.write_text(Release(3, 2, previous=4).to_json())
     client._look_again()
     assert client.newest().number == 3 and client.health.release == Release(3, 2, previous=4)
+    assert client.health.versions == [3, 4, 2, 1]
     file.write_text("{")
     client._look_again()
     assert client.newest().number == 3 and str(file) in (client.health.release_error or "")

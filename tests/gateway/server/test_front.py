@@ -6,12 +6,11 @@ import asyncio
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from gateway.memory import Held, Room
-from gateway.server.front import Answer, Front, Request
+from gateway.server.front import Front, Request
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.gateway.server.conftest import IMAGE, in_threads, post, start, status_of, working
@@ -97,19 +96,27 @@ def test_bytes_are_kept_until_the_work_that_needs_them_ends() -> None:
 
 def test_a_thread_that_cannot_start_keeps_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under a limit of processes; the request is refused as busy, and so are no later ones."""
-    room, app = Room(1000), working(lambda: None)
+    room, worked = Room(1000), list[int]()
+    app = working(lambda: worked.append(1))
 
     def no_thread(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    async def ask() -> Answer:
+    async def ask() -> list[int]:
         front = Front(app, Settings(), Metrics(), room)
-        request = Request("POST", "/predict", Held(room), body=b"x" * 600)
-        request.held.add(600)
-        monkeypatch.setattr(ThreadPoolExecutor, "submit", no_thread)
-        return await front.answer(request)
 
-    assert asyncio.run(ask())[0] == 503 and room.held_bytes == 0
+        async def status() -> int:
+            request = Request("POST", "/predict", Held(room), body=b"x" * 600)
+            request.held.add(600)
+            return (await front.answer(request))[0]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            statuses = [await status(), await status()]
+        return [*statuses, await status()]
+
+    assert asyncio.run(ask()) == [503, 503, 200] and room.held_bytes == 0
+    assert len(worked) == 1, "what was refused is not done later"
 
 
 @pytest.mark.parametrize(("work_s", "ends"), [(0.05, []), (1.0, [1])])
