@@ -18,10 +18,9 @@ _FORMS = (
     " class, label or name, and perhaps index or id"
 )
 _MEMBERS = ("names", "classes", "class_names", "labels", "id2label")  # of a JSON document with more in it
-_COLUMNS = (  # of a CSV, the most telling first
-    *("class_name", "classname", "name", "class", "label"),
-    *("index", "class_id", "label_id", "id", "number"),
-)
+_NAMES = ("class_name", "classname", "name", "class", "label")  # columns of a CSV, the most telling first
+_NUMBERS = ("index", "class_id", "label_id", "id", "number")
+_COLUMNS = (*_NAMES, *_NUMBERS)
 # `0 cat`, as Teachable Machine writes it, `0: cat`, `0,cat`, `0. cat`; and `cat,0`, where no space alone separates:
 # `type 0`.
 _NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*(?:[\s:,;=|]|[.)]\s|[-=]>)\s*(?P<name>\S.*)")
@@ -104,10 +103,11 @@ def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
         raise ValueError("a row that has another length than the header")
     columns = [[row[position] for row in rows] for _, position in known]
     numbers = [column for column in columns if all(cell.isdecimal() for cell in column)]
-    names = [column for column in columns if column not in numbers] or numbers
-    if not numbers or names is numbers:
-        return tuple(names[0])
-    return _in_order(list(zip(names[0], numbers[0], strict=True)))
+    names = [column for column in columns if column not in numbers]
+    if not names:  # all are numbers, so only the header tells names from their order
+        of_names = sum(_COLUMNS[rank] in _NAMES for rank, _ in known) or len(columns)
+        names, numbers = columns[:of_names], columns[of_names:]
+    return _in_order(list(zip(names[0], numbers[0], strict=True))) if numbers else tuple(names[0])
 
 
 def _delimiter(line: str) -> str:

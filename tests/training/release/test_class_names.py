@@ -51,6 +51,23 @@ def test_two_classes_may_have_one_name(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.csv", "class,index\n7,1\n3,0\n"),
+        ("classes.csv", "index,class\n1,7\n0,3\n"),
+        ("classes.csv", "label,class_id,class\n7,1,7\n3,0,3\n"),
+        ("classes.tsv", "Class\tID\n7\t2\n3\t1\n"),
+        ("classes.csv", "label,class\n9,3\n8,7\n"),
+        ("classes.csv", "id\n3\n7\n"),
+    ],
+)
+def test_the_header_tells_names_that_are_numbers_from_their_order(tmp_path, name, text):
+    """Digits and article numbers are classes too; a column of numbers is the order only beside one of names."""
+    (tmp_path / name).write_text(text)
+    assert read_classes(tmp_path / name) == ("3", "7")
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         ("1 euro", "2 euro"),
@@ -84,6 +101,7 @@ def test_names_with_numbers_and_commas_stay_as_they_are(tmp_path, lines):
         ("a.csv", "photo,size\na.jpg,3", "a CSV that begins with 'photo,size'"),
         ("a.csv", "class,index\ncat\ndog,1", "another length than the header"),
         ("a.csv", "class,index\ncat,0\ndog,0", "from 0 without a gap"),
+        ("a.csv", "class,index\n3,0\n7,2", "from 0 without a gap"),
         ("a.csv", "", "a CSV that is empty"),
     ],
 )
