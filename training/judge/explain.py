@@ -117,11 +117,12 @@ class HeatMaps:
 
     def __init__(self, model: keras.Model) -> None:
         backbone = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
-        if backbone is None or "head_probabilities" not in [layer.name for layer in model.layers]:
+        head = next((layer for layer in model.layers if layer.name == "head_probabilities"), None)
+        if backbone is None or not isinstance(head, keras.layers.Dense) or head.activation != keras.activations.softmax:
             raise TrainingError("Expected a model that train made, with a backbone and a head. Received another")
         last = next(layer for layer in reversed(backbone.layers) if is_map(layer.output))
         self._features = keras.Model(backbone.inputs, [last.output, backbone.outputs[0]])
-        self._head = model.get_layer("head_probabilities")
+        self._head = head
         self._preprocess = keras.Model(model.inputs[0], backbone._inbound_nodes[-1].input_tensors[0])
 
     def of(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
@@ -130,7 +131,9 @@ class HeatMaps:
         with tf.GradientTape() as tape:
             tape.watch(inputs)  # without it, a wholly frozen backbone leaves no gradient
             maps, features = self._features(self._preprocess(inputs), training=False)
-            score = tf.math.log(self._head(features)[0, index] + 1e-12)
+            logits = (features @ self._head.kernel + self._head.bias)[0]
+            others = tf.concat([logits[:index], logits[index + 1 :]], axis=0)
+            score = logits[index] - tf.reduce_logsumexp(others)  # log-odds, as a probability of 1 leaves no gradient
         weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)
         heat = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1))[0].numpy()
         return np.asarray(heat / max(float(heat.max()), 1e-12))

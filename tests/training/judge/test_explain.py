@@ -59,6 +59,22 @@ def test_the_heat_is_on_what_spoke_for_the_class(run: Path, photo: Path, tmp_pat
     assert warm[11:14, 11:14].min() > 30 > warm[:8, :8].max()
 
 
+def test_the_heat_of_a_sure_model_is_the_same(run: Path, photo: Path) -> None:
+    """Also where the probability is 1 in fp32, and that of the other class 0."""
+    from contract.image import decode
+    from training.judge.explain import HeatMaps
+    from training.runs.folder import read_run
+
+    model, contract, *_ = read_run(run)
+    pixels = decode(photo.read_bytes(), contract.image).pixels
+    unsure = HeatMaps(model).of(pixels, 0)
+    head = model.get_layer("head_probabilities")
+    head.set_weights([100 * weights for weights in head.get_weights()])
+    assert model.predict_on_batch(pixels[np.newaxis].astype(np.float32)).tolist() == [[1, 0]]
+    np.testing.assert_allclose(HeatMaps(model).of(pixels, 0), unsure, atol=1e-6)
+    assert unsure.max() == 1
+
+
 def test_the_command_writes_a_page(run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two pictures for the photo, of the class that was asked for."""
     assert main(["explain", str(run), str(photo), "--label", "other", "--out", str(tmp_path / "out")]) == 0
