@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        resumes = " The same command continues where it stopped." if options.command in ("train", "tune") else ""
+        command = "The same command without --fresh" if getattr(options, "fresh", False) else "The same command"
+        resumes = f" {command} continues where it stopped." if options.command in ("train", "tune") else ""
         print(f"Stopped.{resumes}", file=sys.stderr)
         return 130
 
