@@ -171,6 +171,14 @@ def _find_decoded(index: Path, array: Path, spec: ImageSpec, missing: Set[int]) 
     return found if is_whole and missing >= set(found["unread"]) else None
 
 
+def has_rows(file: Path, count: int) -> bool:
+    """Tell whether a file in the cache is an array of so many rows: one of a crash may be short, or empty."""
+    try:
+        return len(np.load(file, mmap_mode="r")) == count
+    except (OSError, ValueError, EOFError):
+        return False
+
+
 def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Path) -> None:
     """Write decoded pixels, then the index that refers to them; each appears whole."""
 

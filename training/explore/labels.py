@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.disk import written_whole
-from training.data.pixels import decoder
+from training.data.pixels import decoder, has_rows
 from training.explore.inspection import SPEC, Inspection
 from training.models.quiet import import_tensorflow
 
@@ -101,7 +101,7 @@ def features(inspection: Inspection, cache: Path) -> NDArray[np.float32]:
     made_of = [inspection.digest, decoder(), asdict(SPEC), _NETWORK]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     file = cache / f"{key}.features.npy"
-    if not file.is_file():
+    if not has_rows(file, len(inspection.pixels)):
         with written_whole(file) as draft, draft.open("wb") as opened:
             np.save(opened, _compute(inspection.pixels))
     computed = np.load(file)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from contract.disk import written_whole
-from training.data.pixels import Pixels, Rows
+from training.data.pixels import Pixels, Rows, has_rows
 from training.models.features import Features, compute_features
 
 
@@ -23,20 +22,12 @@ def frozen_features(model: keras.Model, *splits: Pixels) -> list[Features]:
     name = _digest(model)
     files = [photos.file.with_suffix(f".{name}.npy") for photos in splits]
     whole = {file: getattr(photos.images, "array", photos.images) for file, photos in zip(files, splits, strict=True)}
-    if missing := {file: images for file, images in whole.items() if not _is_of(file, len(images))}:
+    if missing := {file: images for file, images in whole.items() if not has_rows(file, len(images))}:
         for file, features in zip(missing, compute_features(model, *missing.values()), strict=True):
             with written_whole(file) as draft, draft.open("wb") as opened:
                 np.save(opened, features)
     rows = [photos.images.positions if isinstance(photos.images, Rows) else slice(None) for photos in splits]
     return [np.load(file, mmap_mode="r")[chosen] for file, chosen in zip(files, rows, strict=True)]
-
-
-def _is_of(file: Path, photos: int) -> bool:
-    """Tell whether a file has the features of so many photos: one of a crash may be short."""
-    try:
-        return len(np.load(file, mmap_mode="r")) == photos
-    except (OSError, ValueError):
-        return False
 
 
 def _digest(model: keras.Model) -> str:

@@ -300,6 +300,22 @@ def test_the_report_of_other_photos_is_not_replaced_without_a_word(
         assert (f"Note: this replaces the report of {folder} in {out}. " in capsys.readouterr().out) == is_other
 
 
+@pytest.mark.parametrize("left", [0, 20, 300])
+def test_features_that_a_crash_cut_off_are_computed_again(
+    fill: Fill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """Whole ones are not."""
+    computed: list[int] = []
+    monkeypatch.setattr(labels, "_compute", lambda pixels: (computed.append(len(pixels)), np.eye(len(pixels), 32))[1])
+    inspected = inspect(listing.read(fill(cat=4, dog=4)), tmp_path)
+    whole = labels.features(inspected, tmp_path)
+    (file,) = tmp_path.glob("*.features.npy")
+    file.write_bytes(file.read_bytes()[:left])
+    for _ in range(2):
+        np.testing.assert_array_equal(labels.features(inspected, tmp_path), whole)
+    assert computed == [8, 8]
+
+
 def test_single_wrong_labels_are_found() -> None:
     """A dog among thirty cats."""
     features = np.concatenate([cluster(0, 30, 1), cluster(1, 30, 2)])
