@@ -26,6 +26,7 @@ from training.release.commands import (
     check_release_options,
     pixels,
     read_chosen_criteria,
+    refuse,
 )
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def run_train(options: argparse.Namespace) -> int:
     """
     started = time.monotonic()
     check_release_options(options)
+    _check_first_only(options)
     import_tensorflow()
 
     from training.data.pixels import Photos
@@ -134,15 +136,22 @@ def run_train(options: argparse.Namespace) -> int:
         return status
 
 
-def _minutes(options: argparse.Namespace) -> float | None:
-    """Return the minutes that a training may take, or None if only its epochs were given."""
+def _check_first_only(options: argparse.Namespace) -> None:
+    """Refuse options of what is not made where the first version is all."""
     from training.fit.recipe import Recipe
 
-    minutes: float | None = options.minutes
+    if not options.first_only:
+        return
+    refuse(options, "with --first-only, which makes no int8 file", "int8_drop")
     of_network = ["minutes", *({field.name for field in fields(Recipe)} - OF_HEAD)]
-    if options.first_only and (given := sorted(name for name in of_network if getattr(options, name) is not None)):
+    if given := sorted(name for name in of_network if getattr(options, name) is not None):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise TrainingError(f"Expected with --first-only no options of the network's training. Received: {flags}")
+
+
+def _minutes(options: argparse.Namespace) -> float | None:
+    """Return the minutes that a training may take, or None if only its epochs were given."""
+    minutes: float | None = options.minutes
     if minutes is None:
         return MINUTES if options.epochs is None else None
     if not 0 < minutes < math.inf:

@@ -79,20 +79,20 @@ def _check_export(options: argparse.Namespace) -> None:
     """Refuse what is missing, and what would change nothing, before anything is loaded."""
     check_release_options(options)
     if not options.folder:
-        _refuse(options, "without --photos, on which it would be measured", "refuse_if_worse", "int8_drop")
+        refuse(options, "without --photos, on which it would be measured", "refuse_if_worse", "int8_drop")
     if options.run:
-        _refuse(options, "with a run, which has its own", "architecture", "classes", *_OF_A_FILE)
+        refuse(options, "with a run, which has its own", "architecture", "classes", *_OF_A_FILE)
     elif options.weights in ("imagenet", "none"):
         _require(options, "architecture", "name")
-        _refuse(options, f"with --weights {options.weights}, as the architecture has its own", *_OF_A_FILE)
+        refuse(options, f"with --weights {options.weights}, as the architecture has its own", *_OF_A_FILE)
         if options.weights == "imagenet":
-            _refuse(options, "with ImageNet weights, whose classes are known", "classes")
+            refuse(options, "with ImageNet weights, whose classes are known", "classes")
     else:
         if not Path(options.weights).exists():
             raise TrainingError(f"Expected --weights imagenet, none, or a file. Received: {options.weights}")
         _require(options, "classes", "preprocessing", "name")
         if options.aspect != "crop":
-            _refuse(options, "without --aspect crop", "crop")
+            refuse(options, "without --aspect crop", "crop")
 
 
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
@@ -133,9 +133,9 @@ def check_release_options(options: argparse.Namespace) -> None:
     if options.name:
         check_name(options.name)
     if not options.refuse_if_worse:
-        _refuse(options, "without --refuse-if-worse", "margin")
+        refuse(options, "without --refuse-if-worse", "margin")
     else:
-        _refuse(options, "with --refuse-if-worse, which compares versions of the same classes", "replace_classes")
+        refuse(options, "with --refuse-if-worse, which compares versions of the same classes", "replace_classes")
 
 
 def read_chosen_criteria(options: argparse.Namespace, contract: Contract) -> Criteria | None:
@@ -157,16 +157,16 @@ def pixels(text: str) -> int:
     return int(text)
 
 
+def refuse(options: argparse.Namespace, beside: str, *names: str) -> None:
+    """Refuse options that would change nothing: whoever gives one expects that it does."""
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]:
+        raise TrainingError(f"Expected no {' nor '.join(given)} {beside}")
+
+
 def _require(options: argparse.Namespace, *names: str) -> None:
     if missing := [f"--{name}" for name in names if not getattr(options, name)]:
         expected = ", ".join(f"--{name}" for name in names)
         raise TrainingError(f"Expected {expected} with --weights {options.weights}. Missing: {' and '.join(missing)}")
-
-
-def _refuse(options: argparse.Namespace, beside: str, *names: str) -> None:
-    """Refuse options that would change nothing: whoever gives one expects that it does."""
-    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]:
-        raise TrainingError(f"Expected no {' nor '.join(given)} {beside}")
 
 
 def _loss(text: str) -> float:

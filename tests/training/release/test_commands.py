@@ -25,6 +25,12 @@ def test_options_that_would_change_nothing_are_refused(options, message, capsys)
     assert f"Expected {message}" in capsys.readouterr().err
 
 
+def test_a_first_version_has_no_limit_for_int8(capsys):
+    """As it has no int8 file; this is said before photos are looked for."""
+    assert main(["train", "photos", "--name", "m", "--first-only", "--int8-drop", "0.01"]) == 1
+    assert "Expected no --int8-drop with --first-only, which makes no int8 file\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--margin=nan", "--margin=1", "--int8-drop=-0.01", "--int8-drop=half"])
 def test_a_loss_that_is_none_or_accepts_any_model_is_refused(option, capsys):
     """A typo must not turn the comparison off."""
