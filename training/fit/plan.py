@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# After training, for features, the report and the release; and for each held-out photo, to search an int8 file.
+# After training, for features, the report and the release; and for each photo of test, or of validation without one, to
+# search an int8 file.
 AFTER_S, AFTER_S_A_PHOTO = 60, 0.05
 # Trainings of one network from one head, if the time suffices for all of their epochs; the weights are averaged. 30
 # photos of each class of clothing and trash together, 2,209 held out, 40 epochs: 0.831 on average of three, and 0.846
@@ -94,13 +95,14 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float) -> Pl
     """
     started, most = time.monotonic(), preset.recipe.epochs
     train, held_out = (len(data.splits[split].labels) for split in ("train", "validation"))
+    measured = len(data.splits.get("test", data.splits["validation"]).labels)
     networks = [(preset, 1)]
     if preset.larger and train < FEW_PHOTOS * len(data.classes):
         networks.insert(0, (preset.changed({"architecture": preset.larger}), min(most, LARGER_EPOCHS)))
     for chosen, enough in networks:
         speed = rehearse(chosen, len(data.classes))
         epoch_s, choices = speed.epoch_s(train, held_out), CHOICES if preset.pretrained else 0
-        after_s = AFTER_S + held_out * AFTER_S_A_PHOTO + choices * speed.epoch_s(0, held_out)
+        after_s = AFTER_S + measured * AFTER_S_A_PHOTO + choices * speed.epoch_s(0, held_out)
         left_s = 60 * minutes - passed_s - after_s - (time.monotonic() - started)
         epochs = int((left_s - speed.once_s) / epoch_s)
         if epochs >= enough:

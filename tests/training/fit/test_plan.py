@@ -179,6 +179,18 @@ def test_a_plan_takes_the_larger_network_for_few_photos_where_enough_epochs_fit(
     assert many.preset.architecture == "small"
 
 
+def test_a_plan_leaves_time_for_the_photos_that_int8_is_measured_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of test; without it, of validation."""
+    monkeypatch.setattr("training.fit.plan.AFTER_S_A_PHOTO", 1)
+    speeds = Speeds(monkeypatch, large=1)
+    without, few, many = (speeds.plan(tmp_path / str(test), minutes=30, test=test) for test in (0, 10, 1000))
+    assert without.limit_s == pytest.approx(1800 - 32, abs=1)
+    assert few.limit_s == pytest.approx(1800 - 10, abs=1)
+    assert many.limit_s == pytest.approx(1800 - 1000, abs=1)
+
+
 class Speeds:
     """Plans for a small network and a large one, whose epochs take some seconds."""
 
@@ -197,15 +209,19 @@ class Speeds:
         seconds = self.large if preset.architecture == "large" else 10
         return Speed(once_s=0, batch_size=32, train_s=seconds, validate_s=0)
 
-    def plan(self, folder: Path, minutes: float | None, photos: int = 32) -> Any:
-        """Return the plan for some photos, which are held out, too."""
+    def plan(self, folder: Path, minutes: float | None, photos: int = 32, test: int = 0) -> Any:
+        """Return the plan for some photos, which are held out, too, and for some of test."""
         from training.data.pixels import Photos, Pixels
         from training.fit.plan import find_plan
         from training.fit.train import Data
 
-        pixels = Pixels(np.zeros((photos, 16, 16, 3), np.uint8), np.arange(photos) % 3, [], "", {}, folder)
+        pixels, tested = (
+            Pixels(np.zeros((count, 16, 16, 3), np.uint8), np.arange(count) % 3, [], "", {}, folder)
+            for count in (photos, test)
+        )
         folder.mkdir(exist_ok=True)
-        data = Data(Photos(folder, folder), ("a", "b", "c"), {"train": pixels, "validation": pixels})
+        splits = {"train": pixels, "validation": pixels} | ({"test": tested} if test else {})
+        data = Data(Photos(folder, folder), ("a", "b", "c"), splits)
         return find_plan(folder / "plan.json", self.preset, data, minutes, passed_s=0)
 
 
