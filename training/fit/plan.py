@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract.disk import written_whole
+from contract.disk import sync, written_whole
 from training.errors import TrainingError
 from training.fit import phases
 from training.fit.preset import Preset
 from training.fit.rehearsal import rehearse
-from training.runs.unfinished import spent_s
+from training.runs.unfinished import read_kept, spent_s
 from training.words import counted
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ def find_plan(file: Path, preset: Preset, data: Data, minutes: float | None, pas
     Args:
         file: Where the plan is, or will be.
         preset: What to train; see `make_plan` for the others.
+
+    Raises:
+        TrainingError: The file is not whole, or the minutes do not suffice.
     """
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    before = read_kept(file) if file.is_file() else {}
     planned, is_same = before.pop("architecture", None), before.get("minutes", math.nan) == minutes
     chosen = preset.changed({"architecture": planned if is_same or spent_s(file.parent) else None})
     if is_same:
@@ -78,6 +81,7 @@ def find_plan(file: Path, preset: Preset, data: Data, minutes: float | None, pas
     with written_whole(file) as draft:
         values = {name: value for name, value in vars(plan).items() if name != "preset"}
         draft.write_text(json.dumps({**values, "architecture": plan.preset.architecture}))
+        sync(draft)
     return plan
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from training.models import novelty
 from training.models.features import compute_features
 from training.runs.folder import MADE_OF, Run, find_same, provenance, write_run
 from training.runs.track import KNOWN, Tracking
-from training.runs.unfinished import Unfinished, digest_of, open_unfinished
+from training.runs.unfinished import Unfinished, digest_of, open_unfinished, read_kept
 from training.words import counted
 
 _log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def train(
     digest = digest_of([*made_of, minutes])
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         begun = unfinished.path / "plan.json"
-        is_other = begun.is_file() and json.loads(begun.read_text())["minutes"] != minutes
+        is_other = begun.is_file() and read_kept(begun)["minutes"] != minutes
         earlier = None if fresh else find_same(runs / name, digest, since=None if is_other else begun)
         if tracking and (not earlier or (unfinished.path / KNOWN).is_file()):  # an interrupted one is sent to its end
             unfinished.follow = tracking.start(name, unfinished.path)

@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 
-from contract.disk import locked, written_whole
+from contract.disk import locked, sync, written_whole
 from training.errors import TrainingError
 
 _LOCK, _STATE = ".lock", "state.json"
@@ -72,7 +72,27 @@ def open_unfinished(folder_of_runs: Path, name: str, made_of: Sequence[Any], fre
 
 def spent_s(path: Path) -> float:
     """Return the seconds that earlier processes spent on the run in a folder."""
-    return max((json.loads(state.read_text())["spent_s"] for state in path.glob(f"*/{_STATE}")), default=0.0)
+    return max((read_kept(state)["spent_s"] for state in path.glob(f"*/{_STATE}")), default=0.0)
+
+
+def read_kept(file: Path) -> dict[str, Any]:
+    """Return what a file in the folder of a training keeps.
+
+    Raises:
+        TrainingError: It is not whole.
+    """
+    try:
+        kept: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as exc:
+        raise _unreadable(file, exc) from exc
+    return kept
+
+
+def _unreadable(file: Path, why: Exception) -> TrainingError:
+    return TrainingError(
+        f"{file} cannot be read, as after a power loss: {why}. train --fresh starts again; for tune, remove"
+        f" {file.parent}"
+    )
 
 
 def digest_of(made_of: Sequence[Any]) -> str:
@@ -110,19 +130,23 @@ class Progress(keras.callbacks.Callback):
         self._best: dict[str, Any] = {}
 
     def restore(self, model: keras.Model, epochs: int) -> range:
-        """Restore a compiled model, to its best epoch if no epoch is left, and return the epochs that are left."""
+        """Restore a compiled model, to its best epoch if no epoch is left, and return the epochs that are left.
+
+        Raises:
+            TrainingError: What is kept of them is not whole.
+        """
         self._folder.mkdir(exist_ok=True)
         if not (self._folder / _STATE).is_file():
             return range(epochs)
-        state = json.loads((self._folder / _STATE).read_text())
+        state = read_kept(self._folder / _STATE)
         self.history, stopping = state["history"], state["stopping"]
         self._run.follow(self._phase, self.history)
         model.optimizer.build(model.trainable_variables)
-        model.load_weights(self._weights(stopping["best_epoch"]))
+        self._load(model, stopping["best_epoch"])
         if state["epochs"] >= epochs or stopping["wait"] >= self._stopping.patience:
             return range(epochs, epochs)
         self._best = {**stopping, "best_weights": model.get_weights()}
-        model.load_weights(self._weights(state["epochs"] - 1))
+        self._load(model, state["epochs"] - 1)
         return range(state["epochs"], epochs)
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -134,14 +158,23 @@ class Progress(keras.callbacks.Callback):
         for name, value in {**(logs or {}), "minutes": self._run.spent_s / 60}.items():
             self.history.setdefault(name, []).append(float(value))
         self.model.save_weights(self._weights(epoch))
+        sync(self._weights(epoch))
         stopping = {name: getattr(self._stopping, name) for name in ("best", "best_epoch", "wait")}
         state = {"epochs": epoch + 1, "stopping": stopping, "history": self.history, "spent_s": self._run.spent_s}
         with written_whole(self._folder / _STATE) as draft:
             draft.write_text(json.dumps(state))
+            sync(draft)
+        sync(self._folder)  # the weights that the state before refers to go only now
         for path in self._folder.glob("*.weights.h5"):
             if path not in (self._weights(epoch), self._weights(stopping["best_epoch"])):
                 path.unlink()
         self._run.follow(self._phase, self.history)
+
+    def _load(self, model: keras.Model, epoch: int) -> None:
+        try:
+            model.load_weights(self._weights(epoch))
+        except OSError as exc:
+            raise _unreadable(self._weights(epoch), exc) from exc
 
     def _weights(self, epoch: int) -> Path:
         return self._folder / f"epoch-{epoch + 1}.weights.h5"

@@ -204,6 +204,52 @@ def test_early_stopping_remembers_epochs_before_a_kill(tmp_path: Path) -> None:
     assert weight == 1 and not left
 
 
+def test_what_a_power_loss_left_is_told(tmp_path: Path) -> None:
+    """An empty state or weights are named with a way to go on, at each try; with `fresh` it starts again."""
+    from training.errors import TrainingError
+    from training.runs.unfinished import open_unfinished
+
+    fit(tmp_path, [0.5, 0.9])
+    for name in ("epoch-2.weights.h5", "state.json"):
+        (file,) = tmp_path.glob(f".unfinished/*/phase/{name}")
+        file.write_bytes(b"")
+        for _ in range(2):
+            with pytest.raises(TrainingError, match=rf"{file} cannot be read, as after a power loss: .* --fresh "):
+                fit(tmp_path, [0.7])
+    with open_unfinished(tmp_path, "m", [], fresh=True) as run:
+        assert list(run.path.glob("[!.]*")) == []
+
+
+def test_a_plan_that_a_power_loss_emptied_is_told(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is named in one line, and `--fresh` begins anew."""
+    from training.__main__ import main
+    from training.fit import phases
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases.Phases, "fit", stop)
+    assert main(command(photos, tmp_path)) == 130
+    (plan,) = (tmp_path / "runs" / ".unfinished").glob("*/plan.json")
+    plan.write_bytes(b"")
+    assert main(command(photos, tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert f"{plan} cannot be read" in said and "train --fresh starts again" in said
+    assert main([*command(photos, tmp_path), "--fresh"]) == 130 and plan.read_bytes()
+
+
+def test_weights_and_state_are_on_the_disk_before_they_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that is renamed before its bytes are there is empty after a power loss."""
+    from training.runs import unfinished
+
+    synced = list[str]()
+    monkeypatch.setattr(unfinished, "sync", lambda path: synced.append(path.name.partition(".draft")[0]), raising=False)
+    fit(tmp_path, [0.5])
+    assert synced == ["epoch-1.weights.h5", "state.json", "phase"]
+
+
 def test_fresh_forgets_what_was_interrupted(tmp_path: Path) -> None:
     """With `fresh` nothing is left of the state; without, and with another recipe, it is as it was."""
     from training.runs.unfinished import open_unfinished
