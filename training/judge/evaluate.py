@@ -23,6 +23,8 @@ from training.words import counted
 
 _log = logging.getLogger(__name__)
 
+Models = Sequence[tuple[str, Contract]]  # titles and contracts
+
 
 def evaluate(
     photos: Photos, predictors: Sequence[Predictor], split: str, *, out: Path, console: Console
@@ -39,9 +41,10 @@ def evaluate(
     Raises:
         TrainingError: There are no such photos, or a predictor does not answer.
     """
-    check_alike([(each.title, each.contract) for each in predictors])
+    models = [(each.title, each.contract) for each in predictors]
+    check_alike(models)
     contract = predictors[0].contract
-    chosen, description = choose_photos(photos, contract, split)
+    chosen, description = choose_photos(photos, models, split)
     _log.info(f"Evaluating on {description}")
     out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
@@ -64,17 +67,17 @@ def evaluate(
     return results
 
 
-def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[Photo], str]:
-    """Return photos with labels by the contract's classes, and their description.
+def choose_photos(photos: Photos, models: Models, split: str) -> tuple[list[Photo], str]:
+    """Return photos with labels by the first model's classes, and their description.
 
     `auto` is the test split, or else validation. Training may have taken a split that the folder does not have from
-    its train photos: these are taken again, and the digest in the contract shows whether they are the same. Without any
+    its train photos: these are taken again, and the digest in its contract shows whether they are the same. Without any
     split, `auto` takes the whole folder.
 
     Raises:
         DataError: No such folder, split or class.
     """
-    folder = photos.folder
+    folder, contract = photos.folder, models[0][1]
     splits = _splits(folder, contract.classes)
     for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
         if name in splits:
@@ -85,7 +88,7 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
             description = f"{counted(len(chosen), 'photo')} of {folder}, which training held out for {name}"
         else:
             continue
-        return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=name == "train")
+        return chosen, description + _warning(photos, chosen, models, maybe_trained_on=name == "train")
     if split not in ("auto", "all"):
         held_out = split != "train" and split in contract.origin.data_digest
         other = " The model held out other photos for it." if held_out else ""
@@ -96,7 +99,7 @@ def choose_photos(photos: Photos, contract: Contract, split: str) -> tuple[list[
         )
     chosen = [photo for _, read in splits.values() for photo in read()]
     description = f"all of {folder}, {counted(len(chosen), 'photo')}"
-    return chosen, description + _warning(photos, chosen, contract, maybe_trained_on=True)
+    return chosen, description + _warning(photos, chosen, models, maybe_trained_on=True)
 
 
 def _splits(folder: Path, classes: Sequence[str]) -> dict[str, tuple[str, Callable[[], list[Photo]]]]:
@@ -131,16 +134,22 @@ def _find_held_out(photos: Photos, contract: Contract, split: str) -> list[Photo
         return []
 
 
-def _warning(photos: Photos, chosen: list[Photo], contract: Contract, maybe_trained_on: bool) -> str:
-    """Return a warning that figures are too good if training used the photos, or may have."""
+def _warning(photos: Photos, chosen: list[Photo], models: Models, maybe_trained_on: bool) -> str:
+    """Return a warning that figures are too good if the training of a model used the photos, or may have."""
+    uses = [_use(photos, chosen, contract, maybe_trained_on) for _, contract in models]
+    titles = ["the model"] if len(set(uses)) == 1 else [title for title, _ in models]
+    told = "".join(f"; {use.format(title)}" for title, use in zip(titles, uses, strict=False) if use)
+    return f"{told}, so expect lower figures on new photos" if told else ""
+
+
+def _use(photos: Photos, chosen: list[Photo], contract: Contract, maybe_trained_on: bool) -> str:
+    """Return what a training did with the photos, with a place for the model; nothing if it did not use them."""
     digests = contract.origin.data_digest
     digest = photos.pixels(chosen, contract.image).digest
     if digest == digests.get("train"):
-        use = "the model was trained on them"
-    elif digest == digests.get("validation"):
-        use = "they were used to choose the model's weights"
-    elif maybe_trained_on and digests:
-        use = "the model may have been trained on some of them"
-    else:
+        return "{} was trained on them"
+    if digest == digests.get("validation"):
+        return "they were used to choose {}'s weights"
+    if not digests or digest in digests.values():
         return ""
-    return f"; {use}, so expect lower figures on new photos"
+    return f"{{}} {'' if maybe_trained_on else 'held out other photos, and '}may have been trained on some of them"

@@ -42,7 +42,7 @@ def choose(tmp_path: Path) -> Choose:
 
     def choose(split: str = "auto", **origin: Any) -> tuple[list[Photo], str]:
         contract = Contract("m", tuple(sorted(CLASSES)), SPEC, Origin(**origin))
-        return choose_photos(Photos(tmp_path / "photos", tmp_path / "cache"), contract, split)
+        return choose_photos(Photos(tmp_path / "photos", tmp_path / "cache"), [("m", contract)], split)
 
     return choose
 
@@ -69,10 +69,10 @@ def test_a_csv_is_taken_as_a_folder_is(tmp_path: Path) -> None:
     splits, photos = read_folder(table).splits, Photos(table, tmp_path / "cache")
     digests = {split: photos.pixels(chosen, SPEC).digest for split, chosen in splits.items()}
     trained = Contract("m", tuple(sorted(CLASSES)), SPEC, Origin(data_digest=digests))
-    assert choose_photos(photos, trained, "auto") == (splits["test"], f"3 photos of test in {table}")
-    held_out, description = choose_photos(photos, trained, "validation")
+    assert choose_photos(photos, [("m", trained)], "auto") == (splits["test"], f"3 photos of test in {table}")
+    held_out, description = choose_photos(photos, [("m", trained)], "validation")
     assert held_out == splits["validation"] and "which training held out for validation" in description
-    assert len(choose_photos(photos, Contract("m", trained.classes, SPEC, Origin()), "all")[0]) == 12
+    assert len(choose_photos(photos, [("m", Contract("m", trained.classes, SPEC, Origin()))], "all")[0]) == 12
 
 
 @pytest.mark.parametrize(("train", "test"), [("", 0), ("train", 0), ("train", 2)])
@@ -111,6 +111,31 @@ def test_photos_that_chose_the_weights_are_named_so(tmp_path: Path, choose: Choo
     photos = read_split(tmp_path / "photos" / "val", sorted(CLASSES), complete=False)
     digest = load_pixels(photos, SPEC, tmp_path / "cache").digest
     assert "they were used to choose the model's weights" in choose(data_digest={"validation": digest})[1]
+
+
+def test_each_model_is_told_that_may_know_the_photos(tmp_path: Path) -> None:
+    """The second may have been trained on what the first held out, or was; one that held out the same was not."""
+    for split, count in (("train", 5), ("test", 2)):
+        fill(tmp_path / "photos" / split, count)
+    photos = Photos(tmp_path / "photos", tmp_path / "cache")
+    other_spec = ImageSpec(8, 8)
+    test = photos.pixels(photos.splits().splits["test"], SPEC).digest
+
+    def described(*digests: dict[str, str]) -> str:
+        specs = (SPEC, other_spec)
+        models = [
+            (f"m {number}", Contract("m", tuple(sorted(CLASSES)), specs[number % 2], Origin(data_digest=each)))
+            for number, each in enumerate(digests)
+        ]
+        return choose_photos(photos, models, "auto")[1].partition("test; ")[2]
+
+    expect, own, others = "so expect lower figures on new photos", {"test": test}, {"train": "0", "test": "1"}
+    other = "held out other photos, and may have been trained on some of them"
+    assert described(own, own) == described(own, {}) == ""
+    assert described(own, others) == f"m 1 {other}, {expect}"
+    assert described(others, own) == f"m 0 {other}, {expect}"
+    assert described(others, others) == described(others) == f"the model {other}, {expect}"
+    assert described(others, own, {"train": test}) == f"m 0 {other}; m 2 was trained on them, {expect}"
 
 
 @pytest.mark.parametrize(
