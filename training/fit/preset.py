@@ -117,4 +117,5 @@ def write_preset(path: Path, preset: Preset) -> None:
 
 
 def _line(name: str, value: Any) -> str:
-    return f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{name} = {text}".replace("\x7f", "\\u007f")  # which JSON takes as it is, and TOML does not

@@ -46,9 +46,9 @@ def test_a_document_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    """Quotes, letters beyond ASCII, small numbers and what is left out come back as they were."""
+    """Quotes, letters beyond ASCII, control characters, small numbers and what is left out come back as they were."""
     recipe = Recipe(learning_rate=1e-5, class_weights="balanced")
-    preset = Preset('5 "é" \\ photos', "c", "0.9 ± 0.1", "plain-cnn", "none", time="1 s", recipe=recipe)
+    preset = Preset('5 "é" \\ photos', "c\t\x7f", "0.9 ± 0.1", "plain-cnn", "none", time="1 s", recipe=recipe)
     write_preset(tmp_path / "mine.toml", preset)
     assert find_preset(str(tmp_path / "mine.toml")) == preset
 

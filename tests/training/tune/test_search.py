@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -257,6 +259,16 @@ def test_the_same_command_goes_on(search: Callable[[Judge, float], str]) -> None
     assert [int(number) for number, _ in trials] == list(range(len(trials)))
     assert len(trials) > 5 and len({values for _, values in trials}) == len(trials)
     assert len(compared) == len(set(compared))
+
+
+def test_a_folder_of_any_name_costs_no_result(
+    search: Callable[[Judge, float], str], photos: Path, tmp_path: Path
+) -> None:
+    """The preset is read again, though the name is no UTF-8 and has a control character."""
+    search(lambda recipe, fold: [0.5], 9)
+    folder = copytree(photos, tmp_path / os.fsdecode(b"fotos-\xe9\x7f"))
+    assert main(command(folder, tmp_path, 9, *PLAIN)) == 0
+    assert "fotos-\ufffd\x7f in " in find_preset(str(tmp_path / "tuned.toml")).about
 
 
 def test_half_a_line_is_passed_over(search: Callable[[Judge, float], str], tmp_path: Path) -> None:
