@@ -179,6 +179,17 @@ def has_rows(file: Path, count: int) -> bool:
         return False
 
 
+def _remove_abandoned(array: Path) -> None:
+    """Remove what processes that were killed had written of an array."""
+    for draft in array.parent.glob(f"{array.name}.draft-*"):
+        try:
+            os.kill(int(draft.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            draft.unlink(missing_ok=True)
+        except PermissionError:  # another user's, which runs
+            pass
+
+
 def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Path) -> None:
     """Write decoded pixels, then the index that refers to them; each appears whole."""
 
@@ -195,6 +206,7 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
     digest = hashlib.sha256()
     for features in array.parent.glob(f"{array.stem}.*.npy"):  # of pixels that are made anew
         features.unlink(missing_ok=True)
+    _remove_abandoned(array)
     # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
     with written_whole(array) as draft, ThreadPoolExecutor(CORES) as pool, draft.open("wb") as file:
         for position, result in zip(

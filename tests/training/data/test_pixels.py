@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -174,6 +175,19 @@ def test_cache_of_a_killed_run_is_not_used(photos, cache, decoded, monkeypatch, 
         patch.setattr(pixels.Path, "rename", rename)
         load_pixels(photos, SPEC, cache)
     assert len(load_pixels(photos, SPEC, cache).images) == 6 and len(decoded) == 12
+
+
+def test_what_a_killed_run_left_is_removed(photos, cache):
+    """Its pixels take no room once others are made; those of a process that runs stay."""
+    file = load_pixels(photos, SPEC, cache).file
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, begun = (file.with_name(f"{file.name}.draft-{process}") for process in (ended.pid, os.getppid()))
+    for draft in (left, begun):
+        draft.write_bytes(b"pixels")
+    file.unlink()
+    load_pixels(photos, SPEC, cache)
+    assert file.exists() and begun.exists() and not left.exists()
 
 
 def test_cache_that_cannot_be_written_is_named(photos, tmp_path):
