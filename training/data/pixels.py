@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,8 @@ from training.progress import estimated
 from training.words import counted
 
 _log = logging.getLogger(__name__)
+
+ABANDONED_S = 3600  # without a byte more, which one that is written gets many times a second
 
 
 @dataclass(frozen=True)
@@ -180,14 +183,11 @@ def has_rows(file: Path, count: int) -> bool:
 
 
 def _remove_abandoned(array: Path) -> None:
-    """Remove what processes that were killed had written of an array."""
+    """Remove what killed processes had written of an array; one that runs, perhaps elsewhere, adds to its draft."""
     for draft in array.parent.glob(f"{array.name}.draft-*"):
-        try:
-            os.kill(int(draft.name.rpartition("-")[2]), 0)
-        except ProcessLookupError:
-            draft.unlink(missing_ok=True)
-        except PermissionError:  # another user's, which runs
-            pass
+        with suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > ABANDONED_S:
+                draft.unlink()
 
 
 def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-import subprocess
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from contract.image import decode
 from tests.programs.photos import encode, flip_bit, photo
 from training.data import pixels
 from training.data.folder import Photo
-from training.data.pixels import Photos, load_pixels
+from training.data.pixels import ABANDONED_S, Photos, load_pixels
 from training.errors import DataError
 
 SPEC = ImageSpec(8, 8)
@@ -180,11 +180,10 @@ def test_cache_of_a_killed_run_is_not_used(photos, cache, decoded, monkeypatch, 
 def test_what_a_killed_run_left_is_removed(photos, cache):
     """Its pixels take no room once others are made; those of a process that runs stay."""
     file = load_pixels(photos, SPEC, cache).file
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left, begun = (file.with_name(f"{file.name}.draft-{process}") for process in (ended.pid, os.getppid()))
+    left, begun = (file.with_name(f"{file.name}.draft-{process}") for process in (1, 2))
     for draft in (left, begun):
         draft.write_bytes(b"pixels")
+    os.utime(left, (0, time.time() - 2 * ABANDONED_S))
     file.unlink()
     load_pixels(photos, SPEC, cache)
     assert file.exists() and begun.exists() and not left.exists()
