@@ -163,15 +163,15 @@ def test_a_resumed_training_keeps_to_its_plan(
     ("large", "epochs", "said"),
     [
         (1, 40, "all 40 epochs of large at 24 px, 1 s each, 3 times, .*. For cheaper answers: --architecture small"),
-        (80, 40, "about 22 of at most 40 epochs of large at 24 px, 80 s each. For cheaper answers: .*"),
-        (90, 40, "all 40 epochs of small at 16 px, 10 s each, 3 times, and the average of the weights; about .*"),
+        (140, 40, "about 12 of at most 40 epochs of large at 24 px, 140 s each. For cheaper answers: .*"),
+        (155, 40, "all 40 epochs of small at 16 px, 10 s each, 3 times, and the average of the weights; about .*"),
         (150, 5, "all 5 epochs of large at 24 px, 150 s each, 2 times, .*"),
     ],
 )
 def test_a_plan_takes_the_larger_network_for_few_photos_where_enough_epochs_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: float, epochs: int, said: str
 ) -> None:
-    """They are twenty, or all that there are; of 100 photos of each class, the smaller network learns as much."""
+    """They are twelve, or all that there are; of 100 photos of each class, the smaller network learns as much."""
     speeds = Speeds(monkeypatch, large=large, epochs=epochs)
     plan = speeds.plan(tmp_path, minutes=30)
     assert re.fullmatch(f"Plan for 30 minutes: {said}", plan.text)
