@@ -47,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        command = "The same command without --fresh" if getattr(options, "fresh", False) else "The same command"
-        resumes = f" {command} continues where it stopped." if options.command in ("train", "tune") else ""
+        resumes = " The same command continues where it stopped." if options.command in ("train", "tune") else ""
+        if getattr(options, "fresh", False):
+            resumes = " If epochs were trained, the same command without --fresh continues them; if not, give it again."
         print(f"Stopped.{resumes}", file=sys.stderr)
         return 130
 

@@ -129,6 +129,7 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
     key = hashlib.sha256(json.dumps([decoder(), asdict(spec), files]).encode()).hexdigest()[:32]
     index, array = cache / f"{key}.json", cache / f"{key}.pixels"
     missing = {position for position, (_, _, *state) in enumerate(files) if not state}
+    _remove_abandoned(array)
     if not (found := _find_decoded(index, array, spec, missing)):
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -185,7 +186,7 @@ def has_rows(file: Path, count: int) -> bool:
 def _remove_abandoned(array: Path) -> None:
     """Remove what killed processes had written of an array; one that runs, perhaps elsewhere, adds to its draft."""
     for draft in array.parent.glob(f"{array.name}.draft-*"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # of a cache that can only be read
             if time.time() - draft.stat().st_mtime > ABANDONED_S:
                 draft.unlink()
 
@@ -206,7 +207,6 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
     digest = hashlib.sha256()
     for features in array.parent.glob(f"{array.stem}.*.npy"):  # of pixels that are made anew
         features.unlink(missing_ok=True)
-    _remove_abandoned(array)
     # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
     with written_whole(array) as draft, ThreadPoolExecutor(CORES) as pool, draft.open("wb") as file:
         for position, result in zip(

@@ -137,7 +137,8 @@ def _find_held_out(photos: Photos, contract: Contract, split: str) -> list[Photo
 def _warning(photos: Photos, chosen: list[Photo], models: Models, maybe_trained_on: bool) -> str:
     """Return a warning that figures are too good if the training of a model used the photos, or may have."""
     uses = [_use(photos, chosen, contract, maybe_trained_on) for _, contract in models]
-    titles = ["the model"] if len(set(uses)) == 1 else [title for title, _ in models]
+    alike = ["the model" if len(models) == 1 else "each model"]
+    titles = alike if len(set(uses)) == 1 else [title for title, _ in models]
     told = "".join(f"; {use.format(title)}" for title, use in zip(titles, uses, strict=False) if use)
     return f"{told}, so expect lower figures on new photos" if told else ""
 

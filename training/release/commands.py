@@ -159,7 +159,9 @@ def pixels(text: str) -> int:
 
 def refuse(options: argparse.Namespace, beside: str, *names: str) -> None:
     """Refuse options that would change nothing: whoever gives one expects that it does."""
-    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]:
+    values = {name: getattr(options, name) for name in names}
+    given = [f"--{name.replace('_', '-')}" for name, value in values.items() if not (value is None or value is False)]
+    if given:  # 0 is a value
         raise TrainingError(f"Expected no {' nor '.join(given)} {beside}")
 
 

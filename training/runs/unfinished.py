@@ -173,7 +173,7 @@ class Progress(keras.callbacks.Callback):
     def _load(self, model: keras.Model, epoch: int) -> None:
         try:
             model.load_weights(self._weights(epoch))
-        except OSError as exc:
+        except (OSError, RuntimeError, ValueError, KeyError) as exc:  # as h5py and Keras find it
             raise _unreadable(self._weights(epoch), exc) from exc
 
     def _weights(self, epoch: int) -> Path:

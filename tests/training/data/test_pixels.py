@@ -178,13 +178,15 @@ def test_cache_of_a_killed_run_is_not_used(photos, cache, decoded, monkeypatch, 
 
 
 def test_what_a_killed_run_left_is_removed(photos, cache):
-    """Its pixels take no room once others are made; those of a process that runs stay."""
+    """Its pixels take no room for ever; those that may still be written stay."""
     file = load_pixels(photos, SPEC, cache).file
     left, begun = (file.with_name(f"{file.name}.draft-{process}") for process in (1, 2))
     for draft in (left, begun):
         draft.write_bytes(b"pixels")
-    os.utime(left, (0, time.time() - 2 * ABANDONED_S))
     file.unlink()
+    load_pixels(photos, SPEC, cache)
+    assert file.exists() and begun.exists() and left.exists()
+    os.utime(left, (0, time.time() - 2 * ABANDONED_S))
     load_pixels(photos, SPEC, cache)
     assert file.exists() and begun.exists() and not left.exists()
 

@@ -265,7 +265,7 @@ def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(train, "_compute_features", _stop_after_epochs(train._compute_features))
         assert main([*command, *fast, "4", "--fresh"]) == 130
-    assert "The same command without --fresh continues where it stopped.\n" in capsys.readouterr().err
+    assert "If epochs were trained, the same command without --fresh continues them; " in capsys.readouterr().err
     assert main([*command, *fast, "5"]) == 0 and "Nothing is trained, as " in capsys.readouterr().out
     assert main([*command, *fast, "4"]) == 0
     said = capsys.readouterr().out

@@ -134,7 +134,8 @@ def test_each_model_is_told_that_may_know_the_photos(tmp_path: Path) -> None:
     assert described(own, own) == described(own, {}) == ""
     assert described(own, others) == f"m 1 {other}, {expect}"
     assert described(others, own) == f"m 0 {other}, {expect}"
-    assert described(others, others) == described(others) == f"the model {other}, {expect}"
+    assert described(others) == f"the model {other}, {expect}"
+    assert described(others, others) == f"each model {other}, {expect}"
     assert described(others, own, {"train": test}) == f"m 0 {other}; m 2 was trained on them, {expect}"
 
 

@@ -25,9 +25,10 @@ def test_options_that_would_change_nothing_are_refused(options, message, capsys)
     assert f"Expected {message}" in capsys.readouterr().err
 
 
-def test_a_first_version_has_no_limit_for_int8(capsys):
+@pytest.mark.parametrize("drop", ["0.01", "0"])
+def test_a_first_version_has_no_limit_for_int8(capsys, drop):
     """As it has no int8 file; this is said before photos are looked for."""
-    assert main(["train", "photos", "--name", "m", "--first-only", "--int8-drop", "0.01"]) == 1
+    assert main(["train", "photos", "--name", "m", "--first-only", "--int8-drop", drop]) == 1
     assert "Expected no --int8-drop with --first-only, which makes no int8 file\n" in capsys.readouterr().err
 
 

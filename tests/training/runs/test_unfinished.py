@@ -210,9 +210,9 @@ def test_what_a_power_loss_left_is_told(tmp_path: Path) -> None:
     from training.runs.unfinished import open_unfinished
 
     fit(tmp_path, [0.5, 0.9])
-    for name in ("epoch-2.weights.h5", "state.json"):
+    for name, whole in (("epoch-2.weights.h5", 1024), ("epoch-2.weights.h5", 0), ("state.json", 0)):
         (file,) = tmp_path.glob(f".unfinished/*/phase/{name}")
-        file.write_bytes(b"")
+        file.write_bytes(file.read_bytes()[:whole].ljust(4 * whole, b"\0"))
         for _ in range(2):
             with pytest.raises(TrainingError, match=rf"{file} cannot be read, as after a power loss: .* --fresh "):
                 fit(tmp_path, [0.7])
@@ -244,10 +244,12 @@ def test_weights_and_state_are_on_the_disk_before_they_count(tmp_path: Path, mon
     """A state that is renamed before its bytes are there is empty after a power loss."""
     from training.runs import unfinished
 
-    synced = list[str]()
-    monkeypatch.setattr(unfinished, "sync", lambda path: synced.append(path.name.partition(".draft")[0]), raising=False)
+    synced = list[tuple[str, bool]]()
+    monkeypatch.setattr(
+        unfinished, "sync", lambda path: synced.append((path.name.partition("-")[0], ".draft" in path.name))
+    )
     fit(tmp_path, [0.5])
-    assert synced == ["epoch-1.weights.h5", "state.json", "phase"]
+    assert synced == [("epoch", False), ("state.json.draft", True), ("phase", False)]
 
 
 def test_fresh_forgets_what_was_interrupted(tmp_path: Path) -> None:
