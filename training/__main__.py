@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         resumes = " The same command continues where it stopped." if options.command in ("train", "tune") else ""
         if getattr(options, "fresh", False):
-            resumes = " If epochs were trained, the same command without --fresh continues them; if not, give it again."
+            resumes = " If epochs were trained, the same command without --fresh continues them; else repeat --fresh."
         print(f"Stopped.{resumes}", file=sys.stderr)
         return 130
 
