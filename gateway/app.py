@@ -113,6 +113,7 @@ class Views:
         """Return the version that answered, its pixels, and what it gave for the images that were decoded.
 
         A tried version gets half of the time that is left. If it fails, the request goes on as if it was not tried.
+        What the stable version answers meanwhile shows how many such failures are the moment's.
         """
         spec, failed = None, False
         stable = ((version, None) for version in self._model.candidates(deadline))
@@ -121,20 +122,26 @@ class Views:
                 spec = version.contract.image
                 with clock.time("decode"):
                     decoded = self._stages.decode(images, spec, deadline)
+            limit = (time.monotonic() + deadline) / 2
             try:
                 with clock.time("predict"):
-                    limit = (time.monotonic() + deadline) / 2 if active else deadline
-                    outputs = self._model.predict(version, stack_pixels(decoded, version), limit)
+                    pixels = stack_pixels(decoded, version)
+                    outputs = self._model.predict(version, pixels, limit if active else deadline)
             except VersionGone:  # a replica without that version; the next one may mean other pixels
                 continue
             except GatewayError as exc:
-                if not active:
-                    raise
-                failed = not isinstance(exc, Overloaded)  # a busy server says nothing of the version
-                continue
-            if tried and (failed or (active and len(outputs.probabilities))):  # without a photo, nothing was tried
-                self._metrics.trial_requests.labels(*tried.labels, "failed" if failed else "answered").inc()
-                self._trials.record(tried, failed=failed)
+                of_version = not isinstance(exc, Overloaded)  # a busy server says nothing of the version
+                if active:
+                    failed = of_version
+                    continue
+                if of_version and not tried:
+                    self._trials.record_stable(failed=True)
+                raise
+            if failed or len(outputs.probabilities):  # without a photo, nothing was tried
+                if not tried:
+                    self._trials.record_stable(failed=time.monotonic() > limit)
+                elif failed or active:
+                    self._trials.record_request(tried, failed=failed)
             return version, decoded, outputs
         raise InternalError  # candidates without an end
 

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gateway.trial.trials import share_of_stable
+
 ALPHA = 0.01
+# A busy machine fails both versions, so a trial may fail so many times the part that the stable version fails, see
+# gateway/trial/trials.py for what was measured.
+TIMES_STABLE = 2
 _SHARES = 64  # of the grid; with 16 or 256, as many photos were needed until an alarm, within 6 %
 
 
@@ -31,6 +36,8 @@ class Counts:
         classes: Those that only the trial's version called a class (`gained`), or only the stable one (`lost`).
         requests: Requests that were the trial's.
         failed: Those of them that the stable version had to answer.
+        stable_requests: Those that were the stable version's.
+        stable_failed: Those of them that it failed, or for which it took longer than the trial's version may.
     """
 
     photos: int = 0
@@ -38,6 +45,8 @@ class Counts:
     classes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     requests: int = 0
     failed: int = 0
+    stable_requests: int = 0
+    stable_failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,11 @@ class Criterion:
         elif self.name:
             k = counts.classes.get((self.name, self.kind), 0)
         n = max(k, n)  # a scrape may come between two counters
-        return Finding(self, k, n, float(log_evidence(k, n, self.limit)))
+        limit = self.limit
+        if self.kind in ("requests", "failed"):
+            usual = TIMES_STABLE * share_of_stable(counts.stable_failed, counts.stable_requests)
+            limit = min(max(limit, usual), _HIGHEST_LIMIT)
+        return Finding(replace(self, limit=limit), k, n, float(log_evidence(k, n, limit)))
 
 
 @dataclass(frozen=True)

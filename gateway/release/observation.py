@@ -82,9 +82,12 @@ class Observation:
         total: Counter[_Series] = sum((each.total for each in self._seen.values()), Counter())
         signs = {key[1]: number for key, number in total.items() if key[0] == "gateway_comparison_signs"}
         classes = {(key[1], key[2]): number for key, number in total.items() if key[0] == "gateway_comparison_classes"}
-        failed = total["gateway_trial_requests", "failed"]
-        requests = failed + total["gateway_trial_requests", "answered"]
-        return Counts(total[("gateway_comparisons",)], signs, classes, requests, failed)
+
+        def requests(whose: str) -> tuple[int, int]:
+            failed = total["gateway_trial_requests", f"{whose}failed"]
+            return failed + total["gateway_trial_requests", f"{whose}answered"], failed
+
+        return Counts(total[("gateway_comparisons",)], signs, classes, *requests(""), *requests("stable_"))
 
     @property
     def answers(self) -> int:

@@ -69,7 +69,7 @@ class Metrics:
         self.release_refused = Gauge("gateway_release_refused", "1 while the release document is not followed.",
                                      multiprocess_mode="livemax", **options)  # fmt: skip
         of_trial = ["version", "identity", "trial"]
-        self.trial_requests = Counter("gateway_trial_requests", "Requests that the tried version answered, or failed.",
+        self.trial_requests = Counter("gateway_trial_requests", "Requests in a trial, by version and what it did.",
                                       [*of_trial, "outcome"], **options)  # fmt: skip
         self.trial_stopped = Gauge("gateway_trial_stopped", "1 while a worker does not try the version, which failed.",
                                    multiprocess_mode="livemax", **options)  # fmt: skip

@@ -105,6 +105,17 @@ def test_a_finding_says_what_was_counted() -> None:
     assert requests.describe(3) == "version 3 had to answer 40 of its 200 requests; at most 21% may be"
 
 
+@pytest.mark.parametrize(("failed", "stable_failed", "alarms"), [(30, 0, True), (30, 270, False), (120, 270, True)])
+def test_failures_weigh_against_those_of_the_stable_version(failed: int, stable_failed: int, alarms: bool) -> None:
+    """Both run out of time while a machine is busy; of the tried version's requests twice as many may."""
+    counts = Counts(0, {}, {}, 1000, failed, 9000, stable_failed)
+    found = {each.kind: each.judge(counts) for each in criteria({}, ["a"], stable=1)}
+    assert found["requests"].alarms == alarms
+    assert found["requests"].criterion.limit == pytest.approx(0.06 if stable_failed else 0.01, abs=0.001)
+    assert found["failed"].criterion.limit == found["requests"].criterion.limit > 0
+    assert found["slower"].criterion.limit == 0.5
+
+
 def test_nothing_is_no_evidence() -> None:
     """Before the first photo, and with counters that were read at two moments."""
     assert log_evidence(0, 0, 0.3) == pytest.approx(0.0)

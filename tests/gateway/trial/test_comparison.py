@@ -157,6 +157,7 @@ def test_one_of_many_requests_is_compared(tried: Tried, monkeypatch: pytest.Monk
 def test_each_photo_of_a_request_counts(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of many photos is as much work as many requests, so it is compared as often; one of its photos is."""
     monkeypatch.setattr("gateway.trial.comparison.EVERY", {"shadow": 10, "share": 20})
+    monkeypatch.setattr("gateway.trial.comparison.LONGEST_WAIT_S", 1e9)
     tried.start(SHADOW)
     images = [base64.b64encode(encode(photo(64 + i))).decode() for i in range(5)]
     for done in (0, 1, 1, 2):

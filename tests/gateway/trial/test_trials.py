@@ -126,6 +126,38 @@ def test_rare_failures_do_not_stop_a_trial(tried: Tried) -> None:
     assert tried.count("gateway_trial_stopped") == 0
 
 
+def test_what_the_stable_version_fails_as_often_does_not_stop_a_trial(tried: Tried) -> None:
+    """A server that is busy now and then is not the tried version's fault; one that hangs is stopped all the same."""
+    client = tried.start(share(0.5))
+    keys = {share(0.5).includes(f"user {number}"): f"user {number}" for number in range(20)}
+
+    def ask(version: int, *, fails: bool) -> None:
+        tried.server.versions[version].fails = grpc.StatusCode.INTERNAL if fails else None
+        headers = {"X-Release-Key": keys[version == 2]}
+        assert (client.post("/predict", data=IMAGE, content_type="image/jpeg", headers=headers).status_code == 200) != (
+            fails and version == 1
+        )
+        tried.server.versions[version].fails = None
+
+    for number in range(30):
+        ask(2, fails=number % 5 == 4)
+        ask(1, fails=number % 5 == 4)
+    assert tried.count("gateway_trial_stopped") == 0
+    assert tried.count('gateway_trial_requests_total{outcome="stable_failed"') == 6
+    assert tried.count('gateway_trial_requests_total{outcome="stable_answered"') == 24
+    for _ in range(19):
+        ask(2, fails=True)
+    assert tried.count("gateway_trial_stopped") == 1
+
+
+def test_a_stable_version_that_takes_too_long_for_a_trial_counts(tried: Tried) -> None:
+    """A tried version gets half of the time, so that is what both are measured by."""
+    tried.start(Trial(2, "shadow", 1.0, serial=1), request_timeout_s=1.0)
+    tried.server.versions[1].predict = lambda pixels: (time.sleep(0.7), mean_colour(pixels))[1]
+    assert tried.ask()["model"]["version"] == 1
+    assert tried.count('gateway_trial_requests_total{outcome="stable_failed"') == 1
+
+
 def test_slow_trial_leaves_time_for_the_stable_version(tried: Tried) -> None:
     """A tried version that does not answer takes half of the time."""
     tried.start(share(), request_timeout_s=1.0)
