@@ -154,7 +154,11 @@ async function ask(signal) {
   throw { code: "", status, detail: "Something other than the classifier answered.", ...read };
 }
 
-const authorization = () => (key ? { Authorization: `Bearer ${key}` } : {});
+/** Return the header with the key, as curl sends it: in bytes, of which fetch makes one of each character. */
+function authorization() {
+  const bytes = String.fromCharCode(...new TextEncoder().encode(key));
+  return key ? { Authorization: `Bearer ${bytes}` } : {};
+}
 
 /** Return the request as a command for a POSIX shell; a key stays out of it, since commands are kept and shared. */
 function curlCommand() {

@@ -187,8 +187,8 @@ def address(
     request: pytest.FixtureRequest, gateway_with: Callable[..., FlaskClient], gateway: Gateway
 ) -> Iterator[str]:
     """Serve a gateway with a key under a prefix that it knows or that is stripped; it answers the other's pages."""
-    digest = hashlib.sha256(b"key").hexdigest()
-    app = gateway_with(path_prefix=request.param, allowed_origins=gateway.address, api_keys=digest).application
+    digests = ",".join(hashlib.sha256(key.encode()).hexdigest() for key in ("key", "clé €"))
+    app = gateway_with(path_prefix=request.param, allowed_origins=gateway.address, api_keys=digests).application
 
     def proxy(environ: dict[str, Any], start_response: Any) -> Any:
         path = environ["PATH_INFO"] if request.param else environ["PATH_INFO"].removeprefix("/my/app")
@@ -202,13 +202,13 @@ def address(
 
 
 def test_the_page_works_under_a_prefix(tabs: Tabs, address: str) -> None:
-    """Its files, the model and the answer come from under it, whether or not its address ends in a slash."""
+    """Its files, the model and the answer come from under it, with or without a slash; a key may be any text."""
     page, said = tabs.open(DESK)
     page.goto(address)
     assert page.url == f"{address}/"
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": PNG})
     page.wait_for_selector("#access:not([hidden])")
-    page.fill("#key", "key")
+    page.fill("#key", "clé €")
     page.click("#access button")
     assert len(wait_for_result(page)) == 3
     assert f"curl -s '{address}/predict?top_k=5'" in page.locator("#curl").inner_text()
