@@ -61,6 +61,12 @@ def read_data(photos: Photos, preset: Preset) -> Data:
             f" preprocessing: {start.preprocessing}"
         )
     splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
+    known, held_out = getattr(start, "data_digest", {}), [split for split in splits if split != "train"]
+    if known and any(known.get(split) != splits[split].digest for split in held_out):
+        _log.info(
+            f"Note: {origin['weights']} held out other photos. It may have been trained on some that are held out now,"
+            " so their accuracy may be too high. A test/ beside train/, whose photos stay, prevents this"
+        )
     return Data(photos, dataset.classes, splits)
 
 

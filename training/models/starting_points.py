@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import keras
@@ -24,12 +24,14 @@ class File(Architecture):
         file: What the contract calls it.
         sha256: Of the file, in hex.
         image: How photos become pixels, if the file contains a whole model; weights alone leave it to the architecture.
+        data_digest: Of the splits of photos that it was trained on, if it is a run's.
     """
 
     path: str
     file: str
     sha256: str
     image: ImageSpec | None = None
+    data_digest: dict[str, str] = field(default_factory=dict)
 
     @property
     def photo_spec(self) -> ImageSpec:
@@ -89,7 +91,8 @@ def find_start(
     image = run.contract.image if run else ImageSpec(height, width)
     own = (run.contract.origin.architecture if run else "") or model.name
     called = f"{run.name}/{path.name}" if run else path.name
-    return File(own, height, preprocessing, path=str(path), file=called, sha256=sha256(path), image=image)
+    start = File(own, height, preprocessing, path=str(path), file=called, sha256=sha256(path), image=image)
+    return replace(start, data_digest=run.contract.origin.data_digest) if run else start
 
 
 def _run_of(path: Path) -> Run | None:

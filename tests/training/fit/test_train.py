@@ -284,8 +284,14 @@ def _stop_after_epochs(compute):
 
 
 @tensorflow
-def test_a_run_is_a_starting_point(run, folder, tmp_path):
-    """Other classes train on its features, of which only the upper half changes, and the file travels as origin."""
+def test_a_run_is_a_starting_point(run, folder, tmp_path, capsys):
+    """Other classes train on its features, of which only the upper half changes, and the file travels as origin.
+
+    Photos that are held out now may have trained it, which is said.
+    """
+    from training.data.pixels import Photos
+    from training.fit.preset import find_preset
+    from training.fit.train import read_data
     from training.models.starting_points import find_start
     from training.runs.folder import sha256
 
@@ -295,6 +301,10 @@ def test_a_run_is_a_starting_point(run, folder, tmp_path):
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
     options = ["--weights", str(run), "--epochs", "1", "--batch-size", "8", *places]
     assert main(["train", str(tmp_path / "photos"), "--name", "two", *options]) == 0
+    note = f"Note: colours/{run.name}/model.keras held out other photos. It may have been trained on some"
+    assert note in capsys.readouterr().out
+    read_data(Photos(folder, tmp_path / "cache"), find_preset("default").changed({"weights": str(run)}))
+    assert "held out other photos" not in capsys.readouterr().out
     contract = describe(tmp_path / "store" / "two" / "1")
     assert contract.classes == ("blue", "red")
     assert (contract.origin.architecture, contract.origin.weights) == ("small", f"colours/{run.name}/model.keras")
