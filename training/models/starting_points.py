@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class File(Architecture):
     file: str
     sha256: str
     image: ImageSpec | None = None
-    data_digest: dict[str, str] = field(default_factory=dict)
+    data_digest: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def photo_spec(self) -> ImageSpec:
