@@ -86,7 +86,7 @@ def _add_version_options(parser: argparse.ArgumentParser) -> None:
     add("--version", metavar="NUMBER", type=int, help="version of the model (default: the newest)")
     add(
         "--engine",
-        choices=("int8", "tflite", "savedmodel"),
+        choices=("int8", "tflite", "tensorflow"),
         help=f"file of the version to run; the model server takes int8 where it is faster (default: {_ENGINE})",
     )
     add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")

@@ -29,7 +29,6 @@ from training.runs.folder import Run, read_run
 
 _log = logging.getLogger(__name__)
 
-ENGINES = {"int8": "int8", "tflite": "tflite", "savedmodel": "tensorflow"}
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels (n, h, w, 3) to probabilities (n, k)."""
 Given = TypeVar("Given")
@@ -103,10 +102,10 @@ class StoredVersion:
             wanted = "a version" if number is None else f"version {number}"
             raise TrainingError(f"Expected {wanted} of {model!r} in {store}. Received: {received}")
         self.title = f"{model} {self.number}, {engine}"
-        self._at_once = 1 if engine == "savedmodel" else at_once
+        self._at_once = 1 if engine == "tensorflow" else at_once
         try:
             with quiet():  # XNNPACK announces itself at the first run
-                self._engine = open_engine(found[self.number], ENGINES[engine], CORES // self._at_once, self._at_once)
+                self._engine = open_engine(found[self.number], engine, CORES // self._at_once, self._at_once)
                 described = DESCRIBE_SIGNATURE in self._engine.signatures and describe(self._engine.run)
         except ServingError as exc:
             raise TrainingError(f"{self.title} does not load: {exc}") from exc

@@ -197,7 +197,7 @@ def test_the_report_has_pictures_plots_and_page(
     capsys: pytest.CaptureFixture[str], photos: Path, tiny_store: Path, tmp_path: Path
 ) -> None:
     """Every plot is a PNG, and the page is one file with the plots and the worst mistakes."""
-    options = ("--model", "tiny", "--store", str(tiny_store), "--engine", "savedmodel")
+    options = ("--model", "tiny", "--store", str(tiny_store), "--engine", "tensorflow")
     output, document = evaluated(capsys, photos, tmp_path / "report", *options)
     for name in ("confusion", "reliability"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -207,7 +207,7 @@ def test_the_report_has_pictures_plots_and_page(
     assert len(sources) == 1 + 2 * len(mistakes) and all(source.startswith("data:image/") for source in sources)
     assert links and all(f'id="{link[1:]}"' in page for link in links)
     assert mistakes and all(each["class"] != each["predicted"] for each in mistakes)
-    assert "tiny 1, savedmodel" in output and "taken for" in output
+    assert "tiny 1, tensorflow" in output and "taken for" in output
     assert "25 photos; 1 of them cannot be decoded" in page and document["photos"].endswith("cannot be decoded")
 
 

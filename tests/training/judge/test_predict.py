@@ -36,7 +36,7 @@ def lines(capsys: pytest.CaptureFixture[str], store: Path, *arguments: str, stat
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("engine", ["tflite", "savedmodel"])
+@pytest.mark.parametrize("engine", ["tflite", "tensorflow"])
 def test_answers_are_the_versions_own(
     capsys: pytest.CaptureFixture[str], tiny_store: Path, folder: Path, engine: str
 ) -> None:

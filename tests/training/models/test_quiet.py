@@ -62,7 +62,7 @@ def test_each_line_of_a_training_and_its_evaluation_is_ours(tmp_path: Path) -> N
     assert len(steps) > 12 and [line for line in steps if not OURS.match(line)] == []
 
 
-@pytest.mark.parametrize("engine", ["tflite", "savedmodel"])
+@pytest.mark.parametrize("engine", ["tflite", "tensorflow"])
 @pytest.mark.tensorflow
 def test_a_prediction_is_one_line(tiny_store: Path, tmp_path: Path, engine: str) -> None:
     """Of any of a version's files."""
