@@ -36,6 +36,8 @@ run: setup  ## model server and gateway in the foreground; MODEL=, PORT= and ENG
 	@MODEL=$(MODEL) PORT=$(PORT) ENGINE=$(ENGINE) LOGS=$(LOGS) $(BIN)/python run.py
 
 images: model-image gateway-image single-image lambda-image  ## build the four images; MODEL=, PYTHON_IMAGE= and SERVING_IMAGE= choose what is in them
+	@! grep -qs '"trial": {' model-store/$(MODEL)/release.json || \
+	  echo "Warning: the image carries a version that is tried. In a cluster without model-volume or release-configmap, it answers everything if it is the newest" >&2
 
 # Arguments without a value are taken from the environment, and left at the dockerfile's default without one.
 # Without attestations, which Docker's buildx adds by itself: AWS Lambda refuses an image that has them.

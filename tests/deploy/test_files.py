@@ -156,6 +156,31 @@ def test_an_image_carries_what_the_release_names(tmp_path: Path) -> None:
         carry(home, tmp_path / "none")
 
 
+def test_an_image_leaves_out_what_was_rolled_back(tmp_path: Path) -> None:
+    """A gateway without the document would take it for the newest; one that is tried is carried."""
+    ledger = make_store(tmp_path / "store", "1", "2", "3")
+    for number in (1, 2):
+        ledger.promote(number)
+    ledger.rollback()
+    carry(ledger.home, tmp_path / "back")
+    assert {path.name for path in (tmp_path / "back").iterdir()} == {"1", "release.json", "models.config"}
+    ledger.try_version(3, "shadow")
+    carry(ledger.home, tmp_path / "tried")
+    assert {path.name for path in (tmp_path / "tried").iterdir()} == {"1", "3", "release.json", "models.config"}
+
+
+def test_make_warns_of_an_image_with_a_version_that_is_tried(tmp_path: Path) -> None:
+    """Of the model that it builds, during the trial."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    ledger = make_store(tmp_path / "model-store", "1", "2")
+    ledger.promote(1)
+    make = ["make", "images", "DOCKER=true", "MODEL=m"]
+    assert subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True).stderr == ""
+    ledger.try_version(2, "shadow")
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Warning: the image carries a version that is tried" in done.stderr
+
+
 def test_an_init_process_may_signal_the_server_that_left_root() -> None:
     """Or `docker stop` would not reach it: the init process is root, with no more rights than it keeps."""
     for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():

@@ -1,5 +1,8 @@
 """Copies what an image of the model carries: what the release document names and that, or else the last two versions.
 
+A previous version above the stable one was rolled back, so it stays behind: gateways without the document, as in a
+cluster without a release component, would take it for the newest.
+
 image-model.dockerfile runs it: `python -m training.release.carried model-store/clothing /carried/clothing`
 """
 
@@ -27,7 +30,10 @@ def carry(home: Path, folder: Path) -> None:
     release = read_release(home / FILE_NAME)
     if release and release.stable not in on_disk:
         raise ValueError(f"{home / FILE_NAME} names version {release.stable} as stable, which is not on disk.")
-    numbers = release.versions & on_disk.keys() if release else sorted(on_disk)[-KEPT_VERSIONS:]
+    numbers = set(sorted(on_disk)[-KEPT_VERSIONS:])
+    if release:
+        tried = {release.trial.version} if release.trial else set()
+        numbers = {each for each in release.versions & on_disk.keys() if each <= release.stable or each in tried}
     folder.mkdir(parents=True)
     for number in numbers:
         shutil.copytree(on_disk[number], folder / str(number))
