@@ -243,6 +243,10 @@ def test_the_gateway_reaches_dns_the_model_and_public_addresses_only(objects: li
     open_rules = [rule for rule in rules if "ports" not in rule]
     (public,) = open_rules
     assert [{port["port"] for port in rule["ports"]} for rule in rules if "ports" in rule] == [{53}, {8500}]
+    in_cluster, *addresses = rules[0]["to"]
+    (expression,) = in_cluster["podSelector"]["matchExpressions"]
+    assert expression == {"key": "k8s-app", "operator": "In", "values": ["kube-dns", "node-local-dns"]}
+    assert [each["ipBlock"]["cidr"] for each in addresses] == ["169.254.20.10/32", "169.254.169.254/32"]
     blocks = {block["ipBlock"]["cidr"]: block["ipBlock"]["except"] for block in public["to"]}
     assert list(blocks) == ["0.0.0.0/0", "2000::/3"]
     closed = [ip_network(network) for networks in blocks.values() for network in networks]
