@@ -188,6 +188,14 @@ def test_an_init_process_may_signal_the_server_that_left_root() -> None:
         assert not leaves_root or "KILL" in service["cap_add"], name
 
 
+def test_compose_limits_the_logs() -> None:
+    """Docker keeps all of them by default, until the disk is full."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    assert [
+        name for name, each in services.items() if not {"max-size", "max-file"} <= set(each["logging"]["options"])
+    ] == []
+
+
 def test_compose_has_the_release_command() -> None:
     """Of the gateway's image, for the same model and store; it may write what belongs to someone else."""
     services = yaml.safe_load(COMPOSE.read_text())["services"]
