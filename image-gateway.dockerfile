@@ -10,11 +10,12 @@ WORKDIR /build
 COPY requirements/gateway.txt requirements/
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes -r requirements/gateway.txt
-# Compiled here, because the image's user cannot write: each process would compile all of it at each start.
+# Compiled here, because the image's user cannot write: each process would compile all of it at each start. Readable for
+# that user, whatever the umask of the checkout.
 WORKDIR /app
 COPY contract contract
 COPY gateway gateway
-RUN python -m compileall -q --invalidation-mode unchecked-hash .
+RUN chmod -R a+rX . && python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM ${PYTHON_IMAGE}
 COPY --from=packages /opt/venv /opt/venv

@@ -28,13 +28,14 @@ RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes -r requirements/serverless.txt \
     && find /opt/venv \( -path '*/ai_edge_litert/libLiteRtWebGpu*' -o -path '*/ai_edge_litert/tools' \
       -o -path '*/ai_edge_litert/vendors' -o -path '*/numpy/*tests' \) -prune -exec rm -r {} +
-# Compiled here, because nothing can be written there: each cold start would compile all of it.
+# Compiled here, because nothing can be written there: each cold start would compile all of it. Readable for the user of
+# the function, whatever the umask of the checkout.
 WORKDIR /app
 COPY contract contract
 COPY gateway gateway
 COPY serving/*.py serving/
 COPY serverless serverless
-RUN python -m compileall -q --invalidation-mode unchecked-hash .
+RUN chmod -R a+rX . && python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM ${PYTHON_IMAGE}
 COPY --from=packages /opt/venv /opt/venv

@@ -28,7 +28,8 @@ RUN versions() { find "model-store/$MODEL_NAME" -mindepth 1 -maxdepth 1 -name '[
     fi; \
     python -m training.release.carried "model-store/$MODEL_NAME" "/carried/$MODEL_NAME"; \
     mkdir -p "/models/$MODEL_NAME"; \
-    ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"
+    ln -s "/carried/$MODEL_NAME/"* "/models/$MODEL_NAME/"; \
+    chmod -R a+rX /carried  # for the image's user, whatever the umask of the checkout
 
 FROM ${PYTHON_IMAGE} AS embedded
 WORKDIR /opt/serving
@@ -38,10 +39,15 @@ ENV PYTHONPATH=/opt/serving PYTHONUNBUFFERED=1
 COPY contract contract
 COPY serving/*.py serving/
 RUN printf '#!/bin/sh\nexec python -m serving "$@"\n' > /usr/local/bin/tensorflow_model_server \
-    && chmod +x /usr/local/bin/tensorflow_model_server
+    && chmod +x /usr/local/bin/tensorflow_model_server \
+    && chmod -R a+rX .
+
+FROM ${PYTHON_IMAGE} AS scripts
+COPY serving/container /etc/serving
+RUN chmod -R a+rX /etc/serving
 
 FROM ${SERVING_IMAGE}
-COPY serving/container /etc/serving
+COPY --from=scripts /etc/serving /etc/serving
 COPY --from=export /carried /carried
 # Links to what is in /carried. A mount at /models hides it, and entrypoint.sh then copies from /carried.
 COPY --from=export /models /models

@@ -21,15 +21,19 @@ COPY requirements/gateway.txt requirements/serving.txt requirements/
 RUN python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes \
       -r requirements/gateway.txt -r requirements/serving.txt
-
-FROM ${PYTHON_IMAGE}
-COPY --from=packages /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# Readable for the image's user, whatever the umask of the checkout.
 WORKDIR /app
 COPY contract contract
 COPY gateway gateway
 COPY serving/*.py serving/
 COPY run.py .
+RUN chmod -R a+rX .
+
+FROM ${PYTHON_IMAGE}
+COPY --from=packages /opt/venv /opt/venv
+COPY --from=packages /app /app
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
 COPY --from=slim /carried /models
 ARG MODEL_NAME=imagenet
 ENV MODEL=${MODEL_NAME} MODEL_STORE=/models PORT=9696 LOGS=-

@@ -52,6 +52,12 @@ seed() {
   fi
 }
 
+# A folder that cannot be read would look empty.
+for folder in "$MODEL_BASE_PATH" "$home"; do
+  [ ! -d "$folder" ] || { [ -r "$folder" ] && [ -x "$folder" ]; } ||
+    fail "User $(id -u) cannot read $folder. Run \`chmod -R a+rX\` on the folder that is mounted there"
+done
+
 if [ -z "$(versions "$home")" ]; then
   [ -d "$carried" ] || fail "Expected a version of '$MODEL_NAME' in $home. Received: none; this image carries $(ls /carried)"
   echo "No version in $home: putting the one of this image there"

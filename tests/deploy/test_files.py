@@ -79,8 +79,10 @@ def entrypoint(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     command = ROOT / "serving" / "container" / "entrypoint.sh"
 
     def start(*flags: str) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        return subprocess.Popen([command, *flags], env=environ, text=True, **pipes)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        # Root may read everything, but for these.
+        unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+        return subprocess.Popen([*unprivileged, command, *flags], env=environ, text=True, **pipes)
 
     return start
 
@@ -99,6 +101,19 @@ def test_the_entrypoint_starts_the_server_with_its_flags(entrypoint: Callable[..
     assert (flags["tensorflow_intra_op_parallelism"], flags["tensorflow_inter_op_parallelism"]) == ("1", "7")
     assert (flags["grpc_max_threads"], flags["port"]) == ("256", "8500")
     assert flags["model_config_file_poll_wait_seconds"] == "5"
+
+
+@pytest.mark.parametrize("folder", ["models", "models/m"])
+def test_the_entrypoint_names_a_folder_that_it_cannot_read(
+    entrypoint: Callable[..., subprocess.Popen[str]], tmp_path: Path, folder: str
+) -> None:
+    """As a checkout with umask 077 leaves one; it looks empty, and was said to need a version."""
+    (tmp_path / folder).chmod(0o000)
+    with entrypoint() as server:
+        _, said = server.communicate(timeout=20)
+    (tmp_path / folder).chmod(0o755)
+    instead = "Run `chmod -R a+rX` on the folder that is mounted there"
+    assert (server.returncode, said) == (1, f"User 10001 cannot read {tmp_path / folder}. {instead}\n")
 
 
 def make_store(store: Path, *folders: str) -> Ledger:
@@ -218,6 +233,14 @@ def test_make_and_the_release_have_every_image() -> None:
     assert {each.removesuffix("-image") for each in targets.split()} == names
     lists = re.findall(r"for name in (.*); do", (ROOT / ".github" / "workflows" / "release.yml").read_text())
     assert [set(each.split()) for each in lists] == [names, names]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_images_copy_may_be_read(path: Path) -> None:
+    """By their users too: a checkout with umask 077 has files that only its owner may read, and COPY keeps that."""
+    stages = re.split(r"^FROM ", path.read_text(), flags=re.MULTILINE)
+    copying = [stage for stage in stages if re.search(r"^COPY (?!--from=|requirements/)", stage, re.MULTILINE)]
+    assert copying and all("chmod -R a+rX" in stage for stage in copying)
 
 
 def test_the_real_server_and_the_embedded_one_differ_in_the_base_only() -> None:
