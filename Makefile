@@ -39,11 +39,12 @@ images: model-image gateway-image single-image lambda-image  ## build the four i
 	@! grep -qs '"trial": {' model-store/$(MODEL)/release.json || \
 	  echo "Warning: the image carries a version that is tried. In a cluster without model-volume or release-configmap, it answers everything if it is the newest" >&2
 
-# Arguments without a value are taken from the environment, and left at the dockerfile's default without one.
+# Of what .env and the environment do not set, the dockerfile's own default counts.
 # Without attestations, which Docker's buildx adds by itself: AWS Lambda refuses an image that has them.
 %-image:
 	@DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build -f image-$*.dockerfile -t image-classifier-$*:$(TAG) \
-	  --build-arg PYTHON_IMAGE $(if $(findstring model,$*),--build-arg SERVING_IMAGE) \
+	  $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
+	  $(if $(and $(findstring model,$*),$(SERVING_IMAGE)),--build-arg SERVING_IMAGE=$(SERVING_IMAGE)) \
 	  $(if $(filter-out gateway,$*),--build-arg MODEL_NAME=$(MODEL)) \
 	  $(if $(filter single lambda,$*),--build-arg MODEL_IMAGE=image-classifier-model:$(TAG)) .
 

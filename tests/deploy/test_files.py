@@ -184,6 +184,22 @@ def test_an_image_leaves_out_what_was_rolled_back(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "tried").iterdir()} == {"1", "3", "release.json", "models.config"}
 
 
+def test_make_builds_on_the_bases_that_are_set(tmp_path: Path) -> None:
+    """In .env, as Compose does, or in the environment; without them, on those that the dockerfile names."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+
+    def bases(name: str, **environ: str) -> list[str]:
+        make = ["make", f"{name}-image", "--dry-run", "DOCKER=docker"]
+        path = {"PATH": os.environ["PATH"]}
+        done = subprocess.run(make, cwd=tmp_path, env=path | environ, capture_output=True, text=True, check=True)
+        return re.findall(r"--build-arg (\w+_IMAGE(?:=\S+)?)", done.stdout.replace("MODEL_IMAGE", ""))
+
+    assert bases("model") == []
+    assert bases("gateway", SERVING_IMAGE="embedded", PYTHON_IMAGE="python:here") == ["PYTHON_IMAGE=python:here"]
+    (tmp_path / ".env").write_text("SERVING_IMAGE=embedded\nPYTHON_IMAGE=python:here\n")
+    assert bases("model") == ["PYTHON_IMAGE=python:here", "SERVING_IMAGE=embedded"]
+
+
 def test_make_warns_of_an_image_with_a_version_that_is_tried(tmp_path: Path) -> None:
     """Of the model that it builds, during the trial."""
     shutil.copy(ROOT / "Makefile", tmp_path)
