@@ -46,7 +46,7 @@ HEAD_BYTES = 64 * 1024  # all fields together; each may have 8 KiB, and a hundre
 # A chunk costs 4 us, however short it is, so a piece takes 0.2 ms at worst. What comes after its length is one piece.
 TURN_S, PAUSE_S = 0.001, 0.003
 PIECE_BYTES = 256
-IDLE_S = 75.0  # longer than load balancers, which keep 60 s as a rule: the server must not close first
+IDLE_S = 620.0  # longer than load balancers, of which Google's keep 600 s: the server must not close first
 LINGER_S = 2.0  # for a client to read its answer while it still sends; closing at once would reset the connection
 
 _ABSOLUTE = re.compile(rb"https?://[^/?#@]+(/[^?]*)?(\?.*)?", re.IGNORECASE)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from gateway.memory import Room
-from gateway.server.connection import READ_BYTES, Connection, Turns
+from gateway.server.connection import IDLE_S, READ_BYTES, Connection, Turns
 from gateway.server.front import Front
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
@@ -349,6 +349,11 @@ def test_connections_without_a_request_end_in_time(server: FakeModelServer) -> N
             with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
                 connection.sendall(beginning)
                 assert connection.recv(100) == b""
+
+
+def test_idle_connections_outlast_those_of_load_balancers() -> None:
+    """Google's keep theirs for 600 s; one that the gateway closed first would lose the next request."""
+    assert IDLE_S > 600
 
 
 def test_an_answer_that_is_not_taken_is_given_up(server: FakeModelServer) -> None:
