@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from gateway.fetch.addresses import AllowList
@@ -63,6 +65,11 @@ def _check_prefix(text: str) -> None:
         )
 
 
+def _check_folder(text: str) -> None:
+    if text and not (Path(text).is_dir() and os.access(text, os.W_OK | os.X_OK)):
+        raise ValueError(f"Expected a folder that is there and can be written. Received: {text!r}")
+
+
 def _check_proxy(text: str) -> None:
     if text:
         Proxy(text)
@@ -103,7 +110,10 @@ class Settings:
         "release document to follow, such as model-store/clothing/release.json; without it the newest version answers",
     )
     trial_folder: str = _setting(
-        "", "folder for at most 200 photos on which a tried version and the stable one differ; if empty, none is kept"
+        "",
+        "writable folder, such as a volume, for at most 200 photos on which a tried version and the stable one differ;"
+        " if empty, none is kept",
+        _check_folder,
     )
     model_poll_s: float = _setting(0.5, "seconds between two looks for new versions", 0.01)
     model_timeout_s: float = _setting(5.0, "limit for one call of the model server", 0.01)

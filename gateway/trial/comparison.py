@@ -187,9 +187,13 @@ def _keep(folder: Path, image: bytes, *replies: _Reply) -> None:
     answers = {
         reply.version.number: most_probable(reply.version.contract.classes, reply.probabilities, 3) for reply in replies
     }
+    photo, said = folder / name, folder / f"{name}.json"
     try:
         if len(list(folder.glob("*.json"))) < MOST_KEPT:
-            (folder / name).write_bytes(image)
-            (folder / f"{name}.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
+            photo.write_bytes(image)
+            said.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
     except OSError as exc:
         _log.warning("a photo on which versions differ could not be kept in %s: %s", folder, exc.strerror)
+        for path in (photo, said):  # half of it would not count
+            with suppress(OSError):
+                path.unlink(missing_ok=True)

@@ -58,6 +58,7 @@ def test_all_bad_values_are_named_at_once() -> None:
         ),
         *(("HOST", each) for each in ("", "*", "127.0.0.1:80", "[::1]:80", "fe80::1%eth0", "http://a")),
         *(("MODEL_NAME", each) for each in ("", " ")),
+        *(("TRIAL_FOLDER", each) for each in ("/none", "/dev/null")),
         ("API_KEYS", sha256(b"").hexdigest()),
         ("API_KEYS", f"{'a' * 64},{sha256(b'').hexdigest()}"),
         *(("MODEL_ADDRESS", each) for each in ("", "model", "::1", "::1:8500", "http://model:8500", "model:8500/")),

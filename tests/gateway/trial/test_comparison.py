@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import grpc
@@ -190,3 +191,14 @@ def test_photos_that_differ_are_kept_where_a_folder_is_named(tried: Tried, tmp_p
     (answers,) = folder.glob("*.json")
     assert answers.with_suffix("").read_bytes() == IMAGE
     assert set(json.loads(answers.read_text())) == {"1", "2"}
+
+
+def test_a_photo_that_fills_the_disk_is_not_kept(tried: Tried, tmp_path: Path) -> None:
+    """Its image without the answers would not count, so more and more would come."""
+    folder = tmp_path / "differ"
+    folder.mkdir()
+    (folder / f"{sha256(IMAGE).hexdigest()[:16]}.json").symlink_to("/dev/full")
+    tried.replace(classes=("blue", "red", "green"))
+    tried.start(SHADOW, trial_folder=str(folder))
+    tried.ask()
+    wait_until(lambda: not list(folder.iterdir()))
