@@ -11,6 +11,7 @@ import pytest
 import yaml
 from flask.testing import FlaskClient
 
+from gateway import errors
 from gateway.settings import Settings
 from tests.conftest import ROOT, Origin
 from tests.programs.photos import encode, photo
@@ -44,6 +45,19 @@ def test_the_errors_alert_counts_predictions(exported: str) -> None:
     assert 'gateway_answers_total{code="",path="predict",status="200"} 1.0' in exported
     assert 'gateway_answers_total{code="fetch_failed",path="predict",status="502"} 1.0' in exported
     assert re.search(r'gateway_stage_seconds_bucket\{identity="\w+",le="1.0",stage="predict",version="1"\}', exported)
+
+
+def test_the_errors_alert_counts_no_fault_of_others() -> None:
+    """Of the codes with a status of 5xx, those of image hosts and of clients are left out."""
+    (expression,) = (rule["expr"] for rule in RULES if rule["alert"] == "Errors")
+    (others,) = re.findall(r'code!~"([^"]*)"', expression)
+    codes = {
+        kind.code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and hasattr(kind, "code") and kind.status >= 500
+    }
+    left_out = {"fetch_failed", "fetch_timeout", "unsupported_coding", "unsupported_version"}
+    assert {code for code in codes if re.fullmatch(others, code)} == left_out
 
 
 def test_prometheus_scrapes_the_stack() -> None:
