@@ -227,12 +227,19 @@ def test_compose_limits_the_logs() -> None:
     ] == []
 
 
+def test_compose_shares_folders_under_selinux() -> None:
+    """Which keeps containers from a folder of the machine without this label."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"].values()
+    folders = [each for service in services for each in service.get("volumes", ()) if each.startswith("./")]
+    assert len(folders) == 4 and all("z" in each.split(":")[2].split(",") for each in folders)
+
+
 def test_compose_has_the_release_command() -> None:
     """Of the gateway's image, for the same model and store; it may write what belongs to someone else."""
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     service, gateway = services["release"], services["gateway"]
     assert (service["image"], service["build"]) == (gateway["image"], gateway["build"])
-    assert service["profiles"] == ["release"] and "./model-store:/models" in service["volumes"]
+    assert service["profiles"] == ["release"] and "./model-store:/models:z" in service["volumes"]
     python, *command = service["entrypoint"]
     assert (python, command[:2]) == ("python", ["-m", "gateway.release"])
     options = release_parser().parse_args([*command[2:], *service["command"]])
