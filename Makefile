@@ -53,7 +53,7 @@ single-image lambda-image: model-image  # they carry what it exported
 up: model-image gateway-image  ## docker compose up, in the background; MODEL= and PORT= choose
 	@# Compose passes only the names in its file, and says nothing about others.
 	@{ cat .env 2>/dev/null; env; } | sed -nE 's/^[[:space:]]*(export[[:space:]]+)?(GATEWAY_[A-Za-z0-9_]+).*/\2/p' | sort -u | \
-	  while read -r name; do grep -qx "      - $$name" docker-compose.yaml || \
+	  while read -r name; do grep -qE "^      - $$name( |$$)" docker-compose.yaml || \
 	  echo "Warning: $$name does not reach the gateway under Compose. docs/settings.md lists the settings; MODEL= and PORT= choose model and port" >&2; done
 	@MODEL_NAME=$(MODEL) PORT=$(PORT) TAG=$(TAG) $(COMPOSE) up --detach --no-build
 	@echo "==> Open http://localhost:$(PORT)/ in a browser"

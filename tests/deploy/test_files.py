@@ -364,7 +364,7 @@ def test_make_names_settings_that_compose_does_not_pass(tmp_path: Path) -> None:
     """Misspelt ones, and those that are the container's own, in .env and in the environment."""
     for name in ("Makefile", "docker-compose.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / ".env").write_text("GATEWAY_WORKERS=3\nexport GATEWAY_PORT=80\n# GATEWAY_NONE=1\n")
+    (tmp_path / ".env").write_text("GATEWAY_WORKERS=3\nexport GATEWAY_PORT=80\n# GATEWAY_NONE=1\nGATEWAY_KEY=a\n")
     environ = {"PATH": os.environ["PATH"], "GATEWAY_WROKERS": "4", "GATEWAY_TOP_K": "4"}
     command = ["make", "up", "DOCKER=true", "COMPOSE=true"]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
