@@ -23,9 +23,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, refusal: Exception, wait_s: float = 0.0) -> Iterator[None]:
-    """Lock a file; raise the refusal if another process keeps it locked for so long."""
+    """Lock a file, and keep what it contains; raise the refusal if another process keeps it locked for so long."""
     give_up = time.monotonic() + wait_s
-    with path.open("w") as lock:
+    with path.open("a") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

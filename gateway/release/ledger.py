@@ -19,7 +19,7 @@ from contract.store import find_versions
 from gateway.release import history, model_config
 from gateway.release.history import BY_HAND, Entry, History, append, digest, read_history
 
-LOCK_NAME = ".release-lock"
+LOCK_NAME = ".release-lock"  # it contains the serial of the last change whose document was written
 LOCK_WAIT_S = 10.0  # the longest step of a change is the digest of a version, at about a second for a gigabyte
 
 
@@ -198,7 +198,7 @@ class Ledger:
             return State(logged, past, on_disk, (f"{exc}. So {instead}, and the next change replaces the document.",))
         if found == logged:
             return State(found, past, on_disk)
-        if last and found == past.before_last and model_config.find_serial(self._config_text()) != last.serial:
+        if last and found == past.before_last and not self._is_published(last):
             note = f"The command of release {last.serial} was ended before it wrote {FILE_NAME}; the next change does."
             return State(found, past, on_disk, (note,), is_owed=True)
         when = datetime.now(UTC)
@@ -242,7 +242,9 @@ class Ledger:
             self._write_text(self.home / FILE_NAME, entry.document.to_json())
         else:
             (self.home / FILE_NAME).unlink(missing_ok=True)
-        sync(self.home)  # the next file says that this one is done
+        sync(self.home)  # the lock says next that this is done
+        with suppress(OSError):
+            (self.home / LOCK_NAME).write_text(str(entry.serial))
         try:
             self._write_text(self.home / model_config.FILE_NAME, self._config(entry.document, entry.serial))
         except OSError as exc:
@@ -250,6 +252,10 @@ class Ledger:
         except ValueError as exc:
             return (f"{model_config.FILE_NAME} is not understood, and stays as it is: {exc}",)
         return ()
+
+    def _is_published(self, entry: Entry) -> bool:
+        lock = self.home / LOCK_NAME
+        return lock.exists() and lock.read_bytes() == str(entry.serial).encode()
 
     def _write_text(self, path: Path, text: str) -> None:
         if path.exists() and path.read_bytes() == text.encode():

@@ -176,13 +176,16 @@ def test_a_document_edited_by_hand_gets_its_line(store: Store) -> None:
     assert store.run("history")[2] == ""
 
 
-def test_a_document_put_back_by_hand_is_not_taken_for_a_kill(store: Store) -> None:
-    """`models.config` says that the command had ended, so the person is right."""
-    store.do("promote", "1")
+@pytest.mark.parametrize("config", ["", "model_config_list { config { not_known: 1 } }"])
+def test_a_document_put_back_by_hand_is_not_taken_for_a_kill(store: Store, config: str) -> None:
+    """The command had ended, so the person is right, whatever `models.config` is."""
+    (store.home / "models.config").write_text(config)
+    store.run("promote", "1")
     old = (store.home / "release.json").read_text()
-    store.do("promote", "2")
+    store.run("promote", "2")
     (store.home / "release.json").write_text(old)
-    store.do("try", "3", "--shadow")
+    assert "edited by hand" in store.run("status")[2]
+    store.run("try", "3", "--shadow")
     assert store.document["stable"] == 1
     assert [line["what"] for line in store.lines] == ["promote", "promote", "by hand", "try"]
 
@@ -192,8 +195,10 @@ def test_a_document_removed_by_hand(store: Store, changes: int) -> None:
     """The newest version answers again, and the next change says so in the history."""
     for number in range(changes):
         store.do("promote", str(number + 1))
-    (store.home / "release.json").unlink()
-    assert "no release yet" in store.run("status")[1]
+    for name in ("release.json", "models.config"):
+        (store.home / name).unlink()
+    _, out, err = store.run("status")
+    assert "no release yet" in out and "removed by hand" in err
     assert "First say which version is stable" in store.run("try", "3", "--shadow")[2]
     assert "latest" in (store.home / "models.config").read_text()
     store.do("promote", "4")
@@ -265,10 +270,11 @@ def test_a_refusal_says_what_was_finished_before_it(store: Store) -> None:
     """A rollback that was killed is not made twice."""
     store.do("promote", "1")
     store.do("promote", "2")
-    old = files(store.home)
+    names = ("release.json", "models.config", ".release-lock")
+    old = {name: (store.home / name).read_bytes() for name in names}
     store.do("rollback")
-    for name in ("release.json", "models.config"):
-        (store.home / name).write_bytes(old[name])
+    for name, content in old.items():
+        (store.home / name).write_bytes(content)
     status, _, err = store.run("rollback")
     assert status == 1 and "was ended before it wrote release.json" in err and "Version 1 is the stable one" in err
     assert store.document["stable"] == 1 and len(store.lines) == 3
