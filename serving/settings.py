@@ -233,7 +233,6 @@ def _read_config(path: Path) -> list[messages.ModelConfig]:
     except OSError as exc:
         raise InvalidArgumentError(f"Expected a readable --model_config_file. {exc}") from exc
     except (text_format.ParseError, UnicodeDecodeError) as exc:
-        # Ends with the parser's line and column: a field that is not supported, such as version_labels, is named there.
         raise InvalidArgumentError(
             f"Invalid protobuf file: '{path}'. Error parsing text-format tensorflow.serving.ModelServerConfig: {exc}"
         ) from exc
@@ -250,5 +249,10 @@ def _problems(model: messages.ModelConfig) -> list[str]:
     if model.model_platform != "tensorflow":
         problems.append(
             f'Expected model {model.name} to have model_platform: "tensorflow". Received: {model.model_platform!r}'
+        )
+    set_fields = {field.name for field, _ in model.ListFields()}
+    if unsupported := sorted(set_fields & {"model_type", "logging_config", "version_labels"}):
+        problems.append(
+            f"Expected model {model.name} without what only TensorFlow Serving does. Received: {', '.join(unsupported)}"
         )
     return problems

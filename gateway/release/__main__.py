@@ -55,7 +55,7 @@ exit status:
   0   done, or nothing had to change
   1   refused, and nothing has changed; of `history` and `at`: the history was edited. The message says why
   2   the command line is wrong
-  3   the change is made, but a gateway of --gateway does not follow; the message says which
+  3   the change is made, but a gateway of --gateway, or models.config, does not follow; the message says which
   4   of `watch` and `try --watch`: the version was rolled back; the message says why
   5   of these: too little traffic to decide; the trial goes on
 """
@@ -171,13 +171,14 @@ def _report(ledger: Ledger, options: argparse.Namespace) -> int:
 
 def _finish(ledger: Ledger, change: Change, gateways: Sequence[str], hint: str) -> int:
     """Say what a change did, and wait for the gateways."""
-    _warn(*change.notes)
+    _warn(*change.notes, *filter(None, [change.lag]))
     if change.before == change.after and not change.notes:
         print(f"Nothing to change: release {change.after.serial} says so already.")
     print(f"Release {change.after.serial}: {_describe(change.after)}. {hint}")
     if not gateways:
         print("Gateways follow within a second once the version is loaded; --gateway URL waits for them.")
-    return _follow(ledger, gateways, change.after.serial)
+    followed = _follow(ledger, gateways, change.after.serial)
+    return NOT_FOLLOWED if change.lag else followed
 
 
 def _follow(ledger: Ledger, gateways: Sequence[str], serial: int) -> int:

@@ -54,11 +54,19 @@ class State:
 
 @dataclass(frozen=True)
 class Change:
-    """What a command did: the document before and after, which are the same if nothing had to change."""
+    """What a command did.
+
+    Attributes:
+        before: The document before.
+        after: The one after, which is the same if nothing had to change.
+        notes: What was wrong before.
+        lag: Why `models.config` does not say so; empty if it does.
+    """
 
     before: Release | None
     after: Release
     notes: tuple[str, ...]
+    lag: str
 
 
 class Ledger:
@@ -159,22 +167,22 @@ class Ledger:
         lock = self.home / LOCK_NAME
         with _explained(), locked(lock, busy, LOCK_WAIT_S):
             self._share(lock)
-            state = self._recover(self._look())
+            state, lag = self._recover(self._look())
             before, last = state.release, state.history.last
             try:
                 after = decide(state, max(state.history.next_serial, before.serial + 1 if before else 0))
             except Refused as exc:
                 raise type(exc)("\n".join((*state.notes, str(exc)))) from exc
             if after == before:
-                return Change(before, after, state.notes)
+                return Change(before, after, state.notes, lag)
             known = dict(last.digests) if last else {}
             if (named := _named_anew(what, before, after)) is not None:
                 seen, known[str(named)] = known.get(str(named)), digest(state.on_disk[named])
                 if before and before.trial and seen not in (None, known[str(named)]):
                     raise Refused(f"The files of version {named} have changed since its trial began. Release it anew.")
             entry = Entry(after.serial, _text(datetime.now(UTC)), _who(), what, " ".join(reason.split()), after, {})
-            written = self._write(_with_digests(entry, known, state.on_disk), state.history)
-            return Change(before, after, state.notes + written)
+            lag = self._write(_with_digests(entry, known, state.on_disk), state.history)
+            return Change(before, after, state.notes, lag)
 
     def _look(self) -> State:
         with _explained():
@@ -211,19 +219,19 @@ class Ledger:
         note = f"{FILE_NAME} was {edited} by hand; the next change adds that to {history.FILE_NAME}."
         return State(found, past, on_disk, (note,), by_hand=entry)
 
-    def _recover(self, state: State) -> State:
-        """Finish what an ended command left undone, and return what the store says then."""
+    def _recover(self, state: State) -> tuple[State, str]:
+        """Finish what an ended command left undone; return what the store says then, and what went wrong."""
         for name in (FILE_NAME, model_config.FILE_NAME):
             for draft in self.home.glob(f"{name}.draft-*"):
                 draft.unlink(missing_ok=True)
-        last = state.history.last
+        last, lag = state.history.last, ""
         if state.by_hand:
-            self._write(_with_digests(state.by_hand, last.digests if last else {}, state.on_disk), state.history)
+            lag = self._write(_with_digests(state.by_hand, last.digests if last else {}, state.on_disk), state.history)
         elif last:
-            self._publish(last)
-        return replace(self._look(), notes=state.notes)
+            lag = self._publish(last)
+        return replace(self._look(), notes=state.notes), lag
 
-    def _write(self, entry: Entry, past: History) -> tuple[str, ...]:
+    def _write(self, entry: Entry, past: History) -> str:
         """Make a change: the history first, so that it can be finished when this command is ended; return as below."""
         file = self.home / history.FILE_NAME
         append(file, past, entry)
@@ -236,7 +244,7 @@ class Ledger:
             os.truncate(file, past.size)
             raise
 
-    def _publish(self, entry: Entry) -> tuple[str, ...]:
+    def _publish(self, entry: Entry) -> str:
         """Write what a line of the history says into the other files, unless they say so; return what went wrong."""
         if entry.document:
             self._write_text(self.home / FILE_NAME, entry.document.to_json())
@@ -248,10 +256,13 @@ class Ledger:
         try:
             self._write_text(self.home / model_config.FILE_NAME, self._config(entry.document, entry.serial))
         except OSError as exc:
-            return (f"{model_config.FILE_NAME} was not written, so TensorFlow Serving does not follow: {exc.strerror}",)
+            return f"{model_config.FILE_NAME} was not written, so TensorFlow Serving does not follow: {exc.strerror}"
         except ValueError as exc:
-            return (f"{model_config.FILE_NAME} is not understood, and stays as it is: {exc}",)
-        return ()
+            reason = f"{model_config.FILE_NAME} is not understood, and stays as it is: {exc}"
+            return (
+                f"{reason.rstrip('.')}. So TensorFlow Serving does not follow; mend the file, and repeat the command."
+            )
+        return ""
 
     def _is_published(self, entry: Entry) -> bool:
         lock = self.home / LOCK_NAME

@@ -38,7 +38,17 @@ model_config_list {
   config {
     name: "a" base_path: "/a" model_platform: "tensorflow" model_version_policy { latest { num_versions: 2 } }
   }
-  config { name: "b" model_version_policy { all {} } }
+  config {
+    name: "b" model_type: TENSORFLOW model_version_policy { all {} }
+    version_labels { key: "stable" value: 3 }
+    logging_config {
+      log_collector_config { type: "file" filename_prefix: "/logs" } custom_logging_config { type_url: "t/x" }
+      sampling_config {
+        sampling_rate: 0.5 attributes: 1
+        per_task_sampling_configs { dc: "d" task_index: 0 sampling_rate: 1 }
+      }
+    }
+  }
   config { name: "c" model_version_policy { specific { versions: [1, 7] } } }
 }
 """

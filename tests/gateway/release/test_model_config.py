@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf import text_format
 
+from contract import messages_pb2 as messages
 from serving.settings import Settings
 from tests.gateway.release.conftest import Store
 
 OTHERS = """
 model_config_list {
-  config { name: "shoes" base_path: "/models/shoes" model_platform: "tensorflow" }
+  config { name: "shoes" base_path: "/models/shoes" model_type: TENSORFLOW
+           logging_config { log_collector_config { type: "file" filename_prefix: "/logs/shoes" }
+                            sampling_config { sampling_rate: 0.1 } } }
   config { name: "clothing" base_path: "/models/clothing" model_platform: "tensorflow"
+           version_labels { key: "stable" value: 3 }
            model_version_policy { latest { num_versions: 2 } } }
 }
 """
@@ -19,7 +24,6 @@ model_config_list {
 @pytest.mark.tensorflow
 def test_the_official_messages_read_it(store: Store) -> None:
     """Three versions stay loaded, and of them those that are on disk."""
-    from google.protobuf import text_format
     from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
     store.do("promote", "1")
@@ -43,18 +47,22 @@ def test_other_models_and_the_base_path_stay(store: Store) -> None:
     (store.home / "models.config").write_text(OTHERS)
     store.do("promote", "3")
     store.do("promote", "4")
-    shoes, clothing = Settings.from_argv([f"--model_config_file={store.home / 'models.config'}"]).models
+    text = (store.home / "models.config").read_text()
+    shoes, clothing = text_format.Parse(text, messages.ModelServerConfig()).model_config_list.config
     assert shoes.base_path == "/models/shoes" and not shoes.HasField("model_version_policy")
-    assert clothing.base_path == "/models/clothing"
+    assert shoes.model_type == 1 and shoes.logging_config.log_collector_config.filename_prefix == "/logs/shoes"
+    assert clothing.base_path == "/models/clothing" and clothing.version_labels == {"stable": 3}
     assert list(clothing.model_version_policy.specific.versions) == [3, 4]
 
 
-@pytest.mark.parametrize("content", [b"model_config_list { config { version_labels {} } }", b"\xff\xfe", b"}"])
+@pytest.mark.parametrize("content", [b"model_config_list { config { not_known: 1 } }", b"\xff\xfe", b"}"])
 def test_what_is_not_understood_stays(store: Store, content: bytes) -> None:
-    """The change is made, and says so."""
+    """The change is made; each command says that, also one that changes nothing, and its status shows it."""
     (store.home / "models.config").write_bytes(content)
-    status, _, err = store.run("promote", "1")
-    assert status == 0 and "models.config is not understood, and stays as it is" in err
+    for said in ("Release 1: version 1 answers", "Nothing to change"):
+        status, out, err = store.run("promote", "1")
+        assert status == 3 and said in out
+        assert err.startswith("models.config is not understood, and stays as it is") and len(err.splitlines()) == 1
     assert (store.home / "models.config").read_bytes() == content
 
 

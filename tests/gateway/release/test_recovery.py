@@ -99,7 +99,7 @@ def test_a_command_that_ends_between_two_steps_is_finished(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Ledger, step, kill)
         if step != "_share":
-            patch.setattr(Ledger, "_recover", lambda self, state: state)
+            patch.setattr(Ledger, "_recover", lambda self, state: (state, ""))
         store.run("promote", "2")
     _, _, err = store.run("status")
     assert ("ended before it wrote release.json" in err) == (step != "_config")
