@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ COUNTERS = ("gateway_comparisons", "gateway_comparison_signs", "gateway_comparis
 LABELS = ("sign", "class", "change", "outcome")  # that tell their series apart, in this order
 STOPPED = "gateway_trial_stopped"
 ANSWERS = "gateway_answers"  # of all requests, whichever version answers
-MOST_FALLS = 3  # of the counters of one address; a gateway that restarts makes them fall once
+MOST_TURNS = 3  # of one address, as below
+RECENT_LOOKS = 10  # after which a gateway that restarted may have counted as much as before
 
 _Series = tuple[str, ...]  # a counter's name, and what tells its series apart
 
@@ -37,18 +38,18 @@ class _Seen:
     """What was seen of an address.
 
     Attributes:
-        last: Its counters; None before the first look.
+        recent: Its counters, at the last looks.
         total: Increments, over restarts.
-        falls: How often the counters fell.
+        turns: How often the counters fell and soon were what they had been, as they do not after a restart.
         is_stopped: Whether a process had stopped its part in a trial at the last look; None before the first.
         has_stopped: Whether one did so in this watch.
         problem: Why it does not take part, at the last look; empty if it does.
     """
 
     address: Address
-    last: Counter[_Series] | None = None
+    recent: deque[Counter[_Series]] = field(default_factory=lambda: deque(maxlen=RECENT_LOOKS))
     total: Counter[_Series] = field(default_factory=Counter)
-    falls: int = 0
+    turns: int = 0
     is_stopped: bool | None = None
     has_stopped: bool = False
     problem: str = ""
@@ -124,10 +125,11 @@ class Observation:
                     each.problem = "has a process that stopped this trial, or an earlier one"
             except (_NoAnswer, ValueError, AttributeError) as exc:
                 each.problem = str(exc)
-            if each.falls >= MOST_FALLS:
+            if each.turns >= MOST_TURNS:
                 raise Refused(
-                    f"The counters of {each.address} fell {each.falls} times, as if several gateways answered there in"
-                    " turn. Name each of them with --gateway, or a name that resolves to all of their addresses."
+                    f"The counters of {each.address} fell and came back {each.turns} times, as if several gateways"
+                    f" answered there in turn. The trial of version {self._trial.version} goes on, and nobody watches"
+                    " it. Name each gateway with --gateway, or a name that resolves to all of their addresses."
                 )
 
     def _find(self) -> list[_Seen]:
@@ -171,12 +173,13 @@ class Observation:
                 found[name,] += int(value) * (labels.get("path") == "predict")
             elif of_trial.items() <= labels.items():
                 found[name, *(labels[key] for key in LABELS if key in labels)] += int(value)
-        before = seen.last or Counter()
-        if any(found[series] < number for series, number in before.items()):
-            seen.falls += 1
-            before = Counter()
+        last = seen.recent[-1] if seen.recent else Counter[_Series]()
+        if any(found >= each and not last >= each for each in seen.recent):
+            seen.turns += 1
+            seen.recent.clear()
+        seen.recent.append(found)
+        before = last if found >= last else Counter()
         seen.total.update({series: number - before[series] for series, number in found.items()})
-        seen.last = found
         failed = found["gateway_trial_requests", "failed"] + found["gateway_comparison_signs", "failed"]
         is_of_this = seen.is_stopped is False or failed >= FAILURES_UNTIL_STOPPED
         seen.has_stopped |= is_stopped and is_of_this
