@@ -31,6 +31,10 @@ class Passing(Refused):
     """One that a second try may not meet: the store is away for a moment, or somebody else is quicker."""
 
 
+class Unwritable(Refused):
+    """One of a store that cannot be written, or not by this user."""
+
+
 @dataclass(frozen=True)
 class State:
     """What the store says of a model.
@@ -83,6 +87,15 @@ class Ledger:
             time.sleep(0.2)
             state = self._look()
         return state
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others from changing anything meanwhile; a store that cannot be written is refused."""
+        busy = Passing(f"Another command is changing {self.home}. Try again when it has ended.")
+        lock = self.home / LOCK_NAME
+        with _explained(), locked(lock, busy, LOCK_WAIT_S):
+            self._share(lock)
+            yield
 
     def try_version(self, version: int, mode: Mode, share: float = 1.0, *, reason: str = "") -> Change:
         """Begin the trial of a version, or go on with it at another share."""
@@ -163,10 +176,7 @@ class Ledger:
 
     def _change(self, what: str, reason: str, decide: Callable[[State, int], Release]) -> Change:
         """Make a change under the lock, after what an ended command left undone."""
-        busy = Passing(f"Another command is changing {self.home}. Try again when it has ended.")
-        lock = self.home / LOCK_NAME
-        with _explained(), locked(lock, busy, LOCK_WAIT_S):
-            self._share(lock)
+        with self.alone():
             state, lag = self._recover(self._look())
             before, last = state.release, state.history.last
             try:
@@ -314,7 +324,7 @@ def _explained() -> Iterator[None]:
     except OSError as exc:
         reason = f"{exc.filename or 'The store'}: {exc.strerror}."
         if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise Refused(f"{reason} Changes need a store that can be written, and a user who may.") from exc
+            raise Unwritable(f"{reason} Changes need a store that can be written, and a user who may.") from exc
         raise Passing(reason) from exc
 
 

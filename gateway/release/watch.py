@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from gateway.release.evidence import ALPHA, KINDS, Criterion, Finding, criteria
-from gateway.release.ledger import Change, Ledger, Passing, Refused
+from gateway.release.ledger import Change, Ledger, Passing, Refused, Unwritable
 from gateway.release.observation import Observation
 
 POLL_S = 2.0
@@ -56,6 +57,7 @@ class Watch:
         self._criteria: list[Criterion] = []
         self._said, self._said_at = "", -PROGRESS_S
         self._passing = set[str]()  # what was said of a store that is away
+        self._reasons: tuple[str, ...] = ()
         self._answers, self._quiet_looks, self._said_quiet = 0, 0, False
 
     def look(self) -> list[Finding]:
@@ -67,7 +69,13 @@ class Watch:
         return [each.judge(counts) for each in self._criteria]
 
     def run(self, promote_after: int | None, within_s: float) -> Outcome:
-        """Look until the trial can be decided, or the time is over."""
+        """Look until the trial can be decided, or the time is over.
+
+        Raises:
+            Refused: The store cannot be written, or was away when the time was over.
+        """
+        with suppress(Passing), self._ledger.alone():
+            pass
         give_up = time.monotonic() + within_s
         while True:
             left_s = give_up - time.monotonic()
@@ -86,10 +94,10 @@ class Watch:
         return Outcome(is_good, (self.progress, *self.observed.problems, *hint, "the trial goes on"))
 
     def _try(self, step: Callable[[], Outcome | None], left_s: float) -> Outcome | None:
-        """Take a step; a store that is away for a moment, or that somebody else has just changed, ends no watch."""
+        """Take a step; a store that is away or read-only meanwhile, or just changed by others, ends no watch."""
         try:
             return step()
-        except Passing as exc:
+        except (Passing, Unwritable) as exc:
             if left_s <= 0:
                 raise
             if str(exc) not in self._passing:
@@ -101,11 +109,16 @@ class Watch:
         """End the trial if there is enough evidence.
 
         Raises:
-            Refused: Somebody else has ended it, or the store is away.
+            Refused: Somebody else has ended it, or the store is away or read-only.
         """
-        if reasons := self._reasons(findings):
-            why = f"Rolled back by watch: {'; '.join(reasons)}"
-            return Outcome(False, reasons, self._ledger.rollback(why, trial_serial=self.trial.serial))
+        self._reasons = self._reasons or self._alarms(findings)
+        if self._reasons:
+            why = "; ".join(self._reasons)
+            try:
+                change = self._ledger.rollback(f"Rolled back by watch: {why}", trial_serial=self.trial.serial)
+            except Unwritable as exc:
+                raise Unwritable(f"Version {self.trial.version} must be rolled back: {why}. {exc}") from exc
+            return Outcome(False, self._reasons, change)
         if promote_after and self._has_seen(promote_after):
             why = f"Promoted by watch after {self.progress}"
             return Outcome(True, (self.progress,), self._ledger.promote(reason=why, trial_serial=self.trial.serial))
@@ -122,7 +135,7 @@ class Watch:
         is_promoted = release is not None and release.stable == self.trial.version
         return Outcome(is_promoted, (f"the trial was ended meanwhile{who}",))
 
-    def _reasons(self, findings: Sequence[Finding]) -> tuple[str, ...]:
+    def _alarms(self, findings: Sequence[Finding]) -> tuple[str, ...]:
         alarms = sorted((each for each in findings if each.alarms), key=lambda each: -each.log_evidence)
         stopped = [
             f"a process of {each} stopped the trial, because its requests failed" for each in self.observed.stopped

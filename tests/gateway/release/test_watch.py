@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ import urllib3
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from contract.document import Contract, ImageSpec
-from gateway.release import observation, watch
+from gateway.release import ledger, observation, watch
 from gateway.release.evidence import Finding
 from gateway.release.gateways import Address
 from gateway.release.ledger import Ledger, Passing, State
@@ -348,6 +349,37 @@ def test_a_store_that_is_away_for_a_moment_ends_no_watch(
     monkeypatch.setattr(Ledger, "read", read_or_fail)
     status, out, _ = store.run("watch", *trial_of(gateway))
     assert status == 4 and out.count("Stale file handle. The watch goes on.") == 1
+
+
+def test_a_store_that_is_read_only(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused at the start; later the watch names the alarm, and tries again until its time is over."""
+    looks: list[int] = []
+
+    def look_and_lock(gateway: Gateway) -> None:
+        looks.append(1)
+        gateway.counted.add(100, disagrees=100)
+        is_writable = len(looks) == 5
+        monkeypatch.setattr(ledger, "locked", locked if is_writable else read_only)
+
+    @contextmanager
+    def read_only(path: Path, *_: object) -> Iterator[None]:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+        yield
+
+    gateway, locked = gateways(look_and_lock), ledger.locked
+    store.do("try", "2", "--shadow")
+    status, out, _ = store.run("watch", *trial_of(gateway))
+    assert status == 4 and len(looks) == 5
+    (said,) = [line for line in out.splitlines() if line.startswith("Version 2 must be rolled back: ")]
+    assert "it disagrees with version 1 on 100 of 100 photos" in said and said.endswith("may. The watch goes on.")
+    store.do("try", "2", "--shadow")
+    monkeypatch.setattr(ledger, "locked", read_only)
+    assert "Read-only file system. Changes need a store that can be written" in store.refuse(
+        "watch", *trial_of(gateway)
+    )
+    assert len(looks) == 5
 
 
 def test_an_earlier_trial_of_the_version_does_not_count(store: Store, gateways: Callable[..., Gateway]) -> None:
