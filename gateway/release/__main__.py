@@ -112,7 +112,7 @@ def _try(ledger: Ledger, options: argparse.Namespace) -> int:
     mode: Mode = "shadow" if options.shadow else "share"
     change = ledger.try_version(options.version, mode, options.share or 1.0, reason=options.reason)
     status = _finish(ledger, change, options.gateway, "End it with `promote` or `rollback`.")
-    return _watch(ledger, options) if options.watch and status == DONE else status
+    return _watch(ledger, options) if options.watch else status
 
 
 def _promote(ledger: Ledger, options: argparse.Namespace) -> int:

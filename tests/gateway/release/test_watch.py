@@ -19,6 +19,7 @@ import urllib3
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from contract.document import Contract, ImageSpec
+from gateway.release import __main__ as command
 from gateway.release import ledger, observation, watch
 from gateway.release.evidence import Finding
 from gateway.release.gateways import Address
@@ -251,6 +252,16 @@ def test_a_gateway_that_does_not_try_it_keeps_it_from_promotion(store: Store, ga
     assert status == 5 and store.document["stable"] == 1
     assert f"{other.url} does not try version 2: version 2 was refused" in out
     assert "http://127.0.0.1:9 does not listen" in out
+
+
+def test_a_trial_is_watched_though_a_gateway_is_late(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may find that it is worse."""
+    monkeypatch.setattr(command, "FOLLOW_S", 0.1)
+    bad, late = gateways(steadily(100, disagrees=100)), gateways(refuses="version 2 is not loaded")
+    status, out, err = store.run("try", "2", "--shadow", "--watch", *trial_of(bad), "--gateway", late.url)
+    assert status == 4 and f"{late.url} does not follow release 2" in err and "was rolled back" in out
 
 
 def test_a_gateway_of_another_model_promotes_nothing(store: Store, gateways: Callable[..., Gateway]) -> None:
