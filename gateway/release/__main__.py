@@ -57,7 +57,7 @@ exit status:
   2   the command line is wrong
   3   the change is made, but a gateway of --gateway, or models.config, does not follow; the message says which
   4   of `watch` and `try --watch`: the version was rolled back; the message says why
-  5   of these: too little traffic to decide; the trial goes on
+  5   of these: too little traffic to decide, or a gateway took no part; the trial goes on
 """
 
 

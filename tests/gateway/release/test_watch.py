@@ -234,13 +234,20 @@ def test_a_watch_that_is_stopped_says_that_the_trial_goes_on(store: Store, gatew
     assert err.startswith("Stopped. The trial of version 2 goes on, and nobody watches it. `watch` continues; ")
 
 
-def test_without_promotion_it_says_how_it_went(store: Store, gateways: Callable[..., Gateway]) -> None:
-    """Good so far, with status 0, and nothing is changed."""
-    gateway = gateways(steadily(disagrees=1))
+@pytest.mark.parametrize(("photos", "is_reached", "status"), [(300, True, 0), (1, True, 5), (300, False, 5)])
+def test_without_promotion_it_says_how_it_went(
+    store: Store, gateways: Callable[..., Gateway], photos: int, is_reached: bool, status: int
+) -> None:
+    """Good so far, if every gateway was asked and enough photos were compared; nothing is changed."""
+    looks: list[int] = []
+    gateway = gateways(lambda gateway: (looks.append(1), gateway.counted.add(photos if len(looks) == 1 else 0)))
     store.do("try", "2", "--shadow")
     before = store.document
-    status, out, _ = store.run("watch", "--gateway", gateway.url, "--within", "0.2s")
-    assert status == 0 and "Version 2 is good so far: " in out and store.document == before
+    others = [] if is_reached else ["--gateway", "http://127.0.0.1:9"]
+    found, out, _ = store.run("watch", "--gateway", gateway.url, *others, "--within", "0.2s")
+    assert found == status and store.document == before
+    assert f"Version 2 {'cannot be judged yet' if status else 'is good so far'}: {photos} photo" in out
+    assert ("it needs 300 photos compared" in out) == (photos < 300)
 
 
 def test_a_gateway_that_does_not_try_it_keeps_it_from_promotion(store: Store, gateways: Callable[..., Gateway]) -> None:
