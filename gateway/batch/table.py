@@ -129,10 +129,13 @@ def _rows_in(path: Path, content: bytes) -> Iterator[tuple[int, Row]]:
     try:
         if path.suffix == ".csv":
             reader = csv.DictReader(io.StringIO(text, newline=""))
-            if content and not {"source"} <= {*(reader.fieldnames or ())} <= {*COLUMNS}:
-                raise ValueError(other)
+            if content and (found := tuple(reader.fieldnames or ())) != COLUMNS:
+                columns, received = ",".join(COLUMNS), ",".join(found)[:100]
+                raise ValueError(f"Expected a file of an earlier run in {path}: {columns}. Received: {received}")
             start = reader.line_num
             for row in reader:
+                if None in row:  # a field too many
+                    raise ValueError(other)
                 yield start, row
                 start = reader.line_num
         else:

@@ -15,7 +15,7 @@ import pytest
 
 from contract.document import Novelty
 from gateway.batch.__main__ import STOPPED, main
-from gateway.batch.table import Table
+from gateway.batch.table import COLUMNS, Table
 from tests.conftest import ROOT
 from tests.gateway.batch.conftest import read_csv
 from tests.programs.model_server import FakeModelServer, FakeVersion
@@ -211,6 +211,9 @@ def test_a_file_that_another_run_writes_is_left_alone(
     ("name", "content"),
     [
         ("a.csv", "source,x\r\na,1\r\n"),
+        ("a.csv", f"{','.join(COLUMNS[:-1])}\r\n"),
+        ("a.csv", f"{','.join(COLUMNS[::-1])}\r\n"),
+        ("a.csv", f"{','.join(COLUMNS)}\r\na.jpg,1,1,red,0,0.9,,,false,\r\n"),
         ("a.csv", "first,second\r\n1,2\r\n"),
         ("a.jsonl", "no JSON\n"),
         ("a.jsonl", "5\n"),
