@@ -62,24 +62,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as exc:
         print(exc, file=sys.stderr)
         return NOT_STARTED
-    with closing(table):
-        for left_out in (line for _, line in expanded if line):
-            print(left_out, file=sys.stderr)
-        if len(left) < len(images):
-            answered = f"{options.out} already answers {len(images) - len(left)} of {len(images)} images"
-            print(f"{answered}; to ask about all of them, name another file", file=sys.stderr)
-        if merged:
-            others = sum(is_answered(merged[image]) for image in merged.keys() - found.keys())
-            also = f"; the files answer {others} other images" if others else ""
-            print(f"{len(taken)} taken over{also}", file=sys.stderr)
-        for rows in taken.values():
-            table.append(rows)
-        if client:
-            return _ask(client, todo, table, options.concurrency)
-        errors = Counter(rows[0]["error"] for rows in taken.values() if not is_answered(rows))
-        if errors:
-            print(f"Of them, {_described(errors)}", file=sys.stderr)
-        return _status(errors)
+    try:
+        with closing(table):
+            for left_out in (line for _, line in expanded if line):
+                print(left_out, file=sys.stderr)
+            if len(left) < len(images):
+                answered = f"{options.out} already answers {len(images) - len(left)} of {len(images)} images"
+                print(f"{answered}; to ask about all of them, name another file", file=sys.stderr)
+            if merged:
+                others = sum(is_answered(merged[image]) for image in merged.keys() - found.keys())
+                also = f"; the files answer {others} other images" if others else ""
+                print(f"{len(taken)} taken over{also}", file=sys.stderr)
+            for rows in taken.values():
+                table.append(rows)
+            if client:
+                return _ask(client, todo, table, options.concurrency)
+            errors = Counter(rows[0]["error"] for rows in taken.values() if not is_answered(rows))
+            if errors:
+                print(f"Of them, {_described(errors)}", file=sys.stderr)
+            return _status(errors)
+    except OSError as exc:  # of the table, such as a full disk
+        print(f"{options.out or 'Standard output'}: {exc.strerror}. Run the same command to go on.", file=sys.stderr)
+        return SOME_LEFT
 
 
 def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) -> int:

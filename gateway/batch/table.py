@@ -72,8 +72,7 @@ class Table:
 
     def close(self) -> None:
         """Append no more."""
-        with suppress(BrokenPipeError):  # who reads standard output may have gone
-            self._file.close()
+        self._file.close()
 
     def write(self, image: str, answer: Answer) -> None:
         """Append an answer."""
@@ -86,8 +85,13 @@ class Table:
             csv.DictWriter(text, COLUMNS).writerows(rows)
         else:
             text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.write(text.getvalue().encode("utf-8", ANY_BYTES))
-        self._file.flush()
+        try:
+            self._file.write(text.getvalue().encode("utf-8", ANY_BYTES))
+            self._file.flush()
+        except OSError:  # closed later, the file would try again
+            with suppress(OSError):
+                self._file.close()
+            raise
 
 
 def read_images(paths: Sequence[Path]) -> dict[str, list[Row]]:

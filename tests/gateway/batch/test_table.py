@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +104,41 @@ def test_a_full_disk_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     table.write("a.jpg", {"predictions": []})
     table.close()
     assert [json.loads(line)["source"] for line in out.read_text().splitlines()] == ["b.jpg", "a.jpg"]
+
+
+class Full(io.RawIOBase):
+    """A file on a disk that takes only its first line."""
+
+    room = 1
+
+    def writable(self) -> bool:
+        return True
+
+    def truncate(self, size: int | None = None) -> int:
+        return size or 0
+
+    def write(self, data: Any) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.room -= 1
+        return len(data)
+
+
+@pytest.mark.filterwarnings("error")  # a file that tries to write again when it goes is one
+def test_a_full_disk_is_one_line(
+    address: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run, and of a merge; the same command goes on."""
+    out, part = tmp_path / "out.csv", tmp_path / "part.csv"
+    assert main([str(folder / "a.jpg"), "--gateway", address, "--out", str(part)]) == 0
+    for ask in ([str(folder / "b.png"), "--gateway", address], ["--merge", str(part)]):
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.batch.table._open_alone", lambda *_: io.BufferedWriter(Full()))
+            assert main([*ask, "--out", str(out)]) == 1
+        said = capsys.readouterr().err.splitlines()
+        assert said[-1] == f"{out}: No space left on device. Run the same command to go on."
+        assert main([*ask, "--out", str(out)]) == 0
+        out.unlink()
 
 
 def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_path: Path) -> None:
