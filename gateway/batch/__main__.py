@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from contract.arguments import Arguments
 from contract.photos import SUFFIXES, describe_others, files_in
-from gateway.batch.asking import NO_GATEWAY, PASSING, Client, gateway_url
+from gateway.batch.asking import NO_GATEWAY, Client, gateway_url, may_pass
 from gateway.batch.table import Table, is_answered, read_images
 
 ALL_ANSWERED, SOME_LEFT, NOT_STARTED, SOME_UNUSABLE = 0, 1, 2, 3
@@ -77,17 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 table.append(rows)
             if client:
                 return _ask(client, todo, table, options.concurrency)
-            errors = Counter(rows[0]["error"] for rows in taken.values() if not is_answered(rows))
+            failed = [rows[0] for rows in taken.values() if not is_answered(rows)]
+            errors = Counter(each["error"] for each in failed)
             if errors:
                 print(f"Of them, {_described(errors)}", file=sys.stderr)
-            return _status(errors)
+            return _status(errors, any(map(may_pass, failed)))
     except OSError as exc:  # of the table, such as a full disk
         print(f"{options.out or 'Standard output'}: {exc.strerror}. Run the same command to go on.", file=sys.stderr)
         return SOME_LEFT
 
 
 def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) -> int:
-    errors, lost = Counter[str](), 0
+    errors, is_left, lost = Counter[str](), False, 0
     with ThreadPoolExecutor(concurrency) as pool:
         answers = client.ask_all(pool, todo)
         try:
@@ -95,6 +96,7 @@ def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) ->
                 table.write(image, answer)
                 if "error" in answer:
                     errors[answer["error"]] += 1
+                    is_left = is_left or may_pass(answer)
                 lost = lost + 1 if answer.get("error") in NO_GATEWAY else 0
                 if lost >= LOST_AFTER:
                     print(f"{STOPPED} {answer['detail']}", file=sys.stderr)
@@ -105,7 +107,7 @@ def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) ->
             print(STOPPED, file=sys.stderr)
             return SOME_LEFT
     print(f"{len(todo) - errors.total()} answered, {_described(errors)}", file=sys.stderr)
-    return _status(errors)
+    return _status(errors, is_left)
 
 
 def _described(errors: Counter[str]) -> str:
@@ -113,11 +115,11 @@ def _described(errors: Counter[str]) -> str:
     return f"{errors.total()} failed" + (f": {kinds}" if errors else "")
 
 
-def _status(errors: Counter[str]) -> int:
-    """Return the exit status, by the codes of what failed."""
+def _status(errors: Counter[str], is_left: bool) -> int:
+    """Return the exit status, by what failed, and whether some of it may be answered in another run."""
     if not errors:
         return ALL_ANSWERED
-    return SOME_LEFT if errors.keys() & PASSING else SOME_UNUSABLE
+    return SOME_LEFT if is_left else SOME_UNUSABLE
 
 
 def _expand(source: str) -> tuple[list[str], str]:

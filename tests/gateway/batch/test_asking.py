@@ -145,6 +145,21 @@ def test_urls_go_together(address: str, origin: Origin, tmp_path: Path, model_se
     assert [(line["source"], line["error"]) for line in errors] == [(f"{urls[0]}.none", "fetch_failed")]
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [("429 Any", 1), ("503 Any", 1), ("200 OK\r\nContent-Length: 7", 1), (None, 1), ("403 Any", 3), ("410 Gone", 3)],
+)
+def test_a_host_that_fails_for_a_moment_is_worth_another_run(
+    address: str, origin: Origin, tmp_path: Path, answer: str | None, status: int
+) -> None:
+    """Status 3 is for what would fail again; a merge of the answers says the same."""
+    origin.answer = f"HTTP/1.1 {answer}\r\n\r\n".encode()
+    url = f"http://{origin.authority}/a.jpg" if answer else "http://no-such-name.invalid/a.jpg"
+    part, whole = tmp_path / "part.csv", tmp_path / "whole.csv"
+    assert main([url, "--gateway", address, "--out", str(part)]) == status
+    assert main(["--merge", str(part), "--out", str(whole)]) == status
+
+
 def test_an_image_on_which_the_model_fails_costs_the_others_nothing(
     gateway: FlaskClient, monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path
 ) -> None:
