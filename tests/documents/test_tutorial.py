@@ -75,14 +75,16 @@ class Follower:
         return output.getvalue()
 
     def _release(self, arguments: list[str]) -> str:
-        """Run `python -m gateway.release`, with a watch of few requests."""
+        """Run `python -m gateway.release`, with a watch of few requests and at most a minute."""
         arguments = [FEW_REQUESTS if each.isdecimal() and int(each) > 10 else each for each in arguments]
+        arguments += ["--within", "60s"] if "watch" in arguments else []
         with redirect_stdout(StringIO()) as output, redirect_stderr(output):
             assert release(arguments) == 0, output.getvalue()
         return output.getvalue()
 
     def _ask_in_a_loop(self, command: str) -> None:
-        """Run a loop of a shell until the end, when it gets the terminal's Ctrl-C."""
+        """Run a loop of a shell until the end, when it gets the terminal's Ctrl-C; a photo is broken."""
+        Path("photos", "broken.jpg").write_bytes(b"\xff\xd8\xff")
         batch_here = f"{sys.executable} -m gateway.batch --gateway http://127.0.0.1:{self._gateway.port}"
         command = command.replace("python -m gateway.batch", batch_here)
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -97,6 +99,7 @@ class Follower:
 
 def _interrupt(loop: subprocess.Popen[bytes]) -> None:
     """Press Ctrl-C until a loop ends: Python may lose one while it starts or ends a command."""
+    assert loop.poll() is None, "the loop has ended by itself"
     for _ in range(20):
         with suppress(subprocess.TimeoutExpired):
             os.killpg(loop.pid, signal.SIGINT)
