@@ -216,7 +216,7 @@ def _at(ledger: Ledger, options: argparse.Namespace) -> int:
         raise Refused(f"Expected a time that has passed. Received: {time.isoformat(' ', 'seconds')}")
     state = ledger.read()
     _warn(*state.notes)
-    entry = state.history.at(time)
+    entry = state.history.at(time, is_owed=state.is_owed)
     if state.by_hand and state.by_hand.time <= time:
         entry = state.by_hand
     document = entry.document if entry else None

@@ -112,9 +112,10 @@ class History:
         """A serial that no line has."""
         return max((each.serial for each in self.entries.values()), default=0) + 1
 
-    def at(self, time: datetime) -> Entry | None:
-        """Return the last change up to a time."""
-        return next((each for each in reversed(self.entries.values()) if each.time <= time), None)
+    def at(self, time: datetime, *, is_owed: bool) -> Entry | None:
+        """Return the last change up to a time; what the last line says has not happened while it is owed."""
+        entries = [*self.entries.values()][: -1 if is_owed else None]
+        return next((each for each in reversed(entries) if each.time <= time), None)
 
 
 def read_history(file: Path) -> History:

@@ -103,6 +103,8 @@ def test_a_command_that_ends_between_two_steps_is_finished(
         store.run("promote", "2")
     _, _, err = store.run("status")
     assert ("ended before it wrote release.json" in err) == (step != "_config")
+    answered = f"version {1 if step != '_config' else 2} answers."
+    assert answered in store.do("at", datetime.now().isoformat())
     store.do("try", "3", "--shadow")
     assert store.document["stable"] == 2 and store.document["serial"] == 3
     assert store.run("history")[0] == 0
