@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import urllib3
@@ -44,6 +44,12 @@ class Address:
         """Return the URL, and the address where the name does not say it."""
         return self.url if self.ip in self.url else f"{self.url} ({self.ip})"
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What the names of one gateway have in common; with TLS, one address may serve several, by their names."""
+        url = urllib3.util.parse_url(self.url)
+        return url.scheme, self.ip, _port(url), url.path, url.scheme == "https" and url.host
+
     def get(self, path: str) -> urllib3.BaseHTTPResponse:
         """Ask on a connection of its own, so that any worker may answer, and note whether anything listens there.
 
@@ -69,21 +75,27 @@ class Address:
 
 
 def find_addresses(urls: Sequence[str]) -> list[Address]:
-    """Return every address of gateways.
+    """Return every address of gateways, once though it has several names.
 
     Raises:
         Refused: A name has none.
     """
-    found = []
-    for each in dict.fromkeys(urls):
+    found = dict[tuple[object, ...], Address]()
+    for each in urls:
         url = urllib3.util.parse_url(each)
-        port = url.port or (443 if url.scheme == "https" else 80)
         try:
-            infos = socket.getaddrinfo((url.host or "").strip("[]"), port, type=socket.SOCK_STREAM)
+            infos = socket.getaddrinfo((url.host or "").strip("[]"), _port(url), type=socket.SOCK_STREAM)
         except OSError as exc:
             raise Refused(f"The gateway's name cannot be looked up: {exc}.") from exc
-        found += [Address(each, str(ip)) for ip in dict.fromkeys(info[4][0] for info in infos)]
-    return found
+        addresses = [Address(each, str(info[4][0])) for info in infos]
+        first_name = next((found[address.place].url for address in addresses if address.place in found), each)
+        for address in addresses:
+            found.setdefault(address.place, replace(address, url=first_name))
+    return list(found.values())
+
+
+def _port(url: urllib3.util.Url) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def without_closed(addresses: Sequence[Address]) -> list[Address]:

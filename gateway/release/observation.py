@@ -72,7 +72,7 @@ class Observation:
         Raises:
             Refused: A name has no address.
         """
-        self._gateways, self._seen = gateways, dict[tuple[str, str], _Seen]()
+        self._gateways, self._seen = gateways, dict[tuple[object, ...], _Seen]()
         self._present = self._find()
         self._model, self._trial = model, trial
         self.contract: Contract | None = None
@@ -134,7 +134,7 @@ class Observation:
 
     def _find(self) -> list[_Seen]:
         found = sorted(find_addresses(self._gateways), key=lambda each: ":" in each.ip)
-        return [self._seen.setdefault((each.url, each.ip), _Seen(each)) for each in found]
+        return [self._seen.setdefault(each.place, _Seen(each)) for each in found]
 
     def _is_known_by_ipv4(self, address: Address) -> bool:
         """Tell whether an IPv6 address may show the counters of IPv4 ones of its name, which would count twice."""

@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from gateway.release import __main__ as command
+from gateway.release.gateways import ANSWERS_IN_A_ROW
 from tests.gateway.fetch.conftest import server_tls
 from tests.gateway.release.conftest import Store
 from tests.programs.model_server import FakeModelServer, FakeVersion
@@ -109,6 +110,15 @@ def test_every_address_of_a_name(store: Store, serve: Serve, name: None, monkeyp
         f"http://gateways.test:{port}/prefix (127.0.0.2) does not follow release 1:"
         " it follows no release: it is no document.\n"
     )
+
+
+@pytest.mark.parametrize("names", [("127.0.0.1", "gateways.test"), ("gateways.test", "127.0.0.1")])
+def test_two_names_of_a_gateway(store: Store, serve: Serve, name: None, names: tuple[str, str]) -> None:
+    """It is asked as one, and where nobody listens under one of them does not count."""
+    seen: list[str] = []
+    port = serve(lambda path: (seen.append(path), follows(1))[1])
+    store.do("promote", "1", *(part for each in names for part in ("--gateway", f"http://{each}:{port}")))
+    assert len(seen) == ANSWERS_IN_A_ROW
 
 
 def test_a_gateway_of_another_model(store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

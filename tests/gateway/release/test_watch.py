@@ -351,6 +351,19 @@ def test_a_gateway_of_two_families_counts_once(
     assert "promoted: 300 photos compared" in store.do("watch", "--promote-after", "300", *trial_of(gateway))
 
 
+@pytest.mark.parametrize("names", [("localhost", "127.0.0.1"), ("127.0.0.1", "localhost")])
+def test_two_names_of_a_gateway_count_once(
+    store: Store, gateways: Callable[..., Gateway], names: Sequence[str]
+) -> None:
+    """Each look asks it once."""
+    looks: list[int] = []
+    gateway = gateways(lambda gateway: (looks.append(1), gateway.counted.add(100)))
+    store.do("try", "2", "--shadow")
+    named = [part for name in names for part in ("--gateway", gateway.url.replace("127.0.0.1", name))]
+    assert "300 photos compared" in store.do("watch", "--promote-after", "300", "--within", "5s", *named)
+    assert len(looks) == 3
+
+
 def test_a_store_that_is_away_for_a_moment_ends_no_watch(
     store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
