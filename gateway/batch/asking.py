@@ -198,7 +198,8 @@ def gateway_url(text: str) -> str:
     """Read a gateway's URL from the command line."""
     try:
         url = urllib3.util.parse_url(text)
-    except urllib3.exceptions.LocationParseError:
+        (url.host or "").encode("idna")  # as a look-up does
+    except (urllib3.exceptions.LocationParseError, UnicodeError):
         url = urllib3.util.Url()
     if not text.startswith(("http://", "https://")) or not url.host or text.endswith("/predict"):
         raise argparse.ArgumentTypeError(f"Expected http://HOST:PORT or https://HOST. Received: {text!r}")

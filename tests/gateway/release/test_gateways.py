@@ -170,7 +170,9 @@ def test_no_gateway(store: Store, url: str, problem: str, monkeypatch: pytest.Mo
     assert status == 3 and "Release 1" in out and problem in err
 
 
-@pytest.mark.parametrize("url", ["localhost:9696", "http://", "http://host:99999", "ftp://host", "http://h/predict"])
+@pytest.mark.parametrize(
+    "url", ["localhost:9696", "http://", "http://host:99999", "http://a..b:9696", "ftp://host", "http://h/predict"]
+)
 def test_what_is_no_gateway(store: Store, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong command line changes nothing."""
     with pytest.raises(SystemExit):
