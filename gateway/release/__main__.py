@@ -105,6 +105,8 @@ def _status(ledger: Ledger, options: argparse.Namespace) -> int:
     for name, text in rows.items():
         if text:
             print(f"  {name:<12} {text}")
+    if options.gateway and not release:
+        _warn("There is no release.json that a gateway could follow, so none was asked.")
     return _follow(ledger, options.gateway, release.serial) if release else DONE
 
 

@@ -153,7 +153,8 @@ def test_digests_are_what_sha256sum_says(store: Store) -> None:
 
 
 def test_status(store: Store) -> None:
-    """It says all that a person needs before acting."""
+    """It says all that a person needs before acting, also that a gateway was not asked."""
+    assert "so none was asked" in store.run("status", "--gateway", "http://127.0.0.1:9")[2]
     store.do("promote", "1")
     store.do("promote", "2")
     store.do("try", "3", "--share", "2.5%", "--reason", "new photos \x1b[31m")
