@@ -24,6 +24,7 @@ const TITLES = {
   model_timeout: "The model took too long",
   overloaded: "The classifier is busy",
   no_connection: "No connection to the classifier",
+  unreadable: "That file cannot be read",
 };
 
 const $ = (id) => document.getElementById(id);
@@ -145,6 +146,9 @@ async function ask(signal) {
   try {
     answer = await fetch(path, { method: "POST", signal, body, headers: { "Content-Type": type, ...authorization() } });
   } catch {
+    if (type !== "application/json" && !(await canRead(body))) {
+      throw { code: "unreadable", detail: `${body.name} is a folder, or was moved or changed. Choose an image again.` };
+    }
     const also = image.file ? " A file that is much too large can cause this too." : "";
     throw { code: "no_connection", detail: `No answer came from ${location.host}.${also}` };
   }
@@ -152,6 +156,10 @@ async function ask(signal) {
   if (answer.ok && read?.predictions) return read;
   const { status } = answer;
   throw { code: "", status, detail: "Something other than the classifier answered.", ...read };
+}
+
+async function canRead(file) {
+  return file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 }
 
 /** Return the header with the key, as curl sends it: in bytes, of which fetch makes one of each character. */
@@ -208,9 +216,12 @@ function showImage() {
 $("thumbnail").addEventListener("error", () => ($("thumbnail").hidden = true)); // a format this browser cannot show
 
 function shortName(url) {
-  if (!URL.canParse(url)) return url;
-  const { host, pathname } = new URL(url);
-  return `${pathname.split("/").pop()} ${host && `from ${host}`}`.trim();
+  try {
+    const { host, pathname } = new URL(url);
+    return `${pathname.split("/").pop()} ${host && `from ${host}`}`.trim();
+  } catch {
+    return url;
+  }
 }
 
 const number = (value, options) => new Intl.NumberFormat("en", options).format(value);

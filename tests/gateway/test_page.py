@@ -336,7 +336,8 @@ def test_an_image_unlike_all_is_said_to_be_none_of_the_classes(page: Page) -> No
 
 
 def test_a_url_has_a_link_and_no_thumbnail(page: Page) -> None:
-    """The visitor's browser does not ask the image's host unless the visitor does."""
+    """The visitor's browser does not ask the image's host unless the visitor does; it may be one of 2022."""
+    page.evaluate("delete URL.canParse")
     classify_url(page, CAT.removeprefix("https://"))  # as people write it
     wait_for_result(page)
     assert page.text_content("#name") == "cat.jpg from example.com"
@@ -362,6 +363,19 @@ def test_a_chosen_file_is_sent_as_it_is(page: Page, gateway: Gateway, tmp_path: 
         "--data-binary",
         f"@{path.name}",
     ]
+
+
+def test_a_file_that_is_gone_is_named_as_that(page: Page, gateway: Gateway, tmp_path: Path) -> None:
+    """And not taken for a classifier that is gone."""
+    path = tmp_path / "gone.png"
+    path.write_bytes(PNG)
+    gateway.problems = [errors.Overloaded("The gateway is busy.")]
+    page.set_input_files("#file", path)
+    page.wait_for_selector("text=The classifier is busy")
+    path.unlink()
+    page.click("text=Try again")
+    page.wait_for_selector("text=That file cannot be read")
+    assert (page.text_content("#problem-detail") or "").startswith("gone.png is a folder, or was moved")
 
 
 @pytest.mark.parametrize(("event", "transfer"), [("drop", "dataTransfer"), ("paste", "clipboardData")])
