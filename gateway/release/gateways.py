@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import Any
 
 import urllib3
@@ -46,9 +47,9 @@ class Address:
 
     @property
     def place(self) -> tuple[object, ...]:
-        """What the names of one gateway have in common; with TLS, one address may serve several, by their names."""
+        """What tells gateways apart; an ingress elsewhere serves several at one address, by their names."""
         url = urllib3.util.parse_url(self.url)
-        return url.scheme, self.ip, _port(url), url.path, url.scheme == "https" and url.host
+        return url.scheme, self.ip, _port(url), url.path, not ip_address(self.ip).is_loopback and url.host
 
     def get(self, path: str) -> urllib3.BaseHTTPResponse:
         """Ask on a connection of its own, so that any worker may answer, and note whether anything listens there.

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from gateway.release import __main__ as command
-from gateway.release.gateways import ANSWERS_IN_A_ROW
+from gateway.release.gateways import ANSWERS_IN_A_ROW, find_addresses
 from tests.gateway.fetch.conftest import server_tls
 from tests.gateway.release.conftest import Store
 from tests.programs.model_server import FakeModelServer, FakeVersion
@@ -119,6 +119,13 @@ def test_two_names_of_a_gateway(store: Store, serve: Serve, name: None, names: t
     port = serve(lambda path: (seen.append(path), follows(1))[1])
     store.do("promote", "1", *(part for each in names for part in ("--gateway", f"http://{each}:{port}")))
     assert len(seen) == ANSWERS_IN_A_ROW
+
+
+@pytest.mark.parametrize(("ip", "gateways"), [("127.0.0.1", 1), ("192.0.2.1", 2)])
+def test_an_ingress_serves_gateways_by_their_names(ip: str, gateways: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one address of another machine; on this one, two names are the same gateway."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, 0, 0, "", (ip, 80))])
+    assert len(find_addresses(["http://a.test", "http://b.test", "http://b.test:80"])) == gateways
 
 
 def test_a_gateway_of_another_model(store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
