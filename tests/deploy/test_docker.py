@@ -262,6 +262,7 @@ def test_an_empty_store_that_cannot_be_written_ends_the_container(tmp_path: Path
 
 def test_a_model_that_nobody_has_ends_the_container(tmp_path: Path) -> None:
     """It says what the image carries, so that a mistyped name is seen."""
+    tmp_path.chmod(0o755)
     with container("model", "--volume", f"{tmp_path}:/models", "--env", "MODEL_NAME=imagent") as model:
         model.wait("{{.State.ExitCode}} {{.State.Status}}", "1 exited")
         assert "Expected a version of 'imagent' in /models/imagent. Received: none; this image carries imagenet" in (
