@@ -4,7 +4,8 @@ A criterion with a limit m looks at k of n photos. Its evidence is the mean, ove
 p divided by that of m. While the true share is m or less, no way of looking raises it for long: the probability that it
 ever reaches 1/alpha is at most alpha. Source: J. Ville, Étude critique de la notion de collectif (1939).
 
-So a trial within all limits is rolled back with a probability of at most `ALPHA`, however often one looks.
+So a trial within all limits is rolled back with a probability of at most `ALPHA`, however often one looks. Where the
+stable version fails too, the limit of failures is an estimate, and this holds only roughly.
 """
 
 from __future__ import annotations

@@ -116,6 +116,12 @@ def test_failures_weigh_against_those_of_the_stable_version(failed: int, stable_
     assert found["slower"].criterion.limit == 0.5
 
 
+def test_a_stable_version_that_fails_nothing_excuses_nothing() -> None:
+    """However few requests it had, as when the tried one gets nearly all."""
+    counts = Counts(0, {}, {}, 61, 24, 1, 0)
+    assert Criterion("requests", 0.01, 0.001).judge(counts).alarms
+
+
 def test_nothing_is_no_evidence() -> None:
     """Before the first photo, and with counters that were read at two moments."""
     assert log_evidence(0, 0, 0.3) == pytest.approx(0.0)
