@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def share_of_stable(failed: int, requests: int) -> float:
-    """Return the part of its requests that the stable version failed, if it failed any; one more, as few may be chance."""
+    """Return the part that the stable version failed; if it failed any, one more, as few may be chance."""
     return (failed + 1) / (requests + 1) if failed else 0.0
 
 

@@ -27,6 +27,7 @@ from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
 from training.models.features import compute_features
+from training.models.starting_points import run_of
 from training.runs.folder import MADE_OF, Run, find_same, provenance, write_run
 from training.runs.track import KNOWN, Tracking
 from training.runs.unfinished import Unfinished, digest_of, open_unfinished, read_kept
@@ -61,8 +62,8 @@ def read_data(photos: Photos, preset: Preset) -> Data:
             f" preprocessing: {start.preprocessing}"
         )
     splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
-    known, held_out = getattr(start, "data_digest", {}), [split for split in splits if split != "train"]
-    if known and any(known.get(split) != splits[split].digest for split in held_out):
+    run, held_out = run_of(Path(preset.weights)), "test" if "test" in splits else "validation"
+    if run and run.contract.origin.data_digest.get(held_out) != splits[held_out].digest:
         _log.info(
             f"Note: {origin['weights']} held out other photos. It may have been trained on some that are held out now,"
             " so their accuracy may be too high. A test/ beside train/, whose photos stay, prevents this"

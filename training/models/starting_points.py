@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -25,14 +24,12 @@ class File(Architecture):
         file: What the contract calls it.
         sha256: Of the file, in hex.
         image: How photos become pixels, if the file contains a whole model; weights alone leave it to the architecture.
-        data_digest: Of the splits of photos that it was trained on, if it is a run's.
     """
 
     path: str
     file: str
     sha256: str
     image: ImageSpec | None = None
-    data_digest: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def photo_spec(self) -> ImageSpec:
@@ -68,7 +65,7 @@ def find_start(
     if weights in ("imagenet", "none"):
         _expect_no(preprocessing, f"weights {weights}, as the architecture has its own")
         return find_architecture(name, size_px)
-    run = _run_of(Path(weights))
+    run = run_of(Path(weights))
     path = run.path / "model.keras" if run else Path(weights)
     if not path.exists():
         raise WeightsError(f"Expected --weights imagenet, none, a run folder or a file. Received: {weights}")
@@ -92,12 +89,11 @@ def find_start(
     image = run.contract.image if run else ImageSpec(height, width)
     own = (run.contract.origin.architecture if run else "") or model.name
     called = f"{run.name}/{path.name}" if run else path.name
-    start = File(own, height, preprocessing, path=str(path), file=called, sha256=sha256(path), image=image)
-    return replace(start, data_digest=run.contract.origin.data_digest) if run else start
+    return File(own, height, preprocessing, path=str(path), file=called, sha256=sha256(path), image=image)
 
 
-def _run_of(path: Path) -> Run | None:
-    """Return the run of its folder or of the model in it."""
+def run_of(path: Path) -> Run | None:
+    """Return the run of its folder or of the model in it; None if it is neither."""
     folder = path.parent if path.name == "model.keras" else path
     return Run(folder.resolve()) if (folder / "contract.json").is_file() else None
 
