@@ -60,7 +60,7 @@ def test_training_ends_with_its_time(tmp_path: Path) -> None:
     pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path)
     run = Unfinished(tmp_path, time.monotonic())
     training = phases.Phases(phases.build(preset, 3), preset, run, [Watch()], limit_s=20)
-    history = training.fit_network({"train": pixels, "validation": pixels})
+    history = training.fit_network({"train": pixels, "validation": pixels}).history
     assert 20 <= run.spent_s < 30 and len(history["minutes"]) > 1
     assert 0.003 < max(rates) <= 0.01 and rates[-1] < 1e-4
 
@@ -79,10 +79,40 @@ def test_a_training_that_is_resumed_after_its_time_trains_no_more(tmp_path: Path
     for training in (preset.changed({"epochs": 2}), preset):
         networks.append(phases.build(training, 3))
         phase = phases.Phases(networks[-1], training, run, limit_s=None if training != preset else 0.1)
-        histories.append(phase.fit_network({"train": pixels, "validation": pixels}))
+        histories.append(phase.fit_network({"train": pixels, "validation": pixels}).history)
     assert histories[0] == histories[1] and len(histories[1]["loss"]) == 2
     for one, other in zip(*(each.model.get_weights() for each in networks), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_best_epoch_is_averaged_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless that has gone astray; both are found again where a training ends in another process."""
+    from training.data.pixels import Pixels
+    from training.fit import phases
+    from training.runs.unfinished import Unfinished
+
+    monkeypatch.setattr(phases, "SHARES", (1.0,))
+    recipe = Recipe(epochs=6, patience=6, batch_size=8, learning_rate=0.03)
+    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path / "pixels")
+    ends = list[list[np.ndarray]]()
+    for astray in (0.0, 1e9, 1e9):
+        monkeypatch.setattr(phases, "ASTRAY", astray)
+        network = phases.build(preset, 3)
+        phases.Phases(network, preset, Unfinished(tmp_path, time.monotonic())).fit(
+            {"train": pixels, "validation": pixels}
+        )
+        ends.append(network.model.get_weights())
+    (best, last) = sorted((tmp_path / "network").glob("epoch-*.weights.h5"))
+    kept = list[list[np.ndarray]]()
+    for file in (best, last):
+        network.model.load_weights(file)
+        kept.append(network.model.get_weights())
+    for alone, average, again, *both in zip(*ends, *kept, strict=True):
+        np.testing.assert_array_equal(alone, both[0])
+        np.testing.assert_allclose(average, np.mean(both, axis=0), atol=1e-6)
+        np.testing.assert_array_equal(average, again)
 
 
 def test_several_trainings_are_averaged(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
