@@ -114,7 +114,16 @@ def _try(ledger: Ledger, options: argparse.Namespace) -> int:
     mode: Mode = "shadow" if options.shadow else "share"
     change = ledger.try_version(options.version, mode, options.share or 1.0, reason=options.reason)
     status = _finish(ledger, change, options.gateway, "End it with `promote` or `rollback`.")
-    return _watch(ledger, options) if options.watch else status
+    if not options.watch:
+        return status
+    try:
+        return _watch(ledger, options, change.lag)
+    except Refused as exc:
+        _warn(
+            f"{exc} So nobody watches the trial of version {options.version}, which has begun. `watch` does;"
+            " `rollback` or `promote` ends it."
+        )
+        return NOT_FOLLOWED
 
 
 def _promote(ledger: Ledger, options: argparse.Namespace) -> int:
@@ -134,7 +143,8 @@ def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
     return _finish(ledger, change, options.gateway, hint)
 
 
-def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
+def _watch(ledger: Ledger, options: argparse.Namespace, lag: str = "") -> int:
+    """Watch a trial; `lag` is why `models.config` does not name it."""
     from gateway.release.watch import Watch  # with NumPy, 0.3 of 0.5 s for which a rollback would wait too
 
     watch = Watch(ledger, options.gateway)
@@ -154,7 +164,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace) -> int:
         version = "was promoted"
     print(f"Version {watch.trial.version} {version}: {'; '.join(outcome.reasons)}.")
     if not outcome.change:
-        return status
+        return status or (NOT_FOLLOWED if lag else DONE)
     followed = _finish(ledger, outcome.change, options.gateway, "`history` has the reasons.")
     return followed if outcome.is_good else status
 

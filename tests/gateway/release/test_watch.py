@@ -271,6 +271,24 @@ def test_a_trial_is_watched_though_a_gateway_is_late(
     assert status == 4 and f"{late.url} does not follow release 2" in err and "was rolled back" in out
 
 
+def test_a_trial_that_nobody_watches_has_begun(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """Which the status says, and the message how to watch it."""
+    asked = "--gateway", gateways().url, "--gateway", "http://no-such-name.invalid"
+    status, _, err = store.run("try", "2", "--shadow", "--watch", *asked)
+    assert status == 3 and store.document["trial"]["version"] == 2
+    assert "So nobody watches the trial of version 2, which has begun. `watch` does; " in err
+
+
+def test_a_trial_that_models_config_does_not_name_shows_in_the_status(
+    store: Store, gateways: Callable[..., Gateway]
+) -> None:
+    """Also where the version is good so far."""
+    (store.home / "models.config").write_text("}")
+    asked = "--gateway", gateways(steadily(300)).url, "--within", "0.1s"
+    status, out, _ = store.run("try", "2", "--shadow", "--watch", *asked)
+    assert status == 3 and "Version 2 is good so far: " in out
+
+
 def test_a_gateway_of_another_model_promotes_nothing(store: Store, gateways: Callable[..., Gateway]) -> None:
     """Though it tries a version of the same number, and counts its own requests."""
     other = gateways(steadily())
