@@ -276,7 +276,9 @@ class Ledger:
 
     def _is_published(self, entry: Entry) -> bool:
         lock = self.home / LOCK_NAME
-        return lock.exists() and lock.read_bytes() == str(entry.serial).encode()
+        if serial := lock.read_bytes() if lock.exists() else b"":
+            return serial == str(entry.serial).encode()
+        return model_config.find_serial(self._config_text()) == entry.serial  # of an earlier program
 
     def _write_text(self, path: Path, text: str) -> None:
         if path.exists() and path.read_bytes() == text.encode():

@@ -5,6 +5,7 @@ It reads the file with `--model_config_file` and `--model_config_file_poll_wait_
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from google.protobuf import text_format
 from contract import messages_pb2 as messages
 
 FILE_NAME = "models.config"
+_SERIAL = re.compile(r"^# Release (\d+),", re.MULTILINE)
 
 
 def compose(text: str, home: Path, versions: Iterable[int], serial: int) -> str:
@@ -43,3 +45,9 @@ def compose(text: str, home: Path, versions: Iterable[int], serial: int) -> str:
     else:
         model.model_version_policy.latest.num_versions = 2
     return f"# Release {serial}, written by python -m gateway.release. Other models and base_path are kept.\n{config}"
+
+
+def find_serial(text: str) -> int | None:
+    """Return the release that a file was written for, if it says so."""
+    found = _SERIAL.search(text)
+    return int(found[1]) if found else None
