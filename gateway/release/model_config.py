@@ -6,19 +6,20 @@ It reads the file with `--model_config_file` and `--model_config_file_poll_wait_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from google.protobuf import text_format
 
 from contract import messages_pb2 as messages
+from contract.store import find_versions
 
 FILE_NAME = "models.config"
 _SERIAL = re.compile(r"^# Release (\d+),", re.MULTILINE)
 
 
-def compose(text: str, home: Path, versions: Iterable[int], serial: int) -> str:
-    """Return the file with exactly those versions of a model; with none, the newest two.
+def compose(text: str, home: Path, versions: Collection[int], serial: int) -> str:
+    """Return the file with those versions of a model, and any on disk that have a label; with none, the newest two.
 
     Other models in it stay, and so does the model's base path, which may be that of another machine.
 
@@ -40,8 +41,9 @@ def compose(text: str, home: Path, versions: Iterable[int], serial: int) -> str:
     if not model:
         model = models.add(name=home.name, base_path=str(home.resolve()), model_platform="tensorflow")
     model.model_version_policy.Clear()
-    if versions := sorted(versions):
-        model.model_version_policy.specific.versions.extend(versions)
+    if versions:
+        labelled = find_versions(home).keys() & set(model.version_labels.values())  # or the file would be refused
+        model.model_version_policy.specific.versions.extend(sorted(labelled.union(versions)))
     else:
         model.model_version_policy.latest.num_versions = 2
     return f"# Release {serial}, written by python -m gateway.release. Other models and base_path are kept.\n{config}"

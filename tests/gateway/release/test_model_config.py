@@ -53,6 +53,8 @@ def test_other_models_and_the_base_path_stay(store: Store) -> None:
     assert shoes.model_type == 1 and shoes.logging_config.log_collector_config.filename_prefix == "/logs/shoes"
     assert clothing.base_path == "/models/clothing" and clothing.version_labels == {"stable": 3}
     assert list(clothing.model_version_policy.specific.versions) == [3, 4]
+    store.do("promote", "1")
+    assert "versions: 3\n" in (store.home / "models.config").read_text()  # TensorFlow Serving needs what has a label
 
 
 @pytest.mark.parametrize("content", [b"model_config_list { config { not_known: 1 } }", b"\xff\xfe", b"}"])
