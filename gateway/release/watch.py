@@ -89,7 +89,7 @@ class Watch:
             if left_s <= 0:
                 break
             time.sleep(min(POLL_S, left_s))
-        needed = min(promote_after or ENOUGH_PHOTOS, ENOUGH_PHOTOS)
+        needed = self._photos_needed(promote_after)
         is_enough = self.observed.counts.photos >= needed
         is_good = True if is_enough and not promote_after and not self.observed.problems else None
         why = f"it needs {needed} photos compared, and a process compares one twice at most, so send different ones"
@@ -145,12 +145,16 @@ class Watch:
         ]
         return (*stopped, *(each.describe(self.release.stable) for each in alarms[:_CLASSES_SHOWN]))
 
+    def _photos_needed(self, promote_after: int | None) -> int:
+        needed = promote_after or ENOUGH_PHOTOS
+        return min(needed, ENOUGH_PHOTOS) if self.trial.mode == "share" else needed
+
     def _has_seen(self, requests: int) -> bool:
         """Tell whether every gateway takes part, and enough was counted."""
         counts = self.observed.counts
-        if self.observed.problems or counts.photos < min(requests, ENOUGH_PHOTOS):
+        if self.observed.problems or counts.photos < self._photos_needed(requests):
             return False
-        return (counts.requests if self.trial.mode == "share" else counts.photos) >= requests
+        return self.trial.mode == "shadow" or counts.requests >= requests
 
     @property
     def progress(self) -> str:

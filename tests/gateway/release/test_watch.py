@@ -197,16 +197,17 @@ def test_a_trial_that_stopped_before_the_first_look(store: Store, gateways: Call
     assert status == 4 and f"a process of {gateway.url} stopped the trial" in out
 
 
-@pytest.mark.parametrize("mode", [["--shadow"], ["--share", "10%"]])
+@pytest.mark.parametrize(("mode", "needed"), [(["--shadow"], 1000), (["--share", "10%"], 300)])
 def test_too_little_traffic_leaves_the_trial_as_it_is(
-    store: Store, gateways: Callable[..., Gateway], mode: list[str]
+    store: Store, gateways: Callable[..., Gateway], mode: list[str], needed: int
 ) -> None:
-    """With status 5; in a share, requests without comparisons are not enough."""
-    gateway = gateways(steadily(0, answered=100))
+    """With status 5, and what is needed; in a share, requests without comparisons are not enough."""
+    gateway = gateways(steadily(0, answered=1000))
     store.do("try", "2", *mode)
     before = store.document
-    status, out, _ = store.run("watch", "--promote-after", "100", "--gateway", gateway.url, "--within", "0.1s")
+    status, out, _ = store.run("watch", "--promote-after", "1000", "--gateway", gateway.url, "--within", "0.1s")
     assert status == 5 and "Version 2 cannot be judged yet: 0 photos compared" in out
+    assert f"it needs {needed} photos compared" in out
     assert store.document == before
 
 
