@@ -266,13 +266,15 @@ class Ledger:
         try:
             self._write_text(self.home / model_config.FILE_NAME, self._config(entry.document, entry.serial))
         except OSError as exc:
-            return f"{model_config.FILE_NAME} was not written, so TensorFlow Serving does not follow: {exc.strerror}"
+            reason = f"was not written: {exc.strerror}"
         except ValueError as exc:
-            reason = f"{model_config.FILE_NAME} is not understood, and stays as it is: {exc}"
-            return (
-                f"{reason.rstrip('.')}. So TensorFlow Serving does not follow; mend the file, and repeat the command."
-            )
-        return ""
+            reason = f"is not understood, and stays as it is: {exc}"
+        else:
+            return ""
+        release = entry.document  # with a trial, the command is `try`; others may be refused when they are repeated
+        again = "repeat the command" if not release or release.trial else f"`promote {release.stable}`"
+        reason = f"{model_config.FILE_NAME} {reason.rstrip('.')}"
+        return f"{reason}. So TensorFlow Serving does not follow. Mend that, then {again}."
 
     def _is_published(self, entry: Entry) -> bool:
         lock = self.home / LOCK_NAME

@@ -68,6 +68,30 @@ def test_what_is_not_understood_stays(store: Store, content: bytes) -> None:
     assert (store.home / "models.config").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("commands", "instead"),
+    [
+        (["rollback"], "promote 1"),
+        (["try 3 --shadow"], "try 3 --shadow"),
+        (["try 3 --shadow", "promote"], "promote 3"),
+        (["try 3 --shadow", "rollback"], "promote 2"),
+    ],
+)
+def test_what_the_message_advises_writes_it(store: Store, commands: list[str], instead: str) -> None:
+    """A repeated rollback would be refused, and so would the promotion of a trial that has ended."""
+    store.do("promote", "1")
+    store.do("promote", "2")
+    (store.home / "models.config").write_text("}")
+    *_, (status, _, err) = [store.run(*command.split()) for command in commands]
+    advised = "repeat the command" if instead == commands[-1] else f"`{instead}`"
+    assert status == 3 and err.endswith(f" Mend that, then {advised}.\n")
+    (store.home / "models.config").write_text("")
+    serial = store.document["serial"]
+    store.do(*instead.split())
+    assert store.document["serial"] == serial
+    assert f"# Release {serial}," in (store.home / "models.config").read_text()
+
+
 def test_it_is_written_again(store: Store) -> None:
     """Somebody removed it, or a version; the next command mends that."""
     store.do("promote", "1")
