@@ -47,9 +47,9 @@ class Address:
 
     @property
     def place(self) -> tuple[object, ...]:
-        """What tells gateways apart; an ingress elsewhere serves several at one address, by their names."""
+        """What tells gateways apart; an ingress serves several at one address, by their names."""
         url = urllib3.util.parse_url(self.url)
-        return url.scheme, self.ip, _port(url), url.path, not ip_address(self.ip).is_loopback and url.host
+        return url.scheme, self.ip, _port(url), url.path, _name(self.url)
 
     def get(self, path: str) -> urllib3.BaseHTTPResponse:
         """Ask on a connection of its own, so that any worker may answer, and note whether anything listens there.
@@ -76,23 +76,36 @@ class Address:
 
 
 def find_addresses(urls: Sequence[str]) -> list[Address]:
-    """Return every address of gateways, once though it has several names.
+    """Return every address of gateways, once though one URL has its name, and another the address itself.
 
     Raises:
         Refused: A name has none.
     """
     found = dict[tuple[object, ...], Address]()
-    for each in urls:
+    for each in sorted(urls, key=lambda url: not _name(url)):  # those with a name first
         url = urllib3.util.parse_url(each)
         try:
             infos = socket.getaddrinfo((url.host or "").strip("[]"), _port(url), type=socket.SOCK_STREAM)
         except OSError as exc:
             raise Refused(f"The gateway's name cannot be looked up: {exc}.") from exc
         addresses = [Address(each, str(info[4][0])) for info in infos]
+        named = {place[:-1] for place in found if place[-1]}
+        if not _name(each) and any(address.place[:-1] in named for address in addresses):
+            continue
         first_name = next((found[address.place].url for address in addresses if address.place in found), each)
         for address in addresses:
             found.setdefault(address.place, replace(address, url=first_name))
     return list(found.values())
+
+
+def _name(url: str) -> str:
+    """Return the name of a URL's host; empty for an address, or for localhost, which stands for one."""
+    host = (urllib3.util.parse_url(url).host or "").strip("[]")
+    try:
+        ip_address(host)
+    except ValueError:
+        return "" if host == "localhost" else host
+    return ""
 
 
 def _port(url: urllib3.util.Url) -> int:
