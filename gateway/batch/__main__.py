@@ -100,12 +100,12 @@ def _ask(client: Client, todo: Sequence[str], table: Table, concurrency: int) ->
                 lost = lost + 1 if answer.get("error") in NO_GATEWAY else 0
                 if lost >= LOST_AFTER:
                     print(f"{STOPPED} {answer['detail']}", file=sys.stderr)
-                    pool.shutdown(wait=False, cancel_futures=True)
                     return SOME_LEFT
         except (KeyboardInterrupt, BrokenPipeError):  # or who reads the answers has enough
-            pool.shutdown(wait=False, cancel_futures=True)
             print(STOPPED, file=sys.stderr)
             return SOME_LEFT
+        finally:  # on a full disk too
+            pool.shutdown(wait=False, cancel_futures=True)
     print(f"{len(todo) - errors.total()} answered, {_described(errors)}", file=sys.stderr)
     return _status(errors, is_left)
 

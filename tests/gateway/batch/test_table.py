@@ -10,6 +10,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 
 from contract.document import Novelty
 from gateway.batch.__main__ import STOPPED, main
+from gateway.batch.asking import Asked, Client
 from gateway.batch.table import COLUMNS, Table
 from tests.conftest import ROOT
 from tests.gateway.batch.conftest import read_csv
@@ -139,6 +142,24 @@ def test_a_full_disk_is_one_line(
         assert said[-1] == f"{out}: No space left on device. Run the same command to go on."
         assert main([*ask, "--out", str(out)]) == 0
         out.unlink()
+
+
+def test_a_full_disk_ends_what_waits(
+    address: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight requests, four of which run, no more is begun; one may be until the first answer is written."""
+    begun: list[Sequence[str]] = []
+
+    def ask(_: Client, images: Sequence[str]) -> Asked:
+        begun.append(images)
+        time.sleep(0.5 if len(begun) > 1 else 0.0)
+        return Asked({image: {"error": "bad_image", "detail": ""} for image in images}, 1.0, is_too_large=False)
+
+    monkeypatch.setattr(Client, "ask", ask)
+    monkeypatch.setattr("gateway.batch.table._open_alone", lambda *_: io.BufferedWriter(Full()))
+    out = str(tmp_path / "out.csv")
+    assert main([str(photos), "--gateway", address, "--out", out, "--concurrency", "4"]) == 1
+    assert len(begun) < 8
 
 
 def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_path: Path) -> None:
