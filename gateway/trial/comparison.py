@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from contract.answers import most_probable
 from contract.comparison import find_signs
+from contract.disk import written_whole
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.memory import Held, Room
 from gateway.model.protocol import ActiveTrial, Model, Version
@@ -190,10 +191,8 @@ def _keep(folder: Path, image: bytes, *replies: _Reply) -> None:
     photo, said = folder / name, folder / f"{name}.json"
     try:
         if len(list(folder.glob("*.json"))) < MOST_KEPT:
-            photo.write_bytes(image)
-            said.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
+            with written_whole(said) as said_draft, written_whole(photo) as photo_draft:
+                photo_draft.write_bytes(image)
+                said_draft.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
     except OSError as exc:
         _log.warning("a photo on which versions differ could not be kept in %s: %s", folder, exc.strerror)
-        for path in (photo, said):  # half of it would not count
-            with suppress(OSError):
-                path.unlink(missing_ok=True)

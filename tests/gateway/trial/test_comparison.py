@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import grpc
@@ -187,18 +187,31 @@ def test_photos_that_differ_are_kept_where_a_folder_is_named(tried: Tried, tmp_p
     assert not list(folder.iterdir())
     tried.replace(classes=("blue", "red", "green"))
     tried.ask()
-    wait_until(lambda: len(list(folder.iterdir())) == 2)
+    wait_until(lambda: list(folder.glob("*.json")))
     (answers,) = folder.glob("*.json")
     assert answers.with_suffix("").read_bytes() == IMAGE
     assert set(json.loads(answers.read_text())) == {"1", "2"}
 
 
-def test_a_photo_that_fills_the_disk_is_not_kept(tried: Tried, tmp_path: Path) -> None:
-    """Its image without the answers would not count, so more and more would come."""
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_photo_that_fills_the_disk_is_not_kept(
+    tried: Tried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    """Its image without the answers would not count, so more and more would come; what was kept before stays."""
     folder = tmp_path / "differ"
     folder.mkdir()
-    (folder / f"{sha256(IMAGE).hexdigest()[:16]}.json").symlink_to("/dev/full")
     tried.replace(classes=("blue", "red", "green"))
     tried.start(SHADOW, trial_folder=str(folder))
-    tried.ask()
-    wait_until(lambda: not list(folder.iterdir()))
+    if is_kept:
+        tried.ask()
+        wait_until(lambda: list(folder.glob("*.json")))
+    before, tries = {path: path.read_bytes() for path in folder.iterdir()}, []
+
+    def fill(*_: object) -> None:
+        tries.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill)
+    wait_until(lambda: tried.ask() and tries)
+    wait_until(lambda: {*folder.iterdir()} == before.keys())
+    assert {path: path.read_bytes() for path in before} == before
