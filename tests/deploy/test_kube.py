@@ -12,6 +12,7 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from contract.release import Release
 from gateway.app import create_app
@@ -247,6 +248,9 @@ def test_the_gateway_reaches_dns_the_model_and_public_addresses_only(objects: li
     (expression,) = in_cluster["podSelector"]["matchExpressions"]
     assert expression == {"key": "k8s-app", "operator": "In", "values": ["kube-dns", "node-local-dns"]}
     assert [each["ipBlock"]["cidr"] for each in addresses] == ["169.254.20.10/32", "169.254.169.254/32"]
+    for folder in ("batch", "model-volume"):  # whose Pods ask the same DNS
+        policy = yaml.safe_load((KUBE / folder / "network.yaml").read_text())
+        assert policy["spec"]["egress"][0] == rules[0]
     blocks = {block["ipBlock"]["cidr"]: block["ipBlock"]["except"] for block in public["to"]}
     assert list(blocks) == ["0.0.0.0/0", "2000::/3"]
     closed = [ip_network(network) for networks in blocks.values() for network in networks]
