@@ -185,7 +185,7 @@ def test_an_image_leaves_out_what_was_rolled_back(tmp_path: Path) -> None:
 
 
 def test_make_builds_on_the_bases_that_are_set(tmp_path: Path) -> None:
-    """In .env, as Compose does, or in the environment; without them, on those that the dockerfile names."""
+    """In the environment, or else in .env, as Compose does; without them, on those that the dockerfile names."""
     shutil.copy(ROOT / "Makefile", tmp_path)
 
     def bases(name: str, **environ: str) -> list[str]:
@@ -198,6 +198,7 @@ def test_make_builds_on_the_bases_that_are_set(tmp_path: Path) -> None:
     assert bases("gateway", SERVING_IMAGE="embedded", PYTHON_IMAGE="python:here") == ["PYTHON_IMAGE=python:here"]
     (tmp_path / ".env").write_text("SERVING_IMAGE=embedded\nPYTHON_IMAGE=python:here\n")
     assert bases("model") == ["PYTHON_IMAGE=python:here", "SERVING_IMAGE=embedded"]
+    assert bases("model", SERVING_IMAGE="there") == ["PYTHON_IMAGE=python:here", "SERVING_IMAGE=there"]
 
 
 def test_make_warns_of_an_image_with_a_version_that_is_tried(tmp_path: Path) -> None:
