@@ -99,7 +99,8 @@ class Fetcher:
             _log.warning("GATEWAY_FETCH_PROXY: %s", exc)
             raise FetchFailed("The gateway's proxy did not connect to the image's host.") from exc
         except socket.gaierror as exc:
-            raise FetchFailed("The image's host name does not resolve.") from exc
+            now = " now, as the DNS gives no answer" if exc.errno == socket.EAI_AGAIN else ""
+            raise FetchFailed(f"The image's host name does not resolve{now}.") from exc
         except ssl.SSLError as exc:
             raise FetchFailed("The image's host has no TLS certificate that is valid for its name.") from exc
         except ConnectionRefusedError as exc:

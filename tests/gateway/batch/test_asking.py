@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,14 +148,30 @@ def test_urls_go_together(address: str, origin: Origin, tmp_path: Path, model_se
 
 @pytest.mark.parametrize(
     ("answer", "status"),
-    [("429 Any", 1), ("503 Any", 1), ("200 OK\r\nContent-Length: 7", 1), (None, 1), ("403 Any", 3), ("410 Gone", 3)],
+    [
+        ("429 Any", 1),
+        ("503 Any", 1),
+        ("200 OK\r\nContent-Length: 7", 1),
+        (socket.EAI_AGAIN, 1),
+        ("403 Any", 3),
+        ("410 Gone", 3),
+        (socket.EAI_NONAME, 3),
+    ],
 )
 def test_a_host_that_fails_for_a_moment_is_worth_another_run(
-    address: str, origin: Origin, tmp_path: Path, answer: str | None, status: int
+    address: str, origin: Origin, tmp_path: Path, answer: str | int, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Status 3 is for what would fail again; a merge of the answers says the same."""
+    look_up = socket.getaddrinfo
+
+    def fail(host: object, *arguments: Any, **options: Any) -> Any:
+        if host == b"a.test":
+            raise socket.gaierror(answer, "of the resolver")
+        return look_up(host, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
     origin.answer = f"HTTP/1.1 {answer}\r\n\r\n".encode()
-    url = f"http://{origin.authority}/a.jpg" if answer else "http://no-such-name.invalid/a.jpg"
+    url = f"http://{origin.authority}/a.jpg" if isinstance(answer, str) else "http://a.test/a.jpg"
     part, whole = tmp_path / "part.csv", tmp_path / "whole.csv"
     assert main([url, "--gateway", address, "--out", str(part)]) == status
     assert main(["--merge", str(part), "--out", str(whole)]) == status
