@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What docker compose reads too: MODEL_NAME, PORT, GATEWAY_API_KEYS and so on, a line each. The environment wins too.
-$(foreach name,$(shell sed -nE 's/^(export +)?([A-Za-z0-9_]+) *=.*/\2/p' .env 2>/dev/null),\
+$(foreach name,$(shell sed -nE 's/^[[:space:]]*(export[[:space:]]+)?([A-Za-z0-9_]+)[[:space:]]*=.*/\2/p' .env 2>/dev/null),\
   $(if $(filter environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 -include .env
 MODEL ?= $(or $(MODEL_NAME),imagenet)

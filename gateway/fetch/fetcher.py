@@ -42,6 +42,7 @@ Resolve = Callable[[str, int], list[str]]
 MAX_ADDRESSES = 8
 MAX_LOOK_UPS = 16
 LOOK_UP_WAIT_S = 1.0
+NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA, None)  # as the DNS says; None where it gives no address of use
 # A host that answers with one of these may want to know who asks.
 UNWELCOME = (403, 429)
 # The codings of which the bytes are not the image's. Other words change nothing: stores of objects write base64, UTF-8
@@ -99,7 +100,7 @@ class Fetcher:
             _log.warning("GATEWAY_FETCH_PROXY: %s", exc)
             raise FetchFailed("The gateway's proxy did not connect to the image's host.") from exc
         except socket.gaierror as exc:
-            now = " now, as the DNS gives no answer" if exc.errno == socket.EAI_AGAIN else ""
+            now = "" if exc.errno in NO_SUCH_NAME else " now, as the DNS gives no answer"
             raise FetchFailed(f"The image's host name does not resolve{now}.") from exc
         except ssl.SSLError as exc:
             raise FetchFailed("The image's host has no TLS certificate that is valid for its name.") from exc
@@ -172,7 +173,7 @@ class Fetcher:
             raise
         addresses = [ip_address(answer.partition("%")[0]) for answer in found.result(budget.seconds_left())]
         if not addresses:
-            raise socket.gaierror("No address")
+            raise socket.gaierror(None, "No address")
         return addresses
 
     def _get(self, url: Url, budget: Budget) -> bytes | str:

@@ -46,7 +46,8 @@ if answers are bad and you must act now:
 """
 _WATCH = """
 watch the trial, and roll it back on evidence that it is worse: it fails, it is slower, it disagrees too often, or its
-confidence or a class has changed. A version within its limits is rolled back with a probability of 0.01 at most
+confidence or a class has changed. A version within its limits is rolled back with a probability of 0.01 at most. While
+the stable version fails too, the limits of failures are estimates
 """
 _PROMOTE_AFTER = "promote it after N requests of it, in shadow N photos compared, without such evidence"
 _WITHIN = "end after this time, such as 30m or 2h; the trial goes on (default: 1h)"
@@ -114,16 +115,7 @@ def _try(ledger: Ledger, options: argparse.Namespace) -> int:
     mode: Mode = "shadow" if options.shadow else "share"
     change = ledger.try_version(options.version, mode, options.share or 1.0, reason=options.reason)
     status = _finish(ledger, change, options.gateway, "End it with `promote` or `rollback`.")
-    if not options.watch:
-        return status
-    try:
-        return _watch(ledger, options, change.lag)
-    except Refused as exc:
-        _warn(
-            f"{exc} So nobody watches the trial of version {options.version}, which has begun. `watch` does;"
-            " `rollback` or `promote` ends it."
-        )
-        return NOT_FOLLOWED
+    return _watch(ledger, options, change) if options.watch else status
 
 
 def _promote(ledger: Ledger, options: argparse.Namespace) -> int:
@@ -143,11 +135,21 @@ def _rollback(ledger: Ledger, options: argparse.Namespace) -> int:
     return _finish(ledger, change, options.gateway, hint)
 
 
-def _watch(ledger: Ledger, options: argparse.Namespace, lag: str = "") -> int:
-    """Watch a trial; `lag` is why `models.config` does not name it."""
+def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = None) -> int:
+    """Watch a trial, which this command has begun or an earlier one."""
     from gateway.release.watch import Watch  # with NumPy, 0.3 of 0.5 s for which a rollback would wait too
 
-    watch = Watch(ledger, options.gateway)
+    try:
+        watch = Watch(ledger, options.gateway)
+    except Refused as exc:
+        release = ledger.read().release
+        if not (begun and release and release.trial and release.trial == begun.after.trial):
+            raise
+        _warn(
+            f"{exc} So nobody watches the trial of version {release.trial.version}, which has begun. `watch` does;"
+            " `rollback` or `promote` ends it."
+        )
+        return NOT_FOLLOWED
     try:
         outcome = watch.run(options.promote_after, options.within)
     except KeyboardInterrupt:
@@ -164,7 +166,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace, lag: str = "") -> int:
         version = "was promoted"
     print(f"Version {watch.trial.version} {version}: {'; '.join(outcome.reasons)}.")
     if not outcome.change:
-        return status or (NOT_FOLLOWED if lag else DONE)
+        return status or (NOT_FOLLOWED if begun and begun.lag else DONE)
     followed = _finish(ledger, outcome.change, options.gateway, "`history` has the reasons.")
     return followed if outcome.is_good else status
 

@@ -1,6 +1,7 @@
 """Watches a trial until there is evidence: promotes the version, goes back, or says that there was too little traffic.
 
-A trial within all limits is rolled back with a probability of at most 1 %, however often and long one looks.
+A trial within all limits is rolled back with a probability of at most 1 %, however often and long one looks; for an
+exception see gateway/release/evidence.py.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ def table(findings: Sequence[Finding], stable: int) -> str:
         lines.append(f"  and {left} more lines about classes, with less evidence")
     lines.append(
         f"A version within its limits is rolled back with a probability of {ALPHA:.0%} at most, however often one"
-        f" looks: {ALPHA / KINDS:.2%} for each line, and as much for all classes together."
+        f" looks: {ALPHA / KINDS:.2%} for each line, and as much for all classes together. While the stable version"
+        " fails too, the limits of failures are estimates."
     )
     return "\n".join(lines)
 

@@ -62,8 +62,9 @@ def read_data(photos: Photos, preset: Preset) -> Data:
             f" preprocessing: {start.preprocessing}"
         )
     splits = {split: photos.read(split, files, spec) for split, files in dataset.splits.items()}
-    run, held_out = run_of(Path(preset.weights)), "test" if "test" in splits else "validation"
-    if run and run.contract.origin.data_digest.get(held_out) != splits[held_out].digest:
+    run, measured = run_of(Path(preset.weights)), "test" if "test" in splits else "validation"
+    known = run.contract.origin.data_digest if run else {}
+    if known and known.get(measured) != splits[measured].digest:
         _log.info(
             f"Note: {origin['weights']} held out other photos. It may have been trained on some that are held out now,"
             " so their accuracy may be too high. A test/ beside train/, whose photos stay, prevents this"

@@ -155,6 +155,7 @@ def test_urls_go_together(address: str, origin: Origin, tmp_path: Path, model_se
         (socket.EAI_AGAIN, 1),
         ("403 Any", 3),
         ("410 Gone", 3),
+        (socket.EAI_SYSTEM, 1),
         (socket.EAI_NONAME, 3),
     ],
 )

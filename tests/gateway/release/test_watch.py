@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 import urllib3
@@ -278,6 +279,23 @@ def test_a_trial_that_nobody_watches_has_begun(store: Store, gateways: Callable[
     status, _, err = store.run("try", "2", "--shadow", "--watch", *asked)
     assert status == 3 and store.document["trial"]["version"] == 2
     assert "So nobody watches the trial of version 2, which has begun. `watch` does; " in err
+
+
+def test_a_trial_that_others_ended_before_it_was_watched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told to roll it back, which would take back the stable version."""
+    finish = command._finish
+
+    def end(ledger: Ledger, *rest: Any) -> int:
+        status = finish(ledger, *rest)
+        ledger.promote()
+        return status
+
+    store.do("promote", "1")
+    monkeypatch.setattr(command, "_finish", end)
+    monkeypatch.setattr(command, "FOLLOW_S", 0.1)
+    status, _, err = store.run("try", "2", "--shadow", "--watch", "--gateway", "http://127.0.0.1:9")
+    assert (status, store.document["stable"]) == (1, 2)
+    assert "Nothing is being tried" in err and "nobody watches" not in err
 
 
 def test_a_trial_that_models_config_does_not_name_shows_in_the_status(

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -313,6 +315,28 @@ def test_a_run_is_a_starting_point(run, folder, tmp_path, capsys):
     before, after = (find_start("", str(each)).backbone("").get_weights() for each in (run, mine))
     same = [np.array_equal(*pair) for pair in zip(before, after, strict=True)]
     assert same[:2] == [True, True] and not all(same)
+
+
+@tensorflow
+@pytest.mark.parametrize(("held_out", "is_noted"), [({}, False), ({"test": None}, False), ({"test": "other"}, True)])
+def test_only_photos_that_figures_come_from_are_compared_with_a_run(
+    folder, tmp_path, capsys, monkeypatch, held_out, is_noted
+):
+    """Those of test, if there is one; a run that does not say what it held out is not suspected."""
+    from training.data.pixels import Photos
+    from training.fit import train
+    from training.fit.preset import find_preset
+
+    for split in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "photos" / split)
+    photos, preset = Photos(tmp_path / "photos", tmp_path / "cache"), find_preset("default")
+    test = train.read_data(photos, preset).splits["test"].digest
+    digests = {split: digest or test for split, digest in held_out.items()}
+    origin = SimpleNamespace(data_digest=digests and {"validation": "other", **digests})
+    monkeypatch.setattr(train, "run_of", lambda _: SimpleNamespace(contract=SimpleNamespace(origin=origin)))
+    capsys.readouterr()
+    train.read_data(photos, preset)
+    assert ("held out other photos" in capsys.readouterr().out) == is_noted
 
 
 # What cannot be
