@@ -142,11 +142,10 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
     try:
         watch = Watch(ledger, options.gateway)
     except Refused as exc:
-        release = ledger.read().release
-        if not (begun and release and release.trial and release.trial == begun.after.trial):
+        if not begun or _is_over(ledger, begun):
             raise
         _warn(
-            f"{exc} So nobody watches the trial of version {release.trial.version}, which has begun. `watch` does;"
+            f"{exc} So nobody watches the trial of version {options.version}, which has begun. `watch` does;"
             " `rollback` or `promote` ends it."
         )
         return NOT_FOLLOWED
@@ -169,6 +168,16 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
         return status or (NOT_FOLLOWED if begun and begun.lag else DONE)
     followed = _finish(ledger, outcome.change, options.gateway, "`history` has the reasons.")
     return followed if outcome.is_good else status
+
+
+def _is_over(ledger: Ledger, begun: Change) -> bool:
+    """Tell whether others have ended a trial; it goes on while the store is away."""
+    try:
+        release = ledger.read().release
+    except Refused:
+        return False
+    now, then = (each.trial if each else None for each in (release, begun.after))
+    return not (now and then and now.serial == then.serial)
 
 
 def _report(ledger: Ledger, options: argparse.Namespace) -> int:

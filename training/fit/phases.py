@@ -139,7 +139,9 @@ class Phases:
             end = self.model.get_weights()
             parts = (_between([start, end], [1 - share, share]) for share in SHARES)
             names = (f"{share:.0%} of the change by training" for share in SHARES)
-            self._take_best(zip(names, parts, strict=True), splits["validation"])
+            if not self._take_best(zip(names, parts, strict=True), splits["validation"]):
+                received = "Received: nan. Lower --learning-rate"
+                raise TrainingError(f"Expected a loss on validation that is a number. {received}")
         return histories
 
     def _average_with_last(self, progress: Progress, validation: Pixels) -> None:
@@ -150,11 +152,13 @@ class Phases:
         """
         best = self.model.get_weights()
         progress.load_last(self.model)
-        average = _between([best, self.model.get_weights()], [0.5, 0.5])
-        self._take_best([("the best epoch", best), ("its average with the last one", average)], validation)
+        last = self.model.get_weights()
+        if not all(map(np.array_equal, best, last)):
+            average = _between([best, last], [0.5, 0.5])
+            self._take_best([("the best epoch", best), ("its average with the last one", average)], validation)
 
-    def _take_best(self, choices: Iterable[tuple[str, Weights]], validation: Pixels) -> None:
-        """Take the weights with the least loss on validation, of some choices and their names.
+    def _take_best(self, choices: Iterable[tuple[str, Weights]], validation: Pixels) -> bool:
+        """Take the weights with the least loss on validation, of some choices and their names, if one is a number.
 
         Source: Wortsman et al., "Model soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022.
         """
@@ -165,11 +169,11 @@ class Phases:
             losses[name] = self.model.evaluate(photos, verbose=0, return_dict=True)["loss"]
             if losses[name] < losses.get(best, math.inf):
                 best, kept = name, weights
-        if not best:
-            raise TrainingError("Expected a loss on validation that is a number. Received: nan. Lower --learning-rate")
         self.model.set_weights(kept)
         others = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if name != best)
-        log.info(f"Least loss on validation, {losses[best]:.3f}: {best}. Others: {others}")
+        if best:
+            log.info(f"Least loss on validation, {losses[best]:.3f}: {best}. Others: {others}")
+        return bool(best)
 
     def _fit_head(self, splits: dict[str, Pixels]) -> None:
         """Fit the head to frozen features."""

@@ -37,7 +37,7 @@ MOST_TRAININGS = 3
 # 80 of each, 2,004 held out: 0.888 after 12 epochs, where Lite0 has 0.872 after 24, in about the same time (one each).
 # Trash, 240 of each class, two fifths held out: 0.964 and 0.919, where Lite0 has 0.961 and 0.922.
 FEW_PHOTOS, LARGER_EPOCHS = 100, 12
-CHOICES = 3 * MOST_TRAININGS + 1 + len(phases.SHARES)  # of weights, each with a pass over validation, at most
+CHOICES = 2 + len(phases.SHARES)  # of the weights of one training, each with a pass over validation, at most
 
 
 @dataclass(frozen=True)

@@ -281,6 +281,19 @@ def test_a_trial_that_nobody_watches_has_begun(store: Store, gateways: Callable[
     assert "So nobody watches the trial of version 2, which has begun. `watch` does; " in err
 
 
+def test_a_trial_whose_store_is_away_has_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status must not say that nothing has changed."""
+
+    def look_away(*_: Any) -> int:
+        monkeypatch.setattr(Ledger, "read", lambda _: (_ for _ in ()).throw(Passing("The store is away.")))
+        return 0
+
+    store.do("promote", "1")
+    monkeypatch.setattr(command, "_finish", look_away)
+    status, _, err = store.run("try", "2", "--shadow", "--watch", "--gateway", "http://127.0.0.1:9")
+    assert status == 3 and err.startswith("The store is away. So nobody watches the trial of version 2")
+
+
 def test_a_trial_that_others_ended_before_it_was_watched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is told to roll it back, which would take back the stable version."""
     finish = command._finish

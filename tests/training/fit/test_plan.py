@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from training.errors import TrainingError
 from training.fit.preset import Preset, write_preset
 from training.fit.recipe import Recipe
 from training.runs.folder import Run
@@ -88,8 +90,6 @@ def test_a_training_that_is_resumed_after_its_time_trains_no_more(tmp_path: Path
 
 def test_the_best_epoch_is_averaged_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If that has less loss on validation; both are found again where a training ends in another process."""
-    import keras
-
     from training.data.pixels import Pixels
     from training.fit import phases
     from training.runs.unfinished import Unfinished
@@ -99,30 +99,47 @@ def test_the_best_epoch_is_averaged_with_the_last(tmp_path: Path, monkeypatch: p
     preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
     images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
     pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path / "pixels")
-    splits = {"train": pixels, "validation": replace(pixels, labels=(pixels.labels + 1) % 3)}  # worse with each epoch
-    keras.utils.set_random_seed(0)
-    ends = list[list[np.ndarray]]()
-    for losses in ([0.1, 0.2, 0.1], [0.2, 0.1, 0.1], [0.2, 0.1, 0.1]):
+    ends, kept = list[list[np.ndarray]](), list[list[np.ndarray]]()
+    for folder, losses in (("a", [0.2, 0.1, 0.1]), ("a", [0.2, 0.1, 0.1]), ("b", [0.1, 0.2, 0.1])):
         network = phases.build(preset, 3)
         measured(network, losses, monkeypatch)
-        phases.Phases(network, preset, Unfinished(tmp_path, time.monotonic())).fit(splits)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        run = Unfinished(tmp_path / folder, time.monotonic())
+        phases.Phases(network, preset, run).fit({"train": pixels, "validation": pixels})
         ends.append(network.model.get_weights())
-    kept = list[list[np.ndarray]]()
-    for file in sorted((tmp_path / "network").glob("epoch-*.weights.h5")):
-        network.model.load_weights(file)
+    for file in ("a/network/epoch-1", "a/network/epoch-6", "b/network/epoch-1"):
+        network.model.load_weights(tmp_path / f"{file}.weights.h5")
         kept.append(network.model.get_weights())
-    for best, average, again, *both in zip(*ends, *kept, strict=True):
-        np.testing.assert_array_equal(best, both[0])
-        np.testing.assert_allclose(average, (both[0] + both[1]) / 2, atol=1e-6)
+    for average, again, best, first, last, first_of_b in zip(*ends, *kept, strict=True):
+        np.testing.assert_allclose(average, (first + last) / 2, atol=1e-6)
         np.testing.assert_array_equal(average, again)
+        np.testing.assert_array_equal(best, first_of_b)
+    assert any(not np.array_equal(*pair) for pair in zip(*kept[:2], strict=True))
+
+
+def test_a_loss_that_is_no_number_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the learning rate is much too high."""
+    from training.data.pixels import Pixels
+    from training.fit import phases
+    from training.runs.unfinished import Unfinished
+
+    recipe = Recipe(epochs=2, patience=2, batch_size=8)
+    pixels = Pixels(np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2, [], "", {}, tmp_path / "pixels")
+    network = phases.build(preset := Preset("a", "c", "e", "small", "imagenet", recipe=recipe), 2)
+    measured(network, [math.nan] * 6, monkeypatch)
+    training = phases.Phases(network, preset, Unfinished(tmp_path, time.monotonic()))
+    with pytest.raises(TrainingError, match="Received: nan"):
+        training.fit({"train": pixels, "validation": pixels})
 
 
 def measured(network: Any, losses: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a network have some losses on validation, one after another, but for those of its epochs."""
-    evaluate, left = network.model.evaluate, iter(losses)
+    """Let a network have some losses on validation, one after another; each epoch is worse than the one before."""
+    left, epochs = iter(losses), count(1)
 
-    def evaluated(*data: Any, **how: Any) -> Any:
-        return evaluate(*data, **how) if "callbacks" in how else {"loss": next(left)}  # those are of fit
+    def evaluated(*_: Any, **how: Any) -> Any:
+        if "callbacks" in how:  # of fit
+            return {"loss": float(epoch := next(epochs)), "accuracy": 1 / epoch}
+        return {"loss": next(left)}
 
     monkeypatch.setattr(network.model, "evaluate", evaluated)
 
