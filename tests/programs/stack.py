@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -29,13 +29,19 @@ from serving.engines import open_engine
 ROOT = Path(__file__).parents[2]
 UNCONNECTED = "nobody took the connection"
 LEAST_LOOKS = 50
+_PORTS = itertools.count(20_000 + os.getpid() % 10_000)  # below those that Linux gives to connections
 QUICK = "--file_system_poll_wait_seconds=0.1"  # between two looks for versions
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """Return a port that nobody listens on, another one each time: who has the last one may not listen yet."""
+    return next(filter(_is_free, _PORTS))
+
+
+def _is_free(port: int) -> bool:
+    with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def wait_until(
