@@ -52,7 +52,7 @@ images: model-image gateway-image single-image lambda-image  ## build the four i
 
 single-image lambda-image: model-image  # they carry what it exported
 
-up: model-image gateway-image  ## docker compose up, in the background; MODEL= and PORT= choose
+up: model-image gateway-image  ## docker compose up, in the background; MODEL_NAME and PORT in .env choose, or MODEL= and PORT= this once
 	@# Compose passes only the names in its file, and says nothing about others.
 	@{ cat .env 2>/dev/null; env; } | sed -nE 's/^[[:space:]]*(export[[:space:]]+)?(GATEWAY_[A-Za-z0-9_]+).*/\2/p' | sort -u | \
 	  while read -r name; do grep -qE "^      - $$name( |$$)" docker-compose.yaml || \

@@ -41,7 +41,7 @@ if answers are bad and you must act now:
   1. status     shows what answers, and what is tried
   2. rollback   ends the trial; if nothing is tried, the version before answers again, which is still loaded
   3. status --gateway http://HOST:9696   shows whether that gateway follows
-  If the version before is bad too, or a second rollback is refused, promote the number of a good one.
+  If rollback is refused, or the version before is bad too, promote the number of a good one.
   No command removes a version.
 """
 _WATCH = """
@@ -49,7 +49,7 @@ watch the trial, and roll it back on evidence that it is worse: it fails, it is 
 confidence or a class has changed. A version within its limits is rolled back with a probability of 0.01 at most. While
 the stable version fails too, the limits of failures are estimates
 """
-_PROMOTE_AFTER = "promote it after N requests of it, in shadow N photos compared, without such evidence"
+_PROMOTE_AFTER = "promote it after N answers of it, in shadow after N compared photos, if there is no such evidence"
 _WITHIN = "end after this time, such as 30m or 2h; the trial goes on (default: 1h)"
 _STATUSES = """
 exit status:
@@ -59,6 +59,7 @@ exit status:
   3   the change is made, but a gateway of --gateway, or models.config, does not follow; the message says which
   4   of `watch` and `try --watch`: the version was rolled back; the message says why
   5   of these: too little traffic to decide, or a gateway took no part; the trial goes on
+  130 stopped by Ctrl-C; what was written stays
 """
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/settings.md are what the code and the stored measurements say."""
+"""The tables of the documents are what the code, the alerts and the stored measurements say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import fields
 from benchmarks import report
 from gateway import errors
 from gateway.settings import PREFIX, Settings
+from tests.conftest import ROOT
 from tests.documents.pages import PAGES
 
 README = PAGES["README.md"].splitlines()
@@ -31,6 +32,12 @@ def test_each_setting_has_its_row() -> None:
         for each in fields(Settings)
     ]
     assert [line for line in PAGES["docs/settings.md"].splitlines() if line.startswith(f"| `{PREFIX}")] == rows
+
+
+def test_each_alert_has_its_row() -> None:
+    """In the order of the file; there is no other row."""
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "monitoring/alerts.yaml").read_text())
+    assert re.findall(r"^\| `(\w+)` \|", PAGES["docs/operate.md"], re.MULTILINE) == alerts
 
 
 def test_the_benchmark_rows_are_the_stored_measurements() -> None:

@@ -58,7 +58,7 @@ def rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     table.append(("calibration error", [f"{each.calibration_error:.4f}" for each in figures]))
     if any(each.unknown is not None for each in results):
         parts = ["" if each.unknown is None else f"{each.unknown.mean():.1%}" for each in results]
-        table.append(("turned away as unknown", parts))
+        table.append(("called unknown", parts))
     if agreements := [each.agreement for each in results if each.agreement]:
         table.append(("different predictions", ["", *(str(each.other_first_places) for each in agreements)]))
         table.append(("largest difference", ["", *(f"{each.largest_difference:.1e}" for each in agreements)]))
@@ -189,7 +189,7 @@ def _pairs(result: Result, photos: Pixels, classes: Sequence[str]) -> list[dict[
 
 
 def _unknown(result: Result, unknown: NDArray[np.bool_], photos: Pixels, classes: Sequence[str]) -> dict[str, Any]:
-    """Return how many photos are turned away though they are of the classes, and some of them, evenly spread."""
+    """Return how many photos are called unknown though they are of the classes, and some of them, evenly spread."""
     positions = np.flatnonzero(unknown)
     count = min(len(positions), UNKNOWN_PHOTOS)
     shown = positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]

@@ -121,7 +121,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--replace-classes",
         action="store_true",
-        help="release it though the newest version of that name has other classes",
+        help="release it even if the newest version of that name has other classes",
     )
     add("--margin", metavar="ACCURACY", type=_loss, help="loss that --refuse-if-worse accepts (default: 0)")
     add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")

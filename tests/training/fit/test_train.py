@@ -147,7 +147,7 @@ def test_train_fits_a_score_for_unknown_images(trained, run):
     contract, engine = describe(version), open_engine(version, "tflite", threads=1)
     scores = engine.run(contract.signature, {"images": np.zeros((2, 16, 16, 3), np.uint8)})["novelty"]
     assert contract.novelty.photos == 3 and scores.shape == (2,)
-    assert "Photos that would be turned away as unknown" in (run / "report.html").read_text()
+    assert "Photos of the classes that are called unknown" in (run / "report.html").read_text()
     (result,) = json.loads((run / "evaluation.json").read_text())["results"]
     assert 0 <= result["unknown"] <= 3
 
