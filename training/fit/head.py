@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.model_selection import StratifiedKFold
 
-from training.fit.calibration import best_temperature, fit_temperature
+from training.judge.calibration import best_temperature, fit_temperature
 
 Array = NDArray[np.float32]
 

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from contract.document import Contract
 from training.data.folder import Dataset
 from training.data.pixels import Photos, Pixels, decoder
-from training.fit import calibration, phases
+from training.fit import phases
 from training.fit.features import frozen_features
 from training.fit.plan import Plan, find_plan
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 from training.fit.report import Course, write_report
+from training.judge import calibration
 from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.comparison import find_signs
-from training.fit.calibration import fit_temperature
+from training.judge.calibration import fit_temperature
 
 _log = logging.getLogger(__name__)
 

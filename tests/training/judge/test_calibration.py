@@ -1,4 +1,4 @@
-"""training/fit/calibration.py: the temperature that was put in is found again, and baking it changes no first place."""
+"""training/judge/calibration.py: the temperature that was put in is found again; baking changes no first place."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def labels(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 3.0])
 def test_the_temperature_is_found(logits: np.ndarray, labels: np.ndarray, temperature: float) -> None:
     """Logits that are off by a factor are put right by it."""
-    from training.fit.calibration import fit_temperature
+    from training.judge.calibration import fit_temperature
 
     assert fit_temperature(softmax(logits * temperature), labels) == pytest.approx(temperature, rel=0.05)
 
 
 def test_few_photos_are_not_asked(logits: np.ndarray, labels: np.ndarray) -> None:
     """They would give any temperature."""
-    from training.fit.calibration import fit_temperature
+    from training.judge.calibration import fit_temperature
 
     assert fit_temperature(softmax(3 * logits[:50]), labels[:50]) == 1.0
 
@@ -47,7 +47,7 @@ def test_baking_calibrates_and_keeps_first_places(logits: np.ndarray, labels: np
     """A model three times too sure means what it says afterwards."""
     import keras
 
-    from training.fit.calibration import bake, fit_temperature
+    from training.judge.calibration import bake, fit_temperature
 
     inputs = keras.Input((5,))
     head = keras.layers.Dense(5, activation="softmax", name="head")
