@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -16,6 +17,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
 from contract.answers import Outputs, most_probable
+from contract.document import ImageSpec
 from contract.image import DecodedImage
 from gateway import errors, openapi
 from gateway.errors import GatewayError, InternalError, Overloaded, Unauthorized, VersionGone
@@ -35,6 +37,11 @@ HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
 # What the server around the application puts into the WSGI environment: when the request was complete, which is when
 # its time begins, and whether the gateway is shutting down.
 RECEIVED, DRAINING = "gateway.received", "gateway.draining"
+
+NOT_OF_THE_VERSION = (
+    Overloaded,
+    VersionGone,
+)  # failures that say nothing of a version: its server is busy, or lacks it
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +72,15 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
     return app
 
 
+class _Asked(NamedTuple):
+    """The version that answered, its images or why they have no pixels, its outputs, and if a trial had been over."""
+
+    version: Version
+    decoded: list[DecodedImage | GatewayError]
+    outputs: Outputs
+    is_late: bool
+
+
 class Views:
     """What each path answers, and what happens before and after."""
 
@@ -87,7 +103,7 @@ class Views:
             images = self._stages.fetch(query.images, deadline, g.held)
         active = self._trials.choose(self._release_key())
         tried = active if active and active.trial.mode == "share" else None
-        version, decoded, outputs = self._ask(images, tried, clock, deadline)
+        version, decoded, outputs, _ = self._ask(images, tried, clock, deadline)
         if active and (tried is None or version is tried.version):
             self._comparisons.offer(active, images)
         answers = iter(self._answers(version, outputs, query.top_k))
@@ -109,40 +125,50 @@ class Views:
 
     def _ask(
         self, images: list[bytes | GatewayError], tried: ActiveTrial | None, clock: Clock, deadline: float
-    ) -> tuple[Version, list[DecodedImage | GatewayError], Outputs]:
-        """Return the version that answered, its pixels, and what it gave for the images that were decoded.
+    ) -> _Asked:
+        """Ask the version that is tried, if any, in half of the time that is left.
 
-        A tried version gets half of the time that is left. If it fails, the request goes on as if it was not tried.
-        What the stable version answers meanwhile shows how many such failures are the moment's.
+        If it fails, the request goes on as if it was not tried.
         """
-        spec, failed = None, False
-        stable = ((version, None) for version in self._model.candidates(deadline))
-        for version, active in chain([(tried.version, tried)] if tried else [], stable):
-            if spec != version.contract.image:
-                spec = version.contract.image
-                with clock.time("decode"):
-                    decoded = self._stages.decode(images, spec, deadline)
-            limit = (time.monotonic() + deadline) / 2
+
+        @cache
+        def decode(spec: ImageSpec) -> list[DecodedImage | GatewayError]:
+            with clock.time("decode"):
+                return self._stages.decode(images, spec, deadline)
+
+        def ask(version: Version, *, is_tried: bool) -> _Asked:
+            decoded, half = decode(version.contract.image), (time.monotonic() + deadline) / 2
+            with clock.time("predict"):
+                outputs = self._model.predict(version, stack_pixels(decoded, version), half if is_tried else deadline)
+            return _Asked(version, decoded, outputs, is_late=time.monotonic() > half)
+
+        if not tried:
+            return self._ask_stable(ask, deadline, is_counted=True)
+        try:
+            asked = ask(tried.version, is_tried=True)
+        except GatewayError as exc:
+            asked = self._ask_stable(ask, deadline, is_counted=False)
+            if not isinstance(exc, NOT_OF_THE_VERSION):
+                self._trials.record_request(tried, failed=True)
+        else:
+            if len(asked.outputs.probabilities):  # without a photo, nothing was tried
+                self._trials.record_request(tried, failed=False)
+        return asked
+
+    def _ask_stable(self, ask: Callable[..., _Asked], deadline: float, *, is_counted: bool) -> _Asked:
+        """Ask the version that answers; counted, it shows how many failures of the tried version are the moment's."""
+        for version in self._model.candidates(deadline):
             try:
-                with clock.time("predict"):
-                    pixels = stack_pixels(decoded, version)
-                    outputs = self._model.predict(version, pixels, limit if active else deadline)
+                asked = ask(version, is_tried=False)
             except VersionGone:  # a replica without that version; the next one may mean other pixels
                 continue
             except GatewayError as exc:
-                of_version = not isinstance(exc, Overloaded)  # a busy server says nothing of the version
-                if active:
-                    failed = of_version
-                    continue
-                if of_version and not tried:
+                if is_counted and not isinstance(exc, NOT_OF_THE_VERSION):
                     self._trials.record_stable(failed=True)
                 raise
-            if failed or len(outputs.probabilities):  # without a photo, nothing was tried
-                if not tried:
-                    self._trials.record_stable(failed=time.monotonic() > limit)
-                elif failed or active:
-                    self._trials.record_request(tried, failed=failed)
-            return version, decoded, outputs
+            if is_counted and len(asked.outputs.probabilities):
+                self._trials.record_stable(failed=asked.is_late)
+            return asked
         raise InternalError  # candidates without an end
 
     def _answers(self, version: Version, outputs: Outputs, top_k: int) -> list[dict[str, Any]]:
