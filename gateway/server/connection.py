@@ -1,14 +1,11 @@
-"""A client's connection: reads one HTTP/1.1 request after another, each within limits, and sends the answers.
+"""A client's connection: its phases and their time limits, the turns of those that send much, and the answers.
 
-gunicorn's parser reads the bytes. The connection decides how many bytes wait for it, how long it works before others
-have their turn, and how long a client may take.
+What has come is parsed by its reader.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
 import select
 import time
 from collections import deque
@@ -16,43 +13,16 @@ from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
-from gunicorn.asgi.parser import (
-    InvalidHTTPVersion,
-    LimitRequestHeaders,
-    LimitRequestLine,
-    ParseError,
-    PythonProtocol,
-    UnsupportedTransferCoding,
-)
-
-from gateway.errors import (
-    BadRequest,
-    GatewayError,
-    HeadersTooLarge,
-    InternalError,
-    RequestTimeout,
-    UnsupportedCoding,
-    UnsupportedVersion,
-    UriTooLong,
-)
-from gateway.memory import Held
+from gateway.errors import GatewayError, RequestTimeout
 from gateway.server.front import Answer, Request
+from gateway.server.reader import Reader
 
 READ_BYTES = 64 * 1024  # the most that a connection keeps unparsed: it reads on when nothing is left
-HEAD_BYTES = 64 * 1024  # all fields together; each may have 8 KiB, and a hundred of those would be 800
-# What a connection parses at once. Those with more share a quarter of the time: 1 ms, then 3 ms for everything else.
-# A chunk costs 4 us, however short it is, so a piece takes 0.2 ms at worst. What comes after its length is one piece.
+# How long a connection parses at once. Those with more share a quarter of the time: 1 ms, then 3 ms for all else.
 TURN_S, PAUSE_S = 0.001, 0.003
-PIECE_BYTES = 256
 IDLE_S = 620.0  # longer than load balancers, of which Google's keep 600 s: the server must not close first
 LINGER_S = 2.0  # for a client to read its answer while it still sends; closing at once would reset the connection
-
-_ABSOLUTE = re.compile(rb"https?://[^/?#@]+(/[^?]*)?(\?.*)?", re.IGNORECASE)
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(:[0-9]*)?")
-
-_log = logging.getLogger(__name__)
 
 
 class Turns:
@@ -88,18 +58,17 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, worker: Any) -> None:
         self._worker, self._front = worker, worker.asgi
         self._loop: asyncio.AbstractEventLoop = worker.loop
-        self._parser = PythonProtocol(on_headers_complete=self._take_head, on_body=self._take_part)
-        self._unread = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._answering: asyncio.Task[None] | None = None
         self._phase = ""
         self._is_new, self._is_waiting, self._is_slow = True, False, False
         self._is_ending, self._has_client_ended = False, False
-        self._request: Request | None = None  # once its head is complete
-        self._body, self._head_bytes = bytearray(), 0
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        client, server = (transport.get_extra_info(name) for name in ("peername", "sockname"))
+        address = server[:2] if isinstance(server, tuple) else ("localhost", 80)
+        self._reader = Reader(self._front, client[0] if client else "", address)
         self._worker.connections.add(self)
         self._worker.nr_conns += 1
         self._watch()
@@ -111,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         if not self._is_ending:
-            self._unread += memoryview(self._worker.buffer)[:size]
+            self._reader.unread += memoryview(self._worker.buffer)[:size]
             self._advance()
 
     def eof_received(self) -> bool:
@@ -131,8 +100,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, _: Exception | None) -> None:
         self._worker.nr_conns -= 1
         self._phase = "closed"
-        self._unread.clear()
-        self._drop_request()
+        self._reader.drop()
         if self._timer:
             self._timer.cancel()
         if self._answering:
@@ -148,7 +116,7 @@ class Connection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection, once what was sent has left."""
         self._is_ending = True
-        self._unread.clear()
+        self._reader.unread.clear()
         self._transport.close()
         self._watch()
 
@@ -174,35 +142,34 @@ class Connection(asyncio.BufferedProtocol):
 
     def _may_parse(self) -> bool:
         is_closing = self._is_ending or self._transport.is_closing()
-        return bool(self._unread) and not (is_closing or self._answering or self._is_slow)
+        return bool(self._reader.unread) and not (is_closing or self._answering or self._is_slow)
 
     def _settle(self) -> None:
-        if self._has_client_ended and not (self._unread or self._answering or self._is_slow):
+        if self._has_client_ended and not (self._reader.unread or self._answering or self._is_slow):
             self.close()  # nothing can become complete
         self._watch()
 
     def _watch(self) -> None:
         """Read on, or leave the rest to the system; and begin the time limit of a new phase."""
         if not self._has_client_ended and not self._transport.is_closing():
-            (self._transport.pause_reading if self._unread else self._transport.resume_reading)()
+            (self._transport.pause_reading if self._reader.unread else self._transport.resume_reading)()
         phase = self._find_phase()
         if phase == self._phase:
             return
         self._phase = phase
         if self._timer:
             self._timer.cancel()
-        limit_s, end = self._front.settings.body_timeout_s, self.close
-        if phase == "answering":
-            return
-        if phase == "idle":
-            limit_s = IDLE_S
-        elif phase == "body":
-            end = self._refuse_late
-        elif phase == "ending":
-            limit_s = LINGER_S
-        elif phase in ("sending", "closed"):  # closing waits until all is sent
-            end = self._transport.abort
-        self._timer = self._loop.call_later(limit_s, end)
+        client_s = self._front.settings.body_timeout_s
+        ends = {
+            "idle": (IDLE_S, self.close),
+            "head": (client_s, self.close),
+            "body": (client_s, self._refuse_late),
+            "sending": (client_s, self._transport.abort),
+            "ending": (LINGER_S, self.close),
+            "closed": (client_s, self._transport.abort),  # closing waits until all is sent
+        }
+        if phase in ends:
+            self._timer = self._loop.call_later(*ends[phase])
 
     def _find_phase(self) -> str:
         if self._transport.is_closing():
@@ -213,70 +180,22 @@ class Connection(asyncio.BufferedProtocol):
             return "ending"
         if self._answering:
             return "answering"
-        if self._request:
+        if self._reader.request:
             return "body"
-        return "head" if self._head_bytes or self._is_new else "idle"
+        return "head" if self._reader.has_begun or self._is_new else "idle"
 
     def _parse(self) -> None:
-        """Parse a piece of what has come; refuse the request if it breaks a limit, or is not HTTP."""
-        size = max(PIECE_BYTES, self._announced())
+        """Parse a piece of what has come; answer the request that it completes, or refuse it."""
         try:
-            self._feed(bytes(self._unread[:size]))
-        except Exception as exc:
-            self._refuse(_as_gateway_error(exc))
-
-    def _announced(self) -> int:
-        """Return how many bytes of the body must come before the parser looks at one again."""
-        count: int = self._parser._chunk_remaining if self._parser.is_chunked else self._parser._body_remaining
-        return count
-
-    def _feed(self, piece: bytes) -> None:
-        del self._unread[: len(piece)]
-        if not self._request:
-            self._head_bytes += len(piece)
-            if self._head_bytes > HEAD_BYTES:
-                raise HeadersTooLarge(f"Expected header fields of at most {HEAD_BYTES:,} bytes. Received: more")
-        self._parser.feed(piece)
-        if request := self._request:
-            takes_body = self._front.takes_body(request, len(self._body) + self._announced())  # before it is read
-            if not takes_body:
-                self._body.clear()
-                request.may_keep_alive = False  # where the next request would begin is not known
-            request.held.add(len(self._body) - request.held.size)
-            if self._parser.is_complete or not takes_body:
-                self._unread[:0] = self._parser.remaining()
-                request.body = bytes(self._body)
-                self._parser.reset()
-                self._request, self._body, self._head_bytes = None, bytearray(), 0
-                self._is_new = False
-                self._answering = self._loop.create_task(self._answer(request))
-            elif request.awaits_continue and not self._body:
-                request.awaits_continue = False
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _take_head(self) -> bool:
-        """Take over the head of a request; the parser calls this."""
-        self._request = request = self._request_so_far()
-        request.headers = [field for field in self._parser.headers if b"_" not in field[0]]
-        path, query = _split(self._parser.path)
-        request.path, request.query = unquote_to_bytes(path).decode("latin-1"), query.decode("latin-1")
-        hosts = [value for name, value in request.headers if name == b"host"]
-        if not hosts and self._parser.http_version > (1, 0):
-            raise BadRequest("Expected a Host header, as HTTP/1.1 asks for. Received none.")
-        if hosts and not _HOST.fullmatch(hosts[0]):
-            raise BadRequest(f"Expected a host in the Host header. Received: {hosts[0][:100].decode('latin-1')!r}")
-        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in request.headers):
-            raise UnsupportedCoding("Expected no Transfer-Encoding but chunked. Received another one before it.")
-        request.may_keep_alive = self._parser.should_keep_alive and request.method != "CONNECT"
-        request.awaits_continue = self._parser.http_version > (1, 0) and any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers
-        )
-        self._front.check_key(request)
-        return False
-
-    def _take_part(self, part: bytes) -> None:
-        """Take over a part of a body; the parser calls this."""
-        self._body += part
+            request = self._reader.parse()
+        except GatewayError as error:
+            self._refuse(error)
+            return
+        if request:
+            self._is_new = False
+            self._answering = self._loop.create_task(self._answer(request))
+        elif self._reader.takes_continue():
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def _answer(self, request: Request) -> None:
         answer = await self._front.answer(request)
@@ -285,13 +204,12 @@ class Connection(asyncio.BufferedProtocol):
         self._advance()
 
     def _refuse_late(self) -> None:
-        limit_s, size = self._front.settings.body_timeout_s, len(self._body)
+        limit_s, size = self._front.settings.body_timeout_s, self._reader.body_bytes
         self._refuse(RequestTimeout(f"The request did not arrive within {limit_s:g} s; {size:,} bytes of it did."))
 
     def _refuse(self, error: GatewayError) -> None:
-        """Answer a request that is not complete; where the next one would begin is not known."""
-        request = self._request or self._request_so_far()
-        request.may_keep_alive = False
+        """Answer a request that is not complete."""
+        request = self._reader.refused()
         self._send(request, self._front.refuse(request, error))
 
     def _send(self, request: Request, answer: Answer) -> None:
@@ -312,29 +230,10 @@ class Connection(asyncio.BufferedProtocol):
     def _end(self) -> None:
         """Send no more, and wait until the client has read all."""
         self._is_ending = True
-        self._unread.clear()
-        self._drop_request()
+        self._reader.drop()
         with suppress(OSError):  # from asyncio's own loop, without uvloop, if the client has gone
             self._transport.write_eof()
         self._watch()
-
-    def _drop_request(self) -> None:
-        if self._request:
-            self._request.held.release()
-            self._request = None
-
-    def _request_so_far(self) -> Request:
-        """Return what is known of the request that is being read."""
-        client, server = (self._transport.get_extra_info(name) for name in ("peername", "sockname"))
-        major, minor = self._parser.http_version or (1, 1)
-        return Request(
-            method=(self._parser.method or b"").decode("latin-1"),
-            path=(self._parser.path or b"").partition(b"?")[0].decode("latin-1"),  # it will be in the log
-            version=f"{major}.{minor}",
-            client=client[0] if client else "",
-            server=server[:2] if isinstance(server, tuple) else ("localhost", 80),
-            held=Held(self._front.room),
-        )
 
 
 def is_readable(sock: Any) -> bool:
@@ -342,39 +241,3 @@ def is_readable(sock: Any) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _split(target: bytes) -> tuple[bytes, bytes]:
-    """Return path and query of a request's target, which may name a host too. Source: RFC 9112, section 3.2.
-
-    Raises:
-        BadRequest: It is of another form.
-    """
-    if match := _ABSOLUTE.fullmatch(target):
-        return match[1] or b"/", (match[2] or b"")[1:]
-    if not target.startswith(b"/") and target != b"*":
-        raise BadRequest(f"Expected a path as the request's target. Received: {target[:100].decode('latin-1')!r}")
-    path, _, query = target.partition(b"?")
-    return path, query
-
-
-def _as_gateway_error(error: Exception) -> GatewayError:
-    """Return the failure that an exception means; the only place that translates the parser's."""
-    received = repr(str(error)[:100])
-    match error:
-        case GatewayError():
-            return error
-        case LimitRequestLine():
-            return UriTooLong("Expected a first line of at most 8,190 bytes. Received: more")
-        case LimitRequestHeaders():
-            return HeadersTooLarge("Expected at most 100 header fields of 8,190 bytes each. Received: more")
-        case UnsupportedTransferCoding():
-            return UnsupportedCoding(f"Expected no Transfer-Encoding but chunked. Received: {received}")
-        case InvalidHTTPVersion() if re.fullmatch(r"HTTP/\d\.\d", str(error)):
-            return UnsupportedVersion(f"Expected HTTP/1.1. Received: {received}")
-        case ValueError():  # Python refuses to read such a number
-            return BadRequest("Expected a Content-Length of a few digits. Received: thousands")
-        case ParseError():
-            return BadRequest(f"Expected a request of HTTP/1.1. Received one that is not: {received}")
-    _log.error("request failed", exc_info=error)
-    return InternalError()

@@ -1,4 +1,4 @@
-"""gateway/server/connection.py: what is HTTP, and hostile and slow clients."""
+"""gateway/server/connection.py and reader.py: what is HTTP, and hostile and slow clients."""
 
 from __future__ import annotations
 
