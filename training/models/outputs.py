@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -9,6 +10,11 @@ import numpy as np
 from keras import layers
 
 from training.errors import WeightsError
+
+_KEEPING = {  # operations whose outputs are probabilities if their inputs are
+    *("activation", "identity", "dropout", "cast", "reshape", "flatten", "squeeze", "getitem", "concatenate"),
+    *("average", "mean", "globalaveragepooling2d"),
+}
 
 
 def of_one_output(model: keras.Model, name: str | None) -> keras.Model:
@@ -42,8 +48,8 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
     if len(model.output_shape) != 2:
         raise WeightsError(f"Expected class outputs (n, {classes}). Received: {model.output_shape}")
     units = model.output_shape[-1]
-    activation = _last_activation(model)
     x = model.outputs[0]
+    activation = _activation_of(x, {})
     if units == 1:
         if activation == "linear":
             x = layers.Activation("sigmoid")(x)
@@ -69,11 +75,25 @@ def _sums_to_one(model: keras.Model) -> bool:
     return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-4))
 
 
-def _last_activation(model: keras.Model) -> str:
-    operation: Any = model
-    while isinstance(operation, keras.Model):
-        operation = operation.outputs[0]._keras_history.operation
+def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
+    """Return what made the values of a tensor; `linear` if they are no probabilities, or if nothing tells.
+
+    Args:
+        tensor: An output of a model, or of an operation in it.
+        fed: What the inputs of models around it, by id, get from outside.
+    """
+    if id(tensor) in fed:
+        return _activation_of(fed[id(tensor)], fed)
+    operation, node, index = tensor._keras_history
+    inputs = operation._inbound_nodes[node].input_tensors
+    if isinstance(operation, keras.Model):
+        outer = dict(zip(map(id, operation.inputs), inputs, strict=True))
+        return _activation_of(operation.outputs[index], {**fed, **outer})
     name = type(operation).__name__.lower()
     if name in ("softmax", "sigmoid"):
         return name
-    return getattr(getattr(operation, "activation", None), "__name__", "linear")
+    activation: str = getattr(getattr(operation, "activation", None), "__name__", "linear")
+    if activation == "linear" and name in _KEEPING:
+        names = {_activation_of(each, fed) for each in inputs}
+        return names.pop() if len(names) == 1 else "linear"
+    return activation

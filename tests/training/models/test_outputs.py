@@ -77,7 +77,7 @@ def test_outputs_become_probabilities(pixels, units, activation, expect):
     np.testing.assert_allclose(received, expect(run(model, pixels)), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "average"])
+@pytest.mark.parametrize("kind", ["Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "weighted"])
 def test_probabilities_stay_as_they_are(inputs, pixels, kind):
     """A model that ends in probabilities gets no second softmax, however it says so."""
     logits = small(layers.Dense(3))(inputs)
@@ -89,10 +89,34 @@ def test_probabilities_stay_as_they_are(inputs, pixels, kind):
         "operation": lambda: keras.ops.softmax(logits),
         "nested": lambda: softmax,
         "reshaped": lambda: layers.Reshape((3,))(softmax),
-        "average": lambda: layers.Average()([softmax, layers.Softmax()(logits)]),
+        "weighted": lambda: 0.25 * softmax + 0.75 * layers.Softmax()(logits),
     }[kind]()
     model = keras.Model(inputs, outputs)
     np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), run(model, pixels), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["Reshape", "float32", "Average", "pooled", "within", "nested", "behind"])
+def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, kind):
+    """One unit gets no second sigmoid, and several get no softmax, however deep the sigmoid is in models of models."""
+
+    def build(units):
+        yes = layers.Dense(units, activation="sigmoid")(features := layers.Flatten()(inputs / 255))
+        within = [keras.Input(features.shape[1:]), layers.Dense(units, "sigmoid"), layers.Dropout(0.5)]
+        outputs = {
+            "Reshape": lambda: layers.Reshape((units,))(yes),
+            "float32": lambda: layers.Activation("linear", dtype="float32")(yes),
+            "Average": lambda: layers.Average()([yes, layers.Dense(units, "sigmoid")(features)]),
+            "pooled": lambda: layers.GlobalAveragePooling2D()(layers.Conv2D(units, 1, activation="sigmoid")(inputs)),
+            "within": lambda: keras.Sequential(within)(features),
+            "nested": lambda: keras.Sequential([keras.Sequential(within), layers.Flatten()])(features),
+            "behind": lambda: keras.Sequential([keras.Input((units,)), layers.Dropout(0.5)])(yes),
+        }[kind]()
+        return keras.Model(inputs, outputs)
+
+    one = build(1)
+    np.testing.assert_allclose(run(as_probabilities(one, 2), pixels), as_two(run(one, pixels)), rtol=1e-6, atol=1e-7)
+    with pytest.raises(WeightsError, match="Received: sigmoid with 3 units"):
+        as_probabilities(build(3), 3)
 
 
 @pytest.mark.parametrize(
