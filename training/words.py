@@ -1,6 +1,10 @@
-"""Numbers of things in words, for every line and page that counts."""
+"""Numbers of things, and how lists of names differ, in words, for every line and page that says so."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+_NAMED = 5  # of each difference
 
 
 def plural(count: int, noun: str) -> str:
@@ -11,3 +15,18 @@ def plural(count: int, noun: str) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun: 1 photo, 2 photos, 0 classes."""
     return f"{count} {plural(count, noun)}"
+
+
+def difference(names: Sequence[str], others: Sequence[str]) -> str:
+    """Return how names differ from others: 1 new (elk) and 2 missing (cat, dog)."""
+    changes = [
+        f"{len(found)} {what} ({', '.join(found[:_NAMED])}{', …' * (len(found) > _NAMED)})"
+        for what, found in (("new", _without(names, others)), ("missing", _without(others, names)))
+        if found
+    ]
+    return " and ".join(changes) or "the same names, in another order or number"
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    known = set(others)
+    return [name for name in names if name not in known]

@@ -106,7 +106,7 @@ if __name__ == "__main__":
         setattr(folds.Folds, "accuracy", _die_in_the_third)  # noqa: B010
     elif sys.argv[1] == "in the release":
         setattr(commands, "_better", lambda run, *_: run)  # noqa: B010
-        setattr(sources, "release", lambda *_, int8: _die() if int8 else None)  # noqa: B010
+        setattr(sources, "release", lambda *_, int8, **__: _die() if int8 else None)  # noqa: B010
     else:
         setattr(phases, "Progress", Dying)  # noqa: B010
         track.TRACKERS["tensorboard"] = Telling

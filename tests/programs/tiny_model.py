@@ -66,7 +66,8 @@ def main(store: Path, name: str, *models: str) -> None:
             continue
         size, classes = model.get("size", 16), tuple(model.get("classes", CLASSES))
         contract = Contract(name, classes, replace(SPEC, height=size, width=size))
-        release(Source(build(model.get("seed", 0), size, len(classes)), contract), store)
+        source = Source(build(model.get("seed", 0), size, len(classes)), contract)
+        release(source, store, replace_classes=True)
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
         source = of_run(run, options.name)
         decides = int8 or versions_of(options.store, options.name)
         criteria = read_chosen_criteria(options, source.contract) if decides else None
-        release(source, options.store, criteria, int8=int8)
+        release(source, options.store, criteria, int8=int8, replace_classes=options.replace_classes)
     except (TrainingError, ContractError, ServingError) as exc:
         print(f"{exc}\n{_kept(run, options)}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ import urllib3
 from numpy.typing import NDArray
 
 from contract.answers import Outputs, describe
-from contract.document import DESCRIBE_SIGNATURE, IMAGES, Contract
+from contract.document import DESCRIBE_SIGNATURE, IMAGES, Contract, ContractError
 from contract.store import versions_of
 from serving.engines import open_engine
 from serving.errors import ServingError
@@ -26,6 +26,7 @@ from training.errors import TrainingError
 from training.models.quiet import quiet
 from training.progress import estimated
 from training.runs.folder import Run, read_run
+from training.words import difference
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +115,13 @@ class StoredVersion:
                 f"Expected a version that describes itself, as `training export` writes it. Received {self.title},"
                 f" without the signature {DESCRIBE_SIGNATURE}"
             )
-        self.contract = Contract.from_json(described)
+        try:
+            self.contract = Contract.from_json(described)
+        except ContractError as exc:
+            raise TrainingError(
+                f"{self.title} has another contract: {exc}. Use the release of this project that wrote it,"
+                " or a newer one"
+            ) from exc
 
     def predict(self, photos: Pixels) -> Predicted:
         outputs = Outputs.joined(in_batches(self.run, photos.images, self._at_once))
@@ -191,8 +198,8 @@ def check_alike(contracts: Sequence[tuple[str, Contract]]) -> None:
     for title, contract in others:
         if contract.classes != expected.classes:
             raise TrainingError(
-                f"Expected the same classes of {first} and {title}. Received"
-                f" {', '.join(expected.classes[:5])} … and {', '.join(contract.classes[:5])} …"
+                f"Expected the same classes of {first} and {title}. Received of the latter:"
+                f" {difference(contract.classes, expected.classes)}"
             )
         if contract.image != expected.image:
             _log.info(f"Note: {first} and {title} decode photos differently, each by its contract")

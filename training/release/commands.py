@@ -70,7 +70,8 @@ def run_export(options: argparse.Namespace) -> None:
         source = sources.of_file(Path(options.weights), options.name, size_px=options.size, **given)
     if not options.replace_classes:
         refuse_other_classes(options.store, source.contract.model, source.contract.classes)
-    sources.release(source, options.store, read_chosen_criteria(options, source.contract))
+    criteria = read_chosen_criteria(options, source.contract)
+    sources.release(source, options.store, criteria, replace_classes=options.replace_classes)
     if not options.folder and options.weights not in ("imagenet", "none"):
         _log.info("Made no int8 file, which photos decide on. Add --photos FOLDER, those that the model was trained on")
 
@@ -121,7 +122,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--replace-classes",
         action="store_true",
-        help="release it even if the newest version of that name has other classes",
+        help="release it even if the version that answers has other classes",
     )
     add("--margin", metavar="ACCURACY", type=_loss, help="loss that --refuse-if-worse accepts (default: 0)")
     add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")

@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from contract.document import Contract, ImageSpec
-from contract.release import FILE_NAME, ReleaseError, read_release
 from contract.store import versions_of
 from training.cores import INTERPRETERS
 from training.data.folder import Photo
 from training.data.pixels import Photos
+from training.data.splits import class_name
 from training.errors import DataError, ExportError, TrainingError
 from training.judge.predictors import Predict, StoredVersion, check_alike, in_batches
 from training.release.difference import measure_difference
 from training.release.quantization import CALIBRATION_PHOTOS, Limit
-from training.words import counted
+from training.release.replacement import answering
+from training.words import counted, difference
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Criteria:
             _log.info(f"Nothing to compare with: {store} has no version of {contract.model!r} yet")
             return {}
         try:
-            last = StoredVersion(store, contract.model, _answering(store, contract.model), "tflite", INTERPRETERS)
+            last = StoredVersion(store, contract.model, answering(store, contract.model), "tflite", INTERPRETERS)
             check_alike([(last.title, last.contract), ("the new version", contract)])
             before = last.predict(self.photos.pixels(self.held_out, last.contract.image)).probabilities
         except TrainingError as exc:
@@ -141,15 +142,6 @@ class Criteria:
         )
 
 
-def _answering(store: Path, model: str) -> int | None:
-    """Return the number of a release's stable version, if there is a release; without one, the newest answers."""
-    try:
-        release = read_release(store / model / FILE_NAME)
-    except ReleaseError:
-        return None
-    return release.stable if release and release.stable in versions_of(store, model) else None
-
-
 def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float | None, margin: float | None) -> Criteria:
     """Find the photos in the folder that a model was trained on, in splits that it may have been trained with.
 
@@ -158,20 +150,25 @@ def read_criteria(photos: Photos, contract: Contract, *, int8_drop: float | None
     Raises:
         DataError: The folder cannot be read, or has other classes.
     """
-    dataset = photos.splits()
-    if dataset.classes != contract.classes:
+    dataset, classes = photos.splits(), [class_name(name) for name in contract.classes]
+    if sorted(dataset.classes) != sorted(classes):
         raise DataError(
-            f"Expected in {photos.folder} the classes of the model: {', '.join(contract.classes[:5])} …"
-            f" Received: {', '.join(dataset.classes[:5])} …"
+            f"Expected in {photos.folder} the {counted(len(classes), 'class')} of the model."
+            f" Received: {len(dataset.classes)}, {difference(dataset.classes, classes)}"
         )
-    train = dataset.splits["train"]
+    labels = {name: label for label, name in enumerate(classes)}
+    splits = {
+        split: [Photo(each.path, labels[dataset.classes[each.label]]) for each in found]
+        for split, found in dataset.splits.items()
+    }
+    train = splits["train"]
     drawn = random.Random(0).sample(train, min(CALIBRATION_PHOTOS, len(train)))
-    split = "test" if "test" in dataset.splits else "validation"
-    decoded = set(photos.pixels(dataset.splits[split], contract.image).paths)
+    split = "test" if "test" in splits else "validation"
+    decoded = set(photos.pixels(splits[split], contract.image).paths)
     criteria = Criteria(
         photos=photos,
         calibration=photos.pixels(drawn, contract.image).images,
-        held_out=[photo for photo in dataset.splits[split] if photo.path in decoded],
+        held_out=[photo for photo in splits[split] if photo.path in decoded],
         split=split,
         int8_drop=INT8_DROP if int8_drop is None else int8_drop,
         margin=margin,

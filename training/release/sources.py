@@ -21,6 +21,7 @@ from training.models.outputs import as_probabilities
 from training.release.class_names import read_classes
 from training.release.criteria import Criteria
 from training.release.export import export
+from training.release.replacement import refuse_other_classes
 from training.release.store import staged_version
 from training.runs.folder import provenance, read_run, record_release, sha256
 
@@ -104,7 +105,9 @@ def of_file(
     return Source(model, Contract(name, names, ImageSpec(height, width, filter, aspect, crop), origin))
 
 
-def release(source: Source, store: Path, criteria: Criteria | None = None, *, int8: bool = True) -> Path:
+def release(
+    source: Source, store: Path, criteria: Criteria | None = None, *, int8: bool = True, replace_classes: bool = False
+) -> Path:
     """Release a model as the next version of its name in the store; return the version's folder.
 
     Args:
@@ -112,10 +115,11 @@ def release(source: Source, store: Path, criteria: Criteria | None = None, *, in
         store: The model-store.
         criteria: Labelled photos, without which there is no int8 file and no comparison with the last version.
         int8: Whether to make an int8 file; the search takes longer than all the rest.
+        replace_classes: Whether it may have other classes than the version that answers.
 
     Raises:
-        ExportError: It is worse than the last version allows, its files answer differently than the model, or they
-            cannot be written. The store is as it was.
+        ExportError: It has other classes, or is worse than the last version allows. Its files answer differently than
+            the model, or cannot be written. The store is as it was.
     """
     contract = replace(source.contract, identity=new_identity())
     model = as_probabilities(source.model, len(contract.classes))
@@ -124,8 +128,10 @@ def release(source: Source, store: Path, criteria: Criteria | None = None, *, in
         criteria.note_chance(criteria.accuracy_of(probabilities))
     limit = None
     try:
-        with staged_version(store, contract.model) as staged:
-            if criteria and probabilities is not None:  # in here, so that nobody releases another one meanwhile
+        with staged_version(store, contract.model) as staged:  # in here, nobody releases another one meanwhile
+            if not replace_classes:
+                refuse_other_classes(store, contract.model, contract.classes)
+            if criteria and probabilities is not None:
                 difference = criteria.compare(probabilities, contract, store)
                 contract = replace(contract, metrics={**contract.metrics, **difference})
                 limit = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image) if int8 else None

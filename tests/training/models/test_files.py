@@ -81,7 +81,7 @@ def test_weights_load_into_their_architecture(weights_file):
 def test_weights_of_another_size_are_released_at_it(weights_file, tmp_path, monkeypatch):
     """The contract has the size that was asked for, which is not the architecture's own."""
     released = []
-    monkeypatch.setattr("training.release.sources.release", lambda source, *_: released.append(source))
+    monkeypatch.setattr("training.release.sources.release", lambda source, *_, **__: released.append(source))
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     options = ["--architecture", "MobileNetV3Small", "--size", "96", "--preprocessing", "none", "--name", "small"]
     classes = ["--classes", str(tmp_path / "classes.txt")]

@@ -15,6 +15,7 @@ from contract.store import versions_of
 from serving.engines import open_engine
 from tests.programs.photos import encode, photo
 from training.data.folder import Photo
+from training.data.splits import class_name
 from training.errors import DataError, ExportError, TrainingError
 
 pytestmark = pytest.mark.tensorflow
@@ -238,10 +239,10 @@ def test_without_a_margin_nothing_is_refused(contract, chosen, store):
 
 
 def test_other_classes_cannot_be_compared(chosen, store, lines):
-    """With a margin the message lists both; without, a line does, and the version is released."""
+    """With a margin the message says how they differ; without, a line does, and the version is released."""
     others, criteria = Contract("tiny", ("x", "y", "z"), tiny_model.SPEC), chosen(margin=0.0)
-    message = "Expected the same classes of tiny 1, tflite and the new version"
-    with pytest.raises(TrainingError, match=message):
+    message = "Expected the same classes of tiny 1, tflite and the new version. Received of the latter: 3 new (x, y, z)"
+    with pytest.raises(TrainingError, match=re.escape(message)):
         criteria.compare(answers(criteria), others, store)
     assert chosen().compare(answers(criteria), others, store) == {}
     assert f"Not compared with the version that answers: {message}" in "\n".join(lines)
@@ -275,8 +276,8 @@ def sorted_contract():
 
 
 def folder_of(tmp_path, classes):
-    for split in ("train", "test", "validation"):
-        for name in classes:
+    for name in classes:
+        for split in ("train", "test", "validation"):
             (tmp_path / split / name).mkdir(parents=True)
             for seed in range(2):
                 (tmp_path / split / name / f"{seed}.jpg").write_bytes(encode(photo(seed=seed)))
@@ -302,8 +303,16 @@ def test_a_run_that_held_out_other_photos_is_named(tmp_path, lines, same):
     assert any("the model held out other photos. It may have been trained on" in line for line in lines) is not same
 
 
+@pytest.mark.parametrize("classes", [("dog", "bird", "cat"), ("bird", "cafe\u0301", "dog")])
+def test_photos_have_the_labels_of_the_model(tmp_path, classes):
+    """In its own order of the classes, not the folders', and however its file writes an accent."""
+    photos = Photos(folder_of(tmp_path / "photos", map(class_name, classes)), tmp_path / "cache")
+    found = read_criteria(photos, Contract("tiny", classes, tiny_model.SPEC), int8_drop=None, margin=None)
+    assert [each.path.parent.name for each in found.held_out] == [class_name(classes[p.label]) for p in found.held_out]
+
+
 def test_photos_of_other_classes_are_refused(tmp_path):
-    """Both lists are told."""
+    """The message says how they differ."""
     folder = folder_of(tmp_path / "photos", ("one", "two"))
-    with pytest.raises(DataError, match="the classes of the model: bird, cat, dog … Received: one, two …"):
+    with pytest.raises(DataError, match=r"the 3 classes of the model. Received: 2, 2 new \(one, two\) and 3 missing"):
         read_criteria(Photos(folder, tmp_path / "cache"), sorted_contract(), int8_drop=0.005, margin=None)

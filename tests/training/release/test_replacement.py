@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from contract.document import Contract
+from contract.release import Release
+from contract.store import versions_of
+from tests.conftest import run_export
 from tests.programs.small_training import draw
 from training.__main__ import main
-from training.errors import ExportError
+from training.errors import ExportError, TrainingError
 from training.release.replacement import refuse_other_classes
 
 pytestmark = pytest.mark.tensorflow
@@ -17,7 +22,7 @@ pytestmark = pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (("cat", "dog"), r"'tiny' has 3 classes, this model 2: 1 missing \(bird\)\. Nothing was released"),
+        (("cat", "dog"), r"has 3 classes, this model 2: 1 missing \(bird\)\. Nothing was released"),
         (("cat", "dog", "bird", "cow"), r"this model 4: 1 new \(cow\)\."),
         (tuple("abcdefg"), r"7 new \(a, b, c, d, e, …\) and 3 missing \(cat, dog, bird\)\."),
         (("Cat", "dog", "bird"), r"1 new \(Cat\) and 1 missing \(cat\)\. .*--name.*--replace-classes"),
@@ -31,8 +36,18 @@ def test_other_classes_are_refused(tiny_store: Path, classes: tuple[str, ...], s
         refuse_other_classes(tiny_store, "tiny", classes)
 
 
+def test_classes_are_compared_with_the_version_that_answers(tiny_store: Path, tmp_path: Path) -> None:
+    """A newer one that nobody promoted neither stands in the way of a release, nor lets others through."""
+    shutil.copytree(tiny_store / "tiny", tmp_path / "tiny")
+    run_export(tmp_path, "tiny", {"classes": ["a", "b"]})
+    (tmp_path / "tiny" / "release.json").write_text(Release(stable=1).to_json())
+    refuse_other_classes(tmp_path, "tiny", ("cat", "dog", "bird"))
+    with pytest.raises(ExportError, match="Version 1 of 'tiny', which answers, has 3 classes, this model 2"):
+        refuse_other_classes(tmp_path, "tiny", ("a", "b"))
+
+
 def test_what_replaces_no_classes_is_accepted(tiny_store: Path, tmp_path: Path) -> None:
-    """The same ones, a new name, and a name whose newest version has no contract."""
+    """The same ones, a new name, and a name whose version that answers has no contract."""
     refuse_other_classes(tiny_store, "tiny", ("cat", "dog", "bird"))
     refuse_other_classes(tiny_store, "other", ("a", "b"))
     (tmp_path / "plain" / "1").mkdir(parents=True)
@@ -40,12 +55,33 @@ def test_what_replaces_no_classes_is_accepted(tiny_store: Path, tmp_path: Path) 
     refuse_other_classes(tmp_path, "plain", ("a", "b"))
 
 
+def test_a_contract_of_another_program_stops_no_release(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its classes are unknown; whoever asks for that version gets its name, and what helps."""
+    from training.judge.predictors import StoredVersion
+
+    monkeypatch.setattr("contract.document.CONTRACT_VERSION", 2)
+    refuse_other_classes(tiny_store, "tiny", ("a", "b"))
+    with pytest.raises(TrainingError, match=r"^tiny 1, tflite has another contract: .* Received: 1. Use the"):
+        StoredVersion(tiny_store, "tiny", 1, "tflite")
+
+
+def test_a_release_asks_again(tiny_store: Path, tmp_path: Path) -> None:
+    """While a model is trained, others may release one under its name, or the first one."""
+    from tests.programs.tiny_model import SPEC, build
+    from training.release.sources import Source, release
+
+    shutil.copytree(tiny_store / "tiny", tmp_path / "tiny")
+    with pytest.raises(ExportError, match=r"'tiny', which answers, has 3 classes, this model 2: .*--replace-classes"):
+        release(Source(build(0, classes=2), Contract("tiny", ("a", "b"), SPEC)), tmp_path)
+    assert list(versions_of(tmp_path, "tiny")) == [1]
+
+
 def test_commands_ask_before_they_work(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`train` before it reads a photo, `export` before it writes; with the option it is released."""
     released: list[object] = []
-    monkeypatch.setattr("training.release.sources.release", lambda *arguments: released.append(arguments))
+    monkeypatch.setattr("training.release.sources.release", lambda *_, **given: released.append(given))
     store = ["--name", "tiny", "--store", str(tiny_store)]
     assert main(["train", str(draw(tmp_path / "photos")), "--preset", "plain-cnn", *store]) == 1
     (tmp_path / "classes.txt").write_text("a\nb\n")
@@ -53,4 +89,4 @@ def test_commands_ask_before_they_work(
     assert main([*export, *store]) == 1
     out, err = capsys.readouterr()
     assert "Read " not in out and err.count("--replace-classes") == 2
-    assert main([*export, *store, "--replace-classes"]) == 0 and len(released) == 1
+    assert main([*export, *store, "--replace-classes"]) == 0 and released == [{"replace_classes": True}]
