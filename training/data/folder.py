@@ -13,7 +13,7 @@ from pathlib import Path
 
 from contract.photos import SUFFIXES, describe_others, files_in, is_hidden, photos_in
 from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits
-from training.data.table import Row, is_table, read_table
+from training.data.table import Row, is_table, read_table, real_path
 from training.errors import DataError
 from training.words import counted
 
@@ -94,7 +94,7 @@ def read_rows(
     """
     rows = read_table(table)
     there = [row for row in rows if row.label.strip() and row.path.is_file()]
-    files = {row: str(Path(os.path.realpath(row.path.parent), row.path.name)) for row in there}
+    files = {row: real_path(row.path) for row in there}
     kept = {(file, row.label, row.split): row for row, file in files.items()}  # each once, by whichever of its paths
     left_out = [row.path for row in rows if row not in files]
     remarks: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,11 @@ class Row:
     path: Path
     label: str
     split: str
+
+
+def real_path(path: Path) -> str:
+    """Return a file's path without links to folders above it; links to one file are photos of their own."""
+    return str(Path(os.path.realpath(path.parent), path.name))
 
 
 def is_table(path: Path) -> bool:

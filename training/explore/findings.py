@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contract.photos import SUFFIXES_BY_FORMAT
 from training.data.folder import missing_splits
 from training.data.splits import SPLIT_NAMES
-from training.data.table import WHOLE
+from training.data.table import WHOLE, real_path
 from training.explore.inspection import SPEC, InspectedPhoto, Inspection, is_too_large
 from training.explore.labels import SURE_PHOTOS, Suspects
 from training.explore.listing import Listing
@@ -238,6 +238,8 @@ def _in_copies(inspection: Inspection, groups: Sequence[Sequence[int]]) -> _Foun
     for group in groups:
         photos = [inspection.photos[position] for position in group]
         note = "the same bytes" if len({photo.sha256 for photo in photos}) == 1 else "look the same"
+        if len({real_path(photo.path) for photo in photos}) == 1:
+            note = "one file, listed several times: correct that, and keep the file"
         labels = sorted({photo.label for photo in photos})
         across_classes, across_splits = len(labels) > 1, len({photo.split for photo in photos}) > 1
         if across_classes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from contract.photos import SUFFIXES, files_in, photos_in
 from training.data.folder import left_out_files
 from training.data.splits import class_folders, class_name, find_splits
-from training.data.table import WHOLE, is_table, read_table
+from training.data.table import WHOLE, is_table, read_table, real_path
 from training.errors import DataError
 
 
@@ -98,13 +98,16 @@ def _read_folder(folder: Path) -> Listing:
 def _read_csv(path: Path) -> Listing:
     listing, rows = Listing(path.parent), read_table(path)
     unsplit = "train" if any(row.split for row in rows) else WHOLE  # as training takes them
+    photos: dict[tuple[str, str, str], Listed] = {}  # each once, by whichever of its paths
     for row in rows:
         if not row.path.is_file():
             listing.missing.append(row.path)
         elif not row.label.strip():
             listing.unlabelled.append(row.path)
         else:
-            listing.photos.append(Listed(row.path, row.split or unsplit, class_name(row.label)))
+            photo = Listed(row.path, row.split or unsplit, class_name(row.label))
+            photos[real_path(photo.path), photo.split, photo.label] = photo
+    listing.photos = list(photos.values())
     for split in dict.fromkeys(photo.split for photo in listing.photos):
         listing.classes[split] = tuple(sorted({each.label for each in listing.photos if each.split == split}))
     return listing

@@ -99,6 +99,18 @@ def test_a_csv_lists_paths_labels_and_splits(fill: Fill) -> None:
     assert listing.read(folder / "list.csv").classes == {"all": ("cat",)}
 
 
+def test_a_file_in_several_rows_is_one_photo(fill: Fill) -> None:
+    """As training takes it; with two labels or splits the note says so, as whoever deletes a copy has none left."""
+    folder = fill(inbox=2)
+    rows = ["path,label,split", *(f"{way}inbox/00.jpg,cat,train" for way in ("", "./", "inbox/../"))]
+    (folder / "list.csv").write_text("\n".join(rows))
+    assert listing.read(folder / "list.csv").counts == {("train", "cat"): 1}
+    (folder / "list.csv").write_text("\n".join([*rows, "inbox/00.jpg,cat,test", "inbox/01.jpg,dog,train"]))
+    assert notes(find(folder / "list.csv")["leak"]) == [
+        "one file, listed several times: correct that, and keep the file"
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("a,b\n1,2\n", "Expected columns path and label"), ("path,label\n", "Received: no rows"), (None, "Received: ")],
