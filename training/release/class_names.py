@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
+from training.words import counted
+
+_log = logging.getLogger(__name__)
 
 _FORMS = (
     "one name a line, or one with its number; a JSON list, or a JSON map of name and number; a CSV or TSV with a column"
@@ -19,13 +23,16 @@ _FORMS = (
 )
 _MEMBERS = ("names", "classes", "class_names", "labels", "id2label")  # of a JSON document with more in it
 _NAMES = ("class_name", "classname", "name", "class", "label")  # columns of a CSV, the most telling first
-_NUMBERS = ("index", "class_id", "label_id", "id", "number")
+_ORDERS = ("index", "number")  # columns of nothing but the order
+_NUMBERS = (*_ORDERS, "class_id", "label_id", "id")
 _COLUMNS = (*_NAMES, *_NUMBERS)
 # `0 cat`, as Teachable Machine writes it, `0: cat`, `0,cat`, `0. cat`; and `cat,0`, where no space alone separates:
 # `type 0`.
 _NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*(?:[\s:,;=|]|[.)]\s|[-=]>)\s*(?P<name>\S.*)")
 _NUMBER_LAST = re.compile(r"(?P<name>.*\S)\s*(?:[:,;=|\t]|[-=]>)\s*(?P<number>\d+)")
 _SURELY_NUMBERED = re.compile(r"\d+\s*[,;|\t].*")  # where names would not begin so
+# `names:` of YAML, `CLASSES = [` of code: at the start, or behind other members where a word says that names follow.
+_HEADING = re.compile(rf"(?:\A\s*[a-z_]\w*|^(?:{'|'.join(_MEMBERS)}))\s*[:=]\s*(?=[\[({{\n])", re.I | re.M)
 _DECORATION = re.compile(r"""(?:[-*]\s+)?(["']?)(.*?)\1,?""")  # of a YAML list, and of lines copied from code
 
 
@@ -43,30 +50,47 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise TrainingError(f"Expected class names in UTF-8. Received {path}: {exc}") from exc
     try:
         names = _read(text, path.suffix.lower())
-        if bad := [name for name in names if not name or any(unicodedata.category(each) == "Cc" for each in name)]:
+        if bad := [name for name in names if not _is_name(name)]:
             raise ValueError(f"the name {bad[0]!r}")
         if not names:
             raise ValueError("no name")
-    except (ValueError, SyntaxError) as exc:
+    except ValueError as exc:
         raise TrainingError(f"Expected class names as {_FORMS}. Received {path}: {exc}") from exc
+    first = ", ".join(f"{number} {name}" for number, name in enumerate(names[:5]))
+    _log.info(f"Read {counted(len(names), 'class')} from {path}: {first}{' …' * (len(names) > 5)}")
     return names
 
 
+def _is_name(name: str) -> bool:
+    """Tell whether a text may be a name, and no part of a list in a form that is not known."""
+    is_quoted = name[:1] == name[-1:] and name[:1] in ("'", '"')
+    is_whole = all(name.count(opening) == name.count(closing) for opening, closing in ("[]", "{}"))
+    return bool(name) and is_whole and not is_quoted and all(unicodedata.category(each) != "Cc" for each in name)
+
+
 def _read(text: str, suffix: str) -> tuple[str, ...]:
+    if heading := _HEADING.search(text):
+        text = text[heading.end() :]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if text.lstrip()[:1] in ("[", "{"):
-        try:
-            return _of_json(json.loads(text))
-        except json.JSONDecodeError:
-            return _of_json(ast.literal_eval(text.strip()))  # what Python prints of a list or a dict
-    if lines and re.fullmatch(r"\w+:", lines[0]):  # of YAML
-        lines = lines[1:]
+    if re.fullmatch(r"[\[{].*|\(.*\)", text.strip(), re.DOTALL):
+        return _of_json(_literal(text.strip()))
     cells = _cells(lines[0]) if lines else []
     if suffix in (".csv", ".tsv") or (len(cells) > 1 and set(cells) <= set(_COLUMNS)):
         return _of_csv(lines)
     if len(lines) == 1 and len(cells) > 1:
         return tuple(next(csv.reader(lines, skipinitialspace=True)))
     return _of_numbered(lines) or tuple(_plain(lines))
+
+
+def _literal(text: str) -> Any:
+    """Return a list or map in JSON, or as Python prints it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as exc:  # Source: its documentation
+            raise ValueError(f"{text[:50]!r}, which is no list in JSON or Python. Is a name without quotes?") from exc
 
 
 def _plain(lines: Sequence[str]) -> list[str]:
@@ -82,12 +106,12 @@ def _of_json(document: Any) -> tuple[str, ...]:
     if isinstance(document, dict):
         inside = (document[name] for name in _MEMBERS if isinstance(document.get(name), (list, dict)))
         document = next(inside, document)
-    if isinstance(document, list) and all(isinstance(name, str) for name in document):
+    if isinstance(document, (list, tuple)) and all(isinstance(name, str) for name in document):
         return tuple(document)
     if isinstance(document, dict):
         is_by_number = all(isinstance(name, str) for name in document.values())
         pairs = ((name, number) if is_by_number else (number, name) for number, name in document.items())
-        return _in_order([(name, str(number)) for name, number in pairs])
+        return _in_order([(str(name), str(number)) for name, number in pairs])
     raise ValueError("another JSON document")
 
 
@@ -102,7 +126,11 @@ def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
     if any(len(row) != len(header) for row in rows):
         raise ValueError("a row that has another length than the header")
     columns = [[row[position] for row in rows] for _, position in known]
-    numbers = [column for column in columns if all(cell.isdecimal() for cell in column)]
+    numbers = [
+        column
+        for column, (rank, _) in zip(columns, known, strict=True)
+        if _COLUMNS[rank] in _ORDERS or all(cell.removesuffix(".0").isdecimal() for cell in column)  # 1.0 of pandas
+    ]
     names = [column for column in columns if column not in numbers]
     if not names:  # all are numbers, so only the header tells names from their order
         of_names = sum(_COLUMNS[rank] in _NAMES for rank, _ in known) or len(columns)
@@ -137,9 +165,9 @@ def _of_numbered(lines: Sequence[str]) -> tuple[str, ...] | None:
 
 def _in_order(numbered: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """Return names in the order of their numbers, which go from 0 or 1 without a gap."""
-    if other := [number for _, number in numbered if not re.fullmatch("-?[0-9]+", number)]:
+    if other := [number for _, number in numbered if not re.fullmatch(r"-?[0-9]+(\.0)?", number)]:
         raise ValueError(f"{other[0][:50]!r} in the place of a number")
-    by_number = {int(number): name for name, number in numbered}
+    by_number = {int(number.removesuffix(".0")): name for name, number in numbered}
     first = min(by_number, default=0)
     if first not in (0, 1) or sorted(by_number) != list(range(first, first + len(numbered))):
         raise ValueError(f"numbers that do not go from 0 without a gap: {sorted(by_number)[:5]} …")

@@ -35,6 +35,10 @@ from training.release.class_names import read_classes
         ("classes.txt", "['cat', 'dog', 'elk']"),
         ("classes.txt", "{0: 'cat', 1: 'dog', 2: 'elk'}"),
         ("classes.yaml", "names:\n- cat\n- dog\n- elk\n"),
+        ("data.yaml", "nc: 3\nnames: ['cat', 'dog', 'elk']\n"),
+        ("data.yaml", "path: photos\nnames:\n  0: cat\n  1: dog\n  2: elk\n"),
+        ("classes.py", "CLASSES = (\n    'cat',\n    'dog',\n    'elk',\n)\n"),
+        ("classes.csv", "index,name\n1.0,dog\n0.0,cat\n2.0,elk\n"),
         ("config.json", '{"id2label": {"0": "cat", "1": "dog", "2": "elk"}, "label2id": {}}'),
     ],
 )
@@ -94,7 +98,13 @@ def test_names_with_numbers_and_commas_stay_as_they_are(tmp_path, lines):
         ("a.json", '{"cat": 0, "dog": 2}', r"from 0 without a gap: \[0, 2\]"),
         ("a.json", '{"0": ["n01440764", "tench"]}', "Received .*a.json: "),
         ("a.json", '[{"name": "cat"}]', "another JSON document"),
-        ("a.txt", "[cat, dog]", "Received .*a.txt: "),
+        ("a.txt", "[cat, dog]", r"Received .*a.txt: '\[cat, dog\]', which is no list .* without quotes\?"),
+        ("a.yaml", "names: [cat, dog]", r"'\[cat, dog\]', which is no list"),
+        ("a.txt", "{[1]: 2}", "which is no list"),
+        ("a.txt", "[" * 5000, "which is no list"),
+        ("a.txt", "'cat', 'dog'", "the name \"'cat'\""),
+        ("a.js", "const names = [\n'cat',\n'dog'\n]", r"the name 'const names = \['"),
+        ("a.csv", "index,name\n#1,dog\n#0,cat", "'#1' in the place of a number"),
         ("a.txt", "0,cat\n2,dog", "from 0 without a gap"),
         ("a.txt", "cat\x1b[31m\ndog", r"the name 'cat\\x1b\[31m'"),
         ("a.json", "[]", "no name"),
@@ -110,3 +120,10 @@ def test_other_forms_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(TrainingError, match=f"(?s)one name a line.*{message}"):
         read_classes(tmp_path / name)
+
+
+def test_what_was_read_is_logged(tmp_path, lines):
+    """The first names with their numbers, as a form that is taken for another has no other sign."""
+    (tmp_path / "classes.txt").write_text("1 person\n2 people")
+    read_classes(tmp_path / "classes.txt")
+    assert lines == [f"Read 2 classes from {tmp_path / 'classes.txt'}: 0 person, 1 people"]

@@ -88,5 +88,5 @@ def test_commands_ask_before_they_work(
     export = ["export", "--architecture", "plain-cnn", "--weights", "none", "--classes", str(tmp_path / "classes.txt")]
     assert main([*export, *store]) == 1
     out, err = capsys.readouterr()
-    assert "Read " not in out and err.count("--replace-classes") == 2
+    assert " photos for " not in out and err.count("--replace-classes") == 2
     assert main([*export, *store, "--replace-classes"]) == 0 and released == [{"replace_classes": True}]
