@@ -27,6 +27,7 @@ from training.progress import estimated
 SIDE = 64
 ZOOMS = (1, 0.975, 0.95, 0.925, 0.9)  # parts of a photo that a cropped copy may show
 MIN_LIKENESS = 0.9  # correlation of greys: the first look
+MOST_LIKELY = 100  # photos that one is compared with in the second look, or a fixed camera's would take days
 MIN_OVERLAP = 0.55  # correlation of details: the second look
 MIN_PART = 0.15  # the same of each sixteenth; shirts that differ only in their print have 0 somewhere, copies 0.2
 MIN_COLOUR = 3.0  # of 255; a paler photo, or a grey one, may be a copy of any colour
@@ -78,12 +79,16 @@ def _likeness(greys: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _likely(first: NDArray[np.float32], second: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Yield positions in the first that look like one of the second, and the position of that one."""
+    """Yield positions in the first that look like one of the second, the likest ones, and the position of that one."""
     for start in range(0, len(second), _BLOCK):
-        close = second[start : start + _BLOCK] @ first.T >= MIN_LIKENESS
-        np.fill_diagonal(close[:, start:], False)
-        for row in np.flatnonzero(close.any(axis=1)):
-            yield np.flatnonzero(close[row]), start + int(row)
+        likeness = second[start : start + _BLOCK] @ first.T
+        np.fill_diagonal(likeness[:, start:], 0)
+        for column, row in enumerate(likeness, start):
+            close = np.flatnonzero(row >= MIN_LIKENESS)
+            if len(close) > MOST_LIKELY:
+                close = close[np.argpartition(row[close], -MOST_LIKELY)[-MOST_LIKELY:]]
+            if len(close):
+                yield close, column
 
 
 def _colours(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -269,6 +269,19 @@ def test_a_copy_is_found_among_photos_that_look_like_it(
     assert names(find(folder)["duplicate"]) == [["3.jpg", "copy.jpg"]]
 
 
+def test_many_photos_of_one_scene_are_compared_with_the_likest(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair of a fixed camera's photos would take days; a copy is among the likest."""
+    folder, compared = fill(shirt=0), list[int]()
+    for seed in range(8):
+        (folder / "shirt" / f"{seed}.jpg").write_bytes(encode(shirt(seed)))
+    (folder / "shirt" / "copy.jpg").write_bytes(saved_again(folder / "shirt" / "3.jpg"))
+    agree = duplicates._agree
+    monkeypatch.setattr(duplicates, "_agree", lambda many, one: (compared.append(len(many)), agree(many, one))[1])
+    monkeypatch.setattr(duplicates, "MOST_LIKELY", 1)
+    assert names(find(folder)["duplicate"]) == [["3.jpg", "copy.jpg"]]
+    assert max(compared) == 1
+
+
 def test_the_same_in_another_colour_is_no_copy(fill: Fill) -> None:
     """As a shop shows one garment in several colours."""
     folder = fill(shirt=0)
