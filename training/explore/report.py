@@ -20,7 +20,8 @@ from training.explore.inspection import Inspection
 _log = logging.getLogger(__name__)
 
 TERMINAL_ITEMS, PAGE_ITEMS = 3, 24  # at first sight
-# With a picture: of all findings, of a class's sheet, and of all sheets. At 4 kB each, the page stays near 5 MB.
+# With a picture: of all findings, of a class's sheet, and of all sheets. At 4 kB each, the page stays near 5 MB up to
+# 125 classes. Each shows four at least, so a thousand take 16 MB.
 FOUND_PHOTOS, SHEET_PHOTOS, SHEETS_PHOTOS = 700, 24, 500
 BARS = 24  # of a histogram
 
