@@ -140,8 +140,11 @@ def release(
             version = staged.release()
     except (OSError, tf.errors.OpError) as exc:
         raise ExportError(f"Could not make a version below {store / contract.model}: {exc}") from exc
-    if source.run:
-        record_release(source.run, version, contract.identity)
     size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
     _log.info(f"Released {version} ({size_mb:.0f} MB), export {contract.identity}")
+    if source.run:
+        try:
+            record_release(source.run, version, contract.identity)
+        except OSError as exc:
+            _log.info(f"Could not note this in {source.run}, so `train` may release it again: {exc}")
     return version

@@ -290,6 +290,13 @@ def test_store_that_is_no_folder_is_named(model, contract, tmp_path):
         release(Source(model, contract), tmp_path / "store")
 
 
+def test_a_run_that_cannot_be_written_is_released_all_the_same(model, contract, tmp_path, lines):
+    """Such as one on a volume that can only be read; the last line says what was not noted."""
+    version = release(Source(model, contract, run=tmp_path / "gone"), tmp_path)
+    assert list(versions_of(tmp_path, "tiny")) == [1] and lines[-2].startswith(f"Released {version} (")
+    assert lines[-1].startswith(f"Could not note this in {tmp_path / 'gone'}, so `train` may release it again: [Err")
+
+
 def test_killed_exports_leave_only_versions_that_load(model, contract, tmp_path):
     """After kill -9 at 20 random instants each numeric directory loads, and a rerun succeeds and clears leftovers."""
     script = subprocess.run(
