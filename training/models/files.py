@@ -83,13 +83,17 @@ def load_file(
         output: Which output to take, of a model that has several.
 
     Raises:
-        WeightsError: The file does not load, its outputs do not fit the classes, or the preprocessing is unknown.
+        WeightsError: The file does not load, or not with these arguments. Or its outputs do not fit the classes.
     """
     check_preprocessing(preprocessing)  # before a file is loaded, which may take a while
     if not contains_only_weights(path):
+        if architecture:
+            raise WeightsError(f"Expected no --architecture with {path.name}, which contains a whole model")
         return with_preprocessing(load_model(path, size_px=size_px, output=output), preprocessing)
     if architecture is None:
         raise WeightsError(f"Expected --architecture with {path.name}, which contains weights and no model")
+    if output:
+        raise WeightsError(f"Expected no --output with {path.name}, as its architecture has only one")
     model = architecture.backbone("none", include_top=True, classes=classes)
     load_weights(
         model, path, f"Expected are all weights of {architecture.name}, with {counted(classes, 'class')} on top."

@@ -118,6 +118,15 @@ def test_weights_without_architecture_are_refused(weights_file):
         load_file(weights_file[0], None, 3, "none")
 
 
+def test_what_a_file_has_itself_is_not_asked_for(weights_file, dense, tmp_path):
+    """The architecture of a whole model, and one of the outputs where there is one; the contract would name either."""
+    dense.backbone("none", True, 3).save(tmp_path / "mine.keras")
+    with pytest.raises(WeightsError, match=r"no --architecture with mine\.keras, which contains a whole model"):
+        load_file(tmp_path / "mine.keras", dense, 3, "none")
+    with pytest.raises(WeightsError, match=r"no --output with mine\.weights\.h5, as its architecture has only one"):
+        load_file(weights_file[0], dense, 3, "none", output="probabilities")
+
+
 def test_layers_that_keras_leaves_random_are_refused(weights_file, dense, monkeypatch):
     """What Keras only warns of, weights that the file lacks, would be released as noise."""
     import warnings
