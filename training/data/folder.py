@@ -114,10 +114,11 @@ def read_rows(
         known = ", ".join(SPLIT_NAMES)
         remarks.append(f"Left out rows of: {_some(others)}. That does not read like a split, such as {known}")
     read = {split: by_split[split] for split in SPLIT_NAMES if split in by_split}
+    if not read or not (classes or "train" in read):
+        expected = "a split" if classes else "the split train"
+        received = ". ".join([", ".join(read) or "none", *remarks])
+        raise DataError(f"Expected rows of {expected} in {table}, or without a split. Received: {received}")
     if not classes:
-        if "train" not in read:
-            received = ". ".join([", ".join(read) or "none", *remarks])
-            raise DataError(f"Expected rows of the split train in {table}, or without a split. Received: {received}")
         classes = sorted({class_name(row.label) for row in read["train"]})
         if len(classes) < 2:
             received = ". ".join([_some(classes), *remarks])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.data.folder import read_folder
+from training.data.folder import read_folder, read_rows
 from training.errors import DataError
 from training.explore import listing
 
@@ -88,3 +88,9 @@ def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
     """A photo of two classes, an unknown class, one class, a column for each class, quotes, no train, and no file."""
     with pytest.raises(DataError, match=message):
         read_folder(table(*rows))
+
+
+def test_a_csv_of_unknown_splits_alone_is_refused(table):
+    """Also where it is only measured, which needs no photos to train on."""
+    with pytest.raises(DataError, match=r"rows of a split in .* Received: none\. Left out rows of: x"):
+        read_rows(table("path,label,split", "a/000.jpg,cat,x"), ("cat", "dog"))
