@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from pathlib import Path
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it once the file is complete."""
-    draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
+    # No process id: containers that share a volume may all have 1.
+    draft = path.with_name(f"{path.name}.draft-{secrets.token_hex(4)}")
     try:
         yield draft
         draft.rename(path)
