@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import logging
@@ -12,27 +11,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from training.errors import TrainingError
 from training.words import counted
 
 _log = logging.getLogger(__name__)
 
 _FORMS = (
-    "one name a line, or one with its number; a JSON list, or a JSON map of name and number; a CSV or TSV with a column"
-    " class, label or name, and perhaps index or id"
+    "one name a line, or one with its number; a list, or a map of name and number, in JSON or YAML; a CSV or TSV with a"
+    " column class, label or name, and perhaps index or id"
 )
-_MEMBERS = ("names", "classes", "class_names", "labels", "id2label")  # of a JSON document with more in it
+_MEMBERS = ("names", "classes", "class_names", "labels", "id2label")  # of a document with more in it
 _NAMES = ("class_name", "classname", "name", "class", "label")  # columns of a CSV, the most telling first
-_ORDERS = ("index", "number")  # columns of nothing but the order
-_NUMBERS = (*_ORDERS, "class_id", "label_id", "id")
+_NUMBERS = ("index", "number", "class_id", "label_id", "id")
 _COLUMNS = (*_NAMES, *_NUMBERS)
 # `0 cat`, as Teachable Machine writes it, `0: cat`, `0,cat`, `0. cat`; and `cat,0`, where no space alone separates:
 # `type 0`.
 _NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*(?:[\s:,;=|]|[.)]\s|[-=]>)\s*(?P<name>\S.*)")
 _NUMBER_LAST = re.compile(r"(?P<name>.*\S)\s*(?:[:,;=|\t]|[-=]>)\s*(?P<number>\d+)")
 _SURELY_NUMBERED = re.compile(r"\d+\s*[,;|\t].*")  # where names would not begin so
-# `names:` of YAML, `CLASSES = [` of code: at the start, or behind other members where a word says that names follow.
-_HEADING = re.compile(rf"(?:\A\s*[a-z_]\w*|^(?:{'|'.join(_MEMBERS)}))\s*[:=]\s*(?=[\[({{\n])", re.I | re.M)
+_DOCUMENT = re.compile(rf"\s*(?:[\[{{]|\w+:\s*\n|(?:{'|'.join(_MEMBERS)}):)")  # the beginning of JSON, or of YAML
 _DECORATION = re.compile(r"""(?:[-*]\s+)?(["']?)(.*?)\1,?""")  # of a YAML list, and of lines copied from code
 
 
@@ -50,7 +49,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise TrainingError(f"Expected class names in UTF-8. Received {path}: {exc}") from exc
     try:
         names = _read(text, path.suffix.lower())
-        if bad := [name for name in names if not _is_name(name)]:
+        if bad := [name for name in names if not name or any(unicodedata.category(each) == "Cc" for each in name)]:
             raise ValueError(f"the name {bad[0]!r}")
         if not names:
             raise ValueError("no name")
@@ -61,36 +60,38 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _is_name(name: str) -> bool:
-    """Tell whether a text may be a name, and no part of a list in a form that is not known."""
-    is_quoted = name[:1] == name[-1:] and name[:1] in ("'", '"')
-    is_whole = all(name.count(opening) == name.count(closing) for opening, closing in ("[]", "{}"))
-    return bool(name) and is_whole and not is_quoted and all(unicodedata.category(each) != "Cc" for each in name)
-
-
 def _read(text: str, suffix: str) -> tuple[str, ...]:
-    if heading := _HEADING.search(text):
-        text = text[heading.end() :]
+    if suffix in (".json", ".yaml", ".yml") or _DOCUMENT.match(text):
+        return _of_document(_parse(text))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if re.fullmatch(r"[\[{].*|\(.*\)", text.strip(), re.DOTALL):
-        return _of_json(_literal(text.strip()))
     cells = _cells(lines[0]) if lines else []
     if suffix in (".csv", ".tsv") or (len(cells) > 1 and set(cells) <= set(_COLUMNS)):
         return _of_csv(lines)
     if len(lines) == 1 and len(cells) > 1:
-        return tuple(next(csv.reader(lines, skipinitialspace=True)))
-    return _of_numbered(lines) or tuple(_plain(lines))
+        names = tuple(next(csv.reader(lines, skipinitialspace=True)))
+    else:
+        names = _of_numbered(lines) or tuple(_plain(lines))
+    if half := [name for name in names if _is_half(name)]:
+        raise ValueError(f"the name {half[0]!r}")
+    return names
 
 
-def _literal(text: str) -> Any:
-    """Return a list or map in JSON, or as Python prints it."""
+def _is_half(name: str) -> bool:
+    """Tell whether a name shows that it is a part of something else."""
+    is_quoted = name[:1] == name[-1:] and name[:1] in ("'", '"')
+    return len(name) > 1 and (is_quoted or any(name.count(a) != name.count(b) for a, b in ("[]", "{}", "()")))
+
+
+def _parse(text: str) -> Any:
+    """Return a document in JSON, or in YAML, which reads what Python prints of lists and maps too."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as exc:  # Source: its documentation
-            raise ValueError(f"{text[:50]!r}, which is no list in JSON or Python. Is a name without quotes?") from exc
+            return yaml.load(text, yaml.BaseLoader)  # whose values are all texts: `no` is a name
+        except (yaml.YAMLError, ValueError, RecursionError) as exc:
+            reason = " ".join(str(getattr(exc, "problem", None) or exc).split())
+            raise ValueError(f"{text[:50]!r}, which is neither JSON nor YAML: {reason}") from exc
 
 
 def _plain(lines: Sequence[str]) -> list[str]:
@@ -102,17 +103,17 @@ def _plain(lines: Sequence[str]) -> list[str]:
     return list(lines)
 
 
-def _of_json(document: Any) -> tuple[str, ...]:
+def _of_document(document: Any) -> tuple[str, ...]:
     if isinstance(document, dict):
-        inside = (document[name] for name in _MEMBERS if isinstance(document.get(name), (list, dict)))
-        document = next(inside, document)
-    if isinstance(document, (list, tuple)) and all(isinstance(name, str) for name in document):
+        members = _MEMBERS if len(document) > 1 else [name for name in document if not name.isdecimal()]
+        document = next((document[name] for name in members if isinstance(document.get(name), (list, dict))), document)
+    if isinstance(document, list) and all(isinstance(name, str) for name in document):
         return tuple(document)
-    if isinstance(document, dict):
-        is_by_number = all(isinstance(name, str) for name in document.values())
+    if isinstance(document, dict) and all(isinstance(each, (str, int)) for each in document.values()):
+        is_by_number = all(isinstance(name, str) for name in document.values()) and all(map(str.isdecimal, document))
         pairs = ((name, number) if is_by_number else (number, name) for number, name in document.items())
         return _in_order([(str(name), str(number)) for name, number in pairs])
-    raise ValueError("another JSON document")
+    raise ValueError("a document with something else")
 
 
 def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
@@ -129,7 +130,7 @@ def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
     numbers = [
         column
         for column, (rank, _) in zip(columns, known, strict=True)
-        if _COLUMNS[rank] in _ORDERS or all(cell.removesuffix(".0").isdecimal() for cell in column)  # 1.0 of pandas
+        if _COLUMNS[rank] == "index" or all(cell.removesuffix(".0").isdecimal() for cell in column)  # 1.0 of pandas
     ]
     names = [column for column in columns if column not in numbers]
     if not names:  # all are numbers, so only the header tells names from their order

@@ -37,7 +37,11 @@ from training.release.class_names import read_classes
         ("classes.yaml", "names:\n- cat\n- dog\n- elk\n"),
         ("data.yaml", "nc: 3\nnames: ['cat', 'dog', 'elk']\n"),
         ("data.yaml", "path: photos\nnames:\n  0: cat\n  1: dog\n  2: elk\n"),
-        ("classes.py", "CLASSES = (\n    'cat',\n    'dog',\n    'elk',\n)\n"),
+        ("data.yaml", "names: ['cat', 'dog', 'elk']\n\nroboflow:\n  version: 1\n"),
+        ("coco.yaml", "names:\n  0: cat # small\n  1: 'dog'\n  2: elk\n\n# Download\ndownload: https://a.example\n"),
+        ("data.yaml", "names: [cat, dog, elk]\nnc: 3\ntrain: images"),
+        ("my.yaml", "animals:\n  - cat\n  - dog\n  - elk\n"),
+        ("labels.json", '{"cat": "0", "dog": "1", "elk": "2"}'),
         ("classes.csv", "index,name\n1.0,dog\n0.0,cat\n2.0,elk\n"),
         ("config.json", '{"id2label": {"0": "cat", "1": "dog", "2": "elk"}, "label2id": {}}'),
     ],
@@ -46,6 +50,22 @@ def test_each_form_is_read(tmp_path, name, text):
     """The order is that of the numbers, or else of the lines."""
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert read_classes(tmp_path / name) == ("cat", "dog", "elk")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("symbols.json", '["a", "[", "\\"Red\\""]', ("a", "[", '"Red"')),
+        ("symbols.csv", "index,name\n0,[\n1,]\n", ("[", "]")),
+        ("sizes.csv", "number,label\nA1,cat\nA2,dog\n", ("cat", "dog")),
+        ("norway.yaml", "names: [no, yes, 1]", ("no", "yes", "1")),
+        ("emoji.json", '["\\ud83d\\ude00", "b"]', ("😀", "b")),
+    ],
+)
+def test_a_form_that_is_sure_has_names_of_any_kind(tmp_path, name, text, names):
+    """Brackets, quotes, and what YAML takes for other than text."""
+    (tmp_path / name).write_text(text)
+    assert read_classes(tmp_path / name) == names
 
 
 def test_two_classes_may_have_one_name(tmp_path):
@@ -83,6 +103,8 @@ def test_the_header_tells_names_that_are_numbers_from_their_order(tmp_path, name
         ("class", "label"),
         ("0.5 l", "1.5 l"),
         ("scale 1:10", "scale 1:43"),
+        ("(background)", "cat (small)"),
+        ("]", "[", "'"),
         ("- cat", "dog"),
     ],
 )
@@ -97,12 +119,14 @@ def test_names_with_numbers_and_commas_stay_as_they_are(tmp_path, lines):
     [
         ("a.json", '{"cat": 0, "dog": 2}', r"from 0 without a gap: \[0, 2\]"),
         ("a.json", '{"0": ["n01440764", "tench"]}', "Received .*a.json: "),
-        ("a.json", '[{"name": "cat"}]', "another JSON document"),
-        ("a.txt", "[cat, dog]", r"Received .*a.txt: '\[cat, dog\]', which is no list .* without quotes\?"),
-        ("a.yaml", "names: [cat, dog]", r"'\[cat, dog\]', which is no list"),
-        ("a.txt", "{[1]: 2}", "which is no list"),
-        ("a.txt", "[" * 5000, "which is no list"),
+        ("a.json", '[{"name": "cat"}]', "a document with something else"),
+        ("a.yaml", "name: cat", "'cat' in the place of a number"),
+        ("a.txt", "[cat, dog", r"Received .*a.txt: '\[cat, dog', which is neither JSON nor YAML: expected"),
+        ("a.txt", "{[1]: 2}", "which is neither JSON nor YAML"),
+        ("a.txt", "[" * 5000, "which is neither JSON nor YAML"),
         ("a.txt", "'cat', 'dog'", "the name \"'cat'\""),
+        ("a.txt", "('cat', 'dog')", "the name \"\\('cat'\""),
+        ("classes.py", "CLASSES = (\n'cat',\n'dog',\n)", r"the name 'CLASSES = \('"),
         ("a.js", "const names = [\n'cat',\n'dog'\n]", r"the name 'const names = \['"),
         ("a.csv", "index,name\n#1,dog\n#0,cat", "'#1' in the place of a number"),
         ("a.txt", "0,cat\n2,dog", "from 0 without a gap"),
