@@ -27,7 +27,7 @@ from contract.document import PREDICT_SIGNATURE
 from contract.tensor import numpy_type
 from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
-from serving.prediction import check_output, run
+from serving.prediction import run
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +252,6 @@ def _bytes(text: Any) -> bytes:
 
 
 def _plain(array: NDArray[Any], alias: str) -> Any:
-    check_output(alias, array)
     if array.dtype.kind not in "OS":
         return array.tolist()
     binary = alias.endswith("_bytes")
