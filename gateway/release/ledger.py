@@ -278,9 +278,7 @@ class Ledger:
 
     def _is_published(self, entry: Entry) -> bool:
         lock = self.home / LOCK_NAME
-        if serial := lock.read_bytes() if lock.exists() else b"":
-            return serial == str(entry.serial).encode()
-        return model_config.find_serial(self._config_text()) == entry.serial  # of an earlier program
+        return lock.exists() and lock.read_bytes() == str(entry.serial).encode()
 
     def _write_text(self, path: Path, text: str) -> None:
         if path.exists() and path.read_bytes() == text.encode():
@@ -291,12 +289,10 @@ class Ledger:
             sync(draft)
 
     def _config(self, release: Release | None, serial: int) -> str:
-        versions = release.versions & find_versions(self.home).keys() if release else set()
-        return model_config.compose(self._config_text(), self.home, versions, serial)
-
-    def _config_text(self) -> str:
         file = self.home / model_config.FILE_NAME
-        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        versions = release.versions & find_versions(self.home).keys() if release else set()
+        return model_config.compose(text, self.home, versions, serial)
 
     def _share(self, path: Path) -> None:
         """Give a file to the folder's owner, as far as this user may, and let those write it who may write there."""

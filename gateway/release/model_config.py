@@ -5,7 +5,6 @@ It reads the file with `--model_config_file` and `--model_config_file_poll_wait_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from contract import messages_pb2 as messages
 from contract.store import find_versions
 
 FILE_NAME = "models.config"
-_SERIAL = re.compile(r"^# Release (\d+),", re.MULTILINE)
 
 
 def compose(text: str, home: Path, versions: Collection[int], serial: int) -> str:
@@ -47,9 +45,3 @@ def compose(text: str, home: Path, versions: Collection[int], serial: int) -> st
     else:
         model.model_version_policy.latest.num_versions = 2
     return f"# Release {serial}, written by python -m gateway.release. Other models and base_path are kept.\n{config}"
-
-
-def find_serial(text: str) -> int | None:
-    """Return the release that a file was written for, if it says so."""
-    found = _SERIAL.search(text)
-    return int(found[1]) if found else None

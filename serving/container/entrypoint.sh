@@ -22,13 +22,6 @@ give_to_owner() {
   [ "$(id -u)" != 0 ] || chown -R --reference="$MODEL_BASE_PATH" "$@"
 }
 
-# The highest number that the store remembers, or 0.
-last_number() {
-  for file in "$last_file" "$home/.last-version"; do
-    sed -n 's/^0*\([0-9][0-9]*\)$/\1/p' "$file" 2>/dev/null || true
-  done | sort -n | tail -n 1 | grep . || echo 0
-}
-
 # Copy under a name that is no version, then rename: the server never sees half a version. What the image made by itself
 # is version 0 in every store, and no export's number is 0. A released version gets a number that was not used here.
 seed() {
@@ -37,7 +30,8 @@ seed() {
   # Of a release that the image carries, the stable version; without one, the newest.
   stable=$(sed -n 's/^  "stable": \([0-9]*\),$/\1/p' "$carried/release.json" 2>/dev/null || true)
   newest=$(versions "$carried" | sort -V | tail -n 1)
-  number=${stable:-${newest##*/}} last=$(last_number)
+  number=${stable:-${newest##*/}}
+  last=$(sed -n 's/^0*\([0-9][0-9]*\)$/\1/p' "$last_file" 2>/dev/null | grep . || echo 0)
   source=$carried/$number
   [ "$number" = 0 ] || [ "$number" -gt "$last" ] || number=$((last + 1))
   if ! { cp -R "$source/." "$draft" && chmod 755 "$draft"; }; then

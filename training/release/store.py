@@ -17,7 +17,6 @@ from training.errors import ExportError
 
 WAIT_S = 3600  # for another export, whose search for an int8 file may take minutes
 _LOCK, _STAGING = ".lock", ".staging"
-_LAST_IN_HOME = ".last-version"  # where it stood before November 2026
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -85,8 +84,9 @@ def _next_number(home: Path) -> int:
 
     Never 0: that is the version that an image makes by itself.
     """
-    texts = [last.read_text().strip() for last in (_last_file(home), home / _LAST_IN_HOME) if last.is_file()]
-    return max([0, *map(int, filter(str.isdecimal, texts)), *versions_of(home.parent, home.name)]) + 1
+    last = _last_file(home)
+    text = last.read_text().strip() if last.is_file() else ""
+    return max([int(text) if text.isdecimal() else 0, *versions_of(home.parent, home.name)]) + 1
 
 
 def _last_file(home: Path) -> Path:

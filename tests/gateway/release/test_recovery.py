@@ -178,17 +178,13 @@ def test_a_document_edited_by_hand_gets_its_line(store: Store) -> None:
     assert store.run("history")[2] == ""
 
 
-@pytest.mark.parametrize(
-    ("config", "is_old"), [("", False), ("", True), ("model_config_list { config { not_known: 1 } }", False)]
-)
-def test_a_document_put_back_by_hand_is_not_taken_for_a_kill(store: Store, config: str, is_old: bool) -> None:
-    """The command had ended, so the person is right, whatever `models.config` is; old commands left the lock empty."""
+@pytest.mark.parametrize("config", ["", "model_config_list { config { not_known: 1 } }"])
+def test_a_document_put_back_by_hand_is_not_taken_for_a_kill(store: Store, config: str) -> None:
+    """The command had ended, so the person is right, whatever `models.config` is."""
     (store.home / "models.config").write_text(config)
     store.run("promote", "1")
     old = (store.home / "release.json").read_text()
     store.run("promote", "2")
-    if is_old:
-        (store.home / ".release-lock").write_text("")
     (store.home / "release.json").write_text(old)
     assert "edited by hand" in store.run("status")[2]
     store.run("try", "3", "--shadow")

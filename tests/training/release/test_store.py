@@ -41,13 +41,6 @@ def test_numbers_are_not_reused_when_all_of_a_model_is_removed(tmp_path):
     assert release(tmp_path, "other") == 1
 
 
-def test_numbers_of_stores_from_before_are_known(tmp_path):
-    """The last number stood inside the model's folder."""
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / ".last-version").write_text("6\n")
-    assert release(tmp_path) == 7
-
-
 def test_releases_never_get_the_number_of_what_an_image_makes_by_itself(tmp_path):
     """That is 0, wherever the image puts it."""
     (tmp_path / "tiny" / "0").mkdir(parents=True)
