@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -268,13 +269,17 @@ def answer_problem(error: Exception) -> Response:
     problem = as_gateway_error(error)
     error.__traceback__ = None  # a frame in it may have the error, and would keep the image until a collection
     g.code = problem.code
-    response = jsonify(problem.problem())
-    response.status_code = problem.status
-    response.content_type = "application/problem+json"
-    if problem.retry_after_s is not None:
-        response.headers["Retry-After"] = str(problem.retry_after_s)
+    response = write_problem(problem)
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(error.valid_methods or ())
+    return response
+
+
+def write_problem(problem: GatewayError) -> Response:
+    """Return the answer that a failure is."""
+    response = Response(json.dumps(problem.problem()), problem.status, content_type="application/problem+json")
+    if problem.retry_after_s is not None:
+        response.headers["Retry-After"] = str(problem.retry_after_s)
     return response
 
 

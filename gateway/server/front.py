@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import json
 import logging
 import os
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 from werkzeug.test import run_wsgi_app
 
-from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED
+from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED, write_problem
 from gateway.errors import GatewayError, InternalError, Overloaded, TooLarge
 from gateway.keys import Keys, Origins
 from gateway.memory import Held, Room
@@ -139,8 +138,7 @@ class Front:
             raise Overloaded("The gateway is busy: the request waited for half of its time. Try again shortly.")
         environ = _environ(request) | {RECEIVED: received, DRAINING: self.draining}
         chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)
-        fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        return int(status.split(" ", 1)[0]), fields, b"".join(chunks)
+        return int(status.split(" ", 1)[0]), _encoded(headers), b"".join(chunks)
 
     def refuse(self, request: Request, error: GatewayError) -> Answer:
         """Answer without a thread; count and log it as the application does with its own answers."""
@@ -150,17 +148,10 @@ class Front:
         path = request.path.encode("latin-1").decode("utf-8", "replace")
         fields = {"method": request.method, "path": path, "status": error.status, "code": error.code}
         _log.info("refused", extra={"fields": {**fields, "request_id": trace.request_id, "trace_id": trace.trace_id}})
-        content = json.dumps(error.problem()).encode()
-        answer = [
-            (b"content-type", b"application/problem+json"),
-            (b"content-length", str(len(content)).encode()),
-            (b"x-request-id", trace.request_id.encode()),
-        ]
-        if error.retry_after_s is not None:
-            answer.append((b"retry-after", str(error.retry_after_s).encode()))
-        allowed = self._origins.headers(named.get(b"origin"))
-        answer += [(name.lower().encode(), value.encode()) for name, value in allowed.items()]
-        return error.status, answer, content
+        response = write_problem(error)
+        response.headers["X-Request-ID"] = trace.request_id
+        response.headers.update(self._origins.headers(named.get(b"origin")))
+        return error.status, _encoded(response.headers), response.get_data()
 
 
 class Line:
@@ -216,6 +207,10 @@ class Line:
             answered.set_exception(error)
         else:
             answered.set_result(future.result())
+
+
+def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 def _end_process() -> None:
