@@ -111,17 +111,20 @@ class Fetcher:
             raise FetchFailed(f"The image's host sent no complete HTTP answer: {type(exc).__name__}.") from exc
 
     def _follow(self, text: str, budget: Budget) -> bytes:
-        url, previous = parse_url(text), None
-        for _ in range(self._settings.fetch_max_redirects + 1):
-            try:
+        url, source = parse_url(text), None
+        try:
+            for _ in range(self._settings.fetch_max_redirects + 1):
                 answer = self._get(url, budget)
-            except UrlNotAllowed as exc:
-                if previous is None:
-                    raise
-                raise _refused_redirect(previous, exc) from exc
-            if isinstance(answer, bytes):
-                return answer
-            url, previous = _redirected(url, answer), url
+                if isinstance(answer, bytes):
+                    return answer
+                source = url
+                url = _redirected(source, answer)
+        except UrlNotAllowed as exc:
+            if source is None:
+                raise
+            # The caller learns that a redirect is refused, but not where it leads: the host's words stay with us.
+            _log.info("Refused a redirect from %s: %s", source.authority, exc)
+            raise UrlNotAllowed("The URL redirects to one that is not allowed.") from exc
         raise FetchFailed(f"The URL redirects more than {self._settings.fetch_max_redirects} times.")
 
     def _checked_addresses(self, url: Url, budget: Budget) -> list[Address]:
@@ -291,7 +294,6 @@ def _first(addresses: list[Address], budget: Budget, open_one: Callable[[Address
 
 def _redirected(url: Url, location: str) -> Url:
     """Return the URL to which another redirects, with a `Location`."""
-    # The caller learns that a redirect is refused, but not where it leads: the host's words stay with us.
     try:
         location = checked_characters(_readable(location))
         if _HIDDEN_HOST.match(location):
@@ -300,15 +302,8 @@ def _redirected(url: Url, location: str) -> Url:
         if (url.scheme, target.scheme) == ("https", "http"):
             raise UrlNotAllowed("A redirect left https for http.")
         return target
-    except UrlNotAllowed as exc:
-        raise _refused_redirect(url, exc) from exc
     except (BadRequest, ValueError) as exc:
         raise FetchFailed("The URL redirects to something that is not a URL.") from exc
-
-
-def _refused_redirect(url: Url, reason: UrlNotAllowed) -> UrlNotAllowed:
-    _log.info("Refused a redirect from %s: %s", url.authority, reason)
-    return UrlNotAllowed("The URL redirects to one that is not allowed.")
 
 
 def _readable(location: str) -> str:
