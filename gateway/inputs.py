@@ -33,13 +33,6 @@ MAX_JSON_PARTS = 200_000
 
 
 @dataclass(frozen=True)
-class Url:
-    """An image to fetch."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Query:
     """What a request asks for.
 
@@ -49,7 +42,7 @@ class Query:
         top_k: The most predictions in each answer.
     """
 
-    images: list[Url | bytes | GatewayError]
+    images: list[str | bytes | GatewayError]
     is_list: bool
     top_k: int
 
@@ -91,7 +84,7 @@ class _FormParser(MultiPartParser):
         return self.files[-1][1]
 
 
-def _within(most: int, image: Url | bytes | GatewayError) -> Url | bytes | GatewayError:
+def _within(most: int, image: str | bytes | GatewayError) -> str | bytes | GatewayError:
     if isinstance(image, bytes) and len(image) > most:
         return TooLarge(f"Expected images of at most {most:,} bytes. Received: {len(image):,}")
     return image
@@ -146,8 +139,8 @@ def _read_json(data: bytes, top_k: int, settings: Settings) -> Query:
         raise BadRequest(f"Expected {'each of ' * is_list}{form} to be text. Received: {_short(wrong[0])}")
     if form == "url" and values[0].startswith("data:"):
         raise BadRequest("Expected an http or https URL. Received a data: URL, which belongs in image.")
-    images: list[Url | bytes | GatewayError] = [
-        Url(value) if form.startswith("url") else _from_base64(value) for value in values
+    images: list[str | bytes | GatewayError] = [
+        value if form.startswith("url") else _from_base64(value) for value in values
     ]
     return Query(images, is_list, _top_k(body.get("top_k", top_k)))
 

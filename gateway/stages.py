@@ -16,7 +16,6 @@ from contract.document import ImageSpec
 from contract.image import DecodedImage, ImageError, decode
 from gateway.errors import GatewayError, Overloaded, from_image_error
 from gateway.fetch.fetcher import Fetcher
-from gateway.inputs import Url
 from gateway.memory import Held
 from gateway.settings import Settings
 
@@ -40,20 +39,20 @@ class Stages:
         self._max_pixels = settings.max_pixels
 
     def fetch(
-        self, images: Sequence[Url | bytes | GatewayError], deadline: float, held: Held
+        self, images: Sequence[str | bytes | GatewayError], deadline: float, held: Held
     ) -> list[bytes | GatewayError]:
         """Return the bytes of each image; those that came with the request are there already, and counted."""
         now = time.monotonic()
         deadline = now + FETCH_SHARE * (deadline - now)
 
-        def fetch(url: Url) -> bytes:
+        def fetch(url: str) -> bytes:
             if (left_s := deadline - time.monotonic()) <= 0:  # in a list of which others took the time
                 raise Overloaded("The request took too long: no time was left to fetch the image.")
-            return self._fetcher.fetch(url.text, left_s, held.add)
+            return self._fetcher.fetch(url, left_s, held.add)
 
-        urls = [image for image in images if isinstance(image, Url)]
+        urls = [image for image in images if isinstance(image, str)]
         fetched = iter(self._fetching.map(fetch, urls, deadline))
-        return [next(fetched) if isinstance(image, Url) else image for image in images]
+        return [next(fetched) if isinstance(image, str) else image for image in images]
 
     def decode(
         self, images: Sequence[bytes | GatewayError], spec: ImageSpec, deadline: float
