@@ -237,6 +237,7 @@ class Contract:
     def _from_document(cls, document: dict[str, Any]) -> Contract:
         classes = tuple(document["classes"])
         _expect(bool(classes) and all(isinstance(name, str) for name in classes), "class names", classes[:3])
+        gate = document.get("golden", {"tolerance": 0.0, "examples": ()})  # a gateway shows a contract without
         golden = tuple(
             GoldenExample(
                 name=str(example["name"]),
@@ -244,7 +245,7 @@ class Contract:
                 probabilities=tuple(float(p) for p in example["probabilities"]),
                 novelty=None if example.get("novelty") is None else float(example["novelty"]),
             )
-            for example in document["golden"]["examples"]
+            for example in gate["examples"]
         )
         for example in golden:
             count = len(example.probabilities)
@@ -257,7 +258,7 @@ class Contract:
             origin=Origin.from_dict(dict(document["origin"])),
             metrics=dict(document["metrics"]),
             golden=golden,
-            tolerance=float(document["golden"]["tolerance"]),
+            tolerance=float(gate["tolerance"]),
             identity=str(document.get("identity", "")),
             novelty=Novelty.from_dict(document["novelty"]) if document.get("novelty") else None,
         )

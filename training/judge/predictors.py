@@ -153,8 +153,7 @@ class Gateway:
             headers["Authorization"] = f"Bearer {key.decode('latin-1')}"  # sent as the bytes that they are
         self._http = urllib3.PoolManager(maxsize=_CONCURRENCY, retries=_RETRIES, timeout=_TIMEOUT_S, headers=headers)
         model = self._ask("GET", "/model")
-        document = {**model["contract"], "golden": {"tolerance": 0.0, "examples": []}}  # a gateway does not show those
-        self.contract = Contract.from_json(json.dumps(document))
+        self.contract = Contract.from_json(json.dumps(model["contract"]))
         self._version = model["version"], model.get("identity")
         self.title = f"gateway, {model['name']} {model['version']}"
 

@@ -90,7 +90,8 @@ class Gateway:
                 {"model": {"name": self.model}, "release": release, "release_error": self.refuses or None}
             ).encode()
         trial = release["trial"] if not self.refuses else None
-        described = {"version": 2, "contract": {**CONTRACT.to_dict(), "golden": None}} if trial else None
+        contract = {name: value for name, value in CONTRACT.to_dict().items() if name != "golden"}
+        described = {"version": 2, "contract": contract} if trial else None
         return json.dumps({"name": self.model, "version": 1, "trial": described}).encode()
 
 
