@@ -29,8 +29,8 @@ from gateway.model.protocol import ActiveTrial, Model, Version
 from gateway.page import page
 from gateway.settings import Settings
 from gateway.stages import Clock, Stages
-from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
+from gateway.trace import Trace, current_trace
 from gateway.trial.comparison import Comparisons
 from gateway.trial.trials import Trials
 
@@ -225,8 +225,8 @@ class Views:
     def begin(self) -> None:
         """Prepare a request, and check its API key where the path asks for one."""
         g.started, g.held = time.perf_counter(), Held(self._room)
-        g.trace = logs.Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent"))
-        logs.current.set(g.trace)
+        g.trace = Trace.of(request.headers.get("X-Request-ID"), request.headers.get("traceparent"))
+        current_trace.set(g.trace)
         # Before a page of another origin asks, its browser does, by OPTIONS and without the key.
         if request.endpoint in ("predict", "show_model", "show_metrics") and request.method != "OPTIONS":
             g.key = self._check_key()

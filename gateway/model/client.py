@@ -28,7 +28,7 @@ from contract.document import (
     identity_bits,
 )
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
-from gateway.telemetry import logs
+from gateway.trace import current_trace
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a contract with 20,000 classes fits
 STATUS_TIMEOUT_S = 2.0
@@ -219,7 +219,7 @@ class ModelClient:
     def _call(self, method: Any, request: Any, timeout_s: float) -> tuple[Any, grpc.Call]:
         """Make one call; the only place that translates gRPC's exceptions."""
         try:
-            trace = logs.current.get()
+            trace = current_trace.get()
             metadata = (("traceparent", trace.traceparent), ("x-request-id", trace.request_id)) if trace else None
             return method.with_call(request, timeout=timeout_s, metadata=metadata)  # type: ignore[no-any-return]
         except grpc.RpcError as exc:

@@ -25,8 +25,8 @@ from gateway.errors import GatewayError, InternalError, Overloaded, TooLarge
 from gateway.keys import Keys, Origins
 from gateway.memory import Held, Room
 from gateway.settings import Settings
-from gateway.telemetry.logs import Trace
 from gateway.telemetry.metrics import Metrics
+from gateway.trace import Trace
 
 WsgiApp = Callable[..., Iterable[bytes]]
 

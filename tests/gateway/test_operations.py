@@ -14,8 +14,9 @@ from flask.testing import FlaskClient
 from gateway.app import create_app
 from gateway.model.versions import Versions
 from gateway.settings import Settings
-from gateway.telemetry.logs import JsonFormatter, Trace, current
+from gateway.telemetry.logs import JsonFormatter
 from gateway.telemetry.metrics import Metrics
+from gateway.trace import Trace, current_trace
 from tests.conftest import Origin
 from tests.gateway.test_app import assert_problem
 from tests.programs.model_server import FakeModelServer, FakeVersion
@@ -138,7 +139,7 @@ def test_a_request_takes_its_identifiers_along(
 
 def test_log_lines_are_json_with_the_requests_identifiers() -> None:
     """Extra fields and tracebacks are members, and one record is one line."""
-    token = current.set(Trace("id-1", "a" * 32, "b" * 16, "01"))
+    token = current_trace.set(Trace("id-1", "a" * 32, "b" * 16, "01"))
     try:
         raise RuntimeError("first\nsecond")
     except RuntimeError as exc:
@@ -146,7 +147,7 @@ def test_log_lines_are_json_with_the_requests_identifiers() -> None:
     finally:
         record.fields = {"status": 500}
         line = JsonFormatter().format(record)
-        current.reset(token)
+        current_trace.reset(token)
     assert "\n" not in line
     members = json.loads(line)
     assert (members["message"], members["level"], members["status"]) == ("failed 3", "error", 500)
