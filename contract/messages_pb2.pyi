@@ -26,6 +26,26 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DT_UINT32: _ClassVar[DataType]
     DT_UINT64: _ClassVar[DataType]
 
+class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OK: _ClassVar[Code]
+    CANCELLED: _ClassVar[Code]
+    UNKNOWN: _ClassVar[Code]
+    INVALID_ARGUMENT: _ClassVar[Code]
+    DEADLINE_EXCEEDED: _ClassVar[Code]
+    NOT_FOUND: _ClassVar[Code]
+    ALREADY_EXISTS: _ClassVar[Code]
+    PERMISSION_DENIED: _ClassVar[Code]
+    RESOURCE_EXHAUSTED: _ClassVar[Code]
+    FAILED_PRECONDITION: _ClassVar[Code]
+    ABORTED: _ClassVar[Code]
+    OUT_OF_RANGE: _ClassVar[Code]
+    UNIMPLEMENTED: _ClassVar[Code]
+    INTERNAL: _ClassVar[Code]
+    UNAVAILABLE: _ClassVar[Code]
+    DATA_LOSS: _ClassVar[Code]
+    UNAUTHENTICATED: _ClassVar[Code]
+
 class ModelType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODEL_TYPE_UNSPECIFIED: _ClassVar[ModelType]
@@ -45,6 +65,23 @@ DT_UINT16: DataType
 DT_HALF: DataType
 DT_UINT32: DataType
 DT_UINT64: DataType
+OK: Code
+CANCELLED: Code
+UNKNOWN: Code
+INVALID_ARGUMENT: Code
+DEADLINE_EXCEEDED: Code
+NOT_FOUND: Code
+ALREADY_EXISTS: Code
+PERMISSION_DENIED: Code
+RESOURCE_EXHAUSTED: Code
+FAILED_PRECONDITION: Code
+ABORTED: Code
+OUT_OF_RANGE: Code
+UNIMPLEMENTED: Code
+INTERNAL: Code
+UNAVAILABLE: Code
+DATA_LOSS: Code
+UNAUTHENTICATED: Code
 MODEL_TYPE_UNSPECIFIED: ModelType
 TENSORFLOW: ModelType
 OTHER: ModelType
@@ -148,9 +185,9 @@ class StatusProto(_message.Message):
     __slots__ = ("error_code", "error_message")
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    error_code: int
+    error_code: Code
     error_message: str
-    def __init__(self, error_code: _Optional[int] = ..., error_message: _Optional[str] = ...) -> None: ...
+    def __init__(self, error_code: _Optional[_Union[Code, str]] = ..., error_message: _Optional[str] = ...) -> None: ...
 
 class ModelVersionStatus(_message.Message):
     __slots__ = ("version", "state", "status", "engine")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from contract.messages_pb2 import Code
 from serving.choice import open_chosen
 from serving.engines import Engine
 from serving.errors import ServingError
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         server = Server(lifecycle, addresses, settings)
         rest = RestServer(lifecycle, settings.host, settings.rest_api_port) if settings.rest_api_port else None
     except ServingError as exc:
-        print(f"Failed to start server. Error: {exc.code.name}: {exc}", file=sys.stderr, flush=True)
+        print(f"Failed to start server. Error: {Code.Name(exc.code)}: {exc}", file=sys.stderr, flush=True)
         return FAILED
     for address in addresses:
         log.info("Running gRPC ModelServer at %s ...", address)

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
+from contract.messages_pb2 import Code
 from contract.tensor import data_type
 from serving.errors import (
-    Code,
     DataLossError,
     DeadlineExceededError,
     FailedPreconditionError,
@@ -250,7 +250,7 @@ class TensorFlowEngine:
             tensors = {alias: self._tf.constant(array) for alias, array in inputs.items()}
             outputs = self._model.signatures[signature](**tensors)
         except self._tf.errors.OpError as exc:
-            raise GraphError(Code(exc.error_code), _EAGER_WRAPPING.sub("", exc.message)) from exc
+            raise GraphError(exc.error_code, _EAGER_WRAPPING.sub("", exc.message)) from exc
         except (TypeError, ValueError) as exc:
             raise InvalidArgumentError(str(exc)) from exc
         return {alias: _to_numpy(tensor.numpy()) for alias, tensor in outputs.items()}

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract import messages_pb2 as messages
+from contract.messages_pb2 import Code
 from contract.release import FILE_NAME, Release, ReleaseError, read_release
 from contract.store import find_versions
 from serving.engines import Engine
-from serving.errors import Code, NotFoundError, ServingError
+from serving.errors import NotFoundError, ServingError
 from serving.settings import Settings
 from serving.versions import choose_versions
 
@@ -313,7 +314,7 @@ def _failure(versions: Mapping[int, _Version]) -> tuple[int, messages.StatusProt
 
 
 def _text(error: messages.StatusProto) -> str:
-    return f"{Code(error.error_code).name}: {error.error_message}"
+    return f"{Code.Name(error.error_code)}: {error.error_message}"
 
 
 def _status(version: _Version) -> messages.ModelVersionStatus:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract.document import PREDICT_SIGNATURE
+from contract.messages_pb2 import Code
 from contract.tensor import numpy_type
-from serving.errors import Code, InvalidArgumentError, ServingError, UnavailableError
+from serving.errors import InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
 from serving.prediction import run
 
@@ -147,10 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _status(lifecycle: Lifecycle, name: str, version: int | None) -> dict[str, Any]:
-    versions = [_to_dict(each) for each in lifecycle.status(name, version)]
-    for each in versions:
-        each["status"]["error_code"] = Code(each["status"]["error_code"]).name
-    return {"model_version_status": versions}
+    return {"model_version_status": [_to_dict(each) for each in lifecycle.status(name, version)]}
 
 
 def _metadata(lifecycle: Lifecycle, name: str, version: int | None) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from contract import messages_pb2 as messages
 from contract.answers import SECONDS
-from serving.errors import BusyError, Code, InvalidArgumentError, ServingError, UnavailableError
+from contract.messages_pb2 import Code
+from serving.errors import BusyError, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
 from serving.prediction import predict
 from serving.settings import Settings
@@ -164,7 +165,7 @@ def _handler(method: Callable[[Request, Any], Response], request_type: type[Requ
             code, message = Code.INTERNAL, f"{type(exc).__name__}: {exc}"
         if len(message) > MAX_MESSAGE_CHARS:
             message = message[:MAX_MESSAGE_CHARS] + TRUNCATED
-        context.abort(grpc.StatusCode[code.name], message)
+        context.abort(grpc.StatusCode[Code.Name(code)], message)
         raise AssertionError("abort raises")  # for type checkers
 
     return grpc.unary_unary_rpc_method_handler(

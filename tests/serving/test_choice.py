@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from contract.document import Contract, GoldenExample, ImageSpec
+from contract.messages_pb2 import Code
 from serving import choice
 from serving.choice import LIMIT_S, choose, open_chosen
-from serving.errors import Code, GraphError
+from serving.errors import GraphError
 from tests.programs.photos import encode, photo
 
 RIGHT = (0.25, 0.75)

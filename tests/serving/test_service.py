@@ -12,8 +12,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from contract import messages_pb2 as messages
+from contract.messages_pb2 import Code
 from contract.tensor import to_proto
-from serving.errors import Code, DeadlineExceededError, GraphError, UnavailableError
+from serving.errors import DeadlineExceededError, GraphError, UnavailableError
 from serving.service import Server
 from serving.settings import Settings
 from tests.serving.conftest import echo
@@ -98,7 +99,7 @@ def failure(call, request, **options):
 
 def test_our_codes_are_all_of_grpcs():
     """Every status of gRPC has the same name and number here, so that any error can be answered."""
-    assert {code.name: code.value for code in Code} == {code.name: code.value[0] for code in grpc.StatusCode}
+    assert dict(Code.items()) == {code.name: code.value[0] for code in grpc.StatusCode}
 
 
 @pytest.mark.parametrize(
