@@ -68,7 +68,6 @@ class Settings:
     max_num_load_retries: int = _flag(5, "retries for a version that fails to load")
     load_retry_interval_micros: int = _flag(60_000_000, "microseconds before each retry")
     enable_model_warmup: bool = _flag(True, "run a version's recorded requests on TensorFlow before it is available")
-    enable_grpc_healthcheck_service: bool = _flag(True, "ignored: the health service is always on")
     engine: str = _flag(
         "auto",
         f"what runs a version, one of {', '.join(ENGINES)}; auto takes TFLite if the version has it, and of int8 and"
@@ -90,7 +89,7 @@ class Settings:
         defaults = cls()
         known, others = _parser(defaults).parse_known_args(argv)
         for argument in others:
-            log.warning(_no_effect(argument))
+            log.warning("Ignored, as it has no effect here: %s", argument)
         values: dict[str, Any] = {}
         problems: list[str] = []
         for name, flag in _flags().items():
@@ -109,36 +108,11 @@ class Settings:
             )
         if settings.port == 0 and not settings.grpc_socket_path:
             raise InvalidArgumentError("Expected --port above 0, or --grpc_socket_path. Received: --port=0 alone")
-        if not settings.enable_grpc_healthcheck_service:
-            log.warning(
-                "The flag --enable_grpc_healthcheck_service=false has no effect here: the health service is always on"
-            )
         return replace(settings, host=settings.host.strip("[]"), models=_models(settings))
 
 
 def _flags() -> dict[str, Field[Any]]:
     return {each.name: each for each in fields(Settings) if each.metadata}
-
-
-# The flags of TensorFlow Serving that do nothing here. Source: tensorflow/serving 2.20, model_servers/main.cc.
-_WITHOUT_EFFECT = """
-    allow_version_labels_for_unavailable_models batching_parameters_file enable_batching
-    enable_per_model_batching_parameters enable_profiler enable_serialization_as_tensor_content
-    enable_signature_method_name_check experimental_cycle_interval_secs flush_filesystem_caches
-    mixed_precision model_config_file_poll_wait_seconds monitoring_config_file num_load_threads
-    num_request_iterations_for_warmup num_unload_threads per_process_gpu_memory_fraction platform_config_file
-    prefer_tflite_model remove_unused_fields_from_bundle_metagraph rest_api_enable_cors_support rest_api_num_threads
-    rest_api_timeout_in_ms saved_model_tags skip_initialize_tpu ssl_config_file
-    tensorflow_inter_op_parallelism tensorflow_intra_op_parallelism tensorflow_session_config_file
-    tensorflow_session_parallelism thread_pool_factory_config_file xla_cpu_compilation_enabled
-"""
-
-
-def _no_effect(argument: str) -> str:
-    name = argument.removeprefix("--").partition("=")[0]
-    if name in _WITHOUT_EFFECT.split():
-        return f"The flag --{name} of TensorFlow Serving has no effect here"
-    return f"Unknown argument, ignored: {argument}"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -142,7 +142,7 @@ def test_it_serves_without_tensorflow(serve, tiny_store):
     process.send_signal(signal.SIGINT)
     status, output = process.wait()
     assert status == 0
-    assert "--enable_batching of TensorFlow Serving has no effect here" in output
+    assert "Ignored, as it has no effect here: --enable_batching" in output
 
 
 @pytest.mark.tensorflow
