@@ -6,33 +6,48 @@ import argparse
 import logging
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from google.protobuf import text_format
 
 from contract import messages_pb2 as messages
+from contract.settings import expect, number, read_all, setting
 from serving.engines import ENGINES
 from serving.errors import InvalidArgumentError
 
 log = logging.getLogger(__name__)
 
 MOST_CORES_ALONE = 4  # with more cores, a run gets several, because each run keeps its own copy of the model
-MOST = sys.float_info.max
-_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\]")
+_HOST = expect(
+    "an address or a host name, without a port and a zone",
+    re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\]").fullmatch,
+)
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
+_PORT, _COUNT, _SECONDS = number(int, 0, 65535), number(int, 1), number(float, 0)
 
 
-def _flag(default: Any, help: str, lowest: float = 0, highest: float = MOST, choices: Sequence[str] = ()) -> Any:
-    """Return the field of a flag; `default` may be a function, where it depends on the machine."""
-    metadata = {"help": help, "lowest": lowest, "highest": highest, "choices": choices}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+def _switch(text: str) -> bool:
+    if text.lower() not in _SWITCH:
+        raise ValueError(f"Expected true or false. Received: {text!r}")
+    return _SWITCH[text.lower()]
+
+
+def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
+    """Read `key=value,key=value`; a value that is an integer is one.
+
+    Source: tensorflow/serving 2.20, model_servers/server.cc.
+    """
+    arguments: list[tuple[str, int | str]] = []
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not (key and equals):
+            raise ValueError(f"Expected key=value, by commas. Received: {text!r}")
+        arguments.append((key, int(value) if value.removeprefix("-").isdecimal() else value))
+    return tuple(arguments)
 
 
 def cores() -> int:
@@ -51,32 +66,38 @@ class Settings:
     `models` alone is no flag: it is what --model_base_path or --model_config_file says.
     """
 
-    host: str = _flag("0.0.0.0", "address to listen on, IPv4 or IPv6")  # noqa: S104  # as the original
-    port: int = _flag(8500, "TCP port for gRPC; 0 for none", highest=65535)
-    rest_api_port: int = _flag(0, "TCP port for REST; 0 for none", highest=65535)
-    grpc_socket_path: str = _flag("", "UNIX socket for gRPC, beside the port or in its place")
-    model_name: str = _flag("default", "name of the model in --model_base_path")
-    model_base_path: str = _flag("", "absolute path of a model's folder, with a folder for each version")
-    model_config_file: str = _flag("", "file of models and version policies, in place of --model_base_path")
-    file_system_poll_wait_seconds: float = _flag(1.0, "seconds between two scans for new versions; 0 scans once")
-    grpc_channel_arguments: tuple[tuple[str, int | str], ...] = _flag(
-        (), "gRPC's options as key=value, separated by commas, such as grpc.max_connection_age_ms"
+    host: str = setting("0.0.0.0", "address to listen on, IPv4 or IPv6", _HOST)  # noqa: S104  # as the original
+    port: int = setting(8500, "TCP port for gRPC; 0 for none", _PORT)
+    rest_api_port: int = setting(0, "TCP port for REST; 0 for none", _PORT)
+    grpc_socket_path: str = setting("", "UNIX socket for gRPC, beside the port or in its place")
+    model_name: str = setting("default", "name of the model in --model_base_path")
+    model_base_path: str = setting("", "absolute path of a model's folder, with a folder for each version")
+    model_config_file: str = setting("", "file of models and version policies, in place of --model_base_path")
+    file_system_poll_wait_seconds: float = setting(
+        1.0, "seconds between two scans for new versions; 0 scans once", _SECONDS
     )
-    grpc_max_threads: int = _flag(
-        lambda: 4 * cores(), "predictions at a time; more are refused with RESOURCE_EXHAUSTED", 1
+    grpc_channel_arguments: tuple[tuple[str, int | str], ...] = setting(
+        (), "gRPC's options as key=value, separated by commas, such as grpc.max_connection_age_ms", _channel_arguments
     )
-    max_num_load_retries: int = _flag(5, "retries for a version that fails to load")
-    load_retry_interval_micros: int = _flag(60_000_000, "microseconds before each retry")
-    enable_model_warmup: bool = _flag(True, "run a version's recorded requests on TensorFlow before it is available")
-    engine: str = _flag(
+    grpc_max_threads: int = setting(
+        lambda: 4 * cores(), "predictions at a time; more are refused with RESOURCE_EXHAUSTED", _COUNT
+    )
+    max_num_load_retries: int = setting(5, "retries for a version that fails to load", number(int, 0))
+    load_retry_interval_micros: int = setting(60_000_000, "microseconds before each retry", number(int, 0))
+    enable_model_warmup: bool = setting(
+        True, "run a version's recorded requests on TensorFlow before it is available", _switch
+    )
+    engine: str = setting(
         "auto",
         f"what runs a version, one of {', '.join(ENGINES)}; auto takes TFLite if the version has it, and of int8 and"
         " fp32 the one that is faster here, which the first load of a version measures for 1.2 s",
-        choices=ENGINES,
+        expect(f"one of {', '.join(ENGINES)}", ENGINES.__contains__),
     )
-    engine_threads: int = _flag(lambda: cores() // _runs(), "threads for one run of a model", 1)
-    engine_runs: int = _flag(lambda: _runs() + 1, "runs of a TFLite model at a time; each keeps its own copy of it", 1)
-    drain_seconds: float = _flag(10.0, "seconds for requests to finish after SIGTERM")
+    engine_threads: int = setting(lambda: cores() // _runs(), "threads for one run of a model", _COUNT)
+    engine_runs: int = setting(
+        lambda: _runs() + 1, "runs of a TFLite model at a time; each keeps its own copy of it", _COUNT
+    )
+    drain_seconds: float = setting(10.0, "seconds for requests to finish after SIGTERM", _SECONDS)
     models: tuple[messages.ModelConfig, ...] = ()
 
     @classmethod
@@ -90,29 +111,17 @@ class Settings:
         known, others = _parser(defaults).parse_known_args(argv)
         for argument in others:
             log.warning("Ignored, as it has no effect here: %s", argument)
-        values: dict[str, Any] = {}
-        problems: list[str] = []
-        for name, flag in _flags().items():
-            if (text := getattr(known, name)) is not None:
-                try:
-                    values[name] = _parse(text, type(getattr(defaults, name)), flag)
-                except ValueError as exc:
-                    problems.append(f"Expected --{name} to be {exc}. Received: {text!r}")
+        values, problems = read_all(_flags(), vars(known))
         if problems:
             raise InvalidArgumentError("\n".join(problems))
         settings = cls(**values)
-        if not _HOST.fullmatch(settings.host):
-            raise InvalidArgumentError(
-                "Expected --host to be an address or a host name, without a port and a zone. Received:"
-                f" {settings.host!r}"
-            )
         if settings.port == 0 and not settings.grpc_socket_path:
             raise InvalidArgumentError("Expected --port above 0, or --grpc_socket_path. Received: --port=0 alone")
         return replace(settings, host=settings.host.strip("[]"), models=_models(settings))
 
 
 def _flags() -> dict[str, Field[Any]]:
-    return {each.name: each for each in fields(Settings) if each.metadata}
+    return {f"--{each.name}": each for each in fields(Settings) if each.metadata}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,56 +137,11 @@ def _parser(defaults: Settings) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for name, flag in _flags().items():
-        default = getattr(defaults, name)
+        default = getattr(defaults, flag.name)
         optional: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
         shown = "none" if default in ("", ()) else default
-        parser.add_argument(f"--{name}", metavar="VALUE", help=f"{flag.metadata['help']} ({shown})", **optional)
+        parser.add_argument(name, dest=name, metavar="VALUE", help=f"{flag.metadata['help']} ({shown})", **optional)
     return parser
-
-
-def _parse(text: str, kind: type, flag: Field[Any]) -> Any:
-    """Return a flag's value.
-
-    Raises:
-        ValueError: The text is no such value; the message says what is expected.
-    """
-    choices = flag.metadata["choices"]
-    if kind is bool:
-        if text.lower() not in _SWITCH:
-            raise ValueError("true or false")
-        return _SWITCH[text.lower()]
-    if kind is tuple:
-        return _channel_arguments(text)
-    if kind is not str:
-        return _number(text, kind, flag.metadata["lowest"], flag.metadata["highest"])
-    if choices and text not in choices:
-        raise ValueError(f"one of {', '.join(choices)}")
-    return text
-
-
-def _number(text: str, kind: type, lowest: float, highest: float) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not lowest <= value <= highest:
-        span = f"of {lowest} or more" if highest == MOST else f"from {lowest} to {highest}"
-        raise ValueError(f"{'an integer' if kind is int else 'a number'} {span}")
-    return value
-
-
-def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
-    """Read `key=value,key=value`; a value that is an integer is one.
-
-    Source: tensorflow/serving 2.20, model_servers/server.cc.
-    """
-    arguments: list[tuple[str, int | str]] = []
-    for part in filter(None, text.split(",")):
-        key, equals, value = part.partition("=")
-        if not (key and equals):
-            raise ValueError("key=value, by commas")
-        arguments.append((key, int(value) if value.removeprefix("-").isdecimal() else value))
-    return tuple(arguments)
 
 
 def _models(settings: Settings) -> tuple[messages.ModelConfig, ...]:

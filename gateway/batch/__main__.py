@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from contract.arguments import Arguments
 from contract.photos import SUFFIXES, describe_others, files_in
+from contract.settings import number
 from gateway.batch.asking import NO_GATEWAY, Client, gateway_url, may_pass
 from gateway.batch.table import Table, is_answered, read_images
 
@@ -168,12 +169,6 @@ def _shard(text: str) -> Shard:
     return shard
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"Expected an integer from 1. Received: {text!r}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Arguments(
         prog="python -m gateway.batch",
@@ -215,8 +210,8 @@ exit status:
         metavar="FILE",
         help="first take over what these files of other runs answer, such as those of shards",
     )
-    add("--top-k", type=_positive, default=1, help="predictions per image (default: %(default)s)")
-    add("--concurrency", type=_positive, default=8, help="requests at once (default: %(default)s)")
+    add("--top-k", type=number(int, 1), default=1, help="predictions per image (default: %(default)s)")
+    add("--concurrency", type=number(int, 1), default=8, help="requests at once (default: %(default)s)")
     add("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: %(default)s)")
     return parser
 

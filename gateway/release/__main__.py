@@ -15,6 +15,7 @@ from typing import Any
 
 from contract.arguments import Arguments
 from contract.release import Mode, Release, ReleaseError, Trial
+from contract.settings import number
 from gateway.batch.asking import gateway_url
 from gateway.release.gateways import find_addresses, wait_until_followed
 from gateway.release.history import Entry
@@ -49,6 +50,7 @@ watch the trial, and roll it back on evidence that it is worse: it fails, it is 
 confidence or a class has changed. A version within its limits is rolled back with a probability of 0.01 at most. While
 the stable version fails too, the limits of failures are estimates
 """
+_VERSION = number(int, 0, what="the number of a version")
 _PROMOTE_AFTER = "promote it after N answers of it, in shadow after N compared photos, if there is no such evidence"
 _WITHIN = "end after this time, such as 30m or 2h; the trial goes on (default: 1h)"
 _STATUSES = """
@@ -302,17 +304,17 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_gateway(add("status", _status, "show what answers, what is tried, and what is on disk"))
     trial = add("try", _try, "try a version beside the stable one, or go on with a larger share")
-    trial.add_argument("version", type=_number, metavar="VERSION", help="its number")
+    trial.add_argument("version", type=_VERSION, metavar="VERSION", help="its number")
     how = trial.add_mutually_exclusive_group(required=True)
     how.add_argument("--shadow", action="store_true", help="ask it too, off the path; the stable version answers")
     how.add_argument("--share", type=_share, metavar="PART", help="let it answer a part, such as 10%% or 0.1")
     promote = add("promote", _promote, "make a version the one that answers; what answered stays loaded")
-    promote.add_argument("version", type=_number, nargs="?", metavar="VERSION", help="default: the one that is tried")
+    promote.add_argument("version", type=_VERSION, nargs="?", metavar="VERSION", help="default: the one that is tried")
     rollback = add("rollback", _rollback, "end the trial; if nothing is tried, let the version before answer again")
     trial.add_argument("--watch", action="store_true", help="then watch it, see `watch --help`; needs --gateway")
     watch = add("watch", _watch, _WATCH)
     for command in (trial, watch):
-        command.add_argument("--promote-after", type=_count, metavar="N", help=_PROMOTE_AFTER)
+        command.add_argument("--promote-after", type=number(int, 1), metavar="N", help=_PROMOTE_AFTER)
         command.add_argument("--within", type=_duration, default=3600.0, metavar="TIME", help=_WITHIN)
     for command in (watch, add("report", _report, "show once what a watch looks at, and decide nothing")):
         _add_gateway(command, required=True)
@@ -331,18 +333,6 @@ def _add_gateway(parser: argparse.ArgumentParser, *, required: bool = False) -> 
         text = "the gateway to ask, at each address of its name; repeatable. GATEWAY_KEY is its API key"
     options: dict[str, Any] = {"type": gateway_url, "action": "append", "default": [], "metavar": "URL", "help": text}
     parser.add_argument("--gateway", required=required, **options)
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"Expected the number of a version. Received: {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"Expected how many, 1 or more. Received: {text!r}")
-    return int(text)
 
 
 def _duration(text: str) -> float:

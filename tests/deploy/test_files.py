@@ -22,7 +22,6 @@ from gateway.release.ledger import Ledger, open_ledger
 from gateway.settings import PREFIX, Settings
 from gateway.telemetry.metrics import Metrics
 from serving.settings import Settings as ServingSettings
-from serving.settings import _flags
 from tests.conftest import ROOT
 from tests.programs.stack import wait_until
 from training.release.carried import carry
@@ -291,7 +290,7 @@ def test_variables_are_settings(text: str) -> None:
 
 def test_flags_are_the_model_servers(text: str) -> None:
     """TensorFlow Serving would ignore a flag that it does not know, and start."""
-    known = _flags().keys() | OTHER_FLAGS
+    known = {each.name for each in fields(ServingSettings)} | OTHER_FLAGS
     assert set(re.findall(r"--([a-z]+(?:_[a-z]+)+)\b", text)) <= known
 
 
@@ -299,7 +298,7 @@ def test_ports_are_the_programs(text: str) -> None:
     """Ports of the loopback address, of containers and of Services."""
     known = {GATEWAY_PORT, GRPC_PORT, REST_PORT} | OTHER_PORTS
     assert Settings().port == GATEWAY_PORT
-    assert _flags()["port"].default == GRPC_PORT
+    assert ServingSettings().port == GRPC_PORT
     named = re.findall(r"(?i)(?:port\w*: *|EXPOSE (?:\d+ )*|localhost:|127\.0\.0\.1:|[a-z]:///?\w+:)(\d{2,5})\b", text)
     assert set(map(int, named)) <= known
 
@@ -322,7 +321,7 @@ def test_a_full_call_of_the_gateway_fits_a_batch_of_the_model_server() -> None:
 def test_compose_gives_the_model_server_time_to_drain() -> None:
     """Docker's own grace is as long as the drain, and would kill it at that moment."""
     service = yaml.safe_load(COMPOSE.read_text())["services"]["model"]
-    assert int(service["stop_grace_period"].removesuffix("s")) > _flags()["drain_seconds"].default
+    assert int(service["stop_grace_period"].removesuffix("s")) > ServingSettings().drain_seconds
 
 
 def test_compose_publishes_the_gateway_and_gives_it_time_to_finish() -> None:

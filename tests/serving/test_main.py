@@ -93,7 +93,7 @@ def test_a_start_error_exits_with_255():
     ended = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert (ended.returncode, ended.stdout) == (255, "")
     assert ended.stderr.startswith(
-        "Failed to start server. Error: INVALID_ARGUMENT: Expected --port to be an integer from 0"
+        "Failed to start server. Error: INVALID_ARGUMENT: --port: Expected an integer from 0"
     )
 
 

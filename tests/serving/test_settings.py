@@ -46,10 +46,10 @@ def test_all_bad_values_are_reported_at_once():
             [BASE, "--port=70000", "--drain_seconds=soon", "--engine=onnx", "--enable_model_warmup=maybe"]
         )
     assert str(raised.value).splitlines() == [
-        "Expected --port to be an integer from 0 to 65535. Received: '70000'",
-        "Expected --enable_model_warmup to be true or false. Received: 'maybe'",
-        "Expected --engine to be one of auto, int8, tflite, tensorflow. Received: 'onnx'",
-        "Expected --drain_seconds to be a number of 0 or more. Received: 'soon'",
+        "--port: Expected an integer from 0 to 65535. Received: '70000'",
+        "--enable_model_warmup: Expected true or false. Received: 'maybe'",
+        "--engine: Expected one of auto, int8, tflite, tensorflow. Received: 'onnx'",
+        "--drain_seconds: Expected a number of at least 0. Received: 'soon'",
     ]
 
 
@@ -71,7 +71,7 @@ def test_a_flag_without_effect_is_a_warning(caplog):
         ([BASE, "--port=0"], "Expected --port above 0, or --grpc_socket_path"),
         (["--model_config_file=/nowhere"], "Expected a readable --model_config_file"),
         *(
-            ([BASE, f"--host={host}"], "Expected --host to be an address")
+            ([BASE, f"--host={host}"], "--host: Expected an address")
             for host in ("", "*", "::1%lo", "[::1]:80", "localhost:80")
         ),
     ],
@@ -133,5 +133,5 @@ def test_channel_arguments_are_integers_where_they_look_like_it():
     """gRPC knows arguments of two types, and ignores one of the wrong type."""
     settings = Settings.from_argv([BASE, "--grpc_channel_arguments=grpc.max_connection_age_ms=10000,grpc.x=y=z,"])
     assert settings.grpc_channel_arguments == (("grpc.max_connection_age_ms", 10_000), ("grpc.x", "y=z"))
-    with pytest.raises(InvalidArgumentError, match="Expected --grpc_channel_arguments to be key=value, by commas"):
+    with pytest.raises(InvalidArgumentError, match="--grpc_channel_arguments: Expected key=value, by commas"):
         Settings.from_argv([BASE, "--grpc_channel_arguments=age"])

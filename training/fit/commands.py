@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-import math
 import re
 import shlex
 import sys
@@ -16,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.document import ContractError
+from contract.settings import number
 from contract.store import versions_of
 from serving.errors import ServingError
 from training.errors import TrainingError, WeightsError
 from training.models.quiet import import_tensorflow
 from training.release.commands import (
+    PIXELS,
     add_preprocessing,
     add_release_options,
     check_release_options,
-    pixels,
     read_chosen_criteria,
     refuse,
 )
@@ -65,10 +65,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         " (default: the preset's)",
     )
     add_preprocessing(parser)
-    add("--size", metavar="PIXELS", type=pixels, help="input size in pixels (default: the architecture's)")
+    add("--size", metavar="PIXELS", type=PIXELS, help="input size in pixels (default: the architecture's)")
     add(
         "--minutes",
-        type=float,
+        type=number(float, 0.01),
         help="time for all, from the first version to the release (default: 30; with --epochs, as long as these take)",
     )
     add("--first-only", action="store_true", help="stop after the first version, which takes about a minute")
@@ -108,7 +108,7 @@ def run_train(options: argparse.Namespace) -> int:
     if options.first_only and not preset.pretrained:
         raise TrainingError("Expected weights to begin with, for a first version. Received: --weights none")
     _check_start(preset, options.architecture)
-    photos, minutes = Photos(options.folder, options.cache), _minutes(options)
+    photos = Photos(options.folder, options.cache)
     dataset = photos.splits()
     if not options.replace_classes:
         refuse_other_classes(options.store, options.name, dataset.classes)
@@ -128,7 +128,7 @@ def run_train(options: argparse.Namespace) -> int:
             if options.first_only:
                 _track(first, tracking, options.track)
                 return 0
-    passed_s = time.monotonic() - started
+    passed_s, minutes = time.monotonic() - started, options.minutes or (MINUTES if options.epochs is None else None)
     with train_with(data, preset, minutes=minutes, passed_s=passed_s, tracking=tracking, first=first) as run:
         best = _better(run, first, released)
         status = 0 if best == released else _release(best, options)
@@ -147,16 +147,6 @@ def _check_first_only(options: argparse.Namespace) -> None:
     if given := sorted(name for name in of_network if getattr(options, name) is not None):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise TrainingError(f"Expected with --first-only no options of the network's training. Received: {flags}")
-
-
-def _minutes(options: argparse.Namespace) -> float | None:
-    """Return the minutes that a training may take, or None if only its epochs were given."""
-    minutes: float | None = options.minutes
-    if minutes is None:
-        return MINUTES if options.epochs is None else None
-    if not 0 < minutes < math.inf:
-        raise TrainingError(f"Expected --minutes above 0. Received: {minutes:g}")
-    return minutes
 
 
 def _better(run: Path, first: Path | None, released: Path | None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from contract.settings import number
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
 
@@ -63,16 +64,13 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="a file, a folder, or a URL")
     add("--model", required=True, help="name of a model in the store")
-    add("--top-k", metavar="COUNT", type=int, default=3, help="predictions for each image (default: %(default)s)")
+    add("--top-k", metavar="COUNT", type=number(int, 1), default=3, help="predictions per image (default: %(default)s)")
     add("--json", action="store_true", help="print a line of JSON for each image instead of a table")
     _add_version_options(parser)
 
 
 def run_predict(options: argparse.Namespace) -> None:
     """Classify images with a version."""
-    if options.top_k < 1:
-        raise TrainingError(f"Expected --top-k of at least 1. Received: {options.top_k}")
-
     from training.judge import predict
     from training.judge.predictors import StoredVersion
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from contract.document import Aspect, Contract, Filter
+from contract.settings import number
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
 from training.release.store import check_name
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LEAST_SIZE_PX = 8  # of an image's side; most backbones want more, and say so
+PIXELS = number(int, 8)  # of an image's side; most backbones want more, and say so
+# 1, perhaps meant as one point, would accept any model.
+_LOSS = number(float, 0, 0.999, "a loss of accuracy, such as 0.01 for one point")
 _OF_A_FILE = ("preprocessing", "size", "filter", "aspect", "crop", "output")  # what only a file of weights leaves open
 
 
@@ -44,7 +46,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help="class names in output order: a text file with one a line, a JSON list or map, or a CSV with a header",
     )
     add_preprocessing(parser)
-    add("--size", metavar="PIXELS", type=pixels, help="input size in pixels, if the file leaves it open")
+    add("--size", metavar="PIXELS", type=PIXELS, help="input size in pixels, if the file leaves it open")
     add("--filter", choices=get_args(Filter), help="resampling filter, for a file (default: bicubic)")
     add("--aspect", choices=get_args(Aspect), help="how to fit a photo into the input, for a file (default: stretch)")
     add("--crop", metavar="PART", type=float, help="part of the shorter side that --aspect crop keeps (default: 1.0)")
@@ -111,7 +113,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--int8-drop",
         metavar="ACCURACY",
-        type=_loss,
+        type=_LOSS,
         help="largest accuracy loss at which int8 is released (default: 0.005, half a point)",
     )
     add(
@@ -124,7 +126,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="release it even if the version that answers has other classes",
     )
-    add("--margin", metavar="ACCURACY", type=_loss, help="loss that --refuse-if-worse accepts (default: 0)")
+    add("--margin", metavar="ACCURACY", type=_LOSS, help="loss that --refuse-if-worse accepts (default: 0)")
     add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")
     add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
 
@@ -151,13 +153,6 @@ def read_chosen_criteria(options: argparse.Namespace, contract: Contract) -> Cri
     return read_criteria(photos, contract, int8_drop=options.int8_drop, margin=margin)
 
 
-def pixels(text: str) -> int:
-    """Read a size of the option `--size`."""
-    if not text.isdecimal() or int(text) < LEAST_SIZE_PX:
-        raise argparse.ArgumentTypeError(f"Expected pixels, {LEAST_SIZE_PX} or more. Received: {text}")
-    return int(text)
-
-
 def refuse(options: argparse.Namespace, beside: str, *names: str) -> None:
     """Refuse options that would change nothing: whoever gives one expects that it does."""
     values = {name: getattr(options, name) for name in names}
@@ -170,14 +165,3 @@ def _require(options: argparse.Namespace, *names: str) -> None:
     if missing := [f"--{name}" for name in names if not getattr(options, name)]:
         expected = ", ".join(f"--{name}" for name in names)
         raise TrainingError(f"Expected {expected} with --weights {options.weights}. Missing: {' and '.join(missing)}")
-
-
-def _loss(text: str) -> float:
-    """Read a loss of accuracy: 1, perhaps meant as one point, would accept any model."""
-    try:
-        loss = float(text)
-    except ValueError:
-        loss = math.nan
-    if not 0 <= loss < 1:
-        raise argparse.ArgumentTypeError(f"Expected a loss of accuracy, such as 0.01 for one point. Received: {text}")
-    return loss

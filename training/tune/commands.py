@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from contract.settings import number
 from training.fit.commands import FOLDER
 from training.models.quiet import import_tensorflow
-from training.release.commands import pixels
+from training.release.commands import PIXELS
 
 
 def add_tune(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
     add("folder", type=Path, help=FOLDER)
     add(
         "--minutes",
-        type=float,
+        type=number(float, 0.01),
         required=True,
         help="time for the whole search; the same command again continues it for as long",
     )
@@ -33,7 +34,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
     add(
         "--sizes",
         metavar="PIXELS,…",
-        type=lambda text: [pixels(size) for size in text.split(",")],
+        type=lambda text: [PIXELS(size) for size in text.split(",")],
         default=[],
         help="input sizes to choose from (default: the preset's, or each architecture's)",
     )

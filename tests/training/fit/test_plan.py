@@ -352,11 +352,11 @@ def test_minutes_that_are_too_few_for_an_epoch(
         assert f"Expected with --first-only no options of the network's training. Received: {option}\n" in said
 
 
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
-def test_minutes_that_cannot_be(command: list[str], capsys: pytest.CaptureFixture[str], minutes: str) -> None:
+def test_minutes_that_cannot_be(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """They are refused before a photo is read."""
     from training.__main__ import main
 
-    assert main([*command, f"--minutes={minutes}"]) == 1
+    with pytest.raises(SystemExit):
+        main([*command, "--minutes=nan"])
     said = capsys.readouterr()
-    assert "Expected --minutes above 0. Received: " in said.err and "Read " not in said.out
+    assert "--minutes: Expected a number of at least 0.01. Received: 'nan'" in said.err and "Read " not in said.out

@@ -37,4 +37,4 @@ def test_a_loss_that_is_none_or_accepts_any_model_is_refused(option, capsys):
     """A typo must not turn the comparison off."""
     with pytest.raises(SystemExit):
         main(["export", "--name", "m", "--run", "r", "--photos", "p", "--refuse-if-worse", option])
-    assert f"such as 0.01 for one point. Received: {option.partition('=')[2]}." in capsys.readouterr().err
+    assert f"such as 0.01 for one point. Received: {option.partition('=')[2]!r}." in capsys.readouterr().err
