@@ -35,7 +35,7 @@ FROM ${PYTHON_IMAGE} AS embedded
 WORKDIR /opt/serving
 COPY requirements/serving.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/serving.txt
-ENV PYTHONPATH=/opt/serving PYTHONUNBUFFERED=1
+ENV PYTHONPATH=/opt/serving PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/tmp
 COPY contract contract
 COPY serving/*.py serving/
 RUN printf '#!/bin/sh\nexec python -m serving "$@"\n' > /usr/local/bin/tensorflow_model_server \

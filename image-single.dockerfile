@@ -32,7 +32,7 @@ RUN chmod -R a+rX .
 FROM ${PYTHON_IMAGE}
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=packages /app /app
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 XDG_CACHE_HOME=/tmp
 WORKDIR /app
 COPY --from=slim /carried /models
 ARG MODEL_NAME=imagenet

@@ -19,7 +19,6 @@ import math
 import os
 import platform
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from contract.answers import Outputs, describe
+from contract.disk import written_whole
 from contract.document import IMAGES, Contract, ImageSpec
 from contract.image import DecodedImage, decode
 from serving.engines import TFLITE_FILES, Engine, open_engine
@@ -80,7 +80,7 @@ def choose(directory: Path, threads: int, runs: int) -> tuple[str, str]:
     if len(files) < len(TFLITE_FILES):
         return (files[0], "there is no other TFLite file") if files else ("tensorflow", "there is no TFLite file")
     kept = _kept(directory, threads, runs)
-    if kept and (ratio := _read(kept)):
+    if ratio := _read(kept):
         return _faster(ratio, "measured at an earlier load")
     try:
         ratio = measure(directory, threads, runs)
@@ -89,10 +89,7 @@ def choose(directory: Path, threads: int, runs: int) -> tuple[str, str]:
     finally:
         with suppress(AttributeError, OSError):  # glibc alone keeps what was freed: 46 MB here
             ctypes.CDLL(None).malloc_trim(0)
-    if kept:
-        _write(kept, ratio)
-    else:
-        log.warning("No folder can be written to, so each load measures again. Set XDG_CACHE_HOME to one that can")
+    _write(kept, ratio)
     return _faster(ratio, "measured at load")
 
 
@@ -179,19 +176,10 @@ class _Trial:
         return _UnfitError("tflite" if self.name == "int8" else "int8", f"{self.name} {why}")
 
 
-def _kept(directory: Path, threads: int, runs: int) -> Path | None:
-    """Return the file for what is measured of a version on this processor, in the first folder of ours, if any."""
-    folders = []
-    with suppress(RuntimeError):  # a user without a home
-        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "image-classifier")
-    with suppress(OSError):
-        folders.append(Path(tempfile.gettempdir(), f"image-classifier-{os.getuid()}"))
-    for folder in filter(Path.is_absolute, folders):
-        with suppress(OSError):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):  # not what others put into /tmp
-                return folder / _key(directory, threads, runs)
-    return None
+def _kept(directory: Path, threads: int, runs: int) -> Path:
+    """Return the file for what is measured of a version on this processor."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache")
+    return Path(caches, "image-classifier", _key(directory, threads, runs))
 
 
 def _key(directory: Path, threads: int, runs: int) -> str:
@@ -222,8 +210,9 @@ def _read(kept: Path) -> float | None:
 def _write(kept: Path, ratio: float) -> None:
     """Keep a measurement; others may be doing the same at this moment."""
     try:
-        with tempfile.NamedTemporaryFile("w", dir=kept.parent, prefix=".", delete=False) as draft:
-            draft.write(f"{ratio:.4f}\n")
-        Path(draft.name).replace(kept)
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with written_whole(kept) as draft:
+            draft.write_text(f"{ratio:.4f}\n")
     except OSError as exc:
-        log.warning("The measurement cannot be kept in %s, so each load measures again (%s)", kept.parent, exc)
+        advice = "Set XDG_CACHE_HOME to a folder that can be written to"
+        log.warning("The measurement cannot be kept, so each load measures again (%s). %s", exc, advice)

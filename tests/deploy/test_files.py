@@ -282,6 +282,12 @@ def test_the_real_server_and_the_embedded_one_differ_in_the_base_only() -> None:
     assert "RUN" not in last
 
 
+@pytest.mark.parametrize("image", ["model", "single"])
+def test_the_embedded_server_keeps_its_measurements_where_it_can_write(image: str) -> None:
+    """Its user has no home in an image, and after a restart it would measure again."""
+    assert " XDG_CACHE_HOME=/tmp\n" in (ROOT / f"image-{image}.dockerfile").read_text()
+
+
 def test_variables_are_settings(text: str) -> None:
     """The gateway does not start with an unknown variable."""
     known = {PREFIX + each.name.upper() for each in fields(Settings)}
