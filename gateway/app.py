@@ -150,6 +150,7 @@ class Views:
         except GatewayError as exc:
             asked = self._ask_stable(ask, deadline, is_counted=False)
             if not isinstance(exc, NOT_OF_THE_VERSION):
+                _log.warning("version %s is tried, and failed: %s", tried.version.export, exc)
                 self._trials.record_request(tried, failed=True)
         else:
             if len(asked.outputs.probabilities):  # without a photo, nothing was tried

@@ -42,10 +42,26 @@ kubectl -n $namespace run "$name" --quiet --restart Never --labels app.kubernete
   --image "$(gateway '.containers[0].image')" --image-pull-policy "$(gateway '.containers[0].imagePullPolicy')" \
   --env "USER=${USER:-$(id -un)}" --override-type strategic --overrides "$pod" -- "$@" >/dev/null
 
+# A part of the state of the Pod's container; nothing while there is none, or the cluster does not answer.
 get_state() {
-  kubectl -n $namespace get pod "$name" -o "jsonpath={.status.containerStatuses[0].state.$1}" && return
-  echo "The Pod was removed. To see whether it made the change: kube/release.sh history" >&2
-  exit 1
+  found=$(kubectl -n $namespace get pod "$name" --ignore-not-found \
+    -o "jsonpath={.metadata.name} {.status.containerStatuses[0].state.$1}") || return 0
+  if [ -z "$found" ]; then
+    echo "The Pod was removed. To see whether it made the change: kube/release.sh history" >&2
+    exit 1
+  fi
+  echo "${found#* }"
+}
+
+# Not by `run --attach`, which loses what was printed before kubectl attached.
+follow() {
+  kubectl -n $namespace logs --follow "$name" || true
+  for _ in 1 2 3 4 5; do
+    status=$(get_state terminated.exitCode)
+    [ -z "$status" ] || return 0
+    sleep 1
+  done
+  echo "The connection has ended before the command. Following it again, from its start:" >&2
 }
 
 give_up=$(($(date +%s) + 60)) started="" status=""
@@ -57,7 +73,5 @@ until [ "$started" ]; do
   fi
   started=$(get_state '*.startedAt')
 done
-# Not `run --attach`, which loses what was printed before kubectl attached.
-kubectl -n $namespace logs --follow "$name" || true
-until [ "$status" ]; do status=$(get_state terminated.exitCode); done
+until [ "$status" ]; do follow; done
 exit "$status"

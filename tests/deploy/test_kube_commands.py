@@ -17,17 +17,24 @@ from tests.deploy.manifests import KUBE, container, find, pod, read_base, render
 
 
 def test_the_release_command_runs_on_the_volume(tmp_path: Path) -> None:
-    """As a Pod that the namespace lets in, which reaches the gateways and is removed; arguments arrive as they are."""
+    """As a Pod that the namespace lets in, which reaches the gateways and is removed; arguments arrive as they are.
+
+    A cluster that does not answer for a moment ends nothing.
+    """
     objects = render_with(tmp_path, "model-volume")
     gateway = container(objects, "gateway")
     program = tmp_path / "kubectl"
     program.write_text(f"""#!{sys.executable}
-import json, sys
+import json, pathlib, sys
 arguments = sys.argv[1:]
 if "get" in arguments:
     key = arguments[-1].rstrip("}}").rpartition(".")[2]
-    found = {{**{gateway!r}, "startedAt": "now", "exitCode": 4}}[key]
-    print(found if isinstance(found, str) else json.dumps(found))
+    found = {{**{gateway!r}, "startedAt": "now", "exitCode": "4"}}[key]
+    if key == "exitCode" and not (answered := pathlib.Path("{tmp_path}/answered")).exists():
+        answered.touch()
+        sys.exit("i/o timeout")
+    pod = "release-1 " if "pod" in arguments else ""
+    print(pod + (found if isinstance(found, str) else json.dumps(found)))
 elif "logs" in arguments:
     print("Version 2 was rolled back.")
 else:

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("program", ["training"])
+@pytest.mark.parametrize("program", ["training", "gateway"])
 def test_rooms_import_in_one_direction(program: str) -> None:
     """No two folders import from each other, and none do so by way of others."""
     rooms = {file.parent.name for file in ROOT.glob(f"{program}/*/__init__.py")}

@@ -12,8 +12,8 @@ from keras import layers
 from training.errors import WeightsError
 
 _KEEPING = {  # operations whose outputs are probabilities if their inputs are
-    *("activation", "identity", "dropout", "cast", "reshape", "flatten", "squeeze", "getitem", "concatenate"),
-    *("average", "mean", "globalaveragepooling2d"),
+    *("activation", "identity", "dropout", "cast", "reshape", "flatten", "squeeze", "expanddims", "getitem", "clip"),
+    *("concatenate", "average", "mean", "globalaveragepooling2d", "globalmaxpooling2d", "averagepooling2d"),
 }
 
 
@@ -56,20 +56,19 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
         elif activation != "sigmoid":
             raise WeightsError(f"Expected a sigmoid or linear output of one unit. Received: {activation}")
         x = layers.Concatenate(name="probabilities")([layers.Rescaling(-1.0, 1.0)(x), x])
-    elif activation == "linear":
-        if not _sums_to_one(model):
-            x = layers.Softmax(name="probabilities")(x)
-    elif activation != "softmax":
-        raise WeightsError(
-            f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
-        )
+    elif activation != "softmax" and (activation.endswith("sigmoid") or not _sums_to_one(model)):
+        if activation != "linear":
+            raise WeightsError(
+                f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
+            )
+        x = layers.Softmax(name="probabilities")(x)
     if x.shape[-1] != classes:
         raise WeightsError(f"Expected as many classes as the model has outputs, {x.shape[-1]}. Received: {classes}")
     return keras.Model(model.inputs[0], x, name=model.name)
 
 
 def _sums_to_one(model: keras.Model) -> bool:
-    """Check by running it whether linear outputs are probabilities already, such as an average of some."""
+    """Check by running it whether outputs are probabilities already, such as a sum of weighted ones."""
     pixels = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:])).astype(np.float32)
     outputs = np.asarray(model(pixels, training=False))
     return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-4))
@@ -77,6 +76,8 @@ def _sums_to_one(model: keras.Model) -> bool:
 
 def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
     """Return what made the values of a tensor; `linear` if they are no probabilities, or if nothing tells.
+
+    What something without weights makes of probabilities, such as their logarithm, has both names.
 
     Args:
         tensor: An output of a model, or of an operation in it.
@@ -89,11 +90,13 @@ def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
     if isinstance(operation, keras.Model):
         outer = dict(zip(map(id, operation.inputs), inputs, strict=True))
         return _activation_of(operation.outputs[index], {**fed, **outer})
+    operation = getattr(operation, "layer", operation)  # of a wrapper, such as TimeDistributed
     name = type(operation).__name__.lower()
     if name in ("softmax", "sigmoid"):
         return name
     activation: str = getattr(getattr(operation, "activation", None), "__name__", "linear")
-    if activation == "linear" and name in _KEEPING:
-        names = {_activation_of(each, fed) for each in inputs}
-        return names.pop() if len(names) == 1 else "linear"
-    return activation
+    if activation != "linear" or getattr(operation, "weights", []):
+        return activation
+    names = {_activation_of(each, fed) for each in inputs}
+    made = names.pop() if len(names) == 1 else "linear"
+    return made if made == "linear" or name in _KEEPING else f"{name} of {made}"

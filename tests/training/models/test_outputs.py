@@ -95,7 +95,7 @@ def test_probabilities_stay_as_they_are(inputs, pixels, kind):
     np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), run(model, pixels), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["Reshape", "float32", "Average", "pooled", "within", "nested", "behind"])
+@pytest.mark.parametrize("kind", ["Reshape", "float32", "Average", "pooled", "wrapped", "within", "nested", "behind"])
 def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, kind):
     """One unit gets no second sigmoid, and several get no softmax, however deep the sigmoid is in models of models."""
 
@@ -107,6 +107,7 @@ def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, k
             "float32": lambda: layers.Activation("linear", dtype="float32")(yes),
             "Average": lambda: layers.Average()([yes, layers.Dense(units, "sigmoid")(features)]),
             "pooled": lambda: layers.GlobalAveragePooling2D()(layers.Conv2D(units, 1, activation="sigmoid")(inputs)),
+            "wrapped": lambda: layers.Flatten()(layers.TimeDistributed(within[1])(layers.Reshape((1, -1))(features))),
             "within": lambda: keras.Sequential(within)(features),
             "nested": lambda: keras.Sequential([keras.Sequential(within), layers.Flatten()])(features),
             "behind": lambda: keras.Sequential([keras.Input((units,)), layers.Dropout(0.5)])(yes),
@@ -117,6 +118,14 @@ def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, k
     np.testing.assert_allclose(run(as_probabilities(one, 2), pixels), as_two(run(one, pixels)), rtol=1e-6, atol=1e-7)
     with pytest.raises(WeightsError, match="Received: sigmoid with 3 units"):
         as_probabilities(build(3), 3)
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_what_is_made_of_a_sigmoid_is_refused(inputs, units):
+    """Nothing tells whether it is a probability, such as one less it, or no more, such as its logarithm."""
+    outputs = 1 - layers.Dense(units, activation="sigmoid")(layers.Flatten()(inputs / 255))
+    with pytest.raises(WeightsError, match="Received: subtract of sigmoid"):
+        as_probabilities(keras.Model(inputs, outputs), max(units, 2))
 
 
 @pytest.mark.parametrize(
