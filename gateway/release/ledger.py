@@ -1,4 +1,17 @@
-"""Changes of a model's release document, one at a time, each written to the history first."""
+"""Changes of a model's release document, one at a time, each written to the history first.
+
+What a command that was killed leaves, the next change finds and finishes:
+
+| killed after it wrote | history | document | lock | models.config | then the next change |
+|---|---|---|---|---|---|
+| a part of a line | torn | old | old | old | removes that part; nothing has changed |
+| the line | new | old | old | old | writes the rest, which is owed |
+| the document | new | new | old | old | writes the lock and models.config |
+| the lock | new | new | new | old | writes models.config |
+
+If the document is the old one though the lock has the serial of the new one, a person put it back: that counts as a
+change by hand, as does any other document that the history's last line does not have.
+"""
 
 from __future__ import annotations
 
