@@ -58,14 +58,19 @@ def shuffled(
 
 
 def in_order(inputs: NDArray[Any], targets: NDArray[np.float32], recipe: Recipe) -> tf.data.Dataset:
-    """Return one pass over all inputs as they stand."""
+    """Return one pass over all inputs as they stand.
+
+    The last batch is filled up with the first inputs, so that devices that share it get equal parts: Keras needs those.
+    """
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    order = np.resize(np.arange(len(targets)), devices * -(-len(targets) // devices))
 
     def rows(start: np.int64) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        chosen = slice(start, start + recipe.batch_size)
         # Copies: TensorFlow may write its next result, such as smoothed labels, into the memory that it is handed.
-        return inputs[chosen].astype(np.float32), targets[chosen].copy()
+        chosen = order[start : start + recipe.batch_size]
+        return inputs[chosen].astype(np.float32), targets[chosen]
 
-    starts = tf.data.Dataset.range(0, len(targets), recipe.batch_size)
+    starts = tf.data.Dataset.range(0, len(order), recipe.batch_size)
     return _ready(starts.map(lambda start: _read(rows, start, inputs, targets)))
 
 

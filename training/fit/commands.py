@@ -97,7 +97,7 @@ def run_train(options: argparse.Namespace) -> int:
     from training.data.pixels import Photos
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
-    from training.fit.train import describe_data, read_data, train
+    from training.fit.train import describe_data, find_strategy, read_data, train
     from training.release.replacement import refuse_other_classes, version_of
     from training.runs.track import Tracking, find_tracker
 
@@ -108,14 +108,13 @@ def run_train(options: argparse.Namespace) -> int:
     if options.first_only and not preset.pretrained:
         raise TrainingError("Expected weights to begin with, for a first version. Received: --weights none")
     _check_start(preset, options.architecture)
+    strategy = find_strategy(options.distribute, preset.recipe.batch_size)
     photos = Photos(options.folder, options.cache)
     dataset = photos.splits()
     if not options.replace_classes:
         refuse_other_classes(options.store, options.name, dataset.classes)
     describe_data(dataset)
-    train_with = partial(
-        train, name=options.name, runs=options.runs, fresh=options.fresh, distribute=options.distribute
-    )
+    train_with = partial(train, name=options.name, runs=options.runs, strategy=strategy, fresh=options.fresh)
     data, first, released = read_data(photos, preset), None, None
     if preset.pretrained:
         with train_with(data, preset.first, tracking=tracking if options.first_only else None) as first:

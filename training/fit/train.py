@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from contract.document import Contract
 from training.data.folder import Dataset
 from training.data.pixels import Photos, Pixels, decoder
+from training.errors import TrainingError
 from training.fit import phases
 from training.fit.features import frozen_features
 from training.fit.plan import Plan, find_plan
@@ -89,10 +90,10 @@ def train(
     *,
     name: str,
     runs: Path,
+    strategy: tf.distribute.Strategy,
     minutes: float | None = None,
     passed_s: float = 0.0,
     fresh: bool = False,
-    distribute: str = "none",
     tracking: Tracking | None = None,
     first: Path | None = None,
 ) -> Iterator[Path]:
@@ -105,10 +106,10 @@ def train(
         preset: The network, its weights and the recipe. Without epochs, only the head is fitted.
         name: The model's name.
         runs: Where run folders go.
+        strategy: Which devices share the work, from `find_strategy`.
         minutes: For all, from the first version to the release; None if only the epochs count.
         passed_s: Seconds of them that have passed.
         fresh: Start again, though the same training was interrupted; without it, that one continues.
-        distribute: Which devices share the work, see `find_strategy`.
         tracking: What is sent each epoch's figures; it is not begun for a run that is there already.
         first: The run of the first version, to compare with in the report.
     """
@@ -125,7 +126,7 @@ def train(
             _log_earlier(earlier, preset)
             yield earlier
             return
-        with find_strategy(distribute, preset.recipe).scope():
+        with strategy.scope():
             plan = find_plan(begun, preset, data, minutes, passed_s)
             unfinished.begin()
             data = data if plan.preset.architecture == preset.architecture else read_data(data.photos, plan.preset)
@@ -263,10 +264,20 @@ def _telling_photos(pixels: Pixels, result: Result) -> list[bytes]:
     return [pixels.paths[position].read_bytes() for position in np.argsort(top)[:GOLDEN_PHOTOS]]
 
 
-def find_strategy(name: str, recipe: Recipe) -> tf.distribute.Strategy:
-    """Return how work is shared: `none`, or `mirrored` for all GPUs of this machine, or its CPU devices without one."""
+def find_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
+    """Return how work is shared: `none`, or `mirrored` for all GPUs of this machine, or its CPU devices without one.
+
+    Raises:
+        TrainingError: The devices cannot have equal parts of a batch, which Keras needs.
+    """
     if name == "none":
         return tf.distribute.get_strategy()
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    _log.info(f"Sharing each batch of {recipe.batch_size} among {counted(len(devices), 'device')}")
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    names = [each.name for each in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+    devices = counted(len(names), "device")
+    if rest := batch_size % len(names):
+        enough = batch_size + len(names) - rest
+        raise TrainingError(
+            f"Expected a --batch-size that {devices} can share in equal parts, such as {enough}. Received: {batch_size}"
+        )
+    _log.info(f"Sharing each batch of {batch_size} among {devices}")
+    return tf.distribute.MirroredStrategy(names)

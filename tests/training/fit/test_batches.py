@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,21 @@ def test_pasted_squares_bring_their_part_of_the_class() -> None:
     found = [[(image == colour).mean() for colour in range(32)] for image in mixed.numpy()]
     np.testing.assert_allclose(found, targets, atol=1e-5)
     assert 4 < (targets.numpy().max(axis=1) < 1).sum() < 28
+
+
+@pytest.mark.parametrize(("devices", "sizes"), [(1, [4, 3]), (2, [4, 4]), (4, [4, 4])])
+def test_devices_get_equal_parts_of_each_validation_batch(
+    monkeypatch: pytest.MonkeyPatch, devices: int, sizes: list[int]
+) -> None:
+    """All photos are there, and the first ones again where the last batch is filled up."""
+    import tensorflow as tf
+
+    from training.fit import batches
+
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: SimpleNamespace(num_replicas_in_sync=devices))
+    images = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1)
+    found = list(batches.in_order(images, np.eye(7, dtype=np.float32), Recipe(batch_size=4)))
+    assert [len(photos) for photos, _ in found] == sizes
+    order = [0, 1, 2, 3, 4, 5, 6, 0][: sum(sizes)]
+    assert [int(photo) for photos, _ in found for photo in photos.numpy().ravel()] == order
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in found]), np.eye(7)[order])

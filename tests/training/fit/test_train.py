@@ -387,6 +387,17 @@ def test_what_is_not_there_is_told(capsys, tmp_path, arguments, message):
 
 
 @tensorflow
+def test_a_batch_that_devices_cannot_share_evenly_is_told(capsys, monkeypatch):
+    """Before a photo is read, the message says which size they can."""
+    import tensorflow as tf
+
+    devices = {"GPU": [SimpleNamespace(name=f"GPU:{number}") for number in range(3)]}
+    monkeypatch.setattr(tf.config, "list_logical_devices", devices.get)
+    message = refused(capsys, "train", "nowhere", "--name", "m", "--distribute", "mirrored")
+    assert "Expected a --batch-size that 3 devices can share in equal parts, such as 33. Received: 32" in message
+
+
+@tensorflow
 def test_a_full_disk_is_an_exit_status(run, tmp_path, capsys):
     """A store that cannot be written ends the command with its cause."""
     (tmp_path / "store").write_text("in the way")
