@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -260,8 +260,13 @@ def _metrics(results: Mapping[str, Result]) -> dict[str, float]:
 
 def _telling_photos(pixels: Pixels, result: Result) -> list[bytes]:
     """Return the held-out photos that the model is least sure of: they show a change of pixels first."""
-    top = result.probabilities.max(axis=1)
-    return [pixels.paths[position].read_bytes() for position in np.argsort(top)[:GOLDEN_PHOTOS]]
+    found: list[bytes] = []
+    for position in np.argsort(result.probabilities.max(axis=1)):
+        with suppress(OSError):  # it may have been moved while the network trained
+            found.append(pixels.paths[position].read_bytes())
+        if len(found) == GOLDEN_PHOTOS:
+            break
+    return found
 
 
 def find_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:
