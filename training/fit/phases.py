@@ -18,7 +18,6 @@ from keras import layers
 from numpy.typing import NDArray
 
 from training.data.pixels import Pixels
-from training.errors import TrainingError
 from training.fit import batches
 from training.fit.features import frozen_features
 from training.fit.head import fit_head, soften
@@ -121,7 +120,7 @@ class Phases:
     def fit(self, splits: dict[str, Pixels]) -> dict[str, History]:
         """Train on the split `train`, with early stopping on `validation`; return the figures by phase and epoch."""
         if self.preset.pretrained:
-            self._fit_head(splits)
+            self.fit_head(splits)
         if not self.recipe.epochs:
             return {}
         start, histories, found = self.model.get_weights(), dict[str, History](), dict[str, Weights]()
@@ -139,9 +138,7 @@ class Phases:
             end = self.model.get_weights()
             parts = (_between([start, end], [1 - share, share]) for share in SHARES)
             names = (f"{share:.0%} of the change by training" for share in SHARES)
-            if not self._take_best(zip(names, parts, strict=True), splits["validation"]):
-                received = "Received: nan. Lower --learning-rate"
-                raise TrainingError(f"Expected a loss on validation that is a number. {received}")
+            self._take_best(zip(names, parts, strict=True), splits["validation"])
         return histories
 
     def _average_with_last(self, progress: Progress, validation: Pixels) -> None:
@@ -157,7 +154,7 @@ class Phases:
             average = _between([best, last], [0.5, 0.5])
             self._take_best([("the best epoch", best), ("its average with the last one", average)], validation)
 
-    def _take_best(self, choices: Iterable[tuple[str, Weights]], validation: Pixels) -> bool:
+    def _take_best(self, choices: Iterable[tuple[str, Weights]], validation: Pixels) -> None:
         """Take the weights with the least loss on validation, of some choices and their names, if one is a number.
 
         Source: Wortsman et al., "Model soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022.
@@ -173,9 +170,8 @@ class Phases:
         others = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if name != best)
         if best:
             log.info(f"Least loss on validation, {losses[best]:.3f}: {best}. Others: {others}")
-        return bool(best)
 
-    def _fit_head(self, splits: dict[str, Pixels]) -> None:
+    def fit_head(self, splits: dict[str, Pixels]) -> None:
         """Fit the head to frozen features."""
         of_splits = dict(zip(splits, frozen_features(self.network.features, *splits.values()), strict=True))
         balanced = self.recipe.class_weights == "balanced"

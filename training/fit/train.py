@@ -222,8 +222,15 @@ def _compute_features(
 
 
 def _calibrate(network: phases.Network, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Fit a temperature on validation and bake it into the head."""
-    temperature = calibration.fit_temperature(network.head.predict(features, verbose=0), labels)
+    """Fit a temperature on validation and bake it into the head.
+
+    Raises:
+        TrainingError: The network answers nan.
+    """
+    probabilities = network.head.predict(features, verbose=0)
+    if not np.isfinite(probabilities).all():
+        raise TrainingError("Expected numbers as probabilities on validation. Received: nan. Lower --learning-rate")
+    temperature = calibration.fit_temperature(probabilities, labels)
     calibration.bake(network.model, "head_probabilities", temperature)
     if temperature != 1.0:
         _log.info(f"Divided the logits by a temperature of {temperature:.2f}, fitted on validation")

@@ -66,10 +66,13 @@ class Folds:
         splits = {split: self._photos.part(rows) for split, rows in self._rows[fold].items()}
         preset = replace(self._preset, recipe=recipe)
         network = phases.build(preset, self._classes)
+        training = phases.Phases(network, preset, run, watch)
         with without_lines():
-            (history,) = phases.Phases(network, preset, run, watch).fit(splits).values()
+            if preset.pretrained:
+                training.fit_head(splits)
+            progress = training.fit_network(splits)
         self.forget(recipe, fold)
-        return max(history["val_accuracy"])
+        return max(progress.history["val_accuracy"])
 
     def _folder(self, recipe: Recipe, fold: int) -> Path:
         return self._path / f"training-{hashlib.sha256(f'{recipe} {fold}'.encode()).hexdigest()[:12]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.errors import TrainingError
 from training.fit.preset import Preset, write_preset
 from training.fit.recipe import Recipe
 from training.runs.folder import Run
@@ -117,19 +115,16 @@ def test_the_best_epoch_is_averaged_with_the_last(tmp_path: Path, monkeypatch: p
     assert any(not np.array_equal(*pair) for pair in zip(*kept[:2], strict=True))
 
 
-def test_a_loss_that_is_no_number_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", ["imagenet", "none"])
+def test_a_network_that_answers_nan_is_told(
+    command: list[str], capsys: pytest.CaptureFixture[str], weights: str
+) -> None:
     """As where the learning rate is much too high."""
-    from training.data.pixels import Pixels
-    from training.fit import phases
-    from training.runs.unfinished import Unfinished
+    from training.__main__ import main
 
-    recipe = Recipe(epochs=2, patience=2, batch_size=8)
-    pixels = Pixels(np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2, [], "", {}, tmp_path / "pixels")
-    network = phases.build(preset := Preset("a", "c", "e", "small", "imagenet", recipe=recipe), 2)
-    measured(network, [math.nan] * 6, monkeypatch)
-    training = phases.Phases(network, preset, Unfinished(tmp_path, time.monotonic()))
-    with pytest.raises(TrainingError, match="Received: nan"):
-        training.fit({"train": pixels, "validation": pixels})
+    options = ["--weights", weights, "--epochs", "1", "--batch-size", "8", "--learning-rate", "1e30"]
+    assert main([*command, *options]) == 1
+    assert capsys.readouterr().err.endswith("Received: nan. Lower --learning-rate\n")
 
 
 def measured(network: Any, losses: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,21 @@ def test_upper_layers_are_trained_on_the_photos_of_other_folds(
     assert folds.spent_s(recipe, 1) == 0
 
 
+@pytest.mark.parametrize("weights", ["imagenet", "none"])
+def test_a_rate_that_is_much_too_high_has_an_accuracy_too(
+    clock: Clock, photos: Path, tmp_path: Path, weights: str
+) -> None:
+    """A network that answers nan is a bad one, and does not end the search."""
+    from tests.programs.small_training import SMALL
+    from training.data.folder import read_folder
+    from training.data.pixels import load_pixels
+    from training.tune.folds import Folds
+
+    pixels = load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
+    preset = Preset("a", "c", "e", "small", weights, recipe=Recipe(epochs=1, learning_rate=1e30, batch_size=8))
+    assert Folds(pixels, preset, classes=3, path=tmp_path).accuracy(preset.recipe, 0) < 0.5
+
+
 def test_each_photo_is_held_out_once(photos: Path, tmp_path: Path) -> None:
     """Folds share no photo, have all of them together, and each has its part of every class."""
     from tests.programs.small_training import SMALL
