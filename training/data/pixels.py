@@ -12,6 +12,7 @@ from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ from training.words import counted
 
 _log = logging.getLogger(__name__)
 
+AT_ONCE = 256  # photos that are decoded ahead of the disk: all of them would fill the memory where it is slow
 ABANDONED_S = 3600  # without a byte more, which one that is written gets many times a second
 
 
@@ -209,9 +211,9 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
         features.unlink(missing_ok=True)
     # Threads suffice: Pillow releases the interpreter lock while it decodes and resizes.
     with written_whole(array) as draft, ThreadPoolExecutor(CORES) as pool, draft.open("wb") as file:
-        for position, result in zip(
-            estimated(range(len(photos)), "Reading photos"), pool.map(read, photos), strict=True
-        ):
+        parts = (pool.map(read, photos[start : start + AT_ONCE]) for start in range(0, len(photos), AT_ONCE))
+        results = chain.from_iterable(parts)
+        for position, result in zip(estimated(range(len(photos)), "Reading photos"), results, strict=True):
             if isinstance(result, Exception):
                 skipped[str(photos[position].path)] = str(result)
                 if isinstance(result, OSError) and not isinstance(result, PermissionError):

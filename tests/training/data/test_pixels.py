@@ -93,6 +93,21 @@ def test_no_photo_that_decodes_is_an_error(photos, cache):
     assert list(cache.iterdir()) == []
 
 
+def test_pixels_do_not_wait_for_a_slow_disk_in_memory(photos, cache, decoded, monkeypatch):
+    """A few photos are decoded ahead of the one that is written, and no more."""
+    ahead = []
+
+    def noted(positions, _):
+        for position in positions:
+            ahead.append(len(decoded) - position)
+            yield position
+
+    monkeypatch.setattr(pixels, "AT_ONCE", 2)
+    monkeypatch.setattr(pixels, "estimated", noted)
+    load_pixels(photos, SPEC, cache)
+    assert len(decoded) == 6 and max(ahead) < 2
+
+
 def test_second_load_decodes_nothing(photos, cache, decoded):
     """The cache gives the same pixels without a decode."""
     first = load_pixels(photos, SPEC, cache)
