@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import softmax
 from sklearn.model_selection import StratifiedKFold
 
@@ -70,38 +72,63 @@ def fit_head(features: Array, labels: NDArray[np.int64], *, seed: int, balanced:
     scaled = (features - mean) / deviation
     accuracy, shrinkage, temperature = None, USUAL, 1.0
     if np.bincount(labels).min() >= FOLDS:
-        logits = _cross_validate(scaled, labels, seed, balanced)
-        accuracies = (logits.argmax(axis=2) == labels).mean(axis=1)
-        best = int(accuracies.argmax())
-        accuracy, shrinkage = float(accuracies[best]), SHRINKAGES[best]
-        temperature = fit_temperature(softmax(logits[best], axis=1), labels)
-    (kernel, bias), *_ = _fit(scaled, labels, (shrinkage,), balanced)
+        accuracy, shrinkage, logits = _cross_validate(scaled, labels, seed, balanced)
+        temperature = fit_temperature(softmax(logits, axis=1), labels)
+    kernel, bias = _analyse(scaled, labels, balanced).head(shrinkage)
     kernel = kernel / deviation[:, np.newaxis] / temperature
     return Head(kernel, bias / temperature - mean @ kernel, accuracy)
 
 
-def _cross_validate(scaled: Array, labels: NDArray[np.int64], seed: int, balanced: bool) -> Array:
-    """Return the logits (s, n, k) of each photo by a head of each shrinkage that was fitted without it."""
-    logits = np.empty((len(SHRINKAGES), len(labels), labels.max() + 1), np.float32)
-    for train, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels):
-        for place, (kernel, bias) in enumerate(_fit(scaled[train], labels[train], SHRINKAGES, balanced)):
-            logits[place, held_out] = scaled[held_out] @ kernel + bias
-    return logits
+def _cross_validate(scaled: Array, labels: NDArray[np.int64], seed: int, balanced: bool) -> tuple[float, float, Array]:
+    """Return the best accuracy, its shrinkage, and the logits (n, k) of photos by heads that were fitted without them.
+
+    Logits of one shrinkage at a time are kept, beside the best: those of many photos and classes take much memory.
+    """
+    folds = [
+        (held_out, _analyse(scaled[train], labels[train], balanced))
+        for train, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels)
+    ]
+
+    def judged(shrinkage: float) -> tuple[float, float, Array]:
+        logits = np.empty((len(labels), labels.max() + 1), np.float32)
+        for held_out, analysis in folds:
+            kernel, bias = analysis.head(shrinkage)
+            logits[held_out] = scaled[held_out] @ kernel + bias
+        return float((logits.argmax(axis=1) == labels).mean()), shrinkage, logits
+
+    return max(map(judged, SHRINKAGES), key=itemgetter(0))
 
 
-def _fit(
-    scaled: Array, labels: NDArray[np.int64], shrinkages: tuple[float, ...], balanced: bool
-) -> list[tuple[Array, Array]]:
-    """Return a kernel (c, k) and bias (k) for each shrinkage."""
-    members = np.eye(labels.max() + 1, dtype=np.float32)[labels]
-    counts = members.sum(axis=0)
+@dataclass(frozen=True)
+class _Analysis:
+    """A discriminant analysis that is still to be shrunk.
+
+    Attributes:
+        directions: In which features vary inside the classes (c, c).
+        spread: How much they do in each of them (c).
+        along: The classes' means in them (k, c).
+        priors: The logarithm of each class' part of the photos (k); 0 if all count the same.
+    """
+
+    directions: Array
+    spread: Array
+    along: Array
+    priors: Array
+
+    def head(self, shrinkage: float) -> tuple[Array, Array]:
+        """Return a kernel (c, k) and bias (k)."""
+        mean_spread = max(float(self.spread.mean()), _LEAST_SPREAD)
+        weights = self.along / ((1 - shrinkage) * self.spread + shrinkage * mean_spread)
+        return self.directions @ weights.T, self.priors - (self.along * weights).sum(axis=1) / 2
+
+
+def _analyse(scaled: Array, labels: NDArray[np.int64], balanced: bool) -> _Analysis:
+    """Analyse features (n, c) of photos with labels (n)."""
+    members = csr_array((np.ones_like(labels, np.float32), labels, np.arange(len(labels) + 1)))  # (n, k)
+    counts = np.bincount(labels).astype(np.float32)
     means = members.T @ scaled / counts[:, np.newaxis]
     within = scaled - means[labels]
     spread, directions = np.linalg.eigh(within.T @ within / len(labels))
-    mean_spread = max(float(spread.mean()), _LEAST_SPREAD)
-    along, bias = means @ directions, np.zeros_like(counts) if balanced else np.log(counts / len(labels))
-    found = []
-    for shrinkage in shrinkages:
-        weights = along / ((1 - shrinkage) * spread + shrinkage * mean_spread)
-        found.append((directions @ weights.T, bias - (along * weights).sum(axis=1) / 2))
-    return found
+    return _Analysis(
+        directions, spread, means @ directions, np.zeros_like(counts) if balanced else np.log(counts / len(labels))
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from training.fit.head import fit_head, soften
+from training.fit.head import _cross_validate, fit_head, soften
 
 
 def draw(counts: tuple[int, ...], seed: int, distance: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +38,15 @@ def test_a_rare_class_can_count_as_much_as_others() -> None:
     heads = [fit_head(features, labels, seed=0, balanced=balanced) for balanced in (False, True)]
     few, many = (int((features @ head.kernel + head.bias).argmax(axis=1).sum()) for head in heads)
     assert few < 15 < many
+
+
+def test_cross_validation_keeps_few_logits() -> None:
+    """Those of all shrinkages, for many photos of many classes, would take the memory that training needs."""
+    features, labels = draw((5,) * 200, 0)
+    tracemalloc.start()
+    *_, logits = _cross_validate(features, labels, seed=0, balanced=False)
+    assert logits.shape == (1000, 200) and tracemalloc.get_traced_memory()[1] < 4 * logits.nbytes
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("counts", [(1, 2, 9), (1, 1, 1)])
