@@ -106,7 +106,7 @@ class Photos:
             _log.info(f"Skipped {path}: {reason}")
         given, kept = Counter(photo.label for photo in photos), Counter(pixels.labels.tolist())
         for label in (label for label in given if 2 * kept[label] < given[label]):
-            folder = os.path.commonpath([photo.path.parent for photo in photos if photo.label == label])
+            folder = os.path.commonpath([photo.path.parent.absolute() for photo in photos if photo.label == label])
             lost = f"{given[label] - kept[label]} of {counted(given[label], 'photo')} for {split} in {folder}"
             lost += " cannot be decoded"
             if split == "train" and not kept[label]:
