@@ -95,7 +95,8 @@ def read_rows(
     rows = read_table(table)
     there = [row for row in rows if row.label.strip() and row.path.is_file()]
     files = {row: real_path(row.path) for row in there}
-    kept = {(file, row.label, row.split): row for row, file in files.items()}  # each once, by whichever of its paths
+    # Each once, by whichever of its paths.
+    kept = {(file, class_name(row.label), row.split): row for row, file in files.items()}
     left_out = [row.path for row in rows if row not in files]
     remarks: list[str] = []
     if left_out:

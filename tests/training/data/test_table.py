@@ -33,6 +33,15 @@ def test_a_csv_of_labels_is_a_dataset(table):
     assert dataset.remarks[0].startswith("Left out 3 rows without a file or a label, such as ")
 
 
+@pytest.mark.parametrize("names", [("red", "red "), ("caf\u00e9", "cafe\u0301")])
+def test_two_spellings_of_a_class_are_one(table, names):
+    """So a photo that a CSV names with each of them is one photo of one class."""
+    rows = [f"a/00{position}.jpg,{name}" for position in range(3) for name in names]
+    dataset = read_folder(table("path,label", *rows, *(f"b/00{position}.jpg,dog" for position in range(3))))
+    assert dataset.classes == tuple(sorted((names[0].strip(), "dog")))
+    assert sum(map(len, dataset.splits.values())) == 6
+
+
 def test_links_to_one_file_are_photos_of_their_own(table):
     """As a store of contents, such as git-annex, has them in the place of equal files."""
     path = table("path,label,split", *(f"a/00{k}.jpg,cat,{split}" for k, split in enumerate(("train", "val", "train"))))
