@@ -84,6 +84,19 @@ def describe_data(dataset: Dataset) -> None:
 
 
 @contextmanager
+def memory_watched() -> Iterator[None]:
+    """Say what to do where the memory of a GPU does not suffice.
+
+    Raises:
+        TrainingError: It does not.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as exc:
+        raise TrainingError("Training ran out of memory. Lower --batch-size or --size, or those of the preset") from exc
+
+
+@contextmanager
 def train(
     data: Data,
     preset: Preset,
@@ -126,7 +139,7 @@ def train(
             _log_earlier(earlier, preset)
             yield earlier
             return
-        with strategy.scope():
+        with memory_watched(), strategy.scope():
             plan = find_plan(begun, preset, data, minutes, passed_s)
             unfinished.begin()
             data = data if plan.preset.architecture == preset.architecture else read_data(data.photos, plan.preset)

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from training.data.pixels import Photos, decoder
 from training.errors import TrainingError
 from training.fit.preset import Preset, write_preset
+from training.fit.train import memory_watched
 from training.models.catalogue import Architecture
 from training.runs.unfinished import folder_of
 from training.tune import study as kept
@@ -36,6 +37,7 @@ from training.words import counted
 _log = logging.getLogger(__name__)
 
 
+@memory_watched()
 def tune(photos: Photos, space: Space, minutes: float, *, out: Path, runs: Path) -> None:
     """Search for values that do better than a preset's on the training photos of a folder; write a preset and a page.
 

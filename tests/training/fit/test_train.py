@@ -411,6 +411,22 @@ def test_a_batch_that_devices_cannot_share_evenly_is_told(capsys, monkeypatch):
 
 
 @tensorflow
+def test_memory_that_does_not_suffice_is_told(folder, small, tmp_path, monkeypatch, capsys):
+    """As of a GPU with large batches: the message names what to lower."""
+    import tensorflow as tf
+
+    from training.fit import phases
+
+    def exhausted(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[512,600,600,3]")
+
+    monkeypatch.setattr(phases.Phases, "fit", exhausted)
+    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
+    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places]
+    assert "Training ran out of memory. Lower --batch-size or --size, or those of" in refused(capsys, *command)
+
+
+@tensorflow
 def test_a_full_disk_is_an_exit_status(run, tmp_path, capsys):
     """A store that cannot be written ends the command with its cause."""
     (tmp_path / "store").write_text("in the way")

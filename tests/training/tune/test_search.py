@@ -329,6 +329,16 @@ def test_a_late_trial_is_continued(search: Callable[[Judge, float], str], clock:
     assert trials(tmp_path)[1].params == trials(tmp_path)[2].params
 
 
+def test_memory_that_does_not_suffice_is_told(search: Callable[[Judge, float], str]) -> None:
+    """As of a GPU with large batches, in one line."""
+    import tensorflow as tf
+
+    def exhausted(recipe: Recipe, fold: int) -> list[float]:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    assert "Training ran out of memory. Lower --batch-size or --size, or those of the preset" in search(exhausted, 9)
+
+
 @pytest.mark.parametrize(("least_s", "range"), [(30, "30 to 60 s"), (59.8, "60 s")])
 def test_too_little_time_is_told_at_once(
     search: Callable[[Judge, float], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least_s: float, range: str
