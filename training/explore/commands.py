@@ -16,7 +16,7 @@ def add_explore(parser: argparse.ArgumentParser) -> None:
         help="folder of photos, with class folders or split folders inside, or a .csv of path and label",
     )
     add("--out", type=Path, default=Path("reports/explore"), help="folder for the report (default: %(default)s)")
-    add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
+    add("--cache", type=Path, default=Path(".cache"), help="decoded pixels, safe to delete (default: %(default)s)")
 
 
 def run_explore(options: argparse.Namespace) -> None:

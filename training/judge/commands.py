@@ -28,7 +28,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     _add_version_options(parser)
     add("--out", type=Path, default=Path("reports/evaluate"), help="folder for the report (default: %(default)s)")
-    add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
+    add("--cache", type=Path, default=Path(".cache"), help="decoded pixels, safe to delete (default: %(default)s)")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

@@ -128,7 +128,7 @@ def add_release_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--margin", metavar="ACCURACY", type=_LOSS, help="loss that --refuse-if-worse accepts (default: 0)")
     add("--store", type=Path, default=Path("model-store"), help="the model-store (default: %(default)s)")
-    add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
+    add("--cache", type=Path, default=Path(".cache"), help="decoded pixels, safe to delete (default: %(default)s)")
 
 
 def check_release_options(options: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
         help="input sizes to choose from (default: the preset's, or each architecture's)",
     )
     add("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
-    add("--cache", type=Path, default=Path(".cache"), help="folder for decoded pixels (default: %(default)s)")
+    add("--cache", type=Path, default=Path(".cache"), help="decoded pixels, safe to delete (default: %(default)s)")
 
 
 def run_tune(options: argparse.Namespace) -> None:
