@@ -10,7 +10,6 @@ import shlex
 import sys
 import time
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +97,7 @@ def run_train(options: argparse.Namespace) -> int:
     from training.fit.preset import find_preset
     from training.fit.recipe import Recipe
     from training.fit.train import describe_data, find_strategy, read_data, train
-    from training.release.replacement import refuse_other_classes, version_of
+    from training.release.replacement import refuse_other_classes
     from training.runs.track import Tracking, find_tracker
 
     tracking = Tracking(find_tracker(options.track)) if options.track else None
@@ -114,25 +113,21 @@ def run_train(options: argparse.Namespace) -> int:
     if not options.replace_classes:
         refuse_other_classes(options.store, options.name, dataset.classes)
     describe_data(dataset)
-    train_with = partial(train, name=options.name, runs=options.runs, strategy=strategy, fresh=options.fresh)
-    data, first, released = read_data(photos, preset), None, None
+    how = {"name": options.name, "runs": options.runs, "strategy": strategy, "fresh": options.fresh}
+    data, first, status = read_data(photos, preset), None, 0
     if preset.pretrained:
-        with train_with(data, preset.first, tracking=tracking if options.first_only else None) as first:
+        with train(data, preset.first, **how, tracking=tracking if options.first_only else None) as first:
             if options.first_only or not versions_of(options.store, options.name):
-                if status := _release(first, options, int8=False):
-                    return status
-                released = first
-            elif version_of(first, options.store, options.name):
-                released = first
-            if options.first_only:
+                status = _release(first, options, int8=False)
+            if options.first_only and not status:
                 _track(first, tracking, options.track)
-                return 0
-    passed_s, minutes = time.monotonic() - started, options.minutes or (MINUTES if options.epochs is None else None)
-    with train_with(data, preset, minutes=minutes, passed_s=passed_s, tracking=tracking, first=first) as run:
-        best = _better(run, first, released)
-        status = 0 if best == released else _release(best, options)
-        _track(run, tracking, options.track)
+    if options.first_only or status:
         return status
+    passed_s, minutes = time.monotonic() - started, options.minutes or (MINUTES if options.epochs is None else None)
+    with train(data, preset, **how, minutes=minutes, passed_s=passed_s, tracking=tracking, first=first) as run:
+        status = _release(_better(run, first), options)
+        _track(run, tracking, options.track)
+    return status
 
 
 def _check_first_only(options: argparse.Namespace) -> None:
@@ -148,7 +143,7 @@ def _check_first_only(options: argparse.Namespace) -> None:
         raise TrainingError(f"Expected with --first-only no options of the network's training. Received: {flags}")
 
 
-def _better(run: Path, first: Path | None, released: Path | None) -> Path:
+def _better(run: Path, first: Path | None) -> Path:
     """Return the run that is more accurate on validation; of equals, the one that gives the right classes more."""
     from training.runs.folder import Run
 
@@ -158,11 +153,10 @@ def _better(run: Path, first: Path | None, released: Path | None) -> Path:
     names = ("validation_accuracy", "validation_log_loss")
     (accuracy, loss), (accuracy_before, loss_before) = ([each[name] for name in names] for each in (now, before))
     best = run if (accuracy, -loss) > (accuracy_before, -loss_before) else first
-    kept = "was released before, and nothing else is" if first == released else "is taken in place of it"
     _log.info(
         f"{'Better' if best == run else 'Not better'} than the first version: accuracy {accuracy:.4f} on validation,"
         f" before {accuracy_before:.4f}; log loss {loss:.3f}, before {loss_before:.3f}"
-        + ("" if best == run else f". {first.name} {kept}")
+        + ("" if best == run else f". {first.name} is taken in place of it")
     )
     return best
 

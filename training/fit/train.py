@@ -112,7 +112,13 @@ def train(
 ) -> Iterator[Path]:
     """Train a classifier on photos, and yield its run folder, see `training/runs/folder.py`.
 
-    What an interrupted one leaves stays until the block ends: a release may be interrupted too. No run is made twice.
+    Its state stays until the block ends, as a release may be interrupted too. No run is made twice:
+
+        the same training before               now
+        none, or any with `fresh`              trains
+        interrupted                            goes on after its last epoch, by its plan
+        interrupted, with other minutes        goes on after its last epoch, by another plan
+        ended, or interrupted in its release   trains nothing, and yields that run
 
     Args:
         data: The photos, from `read_data` with the preset.
@@ -131,13 +137,13 @@ def train(
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         begun = unfinished.path / "plan.json"
         is_other = begun.is_file() and read_kept(begun)["minutes"] != minutes
-        earlier = None if fresh else find_same(runs / name, digest, since=None if is_other else begun)
-        if tracking and (not earlier or (unfinished.path / KNOWN).is_file()):  # an interrupted one is sent to its end
+        ended = None if fresh else find_same(runs / name, digest, since=None if is_other else begun)
+        if tracking and (not ended or (unfinished.path / KNOWN).is_file()):  # an interrupted one is sent to its end
             unfinished.follow = tracking.start(name, unfinished.path)
-        if earlier:
-            unfinished.is_kept = is_other
-            _log_earlier(earlier, preset)
-            yield earlier
+        if ended:
+            unfinished.is_kept = is_other  # it may still go on with its own minutes
+            _log_ended(ended, preset)
+            yield ended
             return
         with memory_watched(), strategy.scope():
             plan = find_plan(begun, preset, data, minutes, passed_s)
@@ -149,7 +155,7 @@ def train(
         yield run
 
 
-def _log_earlier(run: Path, preset: Preset) -> None:
+def _log_ended(run: Path, preset: Preset) -> None:
     if preset.recipe.epochs:
         _log.info(f"Nothing is trained, as {run} is made of the same. With --fresh it trains again")
     else:

@@ -253,7 +253,8 @@ def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_pat
     assert describe(tmp_path / "store" / "colours" / "2").origin.recipe["epochs"] == 0
     assert main([*command, *too_fast]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"Not better than the first version: .*-first was released before, and nothing else is\n", said)
+    assert re.search(r"Not better than the first version: .*-first is taken in place of it\n", said)
+    assert re.search(r"-first was released before, as version 2, and nothing else is\n", said)
     assert "Released " not in said
 
 

@@ -228,6 +228,7 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     finish = Tracking.finish
     monkeypatch.setattr(Tracking, "finish", lambda *given: (released.append("tracked"), finish(*given)))
     monkeypatch.setattr("training.release.sources.release", lambda source, *_, **__: released.append(source.run))
+    monkeypatch.setattr("training.release.replacement.version_of", lambda run, *_: int(run in released))
     monkeypatch.setattr("training.release.sources.read_run", lambda run: (None, Run(run).contract, [], None))
     monkeypatch.setattr("training.fit.commands.read_chosen_criteria", lambda *_: None)
     assert main(["train", "photos", "--name", "clothing", "--epochs", "1", "--track", "mlflow"]) == 1
@@ -241,6 +242,7 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
     assert main(["train", "photos", "--name", "clothing", "--epochs", "1", "--track", "mlflow"]) == 130
     assert "Stopped. The same command continues where it stopped.\n" in capsys.readouterr().err
 
+    released.clear()
     monkeypatch.setattr("training.release.sources.release", stop)
     assert main(["train", "photos", "--name", "clothing", "--epochs=1", "--refuse-if-worse", "--margin", "0.01"]) == 130
     message = capsys.readouterr().err
