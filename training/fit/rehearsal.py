@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from training.cores import CORES
 from training.data.pixels import Pixels
@@ -56,7 +57,8 @@ def rehearse(preset: Preset, classes: int) -> Speed:
     The head does not count: it is fitted to features in some seconds.
     """
     started, watch, recipe = time.monotonic(), _Watch(), preset.recipe
-    keras.utils.clear_session()
+    if not tf.distribute.has_strategy():  # whose scope that would end, so that one device would train alone
+        keras.utils.clear_session()
     rng, spec = np.random.default_rng(0), phases.start_of(preset).photo_spec
 
     def photos(count: int) -> Pixels:

@@ -21,6 +21,21 @@ def test_a_rehearsal_measures_a_few_steps(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0 < speed.train_s < 1 and 0 < speed.validate_s < 1 and speed.once_s > speed.train_s
 
 
+def test_devices_that_share_a_rehearsal_share_the_training_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scope of their strategy goes on, and ends as it should."""
+    import tensorflow as tf
+
+    from tests.programs.small_training import SMALL
+    from training.fit.rehearsal import rehearse
+    from training.models.catalogue import ARCHITECTURES
+
+    monkeypatch.setitem(ARCHITECTURES, "small", SMALL)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        rehearse(Preset("a", "c", "e", "small", "imagenet", recipe=Recipe(epochs=4, patience=1)), 3)
+        assert tf.distribute.get_strategy() is strategy
+
+
 def test_a_rehearsal_of_long_steps_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends after the least steps, and validates all the same."""
     from tests.programs.small_training import SMALL
