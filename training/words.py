@@ -1,4 +1,4 @@
-"""Numbers of things, and how lists of names differ, in words, for every line and page that says so."""
+"""Numbers of things, how lists of names differ, and any path, in words for every line and page that has them."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def difference(names: Sequence[str], others: Sequence[str]) -> str:
 def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
     known = set(others)
     return [name for name in names if name not in known]
+
+
+def as_utf8(text: str) -> str:
+    """Return a text as a file can have it: a path in it may be any bytes."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")

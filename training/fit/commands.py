@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+A_YEAR = number(float, 0.01, 60 * 24 * 365, "minutes from 0.01 to 525600, a year")  # of minutes, at most
 MINUTES = 30.0  # for a training
 OF_HEAD = {"seed", "class_weights"}  # what a first version takes of a recipe
 
@@ -67,7 +68,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="PIXELS", type=PIXELS, help="input size in pixels (default: the architecture's)")
     add(
         "--minutes",
-        type=number(float, 0.01),
+        type=A_YEAR,
         help="time for all, from the first version to the release (default: 30; with --epochs, as long as these take)",
     )
     add("--first-only", action="store_true", help="stop after the first version, which takes about a minute")

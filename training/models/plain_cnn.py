@@ -12,6 +12,16 @@ SIZE_PX = 96
 FILTERS = (32, 64, 128, 256)  # of each block: twice as many where a side has half the places
 
 
+def check_weights(weights: str) -> None:
+    """Refuse weights that there are not.
+
+    Raises:
+        WeightsError: Weights are asked for.
+    """
+    if weights != "none":
+        raise WeightsError(f"Expected --weights none with {NAME}, which is trained from scratch. Received: {weights}")
+
+
 def build(size_px: int, weights: str, include_top: bool, classes: int) -> keras.Model:
     """Build four blocks of convolution, batch norm and pooling for input 0-1, float32 (n, size, size, 3).
 
@@ -24,8 +34,7 @@ def build(size_px: int, weights: str, include_top: bool, classes: int) -> keras.
     Raises:
         WeightsError: Weights are asked for.
     """
-    if weights != "none":
-        raise WeightsError(f"Expected --weights none with {NAME}, which is trained from scratch. Received: {weights}")
+    check_weights(weights)
     inputs = keras.Input((size_px, size_px, 3))
     x = inputs
     for block, filters in enumerate(FILTERS):

@@ -9,10 +9,12 @@ import keras
 
 from contract.document import ImageSpec
 from training.errors import WeightsError
+from training.models import plain_cnn
 from training.models.backbones import before_classifier
 from training.models.catalogue import PREPROCESSING, Architecture, check_preprocessing, find_architecture
 from training.models.files import contains_only_weights, copy_weights, count_numbers, load_model, load_weights
 from training.runs.folder import Run, sha256
+from training.words import as_utf8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,10 @@ def find_start(
     """
     if weights in ("imagenet", "none"):
         _expect_no(preprocessing, f"weights {weights}, as the architecture has its own")
-        return find_architecture(name, size_px)
+        found = find_architecture(name, size_px)
+        if found.name == plain_cnn.NAME:
+            plain_cnn.check_weights(weights)
+        return found
     run = run_of(Path(weights))
     path = run.path / "model.keras" if run else Path(weights)
     if not path.exists():
@@ -77,7 +82,7 @@ def find_start(
     if contains_only_weights(path):
         named = find_architecture(name, size_px)
         kept = preprocessing or named.preprocessing
-        return File(named.name, named.size_px, kept, path=str(path), file=path.name, sha256=sha256(path))
+        return File(named.name, named.size_px, kept, path=str(path), file=as_utf8(path.name), sha256=sha256(path))
     if preprocessing is None:
         raise WeightsError(
             f"Expected --preprocessing with {path}: what its network was trained with, of: {', '.join(PREPROCESSING)}"
@@ -88,7 +93,7 @@ def find_start(
         raise WeightsError(f"Expected --size as {path} has it, {height} by {width} pixels. Received: {size_px}")
     image = run.contract.image if run else ImageSpec(height, width)
     own = (run.contract.origin.architecture if run else "") or model.name
-    called = f"{run.name}/{path.name}" if run else path.name
+    called = as_utf8(f"{run.name}/{path.name}" if run else path.name)
     return File(own, height, preprocessing, path=str(path), file=called, sha256=sha256(path), image=image)
 
 

@@ -24,6 +24,7 @@ from training.release.export import export
 from training.release.replacement import refuse_other_classes
 from training.release.store import staged_version
 from training.runs.folder import provenance, read_run, record_release, sha256
+from training.words import as_utf8
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +101,10 @@ def of_file(
     if size_px and (height, width) != (size_px, size_px):
         raise WeightsError(f"Expected --size as the model has it, {height} by {width}. Received: {size_px}")
     origin = replace(
-        provenance(), architecture=found.name if found else model.name, weights=path.name, weights_sha256=sha256(path)
+        provenance(),
+        architecture=found.name if found else model.name,
+        weights=as_utf8(path.name),
+        weights_sha256=sha256(path),
     )
     return Source(model, Contract(name, names, ImageSpec(height, width, filter, aspect, crop), origin))
 

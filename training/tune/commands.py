@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from contract.settings import number
-from training.fit.commands import FOLDER
+from training.fit.commands import A_YEAR, FOLDER
 from training.models.quiet import import_tensorflow
 from training.release.commands import PIXELS
 
@@ -18,7 +17,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
     add("folder", type=Path, help=FOLDER)
     add(
         "--minutes",
-        type=number(float, 0.01),
+        type=A_YEAR,
         required=True,
         help="time for the whole search; the same command again continues it for as long",
     )

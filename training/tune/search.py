@@ -32,7 +32,7 @@ from training.tune.costs import FEWEST_COMPARED, Costs, Time
 from training.tune.folds import FOLDS, Folds
 from training.tune.report import Comparison, shown, write_report
 from training.tune.space import Space, backbone
-from training.words import counted
+from training.words import as_utf8, counted
 
 _log = logging.getLogger(__name__)
 
@@ -81,9 +81,9 @@ def _write(out: Path, best: Preset, search: _Search, comparison: Comparison, pho
     tried, options = counted(len(search.done), "trial"), ["--name", "NAME", "--preset", str(out)]
     tuned = replace(
         best.changed({"epochs": search.space.epochs}),
-        about=_as_utf8(f"{comparison.start}, tuned on the training photos of {photos} in {tried}."),
-        command=_as_utf8(shlex.join(["python", "-m", "training", "train", str(photos), *options])),
-        expected=_as_utf8(comparison.sentence),
+        about=as_utf8(f"{comparison.start}, tuned on the training photos of {photos} in {tried}."),
+        command=as_utf8(shlex.join(["python", "-m", "training", "train", str(photos), *options])),
+        expected=as_utf8(comparison.sentence),
         time=f"{search.best_s:.0f} s for {FOLDS - 1} of {FOLDS} parts of the photos"
         f" and {search.space.start.recipe.epochs} epochs, where it was tuned.",
     )
@@ -92,11 +92,6 @@ def _write(out: Path, best: Preset, search: _Search, comparison: Comparison, pho
     _log.info(tuned.expected)
     _log.info(f"Wrote {out}, for: {tuned.command}")
     _log.info(f"Wrote {page}, which shows the trials")
-
-
-def _as_utf8(text: str) -> str:
-    """Return a text as a preset can have it: a path in it may be any bytes."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 @dataclass

@@ -347,11 +347,12 @@ def test_minutes_that_are_too_few_for_an_epoch(
         assert f"Expected with --first-only no options of the network's training. Received: {option}\n" in said
 
 
-def test_minutes_that_cannot_be(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("minutes", ["0", "nan", "1e308"])
+def test_minutes_that_cannot_be(command: list[str], capsys: pytest.CaptureFixture[str], minutes: str) -> None:
     """They are refused before a photo is read."""
     from training.__main__ import main
 
     with pytest.raises(SystemExit):
-        main([*command, "--minutes=nan"])
+        main([*command, f"--minutes={minutes}"])
     said = capsys.readouterr()
-    assert "--minutes: Expected a number of at least 0.01. Received: 'nan'" in said.err and "Read " not in said.out
+    assert "--minutes: Expected minutes from 0.01 to 525600, a year. Received: " in said.err and "Read " not in said.out

@@ -1,6 +1,7 @@
 """`python -m training`: a folder of photos to a run folder and a version, and what it says when that cannot be."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -203,15 +204,16 @@ def test_run_exports_under_another_name(run, tmp_path, capsys):
 
 @tensorflow
 def test_file_exports(tmp_path, capsys):
-    """`export --weights FILE` releases a Keras file with the classes and preprocessing that are given."""
+    """`export --weights FILE` releases a Keras file of any name with the classes and preprocessing that are given."""
     from tests.programs.tiny_model import build
 
     build(0).save(tmp_path / "mine.keras")
+    weights = (tmp_path / "mine.keras").rename(tmp_path / os.fsdecode(b"mod\xe8le.keras"))
     (tmp_path / "classes.txt").write_text("\ufeffcat\r\ndog\r\n\r\nbird\r\n", encoding="utf-8")
     options = ["--classes", str(tmp_path / "classes.txt"), "--preprocessing", "+-1", "--name", "mine"]
-    assert main(["export", "--weights", str(tmp_path / "mine.keras"), *options, "--store", str(tmp_path)]) == 0
+    assert main(["export", "--weights", str(weights), *options, "--store", str(tmp_path)]) == 0
     contract = describe(tmp_path / "mine" / "1")
-    assert contract.classes == ("cat", "dog", "bird") and contract.origin.weights == "mine.keras"
+    assert contract.classes == ("cat", "dog", "bird") and contract.origin.weights == "mod\ufffdle.keras"
     assert contract.image.aspect == "stretch" and len(contract.origin.weights_sha256) == 64
 
 
@@ -387,6 +389,7 @@ def test_missing_and_bad_options_are_told(capsys, arguments, message):
         ),
         (["train", "{tmp}/photos", "--name", "m"], "Expected a folder of photos"),
         (["train", "p", "--name", "m", "--weights", "imagnet"], "none, a run folder or a file. Received: imagnet"),
+        (["train", "p", "--name", "m", "--architecture", "plain-cnn"], "Expected --weights none with plain-cnn, which"),
         (["train", "p", "--name", "m", "--preprocessing", "+-1"], "no --preprocessing with weights imagenet, as"),
         (
             ["export", "--weights", __file__, "--name", "m", "--classes", "{tmp}/c", "--preprocessing", "none"],

@@ -100,16 +100,10 @@ def test_plain_cnn_learns_clothing(tmp_path: Path) -> None:
     assert json.loads((run / "contract.json").read_text())["metrics"]["validation_accuracy"] >= 0.6
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--architecture", "plain-cnn"], "Expected --weights none with plain-cnn, which is trained from scratch."),
-        (["--architecture", "VGG16", "--weights", "none", "--size", "8"], "Expected an input size that VGG16 takes."),
-    ],
-)
-def test_what_cannot_be_built_is_named(
-    options: list[str], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_size_below_what_an_architecture_takes_is_named(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights that do not exist, and a size below what an architecture takes."""
-    assert main(["train", str(photos), "--name", "colours", *options, *places(tmp_path)]) == 1
-    assert message in capsys.readouterr().err
+    """The message is Keras' own."""
+    options = ["--architecture", "VGG16", "--weights", "none", "--size", "8", *places(tmp_path)]
+    assert main(["train", str(photos), "--name", "colours", *options]) == 1
+    assert "Expected an input size that VGG16 takes." in capsys.readouterr().err

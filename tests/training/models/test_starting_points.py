@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,6 +218,13 @@ def test_a_run_brings_its_pixels(run: Path, inside: str) -> None:
     origin = found.origin("")
     assert origin["weights"] == f"shapes/{run.name}/model.keras"
     assert origin["weights_sha256"] == sha256(run / "model.keras")
+
+
+def test_a_file_may_have_a_name_of_any_bytes(run: Path, tmp_path: Path) -> None:
+    """The contract, which is UTF-8, has it with a mark in place of what is not."""
+    path = tmp_path / os.fsdecode(b"mod\xe8le.keras")
+    path.write_bytes((run / "model.keras").read_bytes())
+    assert find_start("", str(path), preprocessing="none").origin("")["weights"] == "mod\ufffdle.keras"
 
 
 @pytest.mark.parametrize(
