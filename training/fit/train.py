@@ -116,19 +116,15 @@ def train(
 
         the same training before               now
         none, or any with `fresh`              trains
-        interrupted                            goes on after its last epoch, by its plan
-        interrupted, with other minutes        goes on after its last epoch, by another plan
+        interrupted                            goes on after its last epoch; with other minutes, by another plan
         ended, or interrupted in its release   trains nothing, and yields that run
 
     Args:
         data: The photos, from `read_data` with the preset.
         preset: The network, its weights and the recipe. Without epochs, only the head is fitted.
-        name: The model's name.
-        runs: Where run folders go.
         strategy: Which devices share the work, from `find_strategy`.
         minutes: For all, from the first version to the release; None if only the epochs count.
         passed_s: Seconds of them that have passed.
-        fresh: Start again, though the same training was interrupted; without it, that one continues.
         tracking: What is sent each epoch's figures; it is not begun for a run that is there already.
         first: The run of the first version, to compare with in the report.
     """
@@ -137,21 +133,19 @@ def train(
     with open_unfinished(runs, name, made_of, fresh) as unfinished:
         begun = unfinished.path / "plan.json"
         is_other = begun.is_file() and read_kept(begun)["minutes"] != minutes
-        ended = None if fresh else find_same(runs / name, digest, since=None if is_other else begun)
-        if tracking and (not ended or (unfinished.path / KNOWN).is_file()):  # an interrupted one is sent to its end
+        run = None if fresh else find_same(runs / name, digest, since=None if is_other else begun)
+        if tracking and (not run or (unfinished.path / KNOWN).is_file()):  # an interrupted one is sent to its end
             unfinished.follow = tracking.start(name, unfinished.path)
-        if ended:
+        if run:
             unfinished.is_kept = is_other  # it may still go on with its own minutes
-            _log_ended(ended, preset)
-            yield ended
-            return
-        with memory_watched(), strategy.scope():
-            plan = find_plan(begun, preset, data, minutes, passed_s)
-            unfinished.begin()
-            data = data if plan.preset.architecture == preset.architecture else read_data(data.photos, plan.preset)
-            run = _train(data, plan, name, unfinished, runs=runs, first=first)
-        (run / MADE_OF).write_text(digest)
-        _log.info(f"Saved the run in {run}")
+            _log_ended(run, preset)
+        else:
+            with memory_watched(), strategy.scope():
+                plan = find_plan(begun, preset, data, minutes, passed_s)
+                unfinished.begin()
+                data = data if plan.preset.architecture == preset.architecture else read_data(data.photos, plan.preset)
+                run = _train(data, plan, name, unfinished, runs=runs, first=first)
+            (run / MADE_OF).write_text(digest)
         yield run
 
 
@@ -224,6 +218,7 @@ def _keep(
     photos, directions = _telling_photos(splits[split], result), score.directions if score else None
     run = write_run(runs, network.model, contract, course.history, photos, directions=directions)
     write_report(run, network.model, contract, course=course, result=result, splits=splits, split=split, recipe=recipe)
+    _log.info(f"Saved the run in {run}")
     return run
 
 
