@@ -181,7 +181,7 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
     from training.release.sources import of_run, release
 
     if number := version_of(run, options.store, options.name):
-        _log.info(f"{run} was released before, as version {number}, and nothing else is")
+        _log.info(f"Nothing is released, as {run} is version {number} already")
         return 0
     try:
         source = of_run(run, options.name)

@@ -256,7 +256,7 @@ def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_pat
     assert main([*command, *too_fast]) == 0
     said = capsys.readouterr().out
     assert re.search(r"Not better than the first version: .*-first is taken in place of it\n", said)
-    assert re.search(r"-first was released before, as version 2, and nothing else is\n", said)
+    assert re.search(r"Nothing is released, as \S+-first is version 2 already\n", said)
     assert "Released " not in said
 
 
@@ -278,7 +278,7 @@ def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_p
         assert main([*command, *fast, *options]) == 0
         said = capsys.readouterr().out
         assert all((step in said) == trained for step in ("Plan for ", "1/1: training loss", "Released "))
-        there = r"Nothing is trained, as (\S+) is made .*\n\1 was released before, as version 2, and nothing else is\n"
+        there = r"Nothing is trained, as (\S+) is made .*\nNothing is released, as \1 is version 2 already\n"
         assert trained or re.search(there, said)
     with monkeypatch.context() as patch:
         patch.setattr(train, "_compute_features", _stop_after_epochs(train._compute_features))

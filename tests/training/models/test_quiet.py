@@ -43,7 +43,7 @@ sys.exit(status)
 OURS = re.compile(
     r"Photos to train on|Held-out |Read |Note: |Computed |Fitted |Better |Not better |Divided |Accuracy |Saved |"
     r"Compared |No score |Running |Writing |Nothing to compare with|Checked |Converting |Calibrating|Predicting |"
-    r"int8|No int8 file|Released |Evaluating |Asking |Epoch |Least loss "
+    r"int8|No int8 file|Released |Nothing is released, as |Evaluating |Asking |Epoch |Least loss "
 )
 
 
