@@ -1,7 +1,8 @@
-"""A limit for the bytes of request bodies and of fetched images that a process keeps in memory at once."""
+"""Limits for the bytes that a process keeps in memory at once: of request bodies and fetched images, and of answers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Lock
 
 from gateway.errors import Overloaded
@@ -47,3 +48,29 @@ class Held:
             self._room.held_bytes -= self.size
             self.size = 0
             self._released = True
+
+
+class Untaken:
+    """The answers that clients have not taken whole. Not safe for threads.
+
+    Beyond the limit, the one that has waited longest is given up. Refusing the newest instead would let clients that
+    never read keep all others from large answers.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._sizes: dict[Callable[[], None], int] = {}
+        self._total_bytes = 0
+
+    def add(self, give_up: Callable[[], None], size: int) -> None:
+        """Count an answer, which `give_up` drops; a single one may be larger than the limit."""
+        self._sizes[give_up] = size
+        self._total_bytes += size
+        while self._total_bytes > self._limit_bytes and len(self._sizes) > 1:
+            oldest = next(iter(self._sizes))
+            self.remove(oldest)
+            oldest()
+
+    def remove(self, give_up: Callable[[], None]) -> None:
+        """Count an answer no more."""
+        self._total_bytes -= self._sizes.pop(give_up, 0)

@@ -66,6 +66,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        transport.set_write_buffer_limits(high=0)  # the rest of an answer, however short, keeps all of it in memory
         client, server = (transport.get_extra_info(name) for name in ("peername", "sockname"))
         address = server[:2] if isinstance(server, tuple) else ("localhost", 80)
         self._reader = Reader(self._front, client[0] if client else "", address)
@@ -95,10 +96,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._is_slow = False
+        self._front.untaken.remove(self.give_up)
         self._advance()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._worker.nr_conns -= 1
+        self._front.untaken.remove(self.give_up)
         self._phase = "closed"
         self._reader.drop()
         if self._timer:
@@ -119,6 +122,10 @@ class Connection(asyncio.BufferedProtocol):
         self._reader.unread.clear()
         self._transport.close()
         self._watch()
+
+    def give_up(self) -> None:
+        """Close the connection at once, whatever of an answer its client has not taken."""
+        self._transport.abort()
 
     def take_turn(self) -> bool:
         """Parse a piece of what waits; return whether there is more."""
@@ -164,9 +171,9 @@ class Connection(asyncio.BufferedProtocol):
             "idle": (IDLE_S, self.close),
             "head": (client_s, self.close),
             "body": (client_s, self._refuse_late),
-            "sending": (client_s, self._transport.abort),
+            "sending": (client_s, self.give_up),
             "ending": (LINGER_S, self.close),
-            "closed": (client_s, self._transport.abort),  # closing waits until all is sent
+            "closed": (client_s, self.give_up),  # closing waits until all is sent
         }
         if phase in ends:
             self._timer = self._loop.call_later(*ends[phase])
@@ -223,7 +230,10 @@ class Connection(asyncio.BufferedProtocol):
             lines.append(b"connection: close" if is_last else b"connection: keep-alive")
         if request.method == "HEAD" or status in (204, 304):
             content = b""
-        self._transport.write(b"\r\n".join((*lines, b"", content)))
+        data = b"\r\n".join((*lines, b"", content))
+        self._transport.write(data)
+        if self._is_slow:
+            self._front.untaken.add(self.give_up, len(data))
         if is_last:
             self._end()
 

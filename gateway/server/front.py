@@ -23,7 +23,7 @@ from werkzeug.test import run_wsgi_app
 from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED, write_problem
 from gateway.errors import GatewayError, InternalError, Overloaded, TooLarge
 from gateway.keys import Keys, Origins
-from gateway.memory import Held, Room
+from gateway.memory import Held, Room, Untaken
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.trace import Trace
@@ -71,6 +71,7 @@ class Front:
     def __init__(self, app: WsgiApp, settings: Settings, metrics: Metrics, room: Room) -> None:
         self.settings = settings
         self.room = room
+        self.untaken = Untaken(settings.max_held_bytes // 2)
         self.draining = False
         self._app = app
         self._keys, self._origins = Keys(settings.api_keys), Origins(settings.allowed_origins)

@@ -20,6 +20,8 @@ from gateway.server.connection import READ_BYTES, Connection, Turns, is_readable
 
 # Clients that are busy when a drain begins close their connections themselves after their next answer.
 IDLE_GRACE_S = 2.0
+# What Linux takes of an answer before its client has room for it; by itself, it kept 3 MB for one that never reads.
+UNSENT_BYTES = 64 * 1024
 HANDSHAKE_S = 0.5  # for the last packet of connections that have begun, which comes a round trip after the first
 # Linux' numbers for the options, and a program that drops packets whose TCP flags (byte 13) have SYN and not ACK. It
 # loads the byte, masks it, and skips one instruction unless it is equal; 0 drops. Source: linux/filter.h.
@@ -50,6 +52,9 @@ def listen_for_each_worker(arbiter: Any) -> None:
     arbiter.cfg.set("reuse_port", True)
     arbiter.LISTENERS = [each for _ in range(arbiter.cfg.workers) for each in create_sockets(arbiter.cfg, arbiter.log)]
     arbiter.cfg.set("reuse_port", False)  # with it, each worker would make one more
+    for listener in arbiter.LISTENERS:  # connections inherit it
+        with contextlib.suppress(OSError):  # a kernel without it, perhaps gVisor
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def give_listener(arbiter: Any, worker: Worker) -> None:

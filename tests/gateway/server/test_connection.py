@@ -369,3 +369,21 @@ def test_an_answer_that_is_not_taken_is_given_up(server: FakeModelServer) -> Non
             while part := connection.recv(1 << 20):  # all of them would come within this test's time
                 received += part
     assert received.count(b"HTTP/1.1 200") < 500
+
+
+def test_of_too_many_answers_that_are_not_taken_the_oldest_is_given_up(server: FakeModelServer) -> None:
+    """Neither the process nor the system keeps them; who reads gets a whole one."""
+    limits = {"GATEWAY_MAX_HELD_BYTES": "4000000", "GATEWAY_MAX_IMAGE_BYTES": "100000", "GATEWAY_BODY_TIMEOUT_S": "15"}
+    request = head("Connection: close", method="GET", target="/docs/swagger-ui-bundle.js")
+    received = []
+    with start(server, **limits) as (gateway, _), socket.socket() as first, socket.socket() as second:
+        for connection in (first, second):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(10)
+            connection.connect(("127.0.0.1", gateway.port))
+            connection.sendall(request)
+            connection.recv(1, socket.MSG_PEEK)  # the answer has begun
+        for connection in (second, first):
+            with connection.makefile("rb") as stream, suppress(ConnectionResetError):
+                received.append(len(stream.read()))
+    assert received[0] > 1_600_000 > sum(received[1:])
