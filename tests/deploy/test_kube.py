@@ -277,7 +277,8 @@ def test_memory_suffices_for_the_largest_images() -> None:
     """The limit covers what the gateway's settings let its worker take; figures of docs/settings.md."""
     limit = container(read_base(), "gateway")["resources"]["limits"]["memory"]
     tuned = settings()
-    worker = 70e6 + tuned.decode_limit * 13 * tuned.max_pixels + 1.75 * tuned.max_held_bytes
+    pixels = 21 * tuned.decode_limit * tuned.max_pixels
+    worker = 70e6 + pixels + 2.25 * tuned.max_held_bytes + 8 * tuned.max_body_bytes
     assert int(limit.removesuffix("Mi")) * MIB > tuned.workers * worker
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -87,6 +89,24 @@ def test_an_item_that_is_none_keeps_no_body() -> None:
     request = Request.from_values(method="POST", json={"images": ["a!", "AAAA"]})
     error, _ = read_query(request, Settings()).images
     assert isinstance(error, BadRequest) and error.__traceback__ is None and error.__context__ is None
+
+
+@pytest.mark.parametrize("text", ["QUFB " * 1_000_000, "QUFB" * 1_000_000 + "\U0001f600"])
+def test_base64_takes_a_few_times_its_bytes(text: str) -> None:
+    """Though it has a blank in each group, or an emoji makes Python take four bytes for each character; one at a time.
+
+    A list of all groups took 25 times the bytes, and eight emoji 32 times those of a body.
+    """
+    body = json.dumps({"images": [text]}, ensure_ascii=False).encode()
+    with ThreadPoolExecutor(8) as pool:
+        tracemalloc.start()
+        try:
+            requests = [Request.from_values(method="POST", data=body) for _ in range(8)]
+            before, _ = tracemalloc.get_traced_memory()
+            list(pool.map(read_query, requests, [Settings()] * 8))
+            assert tracemalloc.get_traced_memory()[1] - before < 18 * len(body)
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_list_of_failures_is_an_answer_too(gateway: FlaskClient) -> None:
