@@ -99,7 +99,9 @@ class Settings:
     body_timeout_s: float = setting(15.0, "limit for reading a request, and for a client to take its answer", _SECONDS)
     max_body_bytes: int = setting(32 * 1024 * 1024, "limit for a request's body", _COUNT)
     max_held_bytes: int = setting(
-        256 * 1024 * 1024, "limit for all bodies and fetched images in a process's memory", _COUNT
+        256 * 1024 * 1024,
+        "limit for all bodies and fetched images in a process's memory; half of it for answers not yet taken",
+        _COUNT,
     )
     max_images: int = setting(64, "limit for the images in a request", _COUNT)
     max_batch: int = setting(16, "images per call of the model server, not above the max_batch_size there", _COUNT)
