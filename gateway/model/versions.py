@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -34,7 +35,7 @@ SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that
 SEARCH_PAUSE_S = 0.005
 # Every so many looks, exports are asked for their identity. At each look, that cost 2 % of the gateway.
 LOOKS_UNTIL_THOROUGH = 4
-LOOKS_UNTIL_AWAY = 2  # after so many looks in a row without a model server, requests fail at once
+LOOKS_UNTIL_AWAY = 2  # after so many looks in a row that nobody answered, nor a request, requests fail at once
 LOOKS_UNTIL_RENEWED = 10  # after every so many such looks, its address is looked up again
 AMONG_OTHERS = (
     "It has no identity, and another export was under its number a moment ago. Export it again to give it one"
@@ -237,20 +238,19 @@ class Versions:
         try:
             statuses = self._replicas.statuses()
             if random.random() < 0.5:  # noqa: S311  # or each look could reach the same replicas
-                statuses = self._replicas.statuses()
+                with suppress(ModelTimeout):  # one of them may hang
+                    statuses = self._replicas.statuses()
         except VersionGone:
             statuses = ()
-        except Overloaded:  # it is there, and busy: what the last look found is still so, but not what is released
-            if self._loaded:
-                self._follow(self._usable, self._loaded)
-                accepted, followed = [version.export for version in self._loaded], self._following
-                self._set_health(
-                    replace(self.health, accepted=accepted, release=followed.release, release_error=followed.error)
-                )
+        except Overloaded:  # it is there, and busy
+            self._keep()
             return
         except GatewayError as exc:
-            self._available, self._loaded = False, []
             self._failed_looks += 1
+            if self._loaded and self._failed_looks < LOOKS_UNTIL_AWAY:
+                self._keep()
+                return
+            self._available, self._loaded = False, []
             if isinstance(exc, ModelUnavailable) and self._failed_looks % LOOKS_UNTIL_RENEWED == 0:
                 self._replicas.renew()
             self._set_health(replace(self.health, accepted=(), error=exc.detail, engines={}))
@@ -277,6 +277,17 @@ class Versions:
         accepted = [version.export for version in self._loaded]
         followed = self._following
         self._set_health(Health(accepted, refused, error, engines, followed.release, followed.error))
+
+    def _keep(self) -> None:
+        """Leave what the last look found as it is, but for what is released."""
+        for known in self._known.values():
+            known.look += 1  # this look does not count
+        if self._loaded:
+            self._follow(self._usable, self._loaded)
+            accepted, followed = [version.export for version in self._loaded], self._following
+            self._set_health(
+                replace(self.health, accepted=accepted, release=followed.release, release_error=followed.error)
+            )
 
     def _follow(self, usable: list[Version], loaded: list[Version]) -> None:
         """Read the release document anew, and keep the versions in its order."""

@@ -99,6 +99,8 @@ class FakeModelServer:
         self.metadata: dict[str, Any] = {}
         self.gate = threading.Event()
         self.gate.set()
+        self.may_tell_status = threading.Event()
+        self.may_tell_status.set()
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0), *options])
         self._add("PredictionService", "Predict", self._predict, messages.PredictRequest)
         self._add("PredictionService", "GetModelMetadata", self._metadata, messages.GetModelMetadataRequest)
@@ -167,6 +169,7 @@ class FakeModelServer:
         return response
 
     def _status(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.may_tell_status.wait(10)
         if self.status_failure is not None:
             context.abort(self.status_failure, "as the test wants it")
         if not self.versions and not self.unloaded:

@@ -145,6 +145,45 @@ def test_a_model_server_that_cannot_say_what_it_has_changes_nothing(
     assert [ask(each)[0] for each in (client, fresh)] == [1, 1]
 
 
+def test_a_replica_that_hangs_does_not_end_readiness(
+    model_server: FakeModelServer, connect: Connect, serve: Serve
+) -> None:
+    """Looks reach it again and again, as their first call or their second; without requests too."""
+    other = serve()
+    other.versions = model_server.versions
+    client = connect(both(model_server, other))
+    client.newest()
+    other.status_failure = grpc.StatusCode.DEADLINE_EXCEEDED
+    for _ in range(50):
+        client._look_again()
+        assert client.health.ready and client.newest().number == 1
+
+
+def test_looks_that_are_not_answered_change_nothing_while_requests_are(
+    model_server: FakeModelServer, client: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica may hang for many looks, and what they should have met is not forgotten; if none answers, it shows."""
+    monkeypatch.setattr("gateway.model.client.STATUS_TIMEOUT_S", 0.2)
+    client.newest()
+    model_server.may_tell_status.clear()
+    for _ in range(6):
+        look = threading.Thread(target=client._look_again)
+        look.start()
+        while look.is_alive():
+            assert ask(client)[0] == 1
+        assert client.health.ready and client.newest().number == 1
+    model_server.may_tell_status.set()
+    model_server.metadata_failure = grpc.StatusCode.DEADLINE_EXCEEDED
+    client._look_again()
+    assert client.health.versions == [1]
+    model_server.may_tell_status.clear()
+    for is_ready in (True, False):
+        client._look_again()
+        assert client.health.ready == is_ready
+    with pytest.raises(ModelUnavailable):
+        client.newest()
+
+
 def test_a_busy_model_server_does_not_refuse_a_version_for_good(
     model_server: FakeModelServer, client: Versions
 ) -> None:
