@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
@@ -155,8 +157,8 @@ class ModelClient:
         request.model_spec.name = self._model
         request.model_spec.version.value = number
         response, _ = self._call(self._get_metadata, request, min(STATUS_TIMEOUT_S, self._timeout_s))
-        # Not Any.Unpack: it compares packages, and ours is another.
-        return set(messages.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def)
+        with _reading():  # not Any.Unpack: it compares packages, and ours is another
+            return set(messages.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def)
 
     def describe(self, number: int) -> bytes:
         """Return the contract of a version, as it is in its files.
@@ -167,7 +169,8 @@ class ModelClient:
         """
         query = np.array([b""], dtype=object)
         outputs, _ = self._run(number, DESCRIBE_SIGNATURE, {QUERY: query}, [CONTRACT], self._timeout_s)
-        return bytes(tensor.to_array(outputs[CONTRACT])[0])
+        with _reading():
+            return bytes(tensor.to_array(outputs[CONTRACT])[0])
 
     def predict(
         self, number: int, contract: Contract, pixels: NDArray[np.uint8], timeout_s: float = math.inf
@@ -192,11 +195,12 @@ class ModelClient:
         if contract.identity and not _names(answer[IDENTITY], contract.identity, len(pixels)):
             raise from_grpc(grpc.StatusCode.NOT_FOUND)
         shapes = {PROBABILITIES: (len(pixels), len(contract.classes)), NOVELTY: (len(pixels),)}
-        received = {name: tensor.to_array(answer[name]) for name in contract.outputs}
-        for name, array in received.items():
-            if array.shape != shapes[name] or not np.isfinite(array).all():
-                _log.error("version %d answered %s of shape %s, or not finite", number, name, array.shape)
-                raise ModelFailed("The model did not answer with a probability for each class.")
+        with _reading():
+            received = {name: tensor.to_array(answer[name]) for name in contract.outputs}
+            for name, array in received.items():
+                if array.shape != shapes[name] or not np.isfinite(array).all():
+                    _log.error("version %d answered %s of shape %s, or not finite", number, name, array.shape)
+                    raise ModelFailed("The model did not answer with a probability for each class.")
         return Outputs.of({name: array.astype(np.float32) for name, array in received.items()})._replace(
             seconds=seconds
         )
@@ -214,7 +218,9 @@ class ModelClient:
         response, call = self._call(self._predict, request, timeout_s)
         if response.model_spec.version.value != number or any(each not in response.outputs for each in wanted):
             raise ModelFailed("Another version answered than the one that was asked.")
-        return response.outputs, next((float(value) for key, value in call.trailing_metadata() if key == SECONDS), None)
+        with _reading():
+            seconds = next((float(value) for key, value in call.trailing_metadata() if key == SECONDS), None)
+        return response.outputs, seconds
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> tuple[Any, grpc.Call]:
         """Make one call; the only place that translates gRPC's exceptions."""
@@ -240,6 +246,16 @@ class ModelClient:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Read an answer; the only place that translates what nonsense in one raises."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, DecodeError) as exc:
+        _log.warning("model server's answer cannot be read: %s", exc)
+        raise ModelFailed("The model server's answer cannot be read; see the gateway's log.") from exc
 
 
 def _names(identities: messages.TensorProto, identity: str, count: int) -> bool:

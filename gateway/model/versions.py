@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
-from contract import tensor
 from contract.answers import Outputs
 from contract.document import DESCRIBE_SIGNATURE, Contract, ContractError, find_identity
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
@@ -338,7 +337,7 @@ class Versions:
             if isinstance(exc, ModelFailed) and known.attempts < ATTEMPTS_UNTIL_REFUSED:
                 return f"{NOT_TRIED}: {_reason(exc)}"
             known.refusal, known.refused_s = _reason(exc), time.monotonic()
-            if not isinstance(exc, Refusal | ModelFailed | tensor.TensorError):
+            if not isinstance(exc, Refusal | ModelFailed):
                 _log.exception("version %s of %s cannot be used", known.export, self.model)
         return None
 
@@ -422,9 +421,10 @@ def _identity(description: bytes) -> str:
 
 
 def _reason(exc: Exception) -> str:
-    """Return what went wrong, with the model server's own words if it failed."""
-    if isinstance(exc, ModelFailed) and isinstance(exc.__cause__, grpc.RpcError):
-        return f"{exc.detail} ({exc.__cause__.details()})"
+    """Return what went wrong, with the model server's own words if it failed, or what is wrong with its answer."""
+    cause = exc.__cause__
+    if isinstance(exc, ModelFailed) and cause:
+        return f"{exc.detail} ({cause.details() if isinstance(cause, grpc.RpcError) else cause})"
     return str(exc)
 
 

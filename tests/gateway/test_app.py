@@ -181,13 +181,20 @@ def test_each_status_of_the_model_server_has_a_clean_answer(
     assert "as the test wants it" not in answer.get_data(as_text=True)
 
 
-def test_a_model_that_answers_nan_is_a_failed_model(
-    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer
+@pytest.mark.parametrize(
+    ("answer", "size"),
+    [([np.nan] * 3, 0), ([b"a", b"b", b"c"], 0), ([0.5, 0.5], 0), ([0.2, 0.3, 0.5], 2), ([0.2, 0.3, 0.5], 2**40)],
+    ids=["not numbers", "text", "too few", "another shape", "a huge shape"],
+)
+def test_a_model_that_answers_nonsense_is_a_failed_model(
+    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, answer: list[Any], size: int
 ) -> None:
-    """Numbers that are none are not passed on."""
+    """What is no probability for each class is not passed on; a size is one more dimension."""
     url = origin.add("red.png", RED)
     assert gateway.post("/predict", json={"url": url}).status_code == 200
-    model_server.versions[1].predict = lambda pixels: np.full((len(pixels), 3), np.nan, np.float32)
+    kind = object if isinstance(answer[0], bytes) else np.float32
+    model_server.versions[1].predict = lambda pixels: np.array([answer] * len(pixels), kind)
+    model_server.spoil = lambda number, output: size and output.tensor_shape.dim.add(size=size)
     assert_problem(gateway.post("/predict", json={"url": url}), 502, "model_failed")
 
 

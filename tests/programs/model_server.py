@@ -97,6 +97,7 @@ class FakeModelServer:
         self.calls: list[str] = []
         self.seconds: dict[int, float] = {}  # how long each version says that it ran; none is said of the others
         self.metadata: dict[str, Any] = {}
+        self.spoil: Callable[[int, Any], object] = lambda number, output: None  # changes a version's output
         self.gate = threading.Event()
         self.gate.set()
         self.may_tell_status = threading.Event()
@@ -148,6 +149,7 @@ class FakeModelServer:
         response.model_spec.version.value = number
         for alias, array in outputs.items():
             response.outputs[alias].CopyFrom(tensor.to_proto(array, typed=True))
+            self.spoil(number, response.outputs[alias])
         return response
 
     def _version(self, number: int, context: grpc.ServicerContext) -> FakeVersion:

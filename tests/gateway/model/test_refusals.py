@@ -184,6 +184,18 @@ def test_looks_that_are_not_answered_change_nothing_while_requests_are(
         client.newest()
 
 
+@pytest.mark.parametrize("field", ["tensor_shape", "dtype"])
+def test_a_contract_that_cannot_be_read_holds_up_no_other_version(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], field: str
+) -> None:
+    """A version that others exported may describe itself by a scalar, or by nothing; health says so."""
+    model_server.spoil = lambda number, output: number == 2 and output.ClearField(field)
+    model_server.versions |= {number: FakeVersion.of(golden) for number in (2, 3)}
+    client._look_again()
+    assert client.health.versions == [3, 1]
+    assert "The model server's answer cannot be read" in client.health.reason(2)
+
+
 def test_a_busy_model_server_does_not_refuse_a_version_for_good(
     model_server: FakeModelServer, client: Versions
 ) -> None:
