@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     deadline = time.monotonic() + settings.drain_seconds
     if rest:
         rest.shutdown()
+        rest.server_close()
     server.drain(settings.drain_seconds)
     if rest:
         rest.wait_until_idle(deadline - time.monotonic())

@@ -190,11 +190,15 @@ class Lifecycle:
             model.ClearField("model_version_policy")
 
     def _watch(self) -> None:
+        wait_s = self._settings.file_system_poll_wait_seconds
+        if wait_s < 0:
+            log.warning("No versions are loaded, because --file_system_poll_wait_seconds is below 0")
+            return
         while not self._stopped.is_set():
             self.poll()
-            if self._settings.file_system_poll_wait_seconds == 0:
+            if wait_s == 0:
                 return
-            self._stopped.wait(self._settings.file_system_poll_wait_seconds)
+            self._stopped.wait(wait_s)
 
     def _work(self, name: str) -> None:
         versions = self._versions[name]

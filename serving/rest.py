@@ -245,7 +245,7 @@ def _bytes(text: Any) -> bytes:
     if isinstance(text, str):
         return text.encode()
     if isinstance(text, dict) and isinstance(text.get("b64"), str):
-        return base64.b64decode(text["b64"])
+        return base64.b64decode(text["b64"].encode("ascii").translate(None, b" \t\r\n\f\v"), validate=True)
     raise ValueError(f"Expected a string. Received: {text!r:.100}")
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from google.protobuf import text_format
 
 from contract import messages_pb2 as messages
-from contract.settings import expect, number, read_all, setting
+from contract.settings import MOST, expect, number, read_all, setting
 from serving.engines import ENGINES
 from serving.errors import InvalidArgumentError
 
@@ -74,7 +74,7 @@ class Settings:
     model_base_path: str = setting("", "absolute path of a model's folder, with a folder for each version")
     model_config_file: str = setting("", "file of models and version policies, in place of --model_base_path")
     file_system_poll_wait_seconds: float = setting(
-        1.0, "seconds between two scans for new versions; 0 scans once", _SECONDS
+        1.0, "seconds between two scans for new versions; 0 scans once, -1 never", number(float, -MOST, what="a number")
     )
     grpc_channel_arguments: tuple[tuple[str, int | str], ...] = setting(
         (), "gRPC's options as key=value, separated by commas, such as grpc.max_connection_age_ms", _channel_arguments

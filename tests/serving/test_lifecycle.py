@@ -91,6 +91,17 @@ def newest(lifecycle, name="m"):
         return number
 
 
+def test_a_negative_wait_never_looks(store, caplog):
+    """As in TensorFlow Serving; the log says why nothing is loaded."""
+    store(1)
+    model = messages.ModelConfig(name="m", base_path=str(store.path))
+    lifecycle = Lifecycle(Settings(models=(model,), file_system_poll_wait_seconds=-1.0), Loader())
+    lifecycle.start()
+    wait_until(lambda: not any(thread.name == "versions" for thread in threading.enumerate()))
+    lifecycle.stop()
+    assert "No versions are loaded, because" in caplog.text and states(lifecycle) == []
+
+
 @pytest.mark.parametrize("in_use", [False, True])
 def test_an_engine_made_of_cycles_is_gone_after_a_swap(store, start, in_use):
     """Also one that a request still used when it was to be unloaded, which waits for the request."""

@@ -1,5 +1,6 @@
 """python -m serving as a process: start errors, signals, and life without TensorFlow."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 
 from contract import messages_pb2 as messages
 from contract.tensor import to_array, to_proto
-from tests.programs.stack import free_port
+from tests.programs.stack import free_port, wait_until
 
 # Runs the server in a Python that cannot import TensorFlow.
 WITHOUT_TENSORFLOW = "import sys, runpy; sys.modules['tensorflow'] = None; sys.argv[0] = 'serving'; \
@@ -227,9 +228,17 @@ def slow_model(tmp_path):
     return version.parent
 
 
+def refuses_connections(port):
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
 @pytest.mark.tensorflow
 def test_sigterm_drains(serve, slow_model):
-    """A request under way is answered after SIGTERM, even if the signal comes twice, and the process exits with 0."""
+    """A request under way is answered after SIGTERM, even if the signal comes twice, and the process exits with 0.
+
+    Who comes meanwhile is refused at once, also by REST.
+    """
     rest = free_port()
     flags = "--model_name=tiny", f"--model_base_path={slow_model}", f"--rest_api_port={rest}", "--drain_seconds=60"
     process = serve(*flags)
@@ -244,6 +253,7 @@ def test_sigterm_drains(serve, slow_model):
         process.send_signal(signal.SIGTERM)
         process.wait_for("Draining")
         process.send_signal(signal.SIGTERM)
+        wait_until(lambda: refuses_connections(rest))
         assert not running.done()
         assert to_array(running.result().outputs["probabilities"]).shape == (1, 3)
         with by_rest.result() as response:

@@ -88,7 +88,7 @@ def test_the_metadata_lists_all_signatures(call):
     [
         ({"instances": [[1, 2], [3, 255]]}, [[1, 2], [3, 255]]),
         ({"signature_name": "describe", "instances": ["a", "ü"]}, ["a", "ü"]),
-        ({"signature_name": "binary", "instances": [{"b64": "/wA="}]}, [{"b64": "/wA="}]),
+        ({"signature_name": "binary", "instances": [{"b64": "/w\nA="}]}, [{"b64": "/wA="}]),
         (
             {
                 "signature_name": "pair",
@@ -201,6 +201,7 @@ def test_errors_have_the_originals_status(call, path, body, status, message):
         ("describe", [1], 400, "Expected query to have"),
         ("pair", [[1]], 400, "Expected every instance to be"),
         ("describe", [{"b64": "/w=="}], 500, "UnicodeDecode"),
+        *(("binary", [{"b64": text}], 400, "Expected x_bytes to have") for text in ("!!!!", "_w==", "/wÄ=")),
     ],
 )
 def test_instances_that_do_not_fit_are_refused(call, signature, instances, status, message):

@@ -23,6 +23,13 @@ def test_defaults_are_the_originals():
     assert settings.grpc_max_threads == 4 * len(os.sched_getaffinity(0))
 
 
+@pytest.mark.parametrize("wait_s", [-5, -1, 0, 0.5])
+def test_a_wait_between_scans_may_be_negative(wait_s):
+    """As in TensorFlow Serving, which then never looks; a fraction is for tests."""
+    settings = Settings.from_argv([BASE, f"--file_system_poll_wait_seconds={wait_s}"])
+    assert settings.file_system_poll_wait_seconds == wait_s
+
+
 @pytest.mark.parametrize(("cores", "threads", "runs"), [(1, 1, 2), (2, 1, 3), (4, 1, 5), (16, 4, 5)])
 def test_the_engine_takes_the_cores_that_there_are(monkeypatch, cores, threads, runs):
     """A core for each run of a few, one run in reserve, and several cores for each where there are many."""
