@@ -217,11 +217,11 @@ def test_allow_list_matches_exactly() -> None:
     assert not listed.has_address(IPv6Address("::ffff:10.1.0.1"))
 
 
+@pytest.mark.parametrize("prefix", ["64:ff9b::", "fd64:ff9b::"])
 @pytest.mark.parametrize(
-    ("address", "is_open"),
-    [("64:ff9b::808:808", True), ("64:ff9b::a9fe:a9fe", False), ("64:ff9b::7f00:1", False), ("64:ff9b::a00:1", True)],
+    ("inside", "is_open"), [("808:808", True), ("a9fe:a9fe", False), ("7f00:1", False), ("a00:1", True)]
 )
-def test_what_an_allowed_network_carries_must_be_open(address: str, is_open: bool) -> None:
-    """Open NAT64, which leads to all of IPv4, no further than the rules for IPv4."""
-    rules = AllowList.parse("64:ff9b::/96, 10.0.0.0/8")
-    assert (rules.refusal(IPv6Address(address)) is None) is is_open
+def test_what_an_allowed_network_carries_must_be_open(prefix: str, inside: str, is_open: bool) -> None:
+    """Open NAT64, which leads to all of IPv4, no further than the rules for IPv4, also under a prefix of one's own."""
+    rules = AllowList.parse(f"{prefix}/96, 10.0.0.0/8")
+    assert (rules.refusal(IPv6Address(prefix + inside)) is None) is is_open
