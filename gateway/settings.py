@@ -84,7 +84,7 @@ class Settings:
     )
     trial_folder: str = setting(
         "",
-        "writable folder, such as a volume, for at most 200 photos on which a tried version and the stable one differ;"
+        "writable folder, such as a volume, for at most 200 photos of each trial on which the versions differ;"
         " if empty, none is kept",
         expect("a folder that is there and can be written", _is_writable),
     )

@@ -39,7 +39,7 @@ MOST_REPEATS = 2  # comparisons of one photo in a process: a health check that s
 MOST_REMEMBERED = 100_000  # photos
 ANSWER_S = 0.02  # until the answer has left, before the thread begins
 SLOWER = 1.5  # times the stable version's time from which the tried one counts as slower
-MOST_KEPT = 200  # photos in the folder of those that differ
+MOST_KEPT = 200  # photos of a trial in the folder of those that differ
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Comparisons:
             return
         self._count(active, replies[stable], replies[tried])
         if self._folder and replies[stable].best != replies[tried].best:
-            _keep(self._folder, image, replies[stable], replies[tried])
+            _keep(self._folder, active.trial.serial, image, replies[stable], replies[tried])
 
     def _ask(self, version: Version, image: bytes) -> _Reply:
         started, deadline = time.perf_counter(), time.monotonic() + self._timeout_s
@@ -182,15 +182,15 @@ def _is_slower(tried: _Reply, stable: _Reply) -> bool:
     return tried.run_s > SLOWER * stable.run_s
 
 
-def _keep(folder: Path, image: bytes, *replies: _Reply) -> None:
-    """Keep a photo on which the versions differ, and what each says, while the folder has room."""
-    name = sha256(image).hexdigest()[:16]
+def _keep(folder: Path, serial: int, image: bytes, *replies: _Reply) -> None:
+    """Keep a photo on which the versions of a trial differ, and what each says, while there is room for its photos."""
+    name = f"{serial}-{sha256(image).hexdigest()[:16]}"
     answers = {
         reply.version.number: most_probable(reply.version.contract.classes, reply.probabilities, 3) for reply in replies
     }
     photo, said = folder / name, folder / f"{name}.json"
     try:
-        if len(list(folder.glob("*.json"))) < MOST_KEPT:
+        if len(list(folder.glob(f"{serial}-*.json"))) < MOST_KEPT:
             with written_whole(said) as said_draft, written_whole(photo) as photo_draft:
                 photo_draft.write_bytes(image)
                 said_draft.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")

@@ -178,8 +178,11 @@ def test_photo_that_comes_again_is_no_new_evidence(tried: Tried, monkeypatch: py
         assert tried.count("gateway_comparisons_total") == 2 * (serial + 1)
 
 
-def test_photos_that_differ_are_kept_where_a_folder_is_named(tried: Tried, tmp_path: Path) -> None:
-    """With both answers, and no more than the limit."""
+def test_photos_that_differ_are_kept_where_a_folder_is_named(
+    tried: Tried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both answers, and no more than the limit, for each trial."""
+    monkeypatch.setattr("gateway.trial.comparison.MOST_KEPT", 1)
     folder = tmp_path / "differ"
     folder.mkdir()
     tried.start(SHADOW, trial_folder=str(folder))
@@ -191,6 +194,11 @@ def test_photos_that_differ_are_kept_where_a_folder_is_named(tried: Tried, tmp_p
     (answers,) = folder.glob("*.json")
     assert answers.with_suffix("").read_bytes() == IMAGE
     assert set(json.loads(answers.read_text())) == {"1", "2"}
+    tried.client.post("/predict", data=encode(photo(seed=4)), content_type="image/jpeg")
+    wait_until(lambda: tried.count("gateway_comparisons_total") == 3)
+    tried.follow(Trial(2, "shadow", serial=7))
+    wait_until(lambda: tried.ask() and list(folder.glob("7-*.json")))
+    assert len(list(folder.glob("*.json"))) == 2
 
 
 @pytest.mark.parametrize("is_kept", [False, True])
