@@ -17,6 +17,8 @@ from gateway.telemetry.metrics import Metrics
 
 Event = dict[str, Any]
 Handler = Callable[[Event, Any], dict[str, Any]]
+# All that the gateway answers, but PNG. A REST API decodes base64 only for its binary media types, often none.
+TEXT = ("text/", "application/", "image/svg+xml")
 IMAGE_MEMBERS = {"url", "urls", "image", "images"}  # of the JSON of POST /predict
 
 
@@ -55,7 +57,7 @@ def _answers(app: Flask) -> Handler:
         environ.setdefault("HTTP_X_REQUEST_ID", environ["apig_wsgi.context"].aws_request_id)
         return app(environ, start_response)
 
-    handler: Handler = make_lambda_handler(call)
+    handler: Handler = make_lambda_handler(call, binary_support=True, non_binary_content_type_prefixes=TEXT)
     return handler
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,18 @@ def test_a_key_opens_a_closed_function(model_server: FakeModelServer, connect: C
     assert ask(handle, rest_event("POST", "/predict", RED, {**headers, "Authorization": "Bearer key"}))[0] == 200
 
 
-def test_the_page_is_text(handle: Handler, event: Callable[..., Event]) -> None:
-    """Its files and its icon are not mangled."""
-    for path in ("/", "/page/page.js", "/page/page.css", "/page/icon.svg"):
-        status, _, body = ask(handle, event("GET", path, b"", {}))
-        name = "index.html" if path == "/" else path.rpartition("/")[2]
-        assert (status, body) == (200, (ROOT / "gateway" / "static" / name).read_bytes())
+@pytest.mark.parametrize(
+    "path",
+    ["/", *(f"/page/{name}" for name in ("page.js", "page.css", "icon.svg")),
+     *(f"/docs/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png"))],
+)  # fmt: skip
+def test_files_arrive_whole(handle: Handler, event: Callable[..., Event], path: str) -> None:
+    """Those of the pages; only a PNG is in base64, because some front doors do not decode it."""
+    name, is_binary = path.rpartition("/")[2] or "index.html", path.endswith(".png")
+    home = files("flask_swagger_ui") / "dist" if path.startswith("/docs/") else files("gateway") / "static"
+    status, _, body = ask(handle, event("GET", path, b"", {}))
+    assert (status, body) == (200, (home / name).read_bytes())
+    assert handle(event("GET", path, b"", {}), Context())["isBase64Encoded"] == is_binary
 
 
 def test_the_request_id_is_the_callers_or_lambdas(handle: Handler, event: Callable[..., Event]) -> None:
