@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import cast
 from zlib import crc32, decompressobj
 
 import numpy as np
@@ -110,21 +110,21 @@ def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decode
     Raises:
         ImageError: One of its three kinds; never another exception for bad bytes.
     """
-    img = open_image(data)
-    width, height = img.size
+    encoded = open_image(data)
+    width, height = encoded.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
         raise ImageTooLargeError(
             f"Expected an image of at most {max_pixels:,} pixels and {MAX_SIDE_PX:,} pixels a side. "
             f"Received: {width} by {height}"
         )
-    kind = "JPEG" if img.format == "MPO" else img.format or "?"
+    kind = "JPEG" if encoded.format == "MPO" else encoded.format or "?"
     if kind == "JPEG" and (scans := sum(1 for _ in _SCAN.finditer(data))) * width * height > MAX_SCANS * max_pixels:
         raise ImageTooLargeError(f"Expected a JPEG in fewer scans. Received: {scans:,} of {width} by {height}")
-    if kind == "BMP" and img.tile[0][0] == "bmp_rle":  # 13 kB may take 12 s, and hardly anybody writes it
+    if kind == "BMP" and encoded.tile[0][0] == "bmp_rle":  # 13 kB may take 12 s, and hardly anybody writes it
         raise UnsupportedImageError("Expected a BMP without run-length encoding. Received: one with it")
     try:
-        if kind == "PNG":
-            _check_rows(cast(BytesIO, img.fp).getvalue())
+        img = _whole_png(encoded, data) if kind == "PNG" else encoded
+        del encoded  # of a PNG, it has the pixels once more
         if kind == "PNG" and (key := img.info.get("transparency")) is not None:  # Pillow scales samples, but no key
             bits = data[24]
             if img.mode == "L":
@@ -236,8 +236,30 @@ def _plain_png(data: bytes) -> bytes:
     return b"".join([_PNG, *kept.values(), length, b"IDAT", *pixels, bytes(4), bytes(4), b"IEND", bytes(4)])
 
 
+def _whole_png(img: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """Return a PNG of which every row is there and matches the checksum behind them; Pillow alone sees to neither.
+
+    Pillow gets one row more to fill. If it fills the last real row and not the other one, its data ended where it
+    should, and the checksum was compared. In all other cases the data is inflated once more, to look at it.
+    """
+    width, height = img.size
+    tall = (0, 0, width, height + 1)
+    img.im = Image.new(img.mode, tall[2:], 1).im
+    img._size, img.tile, img.decodermaxblock = tall[2:], [img.tile[0]._replace(extents=tall)], len(data)
+    untouched = Image.new(img.mode, (width, 1), 1).tobytes()
+    if not img.info.get("interlace"):
+        with suppress(Exception):
+            img.load()
+            last, extra = (img.crop((0, y, width, y + 1)).tobytes() for y in (height - 1, height))
+            if last != untouched == extra:
+                return img.crop((0, 0, width, height))
+    plain = _plain_png(data)
+    _check_rows(plain)
+    return Image.open(BytesIO(plain), formats=("PNG",))
+
+
 def _check_rows(plain: bytes) -> None:
-    """Refuse a PNG whose data ends before the last row, or does not match the checksum behind it; Pillow takes both."""
+    """Refuse a PNG whose data ends before the last row, or does not match the checksum behind it."""
     width, height, depth, colour, interlaced = struct.unpack_from(">IIBBxxB", plain, 16)
     bits = depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
