@@ -16,7 +16,7 @@ from contract import messages_pb2 as messages
 from contract.document import PREDICT_SIGNATURE
 from contract.tensor import TensorError, data_type, to_array, to_proto
 from serving.engines import Engine
-from serving.errors import FailedPreconditionError, InvalidArgumentError
+from serving.errors import FailedPreconditionError, InvalidArgumentError, UnimplementedError
 
 
 def predict(
@@ -38,7 +38,7 @@ def predict(
     wanted = _wanted_outputs(request.output_filter, signature)
     outputs = run(engine, key, inputs, timeout_s)
     return messages.PredictResponse(
-        outputs={alias: to_proto(outputs[alias], typed=True) for alias in wanted},
+        outputs={alias: _encode(alias, outputs[alias]) for alias in wanted},
         model_spec=messages.ModelSpec(name=request.model_spec.name, signature_name=key),
     )
 
@@ -99,6 +99,23 @@ def _check_type(position: int, array: NDArray[Any], info: messages.TensorInfo) -
         raise InvalidArgumentError(
             f"Expects arg[{position}] to be {_type_name(info.dtype)} but {_type_name(received)} is provided"
         )
+
+
+def check_output(alias: str, array: NDArray[Any]) -> None:
+    """Refuse an output of a type that cannot be sent.
+
+    Raises:
+        UnimplementedError: It is such an output.
+    """
+    try:
+        data_type(array.dtype)
+    except TensorError as exc:
+        raise UnimplementedError(f"The output {alias} has a type that cannot be sent. {exc}") from exc
+
+
+def _encode(alias: str, array: NDArray[Any]) -> messages.TensorProto:
+    check_output(alias, array)
+    return to_proto(array, typed=True)
 
 
 def _braced(names: Iterable[str]) -> str:

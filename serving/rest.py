@@ -28,7 +28,7 @@ from contract.messages_pb2 import Code
 from contract.tensor import numpy_type
 from serving.errors import InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
-from serving.prediction import run
+from serving.prediction import check_output, run
 
 log = logging.getLogger(__name__)
 
@@ -250,6 +250,7 @@ def _bytes(text: Any) -> bytes:
 
 
 def _plain(array: NDArray[Any], alias: str) -> Any:
+    check_output(alias, array)
     if array.dtype.kind not in "OS":
         return array.tolist()
     binary = alias.endswith("_bytes")

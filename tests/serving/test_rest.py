@@ -215,3 +215,10 @@ def test_a_port_in_use_is_an_error(server, lifecycle):
     """The server does not start."""
     with pytest.raises(UnavailableError, match=f"Cannot listen on port {server.server_port}: "):
         RestServer(lifecycle, "127.0.0.1", server.server_port)
+
+
+def test_an_output_that_cannot_be_sent_is_a_501(call, engine, monkeypatch):
+    """As over gRPC; JSON has no complex numbers, and a type such as bfloat16 would lose its name."""
+    monkeypatch.setattr(engine, "run", lambda *_: {"y": np.array([1j], np.complex64)})
+    status, answer = call("/v1/models/m:predict", {"signature_name": "describe", "instances": [""]})
+    assert status == 501 and "The output y has a type that cannot be sent" in answer["error"]
