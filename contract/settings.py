@@ -44,7 +44,7 @@ def number(kind: type[int] | type[float], least: float, most: float = MOST, what
 
     def read(text: str) -> int | float:
         with suppress(ValueError):
-            if least <= (value := kind(text)) <= most:
+            if "_" not in text and least <= (value := kind(text)) <= most:  # Python takes 1_0 for 10
                 return value
         span = f"of at least {least:g}" if most == MOST else f"from {least:g} to {most:g}"
         expected = what or f"{'an integer' if kind is int else 'a number'} {span}"

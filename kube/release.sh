@@ -61,7 +61,7 @@ follow() {
     [ -z "$status" ] || return 0
     sleep 1
   done
-  echo "The connection has ended before the command. Following it again, from its start:" >&2
+  echo "The connection has ended before the command. Following it again, from its start. Ctrl-C ends both." >&2
 }
 
 give_up=$(($(date +%s) + 60)) started="" status=""
@@ -72,6 +72,7 @@ until [ "$started" ]; do
     exit 1
   fi
   started=$(get_state '*.startedAt')
+  [ "$started" ] || sleep 0.2
 done
 until [ "$status" ]; do follow; done
 exit "$status"

@@ -212,7 +212,12 @@ exit status:
     )
     add("--top-k", type=number(int, 1), default=1, help="predictions per image (default: %(default)s)")
     add("--concurrency", type=number(int, 1), default=8, help="requests at once (default: %(default)s)")
-    add("--timeout", type=float, default=60.0, help="seconds to wait for an answer (default: %(default)s)")
+    add(
+        "--timeout",
+        type=number(float, 0.01, 86_400),
+        default=60.0,
+        help="seconds to wait for an answer (default: %(default)s)",
+    )
     return parser
 
 

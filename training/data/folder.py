@@ -96,7 +96,7 @@ def read_rows(
     there = [row for row in rows if row.label.strip() and row.path.is_file()]
     files = {row: real_path(row.path) for row in there}
     # Each once, by whichever of its paths.
-    kept = {(file, class_name(row.label), row.split): row for row, file in files.items()}
+    kept = {(file, class_name(row.label), row.split or "train"): row for row, file in files.items()}
     left_out = [row.path for row in rows if row not in files]
     remarks: list[str] = []
     if left_out:

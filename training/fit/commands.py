@@ -108,7 +108,7 @@ def run_train(options: argparse.Namespace) -> int:
     if options.first_only and not preset.pretrained:
         raise TrainingError("Expected weights to begin with, for a first version. Received: --weights none")
     _check_start(preset, options.architecture)
-    strategy = find_strategy(options.distribute, preset.recipe.batch_size)
+    strategy = find_strategy("none" if options.first_only else options.distribute, preset.recipe.batch_size)
     photos = Photos(options.folder, options.cache)
     dataset = photos.splits()
     if not options.replace_classes:

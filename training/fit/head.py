@@ -7,7 +7,6 @@ from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from scipy.special import softmax
 from sklearn.model_selection import StratifiedKFold
 
@@ -124,7 +123,7 @@ class _Analysis:
 
 def _analyse(scaled: Array, labels: NDArray[np.int64], balanced: bool) -> _Analysis:
     """Analyse features (n, c) of photos with labels (n)."""
-    members = csr_array((np.ones_like(labels, np.float32), labels, np.arange(len(labels) + 1)))  # (n, k)
+    members = np.eye(labels.max() + 1, dtype=np.float32)[labels]  # (n, k)
     counts = np.bincount(labels).astype(np.float32)
     means = members.T @ scaled / counts[:, np.newaxis]
     within = scaled - means[labels]

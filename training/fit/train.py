@@ -93,7 +93,7 @@ def memory_watched() -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as exc:
-        raise TrainingError("Training ran out of memory. Lower --batch-size or --size, or those of the preset") from exc
+        raise TrainingError("Training ran out of memory. A smaller batch size or input size takes less") from exc
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from training.errors import WeightsError
 
 _KEEPING = {  # operations whose outputs are probabilities if their inputs are
     *("activation", "identity", "dropout", "cast", "reshape", "flatten", "squeeze", "expanddims", "getitem", "clip"),
-    *("concatenate", "average", "mean", "globalaveragepooling2d", "globalmaxpooling2d", "averagepooling2d"),
+    *("concatenate", "average", "mean", "globalaveragepooling2d", "averagepooling2d"),
 }
 
 
@@ -56,10 +56,11 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
         elif activation != "sigmoid":
             raise WeightsError(f"Expected a sigmoid or linear output of one unit. Received: {activation}")
         x = layers.Concatenate(name="probabilities")([layers.Rescaling(-1.0, 1.0)(x), x])
-    elif activation != "softmax" and (activation.endswith("sigmoid") or not _sums_to_one(model)):
+    elif activation.endswith("sigmoid") or not _sums_to_one(model):
         if activation != "linear":
             raise WeightsError(
                 f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
+                f"{', which do not sum to 1' * (activation == 'softmax')}"
             )
         x = layers.Softmax(name="probabilities")(x)
     if x.shape[-1] != classes:
@@ -71,13 +72,13 @@ def _sums_to_one(model: keras.Model) -> bool:
     """Check by running it whether outputs are probabilities already, such as a sum of weighted ones."""
     pixels = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:])).astype(np.float32)
     outputs = np.asarray(model(pixels, training=False))
-    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-4))
+    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=0.01))  # of 16-bit floats too
 
 
 def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
     """Return what made the values of a tensor; `linear` if they are no probabilities, or if nothing tells.
 
-    What something without weights makes of probabilities, such as their logarithm, has both names.
+    What something else without weights makes of a sigmoid, such as its logarithm, has both names.
 
     Args:
         tensor: An output of a model, or of an operation in it.
@@ -99,4 +100,6 @@ def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
         return activation
     names = {_activation_of(each, fed) for each in inputs}
     made = names.pop() if len(names) == 1 else "linear"
-    return made if made == "linear" or name in _KEEPING else f"{name} of {made}"
+    if name in _KEEPING:
+        return made
+    return f"{name} of {made}" if made.endswith("sigmoid") else "linear"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import logging
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from training.words import counted
 
 _log = logging.getLogger(__name__)
 
+_YAMLS = (".yaml", ".yml")
 _FORMS = (
-    "one name a line, or one with its number; a list, or a map of name and number, in JSON or YAML; a CSV or TSV with a"
-    " column class, label or name, and perhaps index or id"
+    "one name a line, or one with its number; a list, or a map of name and number, in JSON, Python or YAML; a CSV or"
+    " TSV with a column class, label or name, and perhaps index or id"
 )
 _MEMBERS = ("names", "classes", "class_names", "labels", "id2label")  # of a document with more in it
 _NAMES = ("class_name", "classname", "name", "class", "label")  # columns of a CSV, the most telling first
@@ -31,7 +34,7 @@ _COLUMNS = (*_NAMES, *_NUMBERS)
 _NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*(?:[\s:,;=|]|[.)]\s|[-=]>)\s*(?P<name>\S.*)")
 _NUMBER_LAST = re.compile(r"(?P<name>.*\S)\s*(?:[:,;=|\t]|[-=]>)\s*(?P<number>\d+)")
 _SURELY_NUMBERED = re.compile(r"\d+\s*[,;|\t].*")  # where names would not begin so
-_DOCUMENT = re.compile(rf"\s*(?:[\[{{]|\w+:\s*\n|(?:{'|'.join(_MEMBERS)}):)")  # the beginning of JSON, or of YAML
+_YAML = re.compile(rf"\A\s*\w+:\s*\n|^(?:{'|'.join(_MEMBERS)}):(?:\s*\n|\s+[\[{{])", re.MULTILINE)
 _DECORATION = re.compile(r"""(?:[-*]\s+)?(["']?)(.*?)\1,?""")  # of a YAML list, and of lines copied from code
 
 
@@ -61,37 +64,45 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def _read(text: str, suffix: str) -> tuple[str, ...]:
-    if suffix in (".json", ".yaml", ".yml") or _DOCUMENT.match(text):
-        return _of_document(_parse(text))
+    if (document := _parse(text, suffix)) is not None:
+        return _of_document(document)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cells = _cells(lines[0]) if lines else []
     if suffix in (".csv", ".tsv") or (len(cells) > 1 and set(cells) <= set(_COLUMNS)):
         return _of_csv(lines)
     if len(lines) == 1 and len(cells) > 1:
-        names = tuple(next(csv.reader(lines, skipinitialspace=True)))
-    else:
-        names = _of_numbered(lines) or tuple(_plain(lines))
-    if half := [name for name in names if _is_half(name)]:
-        raise ValueError(f"the name {half[0]!r}")
-    return names
+        return _whole(next(csv.reader(lines, skipinitialspace=True)))
+    return _whole(_of_numbered(lines) or _plain(lines))
 
 
-def _is_half(name: str) -> bool:
-    """Tell whether a name shows that it is a part of something else."""
-    is_quoted = name[:1] == name[-1:] and name[:1] in ("'", '"')
-    return len(name) > 1 and (is_quoted or any(name.count(a) != name.count(b) for a, b in ("[]", "{}", "()")))
-
-
-def _parse(text: str) -> Any:
-    """Return a document in JSON, or in YAML, which reads what Python prints of lists and maps too."""
+def _parse(text: str, suffix: str) -> Any:
+    """Return a list or a map in JSON, Python or YAML; None if the text is of another form."""
+    if text.lstrip()[:1] in ("[", "{"):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                return parse(text.strip())
+        if suffix not in _YAMLS:
+            raise ValueError(f"{text[:50]!r}, which is neither JSON nor Python. Is a name without quotes?")
+    elif suffix not in _YAMLS and not _YAML.search(text):
+        return None
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            return yaml.load(text, yaml.BaseLoader)  # whose values are all texts: `no` is a name
-        except (yaml.YAMLError, ValueError, RecursionError) as exc:
-            reason = " ".join(str(getattr(exc, "problem", None) or exc).split())
-            raise ValueError(f"{text[:50]!r}, which is neither JSON nor YAML: {reason}") from exc
+        document = yaml.load(text, yaml.BaseLoader)  # whose values are all texts: `no` is a name
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        reason = " ".join(str(getattr(exc, "problem", None) or exc).split())
+        raise ValueError(f"{text[:50]!r}, which is no YAML: {reason}") from exc
+    return None if isinstance(document, str) else document  # lines without marks are one text
+
+
+def _whole(names: Sequence[str]) -> tuple[str, ...]:
+    """Refuse names that are a part of something else, where a form was guessed."""
+    for name in names:
+        bare = name.rstrip(",")
+        is_quoted = bare[:1] == bare[-1:] and bare[:1] in ("'", '"')
+        is_open = bare[:1] == "(" and ")" not in bare
+        is_half = is_quoted or is_open or any(bare.count(a) != bare.count(b) for a, b in ("[]", "{}"))
+        if len(name) > 1 and is_half:
+            raise ValueError(f"the name {name!r}")
+    return tuple(names)
 
 
 def _plain(lines: Sequence[str]) -> list[str]:
@@ -105,12 +116,14 @@ def _plain(lines: Sequence[str]) -> list[str]:
 
 def _of_document(document: Any) -> tuple[str, ...]:
     if isinstance(document, dict):
-        members = _MEMBERS if len(document) > 1 else [name for name in document if not name.isdecimal()]
+        members = _MEMBERS if len(document) > 1 else [name for name in document if not str(name).isdecimal()]
         document = next((document[name] for name in members if isinstance(document.get(name), (list, dict))), document)
     if isinstance(document, list) and all(isinstance(name, str) for name in document):
         return tuple(document)
-    if isinstance(document, dict) and all(isinstance(each, (str, int)) for each in document.values()):
-        is_by_number = all(isinstance(name, str) for name in document.values()) and all(map(str.isdecimal, document))
+    if isinstance(document, dict) and all(isinstance(each, (str, int, float)) for each in document.values()):
+        is_by_number = all(isinstance(name, str) for name in document.values()) and all(
+            str(number).isdecimal() for number in document
+        )
         pairs = ((name, number) if is_by_number else (number, name) for number, name in document.items())
         return _in_order([(str(name), str(number)) for name, number in pairs])
     raise ValueError("a document with something else")
@@ -136,7 +149,8 @@ def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
     if not names:  # all are numbers, so only the header tells names from their order
         of_names = sum(_COLUMNS[rank] in _NAMES for rank, _ in known) or len(columns)
         names, numbers = columns[:of_names], columns[of_names:]
-    return _in_order(list(zip(names[0], numbers[0], strict=True))) if numbers else tuple(names[0])
+    found = _whole(names[0])
+    return _in_order(list(zip(found, numbers[0], strict=True))) if numbers else found
 
 
 def _delimiter(line: str) -> str:

@@ -427,7 +427,7 @@ def test_memory_that_does_not_suffice_is_told(folder, small, tmp_path, monkeypat
     monkeypatch.setattr(phases.Phases, "fit", exhausted)
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
     command = ["train", str(folder), "--name", "colours", "--architecture", small, *places]
-    assert "Training ran out of memory. Lower --batch-size or --size, or those of" in refused(capsys, *command)
+    assert "Training ran out of memory. A smaller batch size or input size takes less" in refused(capsys, *command)
 
 
 @tensorflow

@@ -336,7 +336,7 @@ def test_memory_that_does_not_suffice_is_told(search: Callable[[Judge, float], s
     def exhausted(recipe: Recipe, fold: int) -> list[float]:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    assert "Training ran out of memory. Lower --batch-size or --size, or those of the preset" in search(exhausted, 9)
+    assert "Training ran out of memory. A smaller batch size or input size takes less" in search(exhausted, 9)
 
 
 @pytest.mark.parametrize(("least_s", "range"), [(30, "30 to 60 s"), (59.8, "60 s")])
