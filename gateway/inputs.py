@@ -168,6 +168,9 @@ def _from_base64(text: str) -> bytes | BadRequest:
             return BadRequest(f"Expected a data: URL of the form data:image/…;base64,…. Received: {_short(header)}")
     try:
         return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n\f\v"), validate=True)
+    except UnicodeEncodeError as exc:
+        received = f"{text[exc.start]!r} at {exc.start}"
+        return BadRequest(f"Expected an image in base64, which is ASCII. Received a text with {received}")
     except ValueError as exc:
         return BadRequest(f"Expected an image in base64. Received text that is not: {exc}")
 

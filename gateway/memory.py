@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from threading import Lock
 
 from gateway.errors import Overloaded
+
+_log = logging.getLogger(__name__)
 
 
 class Room:
@@ -68,6 +71,11 @@ class Untaken:
         self._total_bytes += size
         while self._total_bytes > self._limit_bytes and len(self._sizes) > 1:
             oldest = next(iter(self._sizes))
+            _log.warning(
+                "clients have not taken %d answers of %d bytes; a connection is closed",
+                len(self._sizes),
+                self._total_bytes,
+            )
             self.remove(oldest)
             oldest()
 

@@ -100,7 +100,7 @@ class Settings:
     max_body_bytes: int = setting(32 * 1024 * 1024, "limit for a request's body", _COUNT)
     max_held_bytes: int = setting(
         256 * 1024 * 1024,
-        "limit for all bodies and fetched images in a process's memory; half of it for answers not yet taken",
+        "limit for bodies and fetched images in a process's memory; answers not yet taken may have half as much more",
         _COUNT,
     )
     max_images: int = setting(64, "limit for the images in a request", _COUNT)

@@ -163,16 +163,19 @@ class AllowList:
     def refusal(self, address: Address) -> str | None:
         """Return why an address is closed, or None if it is public or this list opens it.
 
-        If a network is as wide as all of IPv4, as NAT64's is, the address inside must be open itself. A /96 counts as
-        one of NAT64, whatever its prefix (RFC 6052).
+        If a network is as wide as all of IPv4, as NAT64's is, the address inside must be open itself.
         """
         networks = [network for network in self.networks if address in network]
         if not networks:
             return refusal(address)
         if any(network.prefixlen > 96 for network in networks):
             return None
-        inside = embedded_ipv4(address)
-        if any(network.prefixlen == 96 for network in networks):
-            inside.append(IPv4Address(int(address) & 0xFFFF_FFFF))
-        reasons = (refusal(inner) for inner in inside if not self.has_address(inner))
+        reasons = (refusal(inner) for inner in self.inside(address) if not self.has_address(inner))
         return next(filter(None, reasons), None)
+
+    def inside(self, address: Address) -> list[IPv4Address]:
+        """Return the IPv4 addresses that one leads to; a /96 of this list may be NAT64's (RFC 6052)."""
+        found = embedded_ipv4(address)
+        if any(address in network and network.prefixlen == 96 for network in self.networks):
+            found.append(IPv4Address(int(address) & 0xFFFF_FFFF))
+        return found

@@ -29,7 +29,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.response import assert_header_parsing
 
 from gateway.errors import BadRequest, FetchFailed, FetchTimeout, Overloaded, TooLarge, UrlNotAllowed
-from gateway.fetch.addresses import AllowList, embedded_ipv4, is_metadata, refusal
+from gateway.fetch.addresses import AllowList, is_metadata, refusal
 from gateway.fetch.kept import KeptConnections
 from gateway.fetch.proxy import Proxy, ProxyError
 from gateway.fetch.sockets import MAX_HEADER_BYTES, Budget, Hold, PlainSocket, TlsSocket, connect
@@ -133,7 +133,7 @@ class Fetcher:
         if deny.has_host(url.host, url.port):
             raise _denied(url)
         addresses = self._addresses(url, budget)
-        meant = [part for address in addresses for part in (address, *embedded_ipv4(address))]
+        meant = [part for address in addresses for part in (address, *allow.inside(address))]
         if any(deny.has_address(part) or deny.has_host(part, url.port) for part in meant):
             raise _denied(url)
         if allow.has_host(url.host, url.port):

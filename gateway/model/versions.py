@@ -35,6 +35,8 @@ SEARCH_PAUSE_S = 0.005
 # Every so many looks, exports are asked for their identity. At each look, that cost 2 % of the gateway.
 LOOKS_UNTIL_THOROUGH = 4
 LOOKS_UNTIL_AWAY = 2  # after so many looks in a row that nobody answered, nor a request, requests fail at once
+LOOKS_UNTIL_SILENT = 20  # after so many that nobody answered, though requests were, /readyz says so
+HANGS = 2  # calls of the gate that may meet a replica that hangs: replicas take turns
 LOOKS_UNTIL_RENEWED = 10  # after every so many such looks, its address is looked up again
 AMONG_OTHERS = (
     "It has no identity, and another export was under its number a moment ago. Export it again to give it one"
@@ -107,7 +109,7 @@ class Versions:
         self._loaded: list[Version] = []
         self._available = False
         self._described_after = 0
-        self._failed_looks = 0
+        self._failed_looks, self._silent_looks = 0, 0
         self.health = Health()
         self._looking = threading.Lock()
         self._looks = 0
@@ -245,7 +247,7 @@ class Versions:
             self._keep()
             return
         except GatewayError as exc:
-            self._failed_looks += 1
+            self._failed_looks, self._silent_looks = self._failed_looks + 1, self._silent_looks + 1
             if self._loaded and self._failed_looks < LOOKS_UNTIL_AWAY:
                 self._keep()
                 return
@@ -254,7 +256,7 @@ class Versions:
                 self._replicas.renew()
             self._set_health(replace(self.health, accepted=(), error=exc.detail, engines={}))
             return
-        self._failed_looks = 0
+        self._failed_looks, self._silent_looks = 0, 0
         available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
         unasked = {Export(number): reason for number in available if (reason := self._meet_all(number, is_thorough))}
         self._known = {key: known for key, known in self._known.items() if started_s - known.seen_s < FORGET_AFTER_S}
@@ -284,9 +286,9 @@ class Versions:
         if self._loaded:
             self._follow(self._usable, self._loaded)
             accepted, followed = [version.export for version in self._loaded], self._following
-            self._set_health(
-                replace(self.health, accepted=accepted, release=followed.release, release_error=followed.error)
-            )
+            silent = "The model server answers requests, but not which versions it has"
+            error = silent if self._silent_looks >= LOOKS_UNTIL_SILENT else followed.error
+            self._set_health(replace(self.health, accepted=accepted, release=followed.release, release_error=error))
 
     def _follow(self, usable: list[Version], loaded: list[Version]) -> None:
         """Read the release document anew, and keep the versions in its order."""
@@ -347,7 +349,7 @@ class Versions:
         Raises:
             GatewayError: It could not be asked.
         """
-        signatures = _search(lambda: self._replicas.signatures(number), give_up)
+        signatures = _search(lambda: self._replicas.signatures(number), give_up, HANGS)
         identity = find_identity(signatures)
         if DESCRIBE_SIGNATURE not in signatures:
             known = self._see(number, identity, "")
@@ -356,7 +358,7 @@ class Versions:
         if identity and (number, identity, "") in self._known and self._known[number, identity, ""].is_decided:
             return self._see(number, identity, ""), b""
         for _ in range(DESCRIPTIONS):
-            description = _search(lambda: self._replicas.describe(number), give_up)
+            description = _search(lambda: self._replicas.describe(number), give_up, HANGS)
             digest = sha256(description).hexdigest()
             if not identity and (number, "", digest) in self._known:
                 return self._see(number, "", digest), description
@@ -378,7 +380,7 @@ class Versions:
         """
 
         def predict(contract: Contract, pixels: NDArray[np.uint8]) -> Outputs:
-            return _search(lambda: self._replicas.predict(known.number, contract, pixels), give_up)
+            return _search(lambda: self._replicas.predict(known.number, contract, pixels), give_up, HANGS)
 
         try:
             contract = open_gate(description, predict)
@@ -428,11 +430,15 @@ def _reason(exc: Exception) -> str:
     return str(exc)
 
 
-def _search(call: Callable[[], Answer], give_up: float) -> Answer:
-    """Repeat a call until it reaches a replica that has the version."""
+def _search(call: Callable[[], Answer], give_up: float, hangs: int = 0) -> Answer:
+    """Repeat a call until it reaches a replica that has the version, and so many times if it reaches one that hangs."""
     while True:
         try:
             return call()
+        except ModelTimeout:
+            if not hangs:
+                raise
+            hangs -= 1
         except VersionGone:
             if time.monotonic() > give_up:
                 raise

@@ -146,7 +146,7 @@ class Comparisons:
             return
         self._count(active, replies[stable], replies[tried])
         if self._folder and replies[stable].best != replies[tried].best:
-            _keep(self._folder, active.trial.serial, image, replies[stable], replies[tried])
+            _keep(self._folder, f"{active.trial.version}-{active.trial.serial}", image, replies[stable], replies[tried])
 
     def _ask(self, version: Version, image: bytes) -> _Reply:
         started, deadline = time.perf_counter(), time.monotonic() + self._timeout_s
@@ -182,15 +182,15 @@ def _is_slower(tried: _Reply, stable: _Reply) -> bool:
     return tried.run_s > SLOWER * stable.run_s
 
 
-def _keep(folder: Path, serial: int, image: bytes, *replies: _Reply) -> None:
+def _keep(folder: Path, trial: str, image: bytes, *replies: _Reply) -> None:
     """Keep a photo on which the versions of a trial differ, and what each says, while there is room for its photos."""
-    name = f"{serial}-{sha256(image).hexdigest()[:16]}"
+    name = f"{trial}-{sha256(image).hexdigest()[:16]}"
     answers = {
         reply.version.number: most_probable(reply.version.contract.classes, reply.probabilities, 3) for reply in replies
     }
     photo, said = folder / name, folder / f"{name}.json"
     try:
-        if len(list(folder.glob(f"{serial}-*.json"))) < MOST_KEPT:
+        if len(list(folder.glob(f"{trial}-*.json"))) < MOST_KEPT:
             with written_whole(said) as said_draft, written_whole(photo) as photo_draft:
                 photo_draft.write_bytes(image)
                 said_draft.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")

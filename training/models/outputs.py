@@ -57,7 +57,7 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
             raise WeightsError(f"Expected a sigmoid or linear output of one unit. Received: {activation}")
         x = layers.Concatenate(name="probabilities")([layers.Rescaling(-1.0, 1.0)(x), x])
     elif activation.endswith("sigmoid") or not _sums_to_one(model):
-        if activation != "linear":
+        if activation not in ("linear", "log_softmax", "log of softmax"):  # of which the softmax is that softmax
             raise WeightsError(
                 f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
                 f"{', which do not sum to 1' * (activation == 'softmax')}"
@@ -78,7 +78,7 @@ def _sums_to_one(model: keras.Model) -> bool:
 def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
     """Return what made the values of a tensor; `linear` if they are no probabilities, or if nothing tells.
 
-    What something else without weights makes of a sigmoid, such as its logarithm, has both names.
+    What something else without weights makes of probabilities, such as their logarithm, has both names.
 
     Args:
         tensor: An output of a model, or of an operation in it.
@@ -100,6 +100,4 @@ def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
         return activation
     names = {_activation_of(each, fed) for each in inputs}
     made = names.pop() if len(names) == 1 else "linear"
-    if name in _KEEPING:
-        return made
-    return f"{name} of {made}" if made.endswith("sigmoid") else "linear"
+    return made if made == "linear" or name in _KEEPING else f"{name} of {made}"

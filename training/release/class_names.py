@@ -98,7 +98,7 @@ def _whole(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         bare = name.rstrip(",")
         is_quoted = bare[:1] == bare[-1:] and bare[:1] in ("'", '"')
-        is_open = bare[:1] == "(" and ")" not in bare
+        is_open = bare.count("(") > bare.count(")")  # more of the latter are in `a) cat`
         is_half = is_quoted or is_open or any(bare.count(a) != bare.count(b) for a, b in ("[]", "{}"))
         if len(name) > 1 and is_half:
             raise ValueError(f"the name {name!r}")

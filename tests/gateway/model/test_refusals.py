@@ -148,15 +148,37 @@ def test_a_model_server_that_cannot_say_what_it_has_changes_nothing(
 def test_a_replica_that_hangs_does_not_end_readiness(
     model_server: FakeModelServer, connect: Connect, serve: Serve
 ) -> None:
-    """Looks reach it again and again, as their first call or their second; without requests too."""
+    """Looks reach it again and again, as their first call or their second; without requests too.
+
+    Neither does it keep a gateway that starts from being ready, nor a new version from being accepted.
+    """
     other = serve()
     other.versions = model_server.versions
     client = connect(both(model_server, other))
     client.newest()
-    other.status_failure = grpc.StatusCode.DEADLINE_EXCEEDED
+    other.status_failure = other.metadata_failure = other.failure = grpc.StatusCode.DEADLINE_EXCEEDED
     for _ in range(50):
         client._look_again()
         assert client.health.ready and client.newest().number == 1
+    model_server.versions[2] = model_server.versions[1]
+    fresh = connect(both(model_server, other))
+    for each in (client, fresh):
+        for _ in range(8):
+            each._look_again()
+        assert each.health.versions == [2, 1] and each.health.ready
+
+
+def test_a_model_server_that_never_says_what_it_has_is_named(model_server: FakeModelServer, client: Versions) -> None:
+    """/readyz has a reason while requests are answered: a new version would never be noticed."""
+    client.newest()
+    model_server.status_failure = grpc.StatusCode.INTERNAL
+    for look in range(40):
+        client._look_again()
+        assert ask(client)[0] == 1 and client.health.ready
+        assert bool(client.health.release_error) == (look >= 19)
+    model_server.status_failure = None
+    client._look_again()
+    assert client.health.release_error is None
 
 
 def test_looks_that_are_not_answered_change_nothing_while_requests_are(

@@ -197,7 +197,7 @@ def test_photos_that_differ_are_kept_where_a_folder_is_named(
     tried.client.post("/predict", data=encode(photo(seed=4)), content_type="image/jpeg")
     wait_until(lambda: tried.count("gateway_comparisons_total") == 3)
     tried.follow(Trial(2, "shadow", serial=7))
-    wait_until(lambda: tried.ask() and list(folder.glob("7-*.json")))
+    wait_until(lambda: tried.ask() and list(folder.glob("2-7-*.json")))
     assert len(list(folder.glob("*.json"))) == 2
 
 

@@ -66,6 +66,7 @@ def as_two(yes):
     ("units", "activation", "expect"),
     [
         (3, "linear", lambda outputs: keras.ops.softmax(outputs)),
+        (3, "log_softmax", lambda outputs: keras.ops.exp(outputs)),
         (1, "sigmoid", as_two),
         (1, "linear", lambda outputs: as_two(keras.ops.sigmoid(outputs))),
     ],
@@ -75,6 +76,12 @@ def test_outputs_become_probabilities(pixels, units, activation, expect):
     model = small(layers.Dense(units, activation=activation))
     received = run(as_probabilities(model, max(units, 2)), pixels)
     np.testing.assert_allclose(received, expect(run(model, pixels)), atol=1e-6)
+
+
+def test_logarithms_of_probabilities_become_these_again(inputs, pixels):
+    """As networks are trained that take the logarithm of a softmax themselves."""
+    model = keras.Model(inputs, keras.ops.log(layers.Dense(3, "softmax")(layers.Flatten()(inputs / 255))))
+    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), np.exp(run(model, pixels)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "weighted"])
@@ -120,12 +127,21 @@ def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, k
         as_probabilities(build(3), 3)
 
 
-@pytest.mark.parametrize("units", [1, 3])
-def test_what_is_made_of_a_sigmoid_is_refused(inputs, units):
-    """Nothing tells whether it is a probability, such as one less it, or no more, such as its logarithm."""
-    outputs = 1 - layers.Dense(units, activation="sigmoid")(layers.Flatten()(inputs / 255))
-    with pytest.raises(WeightsError, match="Received: subtract of sigmoid"):
-        as_probabilities(keras.Model(inputs, outputs), max(units, 2))
+@pytest.mark.parametrize(
+    ("units", "activation", "made", "message"),
+    [
+        (1, "sigmoid", lambda x: 1 - x, "Received: subtract of sigmoid"),
+        (3, "sigmoid", lambda x: 1 - x, "Received: subtract of sigmoid"),
+        (3, "softmax", lambda x: -keras.ops.log(x), "Received: negative of log of softmax with 3 units"),
+        (3, "softmax", lambda x: 100 * x, "Received: multiply of softmax with 3 units"),
+        (3, "softmax", lambda x: layers.Concatenate()([x, x]), "Received: softmax with 6 units, which do not sum to 1"),
+    ],
+)
+def test_what_is_made_of_probabilities_is_refused(inputs, units, activation, made, message):
+    """Nothing tells whether they are probabilities still, such as one less a sigmoid, or no more."""
+    outputs = made(layers.Dense(units, activation=activation)(layers.Flatten()(inputs / 255)))
+    with pytest.raises(WeightsError, match=message):
+        as_probabilities(keras.Model(inputs, outputs), max(outputs.shape[-1], 2))
 
 
 @pytest.mark.parametrize(
