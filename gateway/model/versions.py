@@ -248,11 +248,12 @@ class Versions:
             return
         except GatewayError as exc:
             self._failed_looks, self._silent_looks = self._failed_looks + 1, self._silent_looks + 1
-            if self._loaded and self._failed_looks < LOOKS_UNTIL_AWAY:
+            is_away = isinstance(exc, ModelUnavailable)  # all replicas; else it may be one that hangs
+            if self._loaded and not is_away and self._failed_looks < LOOKS_UNTIL_AWAY:
                 self._keep()
                 return
             self._available, self._loaded = False, []
-            if isinstance(exc, ModelUnavailable) and self._failed_looks % LOOKS_UNTIL_RENEWED == 0:
+            if is_away and self._failed_looks % LOOKS_UNTIL_RENEWED == 0:
                 self._replicas.renew()
             self._set_health(replace(self.health, accepted=(), error=exc.detail, engines={}))
             return
