@@ -168,8 +168,7 @@ class ModelClient:
             GatewayError: The call failed otherwise.
         """
         query = np.array([b""], dtype=object)
-        timeout_s = min(STATUS_TIMEOUT_S, self._timeout_s)
-        outputs, _ = self._run(number, DESCRIBE_SIGNATURE, {QUERY: query}, [CONTRACT], timeout_s)
+        outputs, _ = self._run(number, DESCRIBE_SIGNATURE, {QUERY: query}, [CONTRACT], self._timeout_s)
         with _reading():
             return bytes(tensor.to_array(outputs[CONTRACT])[0])
 

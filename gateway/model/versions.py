@@ -35,8 +35,7 @@ SEARCH_PAUSE_S = 0.005
 # Every so many looks, exports are asked for their identity. At each look, that cost 2 % of the gateway.
 LOOKS_UNTIL_THOROUGH = 4
 LOOKS_UNTIL_AWAY = 2  # after so many looks in a row that nobody answered, nor a request, requests fail at once
-LOOKS_UNTIL_SILENT = 20  # after so many that nobody answered, though requests were, /readyz says so
-HANGS = 2  # calls of the gate that may meet a replica that hangs: replicas take turns
+LOOKS_UNTIL_SILENT = 20  # after every so many that nobody answered, though requests were, the log says so
 LOOKS_UNTIL_RENEWED = 10  # after every so many such looks, its address is looked up again
 AMONG_OTHERS = (
     "It has no identity, and another export was under its number a moment ago. Export it again to give it one"
@@ -112,6 +111,7 @@ class Versions:
         self._failed_looks, self._silent_looks = 0, 0
         self.health = Health()
         self._looking = threading.Lock()
+        self._is_patient = False  # a look in a request's time is not
         self._looks = 0
         self._looked = threading.Event()
         self._stopped = threading.Event()
@@ -223,6 +223,7 @@ class Versions:
         if not self._looking.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
             return
         try:
+            self._is_patient = deadline == math.inf
             if self._looks == asked:  # none has begun since this call: one that was already under way is not enough
                 self._look(is_thorough)
         finally:
@@ -248,6 +249,8 @@ class Versions:
             return
         except GatewayError as exc:
             self._failed_looks, self._silent_looks = self._failed_looks + 1, self._silent_looks + 1
+            if self._silent_looks % LOOKS_UNTIL_SILENT == 0:
+                _log.warning("the model server did not say %d times in a row which versions it has", self._silent_looks)
             is_away = isinstance(exc, ModelUnavailable)  # all replicas; else it may be one that hangs
             if self._loaded and not is_away and self._failed_looks < LOOKS_UNTIL_AWAY:
                 self._keep()
@@ -287,9 +290,9 @@ class Versions:
         if self._loaded:
             self._follow(self._usable, self._loaded)
             accepted, followed = [version.export for version in self._loaded], self._following
-            silent = "The model server answers requests, but not which versions it has"
-            error = silent if self._silent_looks >= LOOKS_UNTIL_SILENT else followed.error
-            self._set_health(replace(self.health, accepted=accepted, release=followed.release, release_error=error))
+            self._set_health(
+                replace(self.health, accepted=accepted, release=followed.release, release_error=followed.error)
+            )
 
     def _follow(self, usable: list[Version], loaded: list[Version]) -> None:
         """Read the release document anew, and keep the versions in its order."""
@@ -350,7 +353,7 @@ class Versions:
         Raises:
             GatewayError: It could not be asked.
         """
-        signatures = _search(lambda: self._replicas.signatures(number), give_up, HANGS)
+        signatures = self._ask(lambda: self._replicas.signatures(number), give_up)
         identity = find_identity(signatures)
         if DESCRIBE_SIGNATURE not in signatures:
             known = self._see(number, identity, "")
@@ -359,7 +362,7 @@ class Versions:
         if identity and (number, identity, "") in self._known and self._known[number, identity, ""].is_decided:
             return self._see(number, identity, ""), b""
         for _ in range(DESCRIPTIONS):
-            description = _search(lambda: self._replicas.describe(number), give_up, HANGS)
+            description = self._ask(lambda: self._replicas.describe(number), give_up)
             digest = sha256(description).hexdigest()
             if not identity and (number, "", digest) in self._known:
                 return self._see(number, "", digest), description
@@ -381,7 +384,7 @@ class Versions:
         """
 
         def predict(contract: Contract, pixels: NDArray[np.uint8]) -> Outputs:
-            return _search(lambda: self._replicas.predict(known.number, contract, pixels), give_up, HANGS)
+            return self._ask(lambda: self._replicas.predict(known.number, contract, pixels), give_up)
 
         try:
             contract = open_gate(description, predict)
@@ -397,8 +400,20 @@ class Versions:
         """Return the contracts of an export's other files: each embedded server runs the one that is faster there."""
         if not known.identity:
             return set()
-        asked = {_search(lambda: self._replicas.describe(known.number), give_up) for _ in range(FILES_ASKED)}
+        asked = set()
+        with suppress(ModelTimeout):  # of one that hangs; the next look asks others first
+            for _ in range(FILES_ASKED):
+                asked.add(_search(lambda: self._replicas.describe(known.number), give_up))
         return {each for each in asked - {description} if _identity(each) == known.identity}
+
+    def _ask(self, call: Callable[[], Answer], give_up: float) -> Answer:
+        """Make a call of the gate; the watch makes it again if it reached a replica that hangs, as they take turns."""
+        try:
+            return _search(call, give_up)
+        except ModelTimeout:
+            if not self._is_patient:
+                raise
+            return _search(call, give_up)
 
     def _is_told_apart(self, known: _Known) -> bool:
         """Tell whether an answer must be this export's: it has an identity, or there is no other under its number."""
@@ -431,15 +446,11 @@ def _reason(exc: Exception) -> str:
     return str(exc)
 
 
-def _search(call: Callable[[], Answer], give_up: float, hangs: int = 0) -> Answer:
-    """Repeat a call until it reaches a replica that has the version, and so many times if it reaches one that hangs."""
+def _search(call: Callable[[], Answer], give_up: float) -> Answer:
+    """Repeat a call until it reaches a replica that has the version."""
     while True:
         try:
             return call()
-        except ModelTimeout:
-            if not hangs:
-                raise
-            hangs -= 1
         except VersionGone:
             if time.monotonic() > give_up:
                 raise

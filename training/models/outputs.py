@@ -15,6 +15,8 @@ _KEEPING = {  # operations whose outputs are probabilities if their inputs are
     *("activation", "identity", "dropout", "cast", "reshape", "flatten", "squeeze", "expanddims", "getitem", "clip"),
     *("concatenate", "average", "mean", "globalaveragepooling2d", "averagepooling2d"),
 }
+# What softmax makes probabilities of; of logarithms of a softmax, that softmax again.
+_LOGITS = ("linear", "log_softmax", *(f"log of {each}softmax" for each in ("", "add of ", "maximum of ")))
 
 
 def of_one_output(model: keras.Model, name: str | None) -> keras.Model:
@@ -56,8 +58,8 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
         elif activation != "sigmoid":
             raise WeightsError(f"Expected a sigmoid or linear output of one unit. Received: {activation}")
         x = layers.Concatenate(name="probabilities")([layers.Rescaling(-1.0, 1.0)(x), x])
-    elif activation.endswith("sigmoid") or not _sums_to_one(model):
-        if activation not in ("linear", "log_softmax", "log of softmax"):  # of which the softmax is that softmax
+    elif activation.endswith("sigmoid") or not _sums_to_one(model, if_nan=activation == "softmax"):
+        if activation not in _LOGITS:
             raise WeightsError(
                 f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
                 f"{', which do not sum to 1' * (activation == 'softmax')}"
@@ -68,12 +70,12 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
     return keras.Model(model.inputs[0], x, name=model.name)
 
 
-def _sums_to_one(model: keras.Model) -> bool:
+def _sums_to_one(model: keras.Model, *, if_nan: bool) -> bool:
     """Check by running it whether outputs are probabilities already, such as a sum of weighted ones."""
     pixels = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:])).astype(np.float32)
     outputs = np.asarray(model(pixels, training=False))
     if np.isnan(outputs).any():
-        return True  # it is the export that refuses these
+        return if_nan  # an export refuses it, if photos give that too
     return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=0.01))  # of 16-bit floats too
 
 
@@ -102,4 +104,6 @@ def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
         return activation
     names = {_activation_of(each, fed) for each in inputs}
     made = names.pop() if len(names) == 1 else "linear"
-    return made if made == "linear" or name in _KEEPING else f"{name} of {made}"
+    if name in _KEEPING:
+        return made
+    return f"{name} of {made}" if made.endswith(("sigmoid", "softmax")) else "linear"

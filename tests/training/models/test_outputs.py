@@ -78,10 +78,14 @@ def test_outputs_become_probabilities(pixels, units, activation, expect):
     np.testing.assert_allclose(received, expect(run(model, pixels)), atol=1e-6)
 
 
-def test_logarithms_of_probabilities_become_these_again(inputs, pixels):
-    """As networks are trained that take the logarithm of a softmax themselves."""
-    model = keras.Model(inputs, keras.ops.log(layers.Dense(3, "softmax")(layers.Flatten()(inputs / 255))))
-    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), np.exp(run(model, pixels)), atol=1e-6)
+@pytest.mark.parametrize(
+    "logits", [lambda x: keras.ops.log(keras.ops.softmax(x) + 1e-9), lambda x: 30 * layers.ReLU()(x)]
+)
+def test_what_is_made_of_others_gets_a_softmax(inputs, pixels, logits):
+    """Such as logarithms of probabilities, which become these again, and logits with a limit."""
+    model = keras.Model(inputs, logits(layers.Dense(3)(layers.Flatten()(inputs / 255))))
+    expected = keras.ops.softmax(run(model, pixels))
+    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "weighted"])
