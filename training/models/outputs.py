@@ -58,7 +58,7 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
         elif activation != "sigmoid":
             raise WeightsError(f"Expected a sigmoid or linear output of one unit. Received: {activation}")
         x = layers.Concatenate(name="probabilities")([layers.Rescaling(-1.0, 1.0)(x), x])
-    elif activation.endswith("sigmoid") or not _sums_to_one(model, if_nan=activation == "softmax"):
+    elif activation.endswith("sigmoid") or not _sums_to_one(model, is_softmax=activation == "softmax"):
         if activation not in _LOGITS:
             raise WeightsError(
                 f"Expected softmax or linear outputs: one class an image. Received: {activation} with {units} units"
@@ -70,13 +70,14 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
     return keras.Model(model.inputs[0], x, name=model.name)
 
 
-def _sums_to_one(model: keras.Model, *, if_nan: bool) -> bool:
+def _sums_to_one(model: keras.Model, *, is_softmax: bool) -> bool:
     """Check by running it whether outputs are probabilities already, such as a sum of weighted ones."""
     pixels = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:])).astype(np.float32)
     outputs = np.asarray(model(pixels, training=False))
     if np.isnan(outputs).any():
-        return if_nan  # an export refuses it, if photos give that too
-    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=0.01))  # of 16-bit floats too
+        return is_softmax  # an export refuses it, if photos give that too
+    tolerance = 0.01 if is_softmax else 1e-4  # a softmax may be one of 16-bit floats
+    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=tolerance))
 
 
 def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
