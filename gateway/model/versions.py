@@ -249,10 +249,11 @@ class Versions:
             return
         except GatewayError as exc:
             self._failed_looks, self._silent_looks = self._failed_looks + 1, self._silent_looks + 1
-            if self._silent_looks % LOOKS_UNTIL_SILENT == 0:
-                _log.warning("the model server did not say %d times in a row which versions it has", self._silent_looks)
             is_away = isinstance(exc, ModelUnavailable)  # all replicas; else it may be one that hangs
             if self._loaded and not is_away and self._failed_looks < LOOKS_UNTIL_AWAY:
+                if self._silent_looks % LOOKS_UNTIL_SILENT == 0:
+                    silent = "the model server did not say %d times in a row which versions it has"
+                    _log.warning(silent, self._silent_looks)
                 self._keep()
                 return
             self._available, self._loaded = False, []
@@ -400,10 +401,7 @@ class Versions:
         """Return the contracts of an export's other files: each embedded server runs the one that is faster there."""
         if not known.identity:
             return set()
-        asked = set()
-        with suppress(ModelTimeout):  # of one that hangs; the next look asks others first
-            for _ in range(FILES_ASKED):
-                asked.add(_search(lambda: self._replicas.describe(known.number), give_up))
+        asked = {self._ask(lambda: self._replicas.describe(known.number), give_up) for _ in range(FILES_ASKED)}
         return {each for each in asked - {description} if _identity(each) == known.identity}
 
     def _ask(self, call: Callable[[], Answer], give_up: float) -> Answer:

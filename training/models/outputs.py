@@ -76,8 +76,9 @@ def _sums_to_one(model: keras.Model, *, is_softmax: bool) -> bool:
     outputs = np.asarray(model(pixels, training=False))
     if np.isnan(outputs).any():
         return is_softmax  # an export refuses it, if photos give that too
-    tolerance = 0.01 if is_softmax else 1e-4  # a softmax may be one of 16-bit floats
-    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=tolerance))
+    tolerance = 0.01 if is_softmax or outputs.dtype.itemsize < 4 else 1e-4  # 16-bit floats add up to about 1
+    sums = outputs.astype(np.float32).sum(axis=1)
+    return bool(outputs.min() >= 0 and np.allclose(sums, 1, atol=tolerance))
 
 
 def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:

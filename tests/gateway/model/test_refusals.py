@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -14,7 +15,7 @@ from PIL import Image
 
 from contract import messages_pb2 as messages
 from contract.document import Novelty
-from gateway.errors import ModelUnavailable
+from gateway.errors import ModelTimeout, ModelUnavailable
 from gateway.model.protocol import Export
 from gateway.model.unloaded import END, LOADING
 from gateway.model.versions import Versions
@@ -48,8 +49,13 @@ def of_other_weights(golden: list[bytes]) -> FakeVersion:
     return version
 
 
-def test_replicas_that_run_different_files_of_an_export_are_accepted(golden: list[bytes], connect: Connect) -> None:
-    """fp32 on one and int8 on another, each with its own golden answers; an answer that is neither's is refused."""
+def test_replicas_that_run_different_files_of_an_export_are_accepted(
+    golden: list[bytes], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp32 on one and int8 on another, each with its own golden answers; an answer that is neither's is refused.
+
+    One that hangs when it is asked for its file refuses nothing: the next look asks again.
+    """
     fp32, int8 = constant(0.1, 0.2, 0.7), constant(0.2, 0.3, 0.5)
     files = [
         FakeModelServer({1: FakeVersion.of(golden, predict=predict, identity="f" * 16, tolerance=tolerance)})
@@ -58,6 +64,17 @@ def test_replicas_that_run_different_files_of_an_export_are_accepted(golden: lis
     try:
         client = connect(both(*files))
         assert ask(client)[0] == 1 and not client.health.refused
+        client = connect(both(*files))
+        describe, calls = client._replicas.describe, itertools.count()
+
+        def hang_twice(number: int) -> bytes:
+            if next(calls) in (1, 2):
+                raise ModelTimeout("The prediction did not arrive in time.")
+            return describe(number)
+
+        monkeypatch.setattr(client._replicas, "describe", hang_twice)
+        eventually(lambda: bool(client._look_again() or client.health.versions))
+        assert next(calls) > 3 and client.health.versions == [1]
         files[1].versions[1].predict = constant(0.4, 0.3, 0.3)
         client = connect(both(*files))
         eventually(lambda: bool(client._look_again() or client.health.refused))
