@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -34,6 +35,9 @@ from gateway.trace import current_trace
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # a contract with 20,000 classes fits
 STATUS_TIMEOUT_S = 2.0
+# Replicas behind one address take turns in answering, so a call may reach one that lacks what others have.
+SEARCH_S = 2.0  # how long a request, or the gate, tries to reach a replica that has an export
+SEARCH_PAUSE_S = 0.005
 # Source: tensorflow/serving 2.20, servables/tensorflow/predict_util.cc; it looks before it reads any input.
 NO_SIGNATURE = "Serving signature key"
 # Source: batching_util/basic_batch_scheduler.h there; it says UNAVAILABLE too, and nobody went away.
@@ -78,6 +82,8 @@ _DETAILS: dict[type[GatewayError], str] = {
     Overloaded: "The model server is busy. Try again shortly.",
     ModelTimeout: "The prediction did not arrive in time.",
 }
+
+Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
 
@@ -246,6 +252,21 @@ class ModelClient:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )
+
+
+def search(call: Callable[[], Answer], give_up: float) -> Answer:
+    """Repeat a call until it reaches a replica that has the version.
+
+    Raises:
+        VersionGone: None was reached until `give_up`, of the monotonic clock.
+    """
+    while True:
+        try:
+            return call()
+        except VersionGone:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(SEARCH_PAUSE_S)
 
 
 @contextmanager

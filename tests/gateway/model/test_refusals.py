@@ -1,4 +1,4 @@
-"""gateway/model/versions.py and gate.py: what is refused, tried again, unloaded or away, and what is said of it."""
+"""gateway/model/exports.py and gate.py: what is refused, tried again, unloaded or away, and what is said of it."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def test_a_version_that_stays_away_is_forgotten(
     model_server: FakeModelServer, client: Versions, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When its number returns, it passes the gate anew."""
-    monkeypatch.setattr("gateway.model.versions.FORGET_AFTER_S", 0.2)
+    monkeypatch.setattr("gateway.model.exports.FORGET_AFTER_S", 0.2)
     client.start()
     ask(client)
     model_server.versions[2] = FakeVersion(b"bad")

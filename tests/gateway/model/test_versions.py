@@ -152,7 +152,7 @@ def test_a_version_without_an_identity_is_described_and_gated_again(
     model_server: FakeModelServer, client: Versions, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What came in its place answers only once the other has not been seen for a while; until then none does."""
-    monkeypatch.setattr("gateway.model.versions.FORGET_AFTER_S", 0.5)
+    monkeypatch.setattr("gateway.model.exports.FORGET_AFTER_S", 0.5)
     model_server.versions[1] = without_identity(golden)
     client.start()
     assert ask(client) == (1, "blue")
