@@ -43,4 +43,4 @@ ENV GATEWAY_WORKERS=1 GATEWAY_THREADS=8 GATEWAY_FETCH_LIMIT=6 GATEWAY_DECODE_LIM
 EXPOSE 9696
 USER 10001:10001
 ENTRYPOINT ["python", "run.py"]
-HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/readyz\")"]
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-c", "import os, urllib.request; urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ['PORT']}/readyz\")"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from gateway.settings import PREFIX, Settings
 from gateway.telemetry.metrics import Metrics
 from serving.settings import Settings as ServingSettings
 from tests.conftest import ROOT
+from tests.programs.origins import Origin, http_answer
 from tests.programs.stack import wait_until
 from training.release.carried import carry
 
@@ -270,6 +272,22 @@ def test_what_images_copy_may_be_read(path: Path) -> None:
     stages = re.split(r"^FROM ", path.read_text(), flags=re.MULTILINE)
     copying = [stage for stage in stages if re.search(r"^COPY (?!--from=|requirements/)", stage, re.MULTILINE)]
     assert copying and all("chmod -R a+rX" in stage for stage in copying)
+
+
+@pytest.mark.parametrize(("image", "variable"), [("gateway", "GATEWAY_PORT"), ("single", "PORT")])
+def test_health_checks_ask_the_container_itself(image: str, variable: str, origin: Origin) -> None:
+    """And not the proxy that Docker names to containers."""
+    text = (ROOT / f"image-{image}.dockerfile").read_text()
+    (written,) = re.findall(r"^HEALTHCHECK .* CMD (.*)$", text, re.MULTILINE)
+    command = [sys.executable, *json.loads(written)[1:]]
+    environ = {variable: str(origin.port), "http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
+
+    def is_healthy() -> bool:
+        return subprocess.run(command, env=environ, capture_output=True).returncode == 0
+
+    assert not is_healthy()
+    origin.answers["/readyz"] = http_answer(b"ready")
+    assert is_healthy()
 
 
 def test_the_real_server_and_the_embedded_one_differ_in_the_base_only() -> None:
