@@ -30,7 +30,7 @@ stuck() {
 }
 
 for name in model gateway; do
-  tries=0
+  tries=0 began=$(date +%s)
   until kubectl -n $namespace rollout status deployment/$name --timeout 10s >/dev/null 2>&1; do
     tries=$((tries + 1))
     if found=$(stuck); then
@@ -43,10 +43,11 @@ for name in model gateway; do
       exit 1
     elif [ $tries = 3 ]; then # where nodes are added by themselves, it may go away
       kubectl -n $namespace get events --field-selector reason=FailedScheduling
-    elif [ $tries = 60 ]; then
+    elif [ $(($(date +%s) - began)) -ge 600 ]; then
       echo "deployment/$name was not ready after ten minutes. See kubectl -n $namespace describe pods"
       exit 1
     fi
+    sleep 2 # kubectl does not wait for a Deployment that has missed its progress deadline
   done
   echo "deployment/$name is ready"
 done

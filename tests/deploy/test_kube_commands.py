@@ -1,4 +1,4 @@
-"""kube/release.sh and kube/batch: the programs that run in Pods of their own."""
+"""kube/release.sh and kube/batch, whose programs run in Pods of their own, and kube/apply.sh."""
 
 from __future__ import annotations
 
@@ -112,6 +112,23 @@ def test_a_batch_runs_in_parts(tmp_path: Path) -> None:
     assert policy["podSelector"]["matchLabels"] == job["template"]["metadata"]["labels"]
     release = yaml.safe_load((KUBE / "model-volume" / "network.yaml").read_text())["spec"]
     assert policy["egress"] == release["egress"]
+
+
+def test_make_kube_waits_for_ten_minutes(tmp_path: Path) -> None:
+    """Also for a Deployment that has missed its progress deadline, for which kubectl does not wait at all."""
+    programs = {
+        "kubectl": 'case "$*" in *" rollout status "*) echo >> asked; exit 1 ;; esac',
+        "date": "echo >> looked; echo $(($(wc -l < looked) * 150))",  # the clock goes on by 150 s with each look
+        "sleep": "",
+    }
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([KUBE / "apply.sh", "local"], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "deployment/model was not ready after ten minutes" in done.stdout
+    assert (tmp_path / "asked").read_text() == "\n" * 5  # of a clock, not of tries
 
 
 def split(values: list[str], separator: str) -> tuple[list[str], list[str]]:
