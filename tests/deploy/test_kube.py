@@ -218,6 +218,13 @@ def test_selectors_find_their_pods(objects: list[Object]) -> None:
         assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
+def test_a_node_can_be_drained_while_no_pod_is_ready() -> None:
+    """By default, a budget then lets none of them go."""
+    for tier in ("gateway", "model"):
+        budget = find(read_base(), "PodDisruptionBudget", tier)["spec"]
+        assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_autoscalers_mean_their_tier_and_the_local_overlay_has_none(tmp_path: Path) -> None:
     """On a machine's few cores, more Pods only take turns; and one Pod needs no budget."""
     for tier in ("gateway", "model"):
