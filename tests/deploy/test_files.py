@@ -355,6 +355,17 @@ def test_compose_publishes_the_gateway_and_gives_it_time_to_finish() -> None:
     assert int(service["stop_grace_period"].removesuffix("s")) > Settings().stop_timeout_s
 
 
+def test_stacks_beside_each_other_have_ports_of_their_own() -> None:
+    """A variable chooses each published port; docs/operate.md sets all of them for a second model."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"].values()
+    published = [port.rpartition(":")[0] for service in services for port in service.get("ports", ())]
+    names = re.findall(r"(\w+):-", " ".join(published))
+    assert len(names) == len(published) == 3
+    page = (ROOT / "docs" / "operate.md").read_text()
+    (line,) = re.findall(r"^COMPOSE_PROJECT_NAME=.* make up$", page.replace("\\\n", ""), re.MULTILINE)
+    assert [name for name in names if f" {name}=" not in line] == []
+
+
 def test_compose_passes_every_setting_to_the_gateway() -> None:
     """All but those that are the container's own; a new setting needs its line there."""
     environment = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]["environment"]

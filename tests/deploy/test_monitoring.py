@@ -61,13 +61,18 @@ def test_the_errors_alert_counts_no_fault_of_others() -> None:
 
 
 def test_prometheus_scrapes_the_stack() -> None:
-    """Its targets are the services, at the port of the gateway and at the path of the model server."""
+    """Its targets are the services, at the port of the gateway and at the path of the model server.
+
+    It reads edited files and upgraded alerts again, in a folder: a file that is mounted alone stays the old one.
+    """
     jobs = {job["job_name"]: job for job in yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"]}
     services = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"]
     assert set(jobs) == set(services) - {"prometheus", "release"}
     assert jobs["gateway"]["static_configs"] == [{"targets": [f"gateway:{Settings().port}"]}]
     assert jobs["model"]["metrics_path"] in (ROOT / "serving" / "container" / "monitoring.config").read_text()
     assert jobs["model"]["static_configs"] == [{"targets": ["model:8501"]}]
+    assert "--enable-feature=auto-reload-config" in services["prometheus"]["command"]
+    assert "./monitoring:/etc/prometheus:ro,z" in services["prometheus"]["volumes"]
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of Debian's prometheus")
