@@ -266,6 +266,11 @@ def test_make_and_the_release_have_every_image() -> None:
     assert [set(each.split()) for each in lists] == [names, names]
 
 
+def test_a_release_is_pushed_under_its_own_tag_alone() -> None:
+    """As `latest`, a trial of the next release, or a mend of an old one, would reach everybody."""
+    assert "latest" not in (ROOT / ".github" / "workflows" / "release.yml").read_text()
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_what_images_copy_may_be_read(path: Path) -> None:
     """By their users too: a checkout with umask 077 has files that only its owner may read, and COPY keeps that."""
