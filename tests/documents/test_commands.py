@@ -91,6 +91,45 @@ def test_the_lambda_function_answers_here(tiny_store: Path) -> None:
     assert ast.literal_eval(done.stdout.splitlines()[-1])["model"]["name"] == "tiny"
 
 
+# What copies a version to another machine. The first copy breaks off.
+CONNECTION = {
+    "scp": 'copy "$2" "${3#*:}"',
+    "ssh": 'shift; "$@"',
+    "kubectl": 'case $3 in get) echo pod/model ;; cp) copy "$4" "${5#*:}" ;; exec) shift 5; "$@" ;; esac',
+    "copy": '[ -e tried ] || { mkdir "$2"; touch tried "$2/half.pb"; exit 1; }; cp -r "$1" "$2"',
+}
+
+
+@pytest.mark.parametrize(("program", "model"), [("scp", "imagenet"), ("kubectl", "clothing")])
+def test_a_copy_that_broke_off_is_made_again(program: str, model: str, tmp_path: Path) -> None:
+    """By the commands of docs/deploy.md: what is half there gets no number, and a number no second version."""
+    scripts = map("\n".join, blocks("docs/deploy.md"))
+    (script,) = (each for each in scripts if program in each and f"{model}/draft" in each)
+    source, there = tmp_path / "model-store" / model / "2", tmp_path / "image-classifier" / "model-store" / model
+    for folder in (source, there):
+        folder.mkdir(parents=True)
+    (source / "model.tflite").touch()
+    for name, line in CONNECTION.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    seen = []
+    for _ in range(3):
+        command = script.replace("/models/", "image-classifier/model-store/")
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environ, capture_output=True)
+        seen.append(sorted(str(path.relative_to(there)) for path in there.rglob("*.*")))
+    assert seen == [["draft/half.pb"], ["2/model.tflite"], ["2/model.tflite", "draft/model.tflite"]]
+
+
+def test_commands_of_clouds_say_what_they_change() -> None:
+    """AWS asks for the function's name, and gcloud for the service and its region."""
+    text = re.sub(r"\\\n *", "", "".join(PAGES.values()))
+    functions = re.findall(r"aws lambda [a-z]\S* (?:[a-z]\S* )?(--[^`\n]*)", text)
+    services = re.findall(r"gcloud run [a-z ]+(-[^`\n]*|--[^`\n]*)", text)
+    assert len(functions) >= 6 and [each for each in functions if "--function-name" not in each] == []
+    assert len(services) >= 2 and [each for each in services if "--region REGION" not in each] == []
+
+
 def test_every_command_has_a_test() -> None:
     """A new kind of command needs a test, or the mark."""
     known = ("make ", "python -m training ", "python -m gateway.batch ", *RUN_BY)
