@@ -220,6 +220,12 @@ def test_make_warns_of_an_image_with_a_version_that_is_tried(tmp_path: Path) -> 
     assert "Warning: the image carries a version that is tried" in done.stderr
 
 
+def test_the_base_that_an_upgrade_pulls_is_the_one_that_images_have() -> None:
+    """Building again does not look for a newer one."""
+    (pulled,) = re.findall(r"`docker pull (\S+)`", (ROOT / "docs" / "operate.md").read_text())
+    assert [path.name for path in DOCKERFILES if f"\nARG PYTHON_IMAGE={pulled}\n" not in path.read_text()] == []
+
+
 def test_an_init_process_may_signal_the_server_that_left_root() -> None:
     """Or `docker stop` would not reach it: the init process is root, with no more rights than it keeps."""
     for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():
