@@ -49,7 +49,7 @@ class _Known:
         identity: The export's; empty if it is from before there were identities.
         digest: The contract's, to recognize an export without an identity; empty if it has an identity, or no contract.
         look: The last look that met it; `seen_s` is when that was.
-        attempts: How often the model server failed while the gate was open for it.
+        attempts: How often in a row the model server failed while the gate was open for it.
         version: Set once it passed the gate.
         refusal: Why it may not answer; `refused_s` is since when.
     """
@@ -70,8 +70,12 @@ class _Known:
 
     @property
     def is_decided(self) -> bool:
-        """Whether it passed or failed. Without an identity, the examples may have reached another export: ask again."""
-        if self.refusal and self.digest and time.monotonic() - self.refused_s > FORGET_AFTER_S:
+        """Whether it passed or failed.
+
+        A refusal is no longer one after a while if the model server failed, which may be well again. Neither is it
+        without an identity, as the examples may have reached another export.
+        """
+        if self.refusal and (self.attempts or self.digest) and time.monotonic() - self.refused_s > FORGET_AFTER_S:
             return False
         return self.version is not None or self.refusal is not None
 
@@ -160,8 +164,8 @@ class Exports:
         except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
             return f"{NOT_TRIED}: {exc.detail}"
         except Exception as exc:  # one bad version must not keep others from answering
-            known.attempts += 1
-            if isinstance(exc, ModelFailed) and known.attempts < ATTEMPTS_UNTIL_REFUSED:
+            known.attempts = known.attempts + 1 if isinstance(exc, ModelFailed) else 0
+            if 0 < known.attempts < ATTEMPTS_UNTIL_REFUSED:
                 return f"{NOT_TRIED}: {_reason(exc)}"
             known.refusal, known.refused_s = _reason(exc), time.monotonic()
             if not isinstance(exc, Refusal | ModelFailed):

@@ -127,9 +127,12 @@ def test_a_bad_version_is_refused_and_the_old_one_answers(
 
 
 def test_a_version_that_fails_in_the_gate_again_and_again_is_refused(
-    model_server: FakeModelServer, client: Versions
+    model_server: FakeModelServer, client: Versions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once could be a broken connection; the refusal contains the model server's words."""
+    """Once could be a broken connection; the refusal contains the model server's words.
+
+    After a while it is tried again, and logged no more: the model server may be well again.
+    """
     model_server.versions[1].fails = grpc.StatusCode.INTERNAL
     for _ in range(2):
         client._look_again()
@@ -140,6 +143,13 @@ def test_a_version_that_fails_in_the_gate_again_and_again_is_refused(
     client._look_again()
     assert len(model_server.calls) == calls, "a refused version is not tried again"
     assert not client.health.ready
+    logged = caplog.text.count("is refused")
+    monkeypatch.setattr("gateway.model.exports.FORGET_AFTER_S", 0.0)
+    client._look_again()
+    assert len(model_server.calls) > calls and caplog.text.count("is refused") == logged
+    model_server.versions[1].fails = None
+    client._look_again()
+    assert client.health.ready and not client.health.refused
 
 
 @pytest.mark.parametrize("identity", [None, ""])
