@@ -114,10 +114,9 @@ class Exports:
         """Return what passed the gate, and whose answers are surely its own; the newest comes first."""
         return [version for _, version in self._usable()]
 
-    def loaded(self, available: Iterable[int]) -> list[Version]:
-        """Return those of the usable versions that the last looks met under numbers that are loaded."""
-        recent, numbers = self._looks - RECENT_LOOKS, set(available)
-        return [version for known, version in self._usable() if known.number in numbers and known.look > recent]
+    def loaded(self) -> list[Version]:
+        """Return those of the usable versions that the last looks met."""
+        return [version for known, version in self._usable() if known.look > self._looks - RECENT_LOOKS]
 
     def refused(self) -> dict[Export, str]:
         """Return what may not answer, and why; the newest comes first."""

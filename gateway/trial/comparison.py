@@ -127,8 +127,9 @@ class Comparisons:
         Raises:
             GatewayError: The photo or the moment is to blame, and not the tried version.
         """
-        stable, tried = self._model.newest(), active.version
-        if stable is tried:  # it was promoted a moment ago
+        stable, tried, release = self._model.newest(), active.version, self._model.health.release
+        # It was promoted a moment ago, or another version stands in for the stable one.
+        if stable is tried or not release or stable.number != release.stable:
             return
         replies: dict[Version, _Reply] = {}
         failed = False

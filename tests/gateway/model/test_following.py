@@ -132,6 +132,20 @@ def test_trial_begins_once_its_version_is_accepted(
     assert client.health.release_error is None
 
 
+def test_a_replica_without_the_stable_version_changes_nothing(
+    client: Versions, server: FakeModelServer, file: Path
+) -> None:
+    """Looks in a row may reach it: the trial goes on, and nothing alerts. After some, the version is gone."""
+    file.write_text(Release(3, trial=Trial(4, "shadow"), previous=2).to_json())
+    assert order(client)[0] == 3
+    del server.versions[3]
+    for _ in range(3):
+        assert order(client)[0] == client.newest().number == 3
+        assert client.trial() and client.health.release_error is None
+    assert order(client)[0] == client.newest().number == 2
+    assert "version 3 as stable" in (client.health.release_error or "")
+
+
 def test_at_a_start_nothing_answers_before_the_stable_version(
     client: Versions, server: FakeModelServer, file: Path, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,15 +8,23 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from contract.answers import Outputs
 from contract.document import ImageSpec
 from contract.release import Trial
+from gateway.memory import Room
+from gateway.model.protocol import Version
+from gateway.settings import Settings
+from gateway.stages import Stages
+from gateway.trial.comparison import Comparisons
+from gateway.trial.trials import Trials
 from tests.gateway.trial.conftest import IMAGE, Tried
-from tests.programs.model_server import mean_colour
+from tests.programs.model_server import FakeVersion, mean_colour
 from tests.programs.photos import encode, photo
 from tests.programs.stack import wait_until
 
@@ -117,6 +125,49 @@ def test_failures_in_the_shadow_stop_the_trial(tried: Tried, status: grpc.Status
     tried.ask()
     time.sleep(0.1)
     assert tried.count("gateway_comparisons_total") == 5
+
+
+def test_only_the_stable_version_is_compared_with(tried: Tried, golden: list[bytes]) -> None:
+    """Another stands in for it where it is gone; the export's limits are not for that."""
+    tried.start(SHADOW)
+    active = tried.model.trial()
+    assert active
+    settings = Settings()
+    comparisons = Comparisons(
+        tried.model,
+        Trials(tried.model, tried.metrics),
+        Stages(settings),
+        metrics=tried.metrics,
+        room=Room(1),
+        settings=settings,
+    )
+    comparisons._compare(active, IMAGE)
+    assert tried.count("gateway_comparisons_total") == 1
+    tried.server.versions[0] = FakeVersion.of(golden)
+    del tried.server.versions[1]
+    wait_until(lambda: tried.model._look_again() or tried.model.newest().number == 0)
+    comparisons._compare(active, IMAGE)
+    assert tried.count("gateway_comparisons_total") == 1
+
+
+def test_waiting_for_a_place_to_decode_is_no_failure(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tried version has its whole time to answer, however long that took."""
+    decode, predict, limits = Stages.decode, tried.model.predict, []
+
+    def note_and_decode(self: Stages, images: Any, spec: ImageSpec, deadline: float) -> Any:
+        limits.append(deadline)
+        return decode(self, images, spec, deadline)
+
+    def note_and_predict(version: Version, pixels: Any, deadline: float) -> Outputs:
+        limits.append(deadline)
+        return predict(version, pixels, deadline)
+
+    tried.start(SHADOW)
+    monkeypatch.setattr(Stages, "decode", note_and_decode)
+    monkeypatch.setattr(tried.model, "predict", note_and_predict)
+    compare(tried, 1)
+    assert limits[0] == limits[1], "those of the request are one"
+    assert len(limits) == 6 and limits[2] < limits[3] and limits[4] < limits[5]
 
 
 def test_answers_of_the_trial_are_compared_too(tried: Tried) -> None:
