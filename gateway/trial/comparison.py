@@ -150,13 +150,12 @@ class Comparisons:
             _keep(self._folder, f"{active.trial.version}-{active.trial.serial}", image, replies[stable], replies[tried])
 
     def _ask(self, version: Version, image: bytes) -> _Reply:
-        started, deadline = time.perf_counter(), time.monotonic() + self._timeout_s
-        before_s = time.thread_time()
-        (decoded,) = self._stages.decode([image], version.contract.image, deadline)
+        started, before_s = time.perf_counter(), time.thread_time()
+        (decoded,) = self._stages.decode([image], version.contract.image, time.monotonic() + self._timeout_s)
         if isinstance(decoded, GatewayError):
             raise decoded
         decode_s = time.thread_time() - before_s  # without waiting for a place
-        outputs = self._model.predict(version, decoded.pixels[np.newaxis], deadline)
+        outputs = self._model.predict(version, decoded.pixels[np.newaxis], time.monotonic() + self._timeout_s)
         run_s = None if outputs.seconds is None else decode_s + outputs.seconds
         return _Reply(version, time.perf_counter() - started, run_s, outputs.probabilities[0])
 
