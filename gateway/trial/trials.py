@@ -68,8 +68,10 @@ class Trials:
 
     def record(self, active: ActiveTrial, *, failed: bool) -> None:
         """Count what the tried version was asked, and whether it failed where the stable version answered."""
+        release = self._model.health.release
+        running = release.trial.identity if release and release.trial else None
         with self._lock:
-            if active.trial.identity != self._counted:  # a slow request, or comparison, of an earlier trial
+            if not active.trial.identity == running == self._counted:  # slow, and of an earlier trial
                 return
             self._counts[failed] += 1
             failures, requests = self._counts[True], self._counts.total()
