@@ -31,7 +31,7 @@ class Address:
         url: The gateway's, without `/` at its end.
         ip: The address.
         answers: How often in a row it showed the release.
-        lag: Why it does not follow; empty if it does.
+        lag: Why it did not follow when it last did not; empty if it always did.
         is_closed: Whether nothing listens there, as at ::1 for a gateway that listens on IPv4 only.
     """
 
@@ -141,24 +141,28 @@ def wait_until_followed(
 def _look(address: Address, model: str, serial: int) -> None:
     """Ask an address which release it follows."""
     try:
-        address.lag = _find_lag(address.get("/readyz"), model, serial)
+        lag = _find_lag(address.get("/readyz"), model, serial)
     except urllib3.exceptions.NewConnectionError:
-        address.lag = "does not take connections"
+        lag = "does not take connections"
     except (urllib3.exceptions.HTTPError, ValueError) as exc:  # of a key with a control character
-        address.lag = f"does not answer: {exc}"
-    address.answers = 0 if address.lag else address.answers + 1
+        lag = f"does not answer: {exc}"
+    address.lag = lag or address.lag
+    address.answers = 0 if lag else address.answers + 1
 
 
 def _find_lag(response: urllib3.BaseHTTPResponse, model: str, serial: int) -> str:
     """Return why a gateway does not follow, by its answer; empty if it does."""
     try:
         health = json.loads(response.data)
-        name, release, error = health["model"]["name"], health["release"], health["release_error"]
+        name, failure = health["model"]["name"], health["model"]["error"]
+        release, error = health["release"], health["release_error"]
         followed = int(release["serial"]) if release else -1
     except (ValueError, KeyError, TypeError):
         return f"shows no release at /readyz, with status {response.status}; GATEWAY_KEY may be missing"
     if name != model:
         return f"serves another model, {name!r}"
+    if failure:
+        return f"answers no requests: {failure.rstrip('.')}"
     if followed >= serial:
         return f"follows release {followed}, but {error}" if error else ""
     return (f"follows release {followed}" if release else "follows no release") + (f": {error}" if error else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ def name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def follows(serial: int, error: str | None = None, model: str = "clothing") -> dict[str, object]:
     release = {"serial": serial} if serial else None
-    return {"status": "ready", "model": {"name": model}, "release": release, "release_error": error}
+    return {"status": "ready", "model": {"name": model, "error": None}, "release": release, "release_error": error}
 
 
 @pytest.mark.processes
@@ -147,6 +148,29 @@ def test_one_worker_that_lags(store: Store, serve: Serve, monkeypatch: pytest.Mo
     assert status == 0 and "Release 1 is followed by" in out
     assert err == f"Waiting up to 30 s, as {url} follows no release.\n"
     assert next(answers, None) is None
+
+
+def test_one_worker_that_never_follows(store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever worker gave the last answer, the reason is that of the other."""
+    monkeypatch.setattr(command, "FOLLOW_S", 0.5)
+    monkeypatch.setattr("gateway.release.gateways.PAUSE_S", 0.0)
+    now, answers = itertools.count(), itertools.cycle([follows(1), follows(0, "version 1 was refused"), follows(1)])
+    monkeypatch.setattr("gateway.release.gateways.time.monotonic", lambda: next(now) / 10)
+    url = f"http://127.0.0.1:{serve(lambda path: next(answers))}"
+    status, out, err = store.run("promote", "1", "--gateway", url)
+    assert status == 3 and "is followed by" not in out
+    assert err.endswith(f"{url} does not follow release 1: it follows no release: version 1 was refused.\n")
+
+
+def test_a_gateway_that_answers_nothing(store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It follows the release, but its model server is away, or has no usable version."""
+    monkeypatch.setattr(command, "FOLLOW_S", 0.1)
+    health = follows(1) | {"model": {"name": "clothing", "error": "The model server does not answer."}}
+    url = f"http://127.0.0.1:{serve(lambda path: health)}"
+    store.do("promote", "1")
+    status, out, err = store.run("status", "--gateway", url)
+    assert status == 3 and "is followed by" not in out
+    assert err == f"{url} does not follow release 1: it answers no requests: The model server does not answer.\n"
 
 
 def test_tls_asks_for_the_name(

@@ -87,7 +87,11 @@ class Gateway:
             return generate_latest(self.counted.registry)
         if path == "/readyz":
             return json.dumps(
-                {"model": {"name": self.model}, "release": release, "release_error": self.refuses or None}
+                {
+                    "model": {"name": self.model, "error": None},
+                    "release": release,
+                    "release_error": self.refuses or None,
+                }
             ).encode()
         trial = release["trial"] if not self.refuses else None
         contract = {name: value for name, value in CONTRACT.to_dict().items() if name != "golden"}
