@@ -320,12 +320,13 @@ def open_ledger(store: Path, model: str) -> Ledger:
     """Return the ledger of a store's model.
 
     Raises:
-        Refused: There is no such model.
+        Refused: There is no such model, or the store cannot be read.
     """
     home = store / model
-    if model and Path(model).name == model and model[0] != "." and home.is_dir():
-        return Ledger(home)
-    models = sorted(each.name for each in store.glob("[!.]*") if each.is_dir())
+    with _explained():
+        if model and Path(model).name == model and model[0] != "." and home.is_dir():
+            return Ledger(home)
+        models = sorted(each.name for each in store.glob("[!.]*") if each.is_dir())
     names = ", ".join(models) or "it has none; --store names another"
     raise Refused(f"Expected a model of {store} ({names}). Received: {model!r}")
 

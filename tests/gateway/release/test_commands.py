@@ -92,11 +92,17 @@ def test_what_is_no_share(store: Store, text: str) -> None:
     assert refusal.value.code == 2
 
 
-@pytest.mark.parametrize("name", ["shoes", "../clothing", "..", ".", "", "clothing/1"])
-def test_names_that_are_no_model(store: Store, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The message lists the models."""
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((each, "(clothing)") for each in ("shoes", "../clothing", "..", ".", "", "clothing/1")),
+        ("a" * 300, "too long"),
+    ],
+)
+def test_names_that_are_no_model(store: Store, name: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message lists the models, or says why the store cannot be read."""
     assert main([name, "--store", str(store.path), "status"]) == 1
-    assert "(clothing)" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
 def test_names_with_dots(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
