@@ -168,7 +168,7 @@ def digest(version: Path) -> str:
     """Return what says whether a version's files are still the same.
 
     It is what this prints in its folder:
-    `find . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum`
+    `find . -xtype f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum`
 
     Raises:
         OSError: A file cannot be read, or there is none.

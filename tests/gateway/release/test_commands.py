@@ -151,9 +151,11 @@ def test_a_version_that_changed_during_its_trial(store: Store) -> None:
 
 
 def test_digests_are_what_sha256sum_says(store: Store) -> None:
-    """So anybody can check them."""
+    """So anybody can check them; a link to a file counts, and what is in a linked folder does not."""
+    (store.home / "2" / "variables").symlink_to(store.home / "1" / "saved_model.pb")
+    (store.home / "2" / "linked").symlink_to(store.home / "1")
     store.do("promote", "2")
-    command = "find . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
+    command = "find . -xtype f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
     done = subprocess.run(["bash", "-c", command], cwd=store.home / "2", capture_output=True, text=True, check=True)
     assert store.lines[0]["digests"] == {"2": done.stdout.split()[0]}
 
