@@ -145,7 +145,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
     try:
         watch = Watch(ledger, options.gateway)
     except Refused as exc:
-        if not begun or _is_over(ledger, begun):
+        if not begun or _is_over(ledger, begun.after.trial):
             raise
         _warn(
             f"{exc} So nobody watches the trial of version {options.version}, which has begun. `watch` does;"
@@ -155,7 +155,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
     try:
         outcome = watch.run(options.promote_after, options.within)
     except KeyboardInterrupt:
-        if watch.ended():
+        if _is_over(ledger, watch.trial):
             raise
         _warn(
             f"Stopped. The trial of version {watch.trial.version} goes on, and nobody watches it. `watch` continues;"
@@ -173,14 +173,14 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
     return followed if outcome.is_good else status
 
 
-def _is_over(ledger: Ledger, begun: Change) -> bool:
+def _is_over(ledger: Ledger, trial: Trial | None) -> bool:
     """Tell whether others have ended a trial; it goes on while the store is away."""
     try:
         release = ledger.read().release
     except Refused:
         return False
-    now, then = (each.trial if each else None for each in (release, begun.after))
-    return not (now and then and now.serial == then.serial)
+    now = release.trial if release else None
+    return not (now and trial and now.serial == trial.serial)
 
 
 def _report(ledger: Ledger, options: argparse.Namespace) -> int:

@@ -241,6 +241,20 @@ def test_a_watch_that_is_stopped_says_that_the_trial_goes_on(store: Store, gatew
     assert err.startswith("Stopped. The trial of version 2 goes on, and nobody watches it. `watch` continues; ")
 
 
+def test_a_watch_that_is_stopped_while_the_store_is_away(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says the same: nobody knows that the trial has ended."""
+
+    def take_away_and_press_ctrl_c(_: Gateway) -> None:
+        monkeypatch.setattr(Ledger, "read", lambda _: (_ for _ in ()).throw(Passing("The store is away.")))
+        _thread.interrupt_main()
+
+    store.do("try", "2", "--shadow")
+    status, _, err = store.run("watch", *trial_of(gateways(take_away_and_press_ctrl_c)))
+    assert status == 130 and err.startswith("Stopped. The trial of version 2 goes on, and nobody watches it.")
+
+
 @pytest.mark.parametrize(("photos", "is_reached", "status"), [(300, True, 0), (1, True, 5), (300, False, 5)])
 def test_without_promotion_it_says_how_it_went(
     store: Store, gateways: Callable[..., Gateway], photos: int, is_reached: bool, status: int
@@ -541,7 +555,10 @@ def test_nothing_is_watched_without_a_trial(store: Store, gateways: Callable[...
     assert "Nothing is being tried. Begin with try VERSION." in store.refuse("watch", "--gateway", gateways().url)
 
 
-@pytest.mark.parametrize("arguments", ["try 2 --shadow --watch", "try 2 --shadow --promote-after 5", "watch", "report"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["try 2 --shadow --watch", "try 2 --shadow --promote-after 5", "watch", "report"],
+)
 def test_a_watch_needs_gateways(store: Store, arguments: str) -> None:
     """With status 2, before anything is changed."""
     with pytest.raises(SystemExit, match="2"):
