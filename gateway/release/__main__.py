@@ -23,6 +23,7 @@ from gateway.release.ledger import Change, Ledger, Refused, State, open_ledger
 
 DONE, REFUSED, USAGE, NOT_FOLLOWED, ROLLED_BACK, NOT_ENOUGH, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 FOLLOW_S = 30.0  # a version that nobody tried must load first
+WITHIN_S = 3600.0  # `_WITHIN` says so
 
 _EXAMPLES = """
 examples, for a model called clothing:
@@ -71,8 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.watch and not options.gateway:
         parser.error("--watch needs --gateway URL, because gateways count what it watches")
-    if options.promote_after and not options.watch:
-        parser.error("--promote-after needs --watch")
+    for name, value in (("--promote-after", options.promote_after), ("--within", options.within)):
+        if value is not None and not options.watch:
+            parser.error(f"{name} needs --watch")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -153,7 +155,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
         )
         return NOT_FOLLOWED
     try:
-        outcome = watch.run(options.promote_after, options.within)
+        outcome = watch.run(options.promote_after, WITHIN_S if options.within is None else options.within)
     except KeyboardInterrupt:
         if _is_over(ledger, watch.trial):
             raise
@@ -298,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[Ledger, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, epilog=_STATUSES, formatter_class=layout)
-        command.set_defaults(run=run, watch=run is _watch, promote_after=None)
+        command.set_defaults(run=run, watch=run is _watch, promote_after=None, within=None)
         command.add_argument("--store", default=argparse.SUPPRESS, **store)
         return command
 
@@ -315,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     watch = add("watch", _watch, _WATCH)
     for command in (trial, watch):
         command.add_argument("--promote-after", type=number(int, 1), metavar="N", help=_PROMOTE_AFTER)
-        command.add_argument("--within", type=_duration, default=3600.0, metavar="TIME", help=_WITHIN)
+        command.add_argument("--within", type=_duration, metavar="TIME", help=_WITHIN)
     for command in (watch, add("report", _report, "show once what a watch looks at, and decide nothing")):
         _add_gateway(command, required=True)
     for command in (trial, promote, rollback):

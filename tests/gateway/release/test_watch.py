@@ -557,7 +557,7 @@ def test_nothing_is_watched_without_a_trial(store: Store, gateways: Callable[...
 
 @pytest.mark.parametrize(
     "arguments",
-    ["try 2 --shadow --watch", "try 2 --shadow --promote-after 5", "watch", "report"],
+    ["try 2 --shadow --watch", "try 2 --shadow --promote-after 5", "try 2 --shadow --within 1h", "watch", "report"],
 )
 def test_a_watch_needs_gateways(store: Store, arguments: str) -> None:
     """With status 2, before anything is changed."""
