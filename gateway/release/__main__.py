@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from gateway.batch.asking import gateway_url
 from gateway.release.gateways import find_addresses, wait_until_followed
 from gateway.release.history import Entry
 from gateway.release.ledger import Change, Ledger, Refused, State, open_ledger
+from gateway.release.output import close, say, warn
 
 DONE, REFUSED, USAGE, NOT_FOLLOWED, ROLLED_BACK, NOT_ENOUGH, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 FOLLOW_S = 30.0  # a version that nobody tried must load first
@@ -80,21 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     run: Callable[[Ledger, argparse.Namespace], int] = options.run
     try:
-        return run(open_ledger(options.store, options.model), options)
+        status = run(open_ledger(options.store, options.model), options)
     except (Refused, ReleaseError) as exc:
-        _warn(str(exc))
-        return REFUSED
-    except BrokenPipeError:  # `history | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return DONE
+        warn(str(exc))
+        status = REFUSED
     except KeyboardInterrupt:
-        _warn("Stopped. What was written stays; `status` shows it.")
-        return INTERRUPTED
+        warn("Stopped. What was written stays; `status` shows it.")
+        status = INTERRUPTED
+    if loss := close():
+        warn(f"Not all lines could be written: {loss}.")
+        if run in (_status, _report, _history, _at):  # the others did more than that
+            return status or REFUSED
+    return status
 
 
 def _status(ledger: Ledger, options: argparse.Namespace) -> int:
     state = ledger.read()
-    _warn(*state.notes)
+    warn(*state.notes)
     release, last = state.release, state.history.last
     stable = release.stable if release else max(state.on_disk, default=-1)
     newer = [number for number in state.on_disk if release and number > stable and number not in release.versions]
@@ -107,12 +109,12 @@ def _status(ledger: Ledger, options: argparse.Namespace) -> int:
         "waiting": f"{', '.join(map(str, sorted(newer)))}: newer than what answers; try or promote it" if newer else "",
         "last change": _when_and_why(last) if last else "",
     }
-    print(f"{ledger.home.name}: release {release.serial}" if release else ledger.home.name)
+    say(f"{ledger.home.name}: release {release.serial}" if release else ledger.home.name)
     for name, text in rows.items():
         if text:
-            print(f"  {name:<12} {text}")
+            say(f"  {name:<12} {text}")
     if options.gateway and not release:
-        _warn("There is no release.json that a gateway could follow, so none was asked.")
+        warn("There is no release.json that a gateway could follow, so none was asked.")
     return _follow(ledger, options.gateway, release.serial) if release else DONE
 
 
@@ -149,7 +151,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
     except Refused as exc:
         if not begun or _is_over(ledger, begun.after.trial):
             raise
-        _warn(
+        warn(
             f"{exc} So nobody watches the trial of version {options.version}, which has begun. `watch` does;"
             " `rollback` or `promote` ends it."
         )
@@ -159,7 +161,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
     except KeyboardInterrupt:
         if _is_over(ledger, watch.trial):
             raise
-        _warn(
+        warn(
             f"Stopped. The trial of version {watch.trial.version} goes on, and nobody watches it. `watch` continues;"
             " `rollback` or `promote` ends it."
         )
@@ -168,7 +170,7 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
     version = {DONE: "is good so far", ROLLED_BACK: "was rolled back", NOT_ENOUGH: "cannot be judged yet"}[status]
     if outcome.change and outcome.is_good:
         version = "was promoted"
-    print(f"Version {watch.trial.version} {version}: {'; '.join(outcome.reasons)}.")
+    say(f"Version {watch.trial.version} {version}: {'; '.join(outcome.reasons)}.")
     if not outcome.change:
         return status or (NOT_FOLLOWED if begun and begun.lag else DONE)
     followed = _finish(ledger, outcome.change, options.gateway, "`history` has the reasons.")
@@ -190,21 +192,21 @@ def _report(ledger: Ledger, options: argparse.Namespace) -> int:
 
     watch = Watch(ledger, options.gateway)
     findings = watch.look()
-    _warn(*(f"{each}." for each in watch.observed.problems))
-    print(f"Version {watch.trial.version} on trial: {watch.progress}.")
+    warn(*(f"{each}." for each in watch.observed.problems))
+    say(f"Version {watch.trial.version} on trial: {watch.progress}.")
     if findings:
-        print(table(findings, watch.release.stable))
+        say(table(findings, watch.release.stable))
     return DONE
 
 
 def _finish(ledger: Ledger, change: Change, gateways: Sequence[str], hint: str) -> int:
     """Say what a change did, and wait for the gateways."""
-    _warn(*change.notes, *filter(None, [change.lag]))
+    warn(*change.notes, *filter(None, [change.lag]))
     if change.before == change.after and not change.notes:
-        print(f"Nothing to change: release {change.after.serial} says so already.")
-    print(f"Release {change.after.serial}: {_describe(change.after)}. {hint}")
+        say(f"Nothing to change: release {change.after.serial} says so already.")
+    say(f"Release {change.after.serial}: {_describe(change.after)}. {hint}")
     if not gateways:
-        print("Gateways follow within a second once the version is loaded; --gateway URL waits for them.")
+        say("Gateways follow within a second once the version is loaded; --gateway URL waits for them.")
     followed = _follow(ledger, gateways, change.after.serial)
     return NOT_FOLLOWED if change.lag else followed
 
@@ -214,23 +216,23 @@ def _follow(ledger: Ledger, gateways: Sequence[str], serial: int) -> int:
     try:
         addresses = find_addresses(gateways)
     except Refused as exc:
-        _warn(str(exc))
+        warn(str(exc))
         return NOT_FOLLOWED
-    late = wait_until_followed(addresses, ledger.home.name, serial, FOLLOW_S, _warn)
-    _warn(*(f"{each} does not follow release {serial}: it {each.lag}." for each in late))
+    late = wait_until_followed(addresses, ledger.home.name, serial, FOLLOW_S, warn)
+    warn(*(f"{each} does not follow release {serial}: it {each.lag}." for each in late))
     if addresses and not late:
-        print(f"Release {serial} is followed by {', '.join(map(str, addresses))}.")
+        say(f"Release {serial} is followed by {', '.join(map(str, addresses))}.")
     return NOT_FOLLOWED if late else DONE
 
 
 def _history(ledger: Ledger, options: argparse.Namespace) -> int:
     state = ledger.read()
     for entry in state.history.entries.values():
-        print(f"release {entry.serial}  {_when_and_why(entry)}: {_describe(entry.document)}")
-    _warn(*state.notes)
+        say(f"release {entry.serial}  {_when_and_why(entry)}: {_describe(entry.document)}")
+    warn(*state.notes)
     if state.history.problems:
         return REFUSED
-    print(f"{len(state.history.entries)} changes; each line continues the one before it.")
+    say(f"{len(state.history.entries)} changes; each line continues the one before it.")
     return DONE
 
 
@@ -243,15 +245,15 @@ def _at(ledger: Ledger, options: argparse.Namespace) -> int:
     if time > datetime.now(UTC):
         raise Refused(f"Expected a time that has passed. Received: {time.isoformat(' ', 'seconds')}")
     state = ledger.read()
-    _warn(*state.notes)
+    warn(*state.notes)
     entry = state.history.at(time, is_owed=state.is_owed)
     if state.by_hand and state.by_hand.time <= time:
         entry = state.by_hand
     document = entry.document if entry else None
     utc = f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    print(f"{time.isoformat(' ', 'seconds') + f' ({utc})' if time.utcoffset() else utc}: {_describe(document)}.")
+    say(f"{time.isoformat(' ', 'seconds') + f' ({utc})' if time.utcoffset() else utc}: {_describe(document)}.")
     if entry:
-        print(f"Since release {entry.serial}, {_when_and_why(entry)}.")
+        say(f"Since release {entry.serial}, {_when_and_why(entry)}.")
     return REFUSED if state.history.problems else DONE
 
 
@@ -281,11 +283,6 @@ def _version(number: int, state: State) -> str:
 
 def _missing(number: int, state: State) -> str:
     return "" if number in state.on_disk else ", which is NOT on disk"
-
-
-def _warn(*lines: str) -> None:
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

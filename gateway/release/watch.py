@@ -15,6 +15,7 @@ from functools import partial
 from gateway.release.evidence import ALPHA, KINDS, Criterion, Finding, criteria
 from gateway.release.ledger import Change, Ledger, Passing, Refused, Unwritable
 from gateway.release.observation import Observation
+from gateway.release.output import say
 
 POLL_S = 2.0
 PROGRESS_S = 30.0  # between two lines of progress
@@ -105,7 +106,7 @@ class Watch:
             if left_s <= 0:
                 raise
             if str(exc) not in self._passing:
-                print(f"{exc} The watch goes on.", flush=True)
+                say(f"{exc} The watch goes on.")
             self._passing.add(str(exc))
             return None
 
@@ -170,7 +171,7 @@ class Watch:
         if problems == self._said and time.monotonic() < self._said_at + PROGRESS_S:
             return
         self._said, self._said_at = problems, time.monotonic()
-        print(f"Version {self.trial.version}: {self.progress}{problems}.", flush=True)
+        say(f"Version {self.trial.version}: {self.progress}{problems}.")
 
     def _say_if_quiet(self) -> None:
         """Print once that no request comes, after some looks without one."""
@@ -179,9 +180,7 @@ class Watch:
         self._answers = answers
         if self._quiet_looks >= QUIET_LOOKS and not self._said_quiet:
             self._said_quiet = True
-            print(
-                f"No request has reached the gateway for {QUIET_LOOKS * POLL_S:.0f} s. A trial needs some.", flush=True
-            )
+            say(f"No request has reached the gateway for {QUIET_LOOKS * POLL_S:.0f} s. A trial needs some.")
 
 
 def table(findings: Sequence[Finding], stable: int) -> str:

@@ -84,6 +84,16 @@ def test_refusals(store: Store, before: list[str], command: str, reason: str) ->
     assert reason in store.refuse(*command.split())
 
 
+def test_a_full_disk_fails_what_only_shows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change is made, and its status says so."""
+    for command, expected in (("promote 1", 0), ("status", 1), ("history", 1)):
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            status, _, err = store.run(*command.split())
+        assert (status, err) == (expected, "Not all lines could be written: No space left on device.\n")
+    assert store.document["stable"] == 1
+
+
 @pytest.mark.parametrize("text", ["0", "0%", "10", "101%", "1.1", "-0.1", "nan", "ten", "%", ""])
 def test_what_is_no_share(store: Store, text: str) -> None:
     """A bare 10 could be a tenth or all."""

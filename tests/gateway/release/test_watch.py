@@ -5,7 +5,9 @@ from __future__ import annotations
 import _thread
 import errno
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -253,6 +255,23 @@ def test_a_watch_that_is_stopped_while_the_store_is_away(
     store.do("try", "2", "--shadow")
     status, _, err = store.run("watch", *trial_of(gateways(take_away_and_press_ctrl_c)))
     assert status == 130 and err.startswith("Stopped. The trial of version 2 goes on, and nobody watches it.")
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_an_output_that_is_gone_or_full_ends_no_watch(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """It may be the only one: as of `watch | head`, or on a full disk. A bad version is rolled back all the same."""
+    looks: list[int] = []
+    gateway = gateways(lambda gateway: (looks.append(1), gateway.counted.add(100, disagrees=100 * (len(looks) > 2))))
+    store.do("try", "2", "--shadow")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone, Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full if is_full else gone)
+        status, _, err = store.run("watch", *trial_of(gateway))
+    assert (status, store.document["trial"]) == (4, None)
+    assert err == ("Not all lines could be written: No space left on device.\n" if is_full else "")
 
 
 @pytest.mark.parametrize(("photos", "is_reached", "status"), [(300, True, 0), (1, True, 5), (300, False, 5)])
