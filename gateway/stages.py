@@ -81,7 +81,10 @@ class Stage:
         self._pool = ThreadPoolExecutor(limit, thread_name_prefix=name)
 
     def map(self, work: Callable[[Any], U], items: Sequence[Any], deadline: float) -> list[U | GatewayError]:
-        """Return what the work makes of each item, or its error; a single item is worked on in this thread."""
+        """Return what the work makes of each item, or its error; a single item is worked on in this thread.
+
+        So is the rest of a list whose deadline has passed: the work refuses it at once.
+        """
 
         def attempt(item: Any) -> U | GatewayError:
             if isinstance(item, GatewayError):
@@ -102,9 +105,11 @@ class Stage:
         window, futures = Semaphore(self._share), []
         for item in items:
             window.acquire()  # a long list leaves places for others, and a slow item delays no other
+            if time.monotonic() >= deadline:  # the rest would stand in line behind others' work
+                break
             futures.append(self._pool.submit(context.copy().run, attempt, item))
             futures[-1].add_done_callback(lambda _: window.release())
-        return [future.result() for future in futures]
+        return [future.result() for future in futures] + [attempt(item) for item in items[len(futures) :]]
 
 
 class Clock:

@@ -52,6 +52,24 @@ def test_who_finds_no_place_in_time_is_refused() -> None:
     slow.join()
 
 
+def test_a_list_whose_time_is_over_waits_for_no_other() -> None:
+    """Its items would stand in line behind slow ones, for as long as to have the process ended."""
+    stage, has_begun, may_end = Stage("decode", 1), threading.Event(), threading.Event()
+
+    def work(_: int) -> bool:
+        has_begun.set()
+        return may_end.wait(5)
+
+    slow = threading.Thread(target=lambda: stage.map(work, [0, 1], time.monotonic() + 10))
+    slow.start()
+    assert has_begun.wait(5)
+    started = time.monotonic()
+    refused = stage.map(lambda item: item, [1, 2], started)
+    assert [type(each) for each in refused] == [Overloaded] * 2 and time.monotonic() - started < 1
+    may_end.set()
+    slow.join()
+
+
 def test_the_errors_of_a_list_keep_no_images() -> None:
     """A traceback's frames hold what a request brought, and the errors themselves, until a collection."""
 
