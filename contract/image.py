@@ -212,6 +212,8 @@ def _plain_png(data: bytes) -> bytes:
     What is left out cannot make it fail: browsers show an image whatever its text or colour profile contain. Each part
     must match its checksum, which Pillow does not look at where the pixels are.
     """
+    if data[8:16] != b"\0\0\0\x0dIHDR":
+        raise BrokenImageError("Expected a complete PNG image. Received one that does not begin with its header")
     view, start, kept, pixels = memoryview(data), len(_PNG), dict[bytes, memoryview](), list[memoryview]()
     parts_left = 2_000 + len(data) // 3_000  # ffmpeg writes parts of 4 KB
     while len(kind := data[start + 4 : start + 8]) == 4 and kind != b"IEND":

@@ -351,11 +351,13 @@ def test_the_transparent_colour_of_a_png_shows_the_background(depth: int) -> Non
         PNG[:33] + chunk(b"ABCD") + PNG[33:],
         PNG[:33] + chunk(b"tEXt")[:-1] + b"\0" + PNG[33:],
         png(8, 8, (b"\0" + bytes(8)) * 8, colour=3),
+        PNG[:8] + chunk(b"IDAT"),
+        PNG[:8] + chunk(b"eXIf") + PNG[8:],
     ],
-    ids=["no pixels", "other name", "unknown name", "unknown part", "checksum", "no palette"],
+    ids=["no pixels", "other name", "unknown name", "unknown part", "checksum", "no palette", "no header", "not first"],
 )
 def test_a_png_of_damaged_parts_is_broken(data: bytes) -> None:
-    """Without pixels or palette, with a wrong checksum, or with a part that a reader must know and nobody does."""
+    """Without header, pixels or palette, with a wrong checksum, or with a part that a reader must know and does not."""
     with pytest.raises(BrokenImageError):
         decode(data, SPEC)
 
