@@ -13,15 +13,24 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import urllib3
 
 Answer = dict[str, Any]
 """Model, predictions, unknown and image; or `{"error": code, "detail": …}`."""
 
-# A busy gateway says when to try again, and a request that it refused changed nothing.
+# A busy gateway says when to try again, and a request that it refused changed nothing. No redirect is followed: to
+# another host, the key would not go with it.
 RETRIES = urllib3.Retry(
-    total=8, connect=2, status_forcelist=(503,), allowed_methods=("POST",), backoff_factor=0.2, raise_on_status=False
+    total=8,
+    connect=2,
+    read=1,  # each may take the whole time limit
+    redirect=False,
+    status_forcelist=(503,),
+    allowed_methods=("POST",),
+    backoff_factor=0.2,
+    raise_on_status=False,
 )
 KEPT = ("model", "predictions", "unknown", "image")
 NO_GATEWAY = {"unreachable", "not_a_gateway", "unauthorized", "not_found", "method_not_allowed"}
@@ -80,17 +89,20 @@ class Client:
         """Make sure that a gateway answers, so that its absence is one message and not one for each image.
 
         Raises:
-            ValueError: None does, or the key in `GATEWAY_KEY` is none.
+            ValueError: None does, the address redirects to another, or the key in `GATEWAY_KEY` is none.
         """
         self._url, self._concurrency = f"{gateway}/predict?top_k={top_k}", concurrency
         self._http = urllib3.PoolManager(headers=key_header(), maxsize=concurrency, retries=RETRIES, timeout=timeout_s)
         try:
-            self._http.request("GET", f"{gateway}/livez", headers={})  # needs no key
+            live = self._http.request("GET", f"{gateway}/livez", headers={})  # needs no key
         except urllib3.exceptions.HTTPError as exc:
             raise ValueError(
                 f"No gateway answers at {gateway}: {getattr(exc, 'reason', exc)}. `make run` starts one; --gateway"
                 " names another."
             ) from exc
+        if location := live.get_redirect_location():
+            target = urljoin(f"{gateway}/livez", location).removesuffix("/livez")
+            raise ValueError(f"{gateway} redirects to {target}. If the gateway is there, name that with --gateway.")
 
     def ask_all(self, pool: Executor, images: Sequence[str]) -> Iterator[tuple[str, Answer]]:
         """Yield each image and its answer as they arrive, with few requests waiting, however many images there are."""
@@ -162,8 +174,15 @@ def _take(left: deque[str], size: int) -> list[str]:
 
 
 def _kept(answer: Mapping[str, Any]) -> Answer:
+    """Return what is written of an answer.
+
+    Raises:
+        KeyError, TypeError: It is none of a gateway.
+    """
     if "error" in answer:
         return {"error": answer["error"]["code"], "detail": answer["error"]["detail"]}
+    answer["model"]["version"]
+    answer["predictions"]
     return {key: answer[key] for key in KEPT if key in answer}
 
 

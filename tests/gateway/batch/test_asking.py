@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from flask.testing import FlaskClient
-from werkzeug import Response
+from werkzeug import Request, Response
 
 from contract.image import decode
 from gateway.app import create_app
@@ -77,6 +79,55 @@ def test_a_key_of_two_lines_is_refused(
     assert main([str(folder), "--gateway", "http://127.0.0.1:1"]) == 2
     said = capsys.readouterr().err
     assert "GATEWAY_KEY" in said and "second" not in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("answer", ['{"prediction": 3}', '{"model": {"version": 3}}', '{"predictions": []}', "[]"])
+def test_json_of_another_service_is_no_answer(photos: Path, tmp_path: Path, suffix: str, answer: str) -> None:
+    """A photo that it marked as answered would never be asked about again."""
+    out = tmp_path / f"out{suffix}"
+    with serving(Scripted(Response(answer))) as gateway:
+        assert main([str(photos / "1.png"), "--gateway", gateway, "--out", str(out)]) == 1
+    assert "not_a_gateway" in out.read_text()
+
+
+@pytest.mark.parametrize("location", ["https://shop.test/livez", "/prefix/livez"])
+def test_an_address_that_redirects_is_refused_with_the_right_one(
+    folder: Path, location: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key in GATEWAY_KEY would not go to another host, and would be called wrong there."""
+    monkeypatch.setenv("GATEWAY_KEY", "secret")
+    with serving(Response("", 301, {"Location": location})) as gateway:
+        assert main([str(folder), "--gateway", gateway]) == 2
+        target = urljoin(gateway, location.removesuffix("/livez"))
+    said = capsys.readouterr().err
+    assert said == f"{gateway} redirects to {target}. If the gateway is there, name that with --gateway.\n"
+
+
+def test_a_redirect_of_predictions_is_not_followed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As a proxy may do with them alone."""
+    scripted = Scripted(Response("", 308, {"Location": "/elsewhere"}))
+    with serving(scripted) as gateway:
+        assert asked(capfd, folder / "a.jpg", gateway)["detail"].endswith("/predict?top_k=1, with status 308")
+    assert len(scripted.keys) == 1
+
+
+def test_a_gateway_that_hangs_is_asked_twice(folder: Path) -> None:
+    """Each time takes the whole limit of --timeout."""
+    may_end, asked = threading.Event(), list[str]()
+
+    @Request.application
+    def hang(request: Request) -> Response:
+        if request.method == "POST":
+            asked.append(request.path)
+            may_end.wait(10)
+        return Response("{}")
+
+    with serving(hang) as gateway:
+        image = str(folder / "a.jpg")
+        answer = Client(gateway, top_k=1, concurrency=1, timeout_s=0.3).ask([image]).answers[image]
+        may_end.set()
+    assert (answer["error"], len(asked)) == ("unreachable", 2)
 
 
 def test_what_is_no_gateway_is_named_so(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
