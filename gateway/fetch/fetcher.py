@@ -102,7 +102,7 @@ class Fetcher:
         except socket.gaierror as exc:
             now = "" if exc.errno in NO_SUCH_NAME else " now, as the DNS gives no answer"
             raise FetchFailed(f"The image's host name does not resolve{now}.") from exc
-        except ssl.SSLError as exc:
+        except ssl.SSLCertVerificationError as exc:
             raise FetchFailed("The image's host has no TLS certificate that is valid for its name.") from exc
         except ConnectionRefusedError as exc:
             raise FetchFailed("The image's host refused the connection.") from exc
@@ -283,13 +283,13 @@ def _is_framed(response: BaseHTTPResponse) -> bool:
 def _first(addresses: list[Address], budget: Budget, open_one: Callable[[Address, float], PlainSocket]) -> PlainSocket:
     """Connect to the first address that answers; each gets an equal part of the time left, in seconds."""
     candidates = addresses[:MAX_ADDRESSES]
-    failure = OSError("No address")
+    failure: OSError | None = None
     for position, address in enumerate(candidates):
         try:
             return open_one(address, budget.seconds_left() / (len(candidates) - position))
         except OSError as exc:
-            failure = exc
-    raise failure
+            failure = failure or exc  # this machine may have no way to the others, such as those of IPv6
+    raise failure or OSError("No address")
 
 
 def _redirected(url: Url, location: str) -> Url:

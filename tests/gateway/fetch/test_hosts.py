@@ -130,6 +130,17 @@ def test_next_address_is_tried(listen: Listen) -> None:
     assert fetch(origin, names, url="http://two.test:PORT/", allow="127.0.0.1/32, ::1/128") == PHOTO
 
 
+def test_the_first_address_says_why_none_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last may be one to which this machine has no way, whatever the host does."""
+
+    def connect(sock: PlainSocket, address: tuple[str, int]) -> None:
+        raise ConnectionRefusedError if address[0] == "127.0.0.1" else OSError("Network is unreachable")
+
+    monkeypatch.setattr(PlainSocket, "connect", connect)
+    with pytest.raises(FetchFailed, match="refused the connection"):
+        make_fetcher(Names(two=[["127.0.0.1", "::1"]]), allow="127.0.0.1/32, ::1/128").fetch("http://two.test:80/")
+
+
 @pytest.mark.parametrize("host", ["nowhere.test", "empty.test"])
 def test_a_name_without_an_address_fails(host: str) -> None:
     """Say that a host's name does not resolve, also if the resolver's answer is empty."""
