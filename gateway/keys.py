@@ -43,15 +43,14 @@ class Keys:
         if not self._digests:
             return ""
         scheme, _, token = (authorization or "").partition(" ")
-        key = token.strip(" \t") if scheme.lower() == "bearer" else api_key or ""
-        # The bytes as they came: by PEP 3333 a header's text is Latin-1, whatever its sender meant.
-        received = hashlib.sha256(key.encode("latin-1", "backslashreplace")).hexdigest()
-        # Every key is compared, in constant time, so that the time shows nothing about how near one was.
-        if not any([hmac.compare_digest(received, digest) for digest in self._digests]):  # noqa: C419
-            raise Unauthorized(
-                "Expected an API key, as Authorization: Bearer KEY. Received: none that the gateway knows."
-            )
-        return received
+        # Both count: what stands before the gateway may want a key of its own in the other header.
+        for key in (token.strip(" \t") if scheme.lower() == "bearer" else "", api_key or ""):
+            # The bytes as they came: by PEP 3333 a header's text is Latin-1, whatever its sender meant.
+            received = hashlib.sha256(key.encode("latin-1", "backslashreplace")).hexdigest()
+            # Every key is compared, in constant time, so that the time shows nothing about how near one was.
+            if any([hmac.compare_digest(received, digest) for digest in self._digests]):  # noqa: C419
+                return received
+        raise Unauthorized("Expected an API key, as Authorization: Bearer KEY. Received: none that the gateway knows.")
 
 
 class Origins:

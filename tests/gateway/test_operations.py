@@ -39,6 +39,8 @@ def locked(gateway_with: Callable[..., FlaskClient]) -> FlaskClient:
         {"Authorization": "Bearer first"},
         {"Authorization": "bearer second"},
         {"X-API-Key": "second"},
+        {"X-API-Key": "second", "Authorization": "Bearer of-a-proxy"},
+        {"X-API-Key": "of-a-proxy", "Authorization": "Bearer first"},
         {"X-API-Key": "schlüssel".encode().decode("latin-1")},  # as WSGI hands on what curl sends
     ],
 )
