@@ -106,7 +106,11 @@ class Settings:
     max_images: int = setting(64, "limit for the images in a request", _COUNT)
     max_batch: int = setting(16, "images per call of the model server, not above the max_batch_size there", _COUNT)
     max_image_bytes: int = setting(10 * 1024 * 1024, "limit for an image's bytes, fetched or sent", _COUNT)
-    max_pixels: int = setting(50_000_000, "limit for an image's width times height", _COUNT)
+    max_pixels: int = setting(
+        50_000_000,
+        "limit for an image's width times height",
+        number(int, 1, 178_956_970, "an integer from 1 to 178,956,970, Pillow's own limit"),
+    )
     fetch_limit: int = setting(
         12, "images that a process fetches at once; fewer than threads, as hosts can be slow", _COUNT
     )

@@ -59,6 +59,7 @@ def test_all_bad_values_are_named_at_once() -> None:
         *(("HOST", each) for each in ("", "*", "127.0.0.1:80", "[::1]:80", "fe80::1%eth0", "http://a")),
         *(("MODEL_NAME", each) for each in ("", " ")),
         *(("TRIAL_FOLDER", each) for each in ("/none", "/dev/null")),
+        ("MAX_PIXELS", "178956971"),
         ("API_KEYS", sha256(b"").hexdigest()),
         ("API_KEYS", f"{'a' * 64},{sha256(b'').hexdigest()}"),
         *(("MODEL_ADDRESS", each) for each in ("", "model", "::1", "::1:8500", "http://model:8500", "model:8500/")),
@@ -66,7 +67,7 @@ def test_all_bad_values_are_named_at_once() -> None:
     ],
 )
 def test_what_no_request_would_match_is_refused(name: str, value: str) -> None:
-    """A prefix or an origin in another form than browsers send, and what a model server is asked for in vain."""
+    """A prefix or an origin in another form than browsers send, and what a server or a library would not take."""
     with pytest.raises(SettingsError, match=f"GATEWAY_{name}: Expected .* Received: "):
         Settings.from_env({f"GATEWAY_{name}": value})
 
