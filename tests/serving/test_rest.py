@@ -1,9 +1,13 @@
 """serving/rest.py over HTTP, with a fake engine; texts as TensorFlow Serving gives them."""
 
+import gzip
 import json
 import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from http.client import HTTPResponse
 from typing import ClassVar
 
@@ -12,7 +16,8 @@ import pytest
 
 from contract import messages_pb2 as messages
 from serving.errors import UnavailableError
-from serving.rest import RestServer
+from serving.rest import RestServer, _Handler
+from tests.programs.stack import wait_until
 from tests.serving.conftest import echo
 
 
@@ -63,6 +68,20 @@ def call(server):
     return call
 
 
+def post(server, headers, body=b""):
+    """Return a connection that has sent a prediction, or its beginning."""
+    connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+    connection.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n%s" % (headers, body))
+    return connection
+
+
+def answer(connection):
+    """Return the status of an answer, and whether it has predictions."""
+    response = HTTPResponse(connection)
+    response.begin()
+    return response.status, "predictions" in json.load(response)
+
+
 @pytest.mark.parametrize("path", ["/v1/models/m", "/V1/Models/m", "/v1/models/m/versions/7", "/v1/models/%6D"])
 def test_the_status_of_a_model_and_of_a_version(call, path):
     """Numbers of 64 bits are texts; paths are not case-sensitive."""
@@ -88,6 +107,8 @@ def test_the_metadata_lists_all_signatures(call):
     [
         ({"instances": [[1, 2], [3, 255]]}, [[1, 2], [3, 255]]),
         ({"signature_name": "describe", "instances": ["a", "ü"]}, ["a", "ü"]),
+        ({"signature_name": "describe", "instances": [{"b64": "Yf8="}]}, ["a\ufffd"]),
+        ({"instances": [{"images": [1, 2]}, {"images": [3, 4]}]}, [[1, 2], [3, 4]]),
         ({"signature_name": "binary", "instances": [{"b64": "/w\nA="}]}, [{"b64": "/wA="}]),
         (
             {
@@ -127,13 +148,53 @@ def test_a_body_may_come_in_chunks(server):
     """As clients send what they do not know the length of; together they are as limited as another body."""
     good = b'e\r\n{"instances": \r\n9;a=b\r\n[[1, 2]]}\r\n0\r\n\r\n'
     for chunks, status in {good: 200, b"-1\r\n{}\r\n0\r\n\r\n": 400, b"4000001\r\n": 400, b"": 400}.items():
-        with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
-            head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-            connection.sendall(head + chunks)
+        with post(server, b"Transfer-Encoding: chunked", chunks) as connection:
             connection.shutdown(socket.SHUT_WR)
-            response = HTTPResponse(connection)
-            response.begin()
-            assert (response.status, "predictions" in json.load(response)) == (status, status == 200)
+            assert answer(connection) == (status, status == 200)
+
+
+def test_a_body_may_be_gzip(server):
+    """As in the original; what is none is refused, and so is one that is cut off."""
+    packed = gzip.compress(b'{"instances": [[1, 2]]}')
+    for body, status in {packed: 200, b"{}": 400, packed[:10]: 400}.items():
+        with post(server, b"Content-Encoding: gzip\r\nContent-Length: %d" % len(body), body) as connection:
+            assert answer(connection) == (status, status == 200)
+
+
+def test_a_body_that_a_client_asks_to_send_is_awaited(server):
+    """curl asks before it sends 1 MB, and waits a second where nobody answers."""
+    body = b'{"instances": [[1, 2]]}'
+    with post(server, b"Expect: 100-continue\r\nContent-Length: %d" % len(body)) as connection:
+        assert connection.recv(99) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert answer(connection) == (200, True)
+
+
+def test_a_body_too_large_is_refused_while_it_is_sent(server):
+    """A close with bytes unread would reset the connection, and the client would not see why."""
+    with post(server, b"Content-Length: 67108865", b"0" * 2**20) as connection:
+        for _ in range(9):
+            connection.sendall(b"0" * 2**20)
+        assert answer(connection) == (400, False)
+
+
+def test_a_client_that_stays_silent_or_leaves_is_no_defect(server, monkeypatch, caplog, capfd):
+    """A body that does not come is an error with words; neither client gets a traceback."""
+    with post(server, b"Content-Length: 5") as leaving:
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that the close resets
+    monkeypatch.setattr(_Handler, "timeout", 0.1)
+    with post(server, b"Content-Length: 5") as silent:
+        assert answer(silent) == (400, False)
+    wait_until(lambda: not any("process_request" in thread.name for thread in threading.enumerate()))
+    assert caplog.text == capfd.readouterr().err == ""
+
+
+def test_clients_who_come_at_once_wait_in_line(server):
+    """One for whom there is no place would ask again after a second; here nobody is let in any more."""
+    server.shutdown()
+    with ExitStack() as clients:
+        for _ in range(64):
+            clients.enter_context(socket.create_connection(("127.0.0.1", server.server_port), timeout=0.5))
 
 
 def test_a_query_is_no_part_of_the_path(call):
@@ -164,7 +225,8 @@ def test_outputs_that_are_no_rows_are_refused(call, engine, monkeypatch, outputs
     ("path", "body", "status", "message"),
     [
         ("nope", None, 404, "Could not find any versions of model nope"),
-        ("m/versions/9", None, 404, "Could not find version 9 of model m"),
+        *((f"m/versions/{n}", None, 404, f"Could not find version {n} of model m") for n in (9, 2**63 - 1)),
+        (f"m/versions/{2**63}", None, 400, f"Failed to convert version: {2**63} to numeric."),
         ("nope:predict", {"instances": [[1, 2]]}, 404, "Servable not found for request: Latest(nope)"),
         ("m:predict", None, 400, "Malformed request: GET /v1/models/m:predict"),
         ("m", {}, 400, "Malformed request: POST /v1/models/m"),
@@ -200,7 +262,10 @@ def test_errors_have_the_originals_status(call, path, body, status, message):
         ("serving_default", [[1, 2], [3]], 400, "Expected images to have one shape and type"),
         ("describe", [1], 400, "Expected query to have"),
         ("pair", [[1]], 400, "Expected every instance to be"),
-        ("describe", [{"b64": "/w=="}], 500, "UnicodeDecode"),
+        ("serving_default", [[1, True]], 400, "JSON Value is not of expected type: uint8"),
+        ("serving_default", [[1, "2"]], 400, "JSON Value is not of expected type: uint8"),
+        ("serving_default", [[1, 2], 3], 400, "Expected images to have one shape and type"),
+        ("serving_default", [{"images": [1, 2], "junk": 1}], 400, "Expected every instance to be an object of images"),
         *(("binary", [{"b64": text}], 400, "Expected x_bytes to have") for text in ("!!!!", "_w==", "/wÄ=")),
     ],
 )
