@@ -52,11 +52,12 @@ def main(argv: Sequence[str]) -> int:
         log.info("Exporting HTTP/REST API at:localhost:%d ...", settings.rest_api_port)
     stopping.wait()
     log.info("Draining: requests under way have %g s to finish", settings.drain_seconds)
-    deadline = time.monotonic() + settings.drain_seconds
+    drain_s = min(settings.drain_seconds, threading.TIMEOUT_MAX)
+    deadline = time.monotonic() + drain_s
     if rest:
         rest.shutdown()
         rest.server_close()
-    server.drain(settings.drain_seconds)
+    server.drain(drain_s)
     if rest:
         rest.wait_until_idle(deadline - time.monotonic())
     lifecycle.stop()

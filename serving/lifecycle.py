@@ -170,23 +170,27 @@ class Lifecycle:
     def _follow_release(self, model: messages.ModelConfig, on_disk: Mapping[int, Path]) -> None:
         """Read the release document beside the versions; a bad one, or one without its stable version, changes nothing.
 
-        TensorFlow Serving has no such file: it follows the `specific` policy of a configuration file. While a document
-        is followed, such a policy says what an earlier one named, so it counts no more.
+        While none is followed, one that names any version on disk is: a gateway may wait for the previous one.
+
+        TensorFlow Serving has no such file: it follows the `specific` policy of a configuration file. Once there was a
+        document, such a policy says what an earlier one named, so it counts no more.
         """
         try:
             release = read_release(Path(model.base_path, FILE_NAME))
             if release and release.stable not in on_disk:
+                if not self._releases.get(model.name) and release.versions & set(on_disk):
+                    self._releases[model.name] = release
                 raise ReleaseError(f"Version {release.stable}, which it names as stable, is not there")
         except ReleaseError as exc:
             if str(exc) != self._release_problems.get(model.name):
                 log.error("The release document of servable %s is not followed: %s", model.name, exc)
             self._release_problems[model.name] = str(exc)
             return
-        self._release_problems.pop(model.name, None)
+        problem = self._release_problems.pop(model.name, None)
         if release != self._releases.get(model.name):
             log.info("Servable %s follows its release document: %s", model.name, release or "there is none any more")
         self._releases[model.name] = release
-        if release and model.model_version_policy.HasField("specific"):
+        if (release or problem) and model.model_version_policy.HasField("specific"):
             model.ClearField("model_version_policy")
 
     def _watch(self) -> None:
@@ -198,7 +202,7 @@ class Lifecycle:
             self.poll()
             if wait_s == 0:
                 return
-            self._stopped.wait(wait_s)
+            self._stopped.wait(min(wait_s, threading.TIMEOUT_MAX))
 
     def _work(self, name: str) -> None:
         versions = self._versions[name]
@@ -236,7 +240,7 @@ class Lifecycle:
             if not version.wanted or (error and version.attempts >= tries):
                 version.end(error)
             elif error:
-                wait_s = self._settings.load_retry_interval_micros / 1e6
+                wait_s = min(self._settings.load_retry_interval_micros / 1e6, threading.TIMEOUT_MAX)
                 version.error, version.retry_at = error, time.monotonic() + wait_s
             else:
                 version.state, version.engine, version.error = AVAILABLE, engine, None

@@ -192,11 +192,12 @@ def test_a_failed_version_is_tried_again_after_it_was_away(store, start):
     wait_until(lambda: states(lifecycle) == [(2, AVAILABLE), (1, END)])
 
 
-def test_a_waiting_retry_holds_up_nothing(store, start):
-    """While version 2 waits a minute for its retry, version 3 and another model load at once."""
+@pytest.mark.parametrize("micros", [60_000_000, 2**63 - 1])
+def test_a_waiting_retry_holds_up_nothing(store, start, micros):
+    """While version 2 waits a minute or for ever for its retry, version 3 and another model load at once."""
     store(1)
     store(1, model="other")
-    lifecycle = start(Loader(), models=("m", "other"), load_retry_interval_micros=60_000_000)
+    lifecycle = start(Loader(), models=("m", "other"), load_retry_interval_micros=micros)
     store(2, broken=True)
     wait_until(lambda: (2, LOADING) in states(lifecycle))
     store(3)
@@ -263,14 +264,25 @@ def test_release_document_decides_what_stays_loaded(store, start, caplog):
     wait_until(lambda: available() == {5})
 
 
-def test_what_an_earlier_document_named_counts_no_more(store, start, caplog):
+def test_a_document_without_its_stable_version_counts_after_a_start(store, start):
+    """A gateway waits for the version that was stable before, which is loaded; one that came later is not."""
+    for number in (1, 5, 6):
+        store(number)
+    (store.path / "release.json").write_text(Release(7, previous=1).to_json())
+    lifecycle = start(Loader())
+    wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
+
+
+@pytest.mark.parametrize("document", [Release(1).to_json(), "{"])
+def test_what_an_earlier_document_named_counts_no_more(store, start, caplog, document):
     """The specific policy is as old as the start: without the document the newest two stay, and none is missed."""
     for number in (1, 2, 3):
         store(number)
     file = store.path / "release.json"
-    file.write_text(Release(1).to_json())
+    file.write_text(document)
     lifecycle = start(Loader(), policy="specific { versions: 1 versions: 9 }")
     wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    caplog.clear()
     file.unlink()
     wait_until(lambda: {number for number, state in states(lifecycle) if state == AVAILABLE} == {2, 3})
     assert "not found" not in caplog.text
