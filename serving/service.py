@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
@@ -28,6 +30,7 @@ TRUNCATED = "...TRUNCATED"
 # For what is no prediction. Where predictions took all threads, gateways saw no status for up to 26 looks, and followed
 # a rollback after 18 s, and probes failed.
 OTHER_THREADS = 8
+KEEPALIVE_MS = 60_000  # by default two hours, in which a dead client with an unfinished upload keeps a thread
 
 _PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 _MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -111,6 +114,7 @@ class Server:
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # on, two servers would share a taken port without a word
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
                 *settings.grpc_channel_arguments,
             ],
         )
@@ -131,6 +135,10 @@ class Server:
         self._server.stop(grace_s).wait()
 
     def _listen(self, address: str) -> int:
+        if address.startswith("unix:"):  # gRPC would take it from another server, and remove it when either ends
+            with socket.socket(socket.AF_UNIX) as client, suppress(OSError):  # as a rule, nobody listens there
+                client.connect(address.removeprefix("unix:"))
+                raise UnavailableError(f"Cannot listen on {address}: another server does")
         try:
             return int(self._server.add_insecure_port(address))
         except RuntimeError as exc:

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from contract import messages_pb2 as messages
 from contract.messages_pb2 import Code
 from contract.tensor import to_proto
+from serving import service
 from serving.errors import DeadlineExceededError, GraphError, UnavailableError
 from serving.service import Server
 from serving.settings import Settings
@@ -191,6 +192,43 @@ def test_drain_ends_with_its_grace(server, client, engine):
     with pytest.raises(grpc.RpcError):
         running.result(5)
     engine.gate.set()
+
+
+def test_a_unix_socket_in_use_is_an_error(lifecycle, tmp_path):
+    """The first server keeps it; one that a killed server left is taken."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    first = Server(lifecycle, [f"unix:{path}"], Settings(grpc_max_threads=1))
+    with pytest.raises(UnavailableError, match=f"Cannot listen on unix:{path}: another server does"):
+        Server(lifecycle, [f"unix:{path}"], Settings(grpc_max_threads=1))
+    client = Client(f"unix:{path}")
+    assert client.predict(ask(), timeout=5).outputs
+    client.channel.close()
+    first.drain(0)
+
+
+def test_a_client_that_is_gone_frees_its_thread(lifecycle, engine, monkeypatch):
+    """It began to send a request, and answers no ping; one that waits for a slow answer does."""
+    monkeypatch.setattr(service, "KEEPALIVE_MS", 100)
+    arguments = (("grpc.http2.ping_timeout_ms", 100),)
+    server = Server(lifecycle, ["127.0.0.1:0"], Settings(grpc_max_threads=1, grpc_channel_arguments=arguments))
+    names = {":method": "POST", ":scheme": "http", ":path": "/tensorflow.serving.PredictionService/Predict"}
+    names |= {":authority": "a", "te": "trailers", "content-type": "application/grpc"}
+    block = b"".join(b"\0%c%s%c%s" % (len(k), k.encode(), len(v), v.encode()) for k, v in names.items())
+    frames = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, len(block), 1, 4, 0, 0, 0, 1]) + block  # settings, and headers
+    engine.gate.clear()
+    slow = Client(f"127.0.0.1:{server.ports[0]}")
+    running = slow.predict.future(ask())
+    assert engine.running.acquire(timeout=5)
+    with socket.create_connection(("127.0.0.1", server.ports[0]), timeout=5) as gone:
+        gone.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames)
+        while gone.recv(4096):
+            pass
+    engine.gate.set()
+    assert running.result(5).outputs
+    slow.channel.close()
+    server.drain(0)
 
 
 def test_a_port_in_use_is_an_error(lifecycle):
