@@ -26,8 +26,10 @@ _HOST = expect(
     "an address or a host name, without a port and a zone",
     re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\]").fullmatch,
 )
+_UTF8 = expect("text in UTF-8", lambda text: text.encode() or True)
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 _PORT, _COUNT, _SECONDS = number(int, 0, 65535), number(int, 1), number(float, 0)
+_INT32 = number(int, -(2**31), 2**31 - 1, what="an integer of 32 bits")
 
 
 def _switch(text: str) -> bool:
@@ -46,7 +48,7 @@ def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
         key, equals, value = part.partition("=")
         if not (key and equals):
             raise ValueError(f"Expected key=value, by commas. Received: {text!r}")
-        arguments.append((key, int(value) if value.removeprefix("-").isdecimal() else value))
+        arguments.append((key, _INT32(value) if value.removeprefix("-").isdecimal() else value))
     return tuple(arguments)
 
 
@@ -69,9 +71,9 @@ class Settings:
     host: str = setting("0.0.0.0", "address to listen on, IPv4 or IPv6", _HOST)  # noqa: S104  # as the original
     port: int = setting(8500, "TCP port for gRPC; 0 for none", _PORT)
     rest_api_port: int = setting(0, "TCP port for REST; 0 for none", _PORT)
-    grpc_socket_path: str = setting("", "UNIX socket for gRPC, beside the port or in its place")
-    model_name: str = setting("default", "name of the model in --model_base_path")
-    model_base_path: str = setting("", "absolute path of a model's folder, with a folder for each version")
+    grpc_socket_path: str = setting("", "UNIX socket for gRPC, beside the port or in its place", _UTF8)
+    model_name: str = setting("default", "name of the model in --model_base_path", _UTF8)
+    model_base_path: str = setting("", "absolute path of a model's folder, with a folder for each version", _UTF8)
     model_config_file: str = setting("", "file of models and version policies, in place of --model_base_path")
     file_system_poll_wait_seconds: float = setting(
         1.0, "seconds between two scans for new versions; 0 scans once, -1 never", number(float, -MOST, what="a number")

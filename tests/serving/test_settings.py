@@ -78,6 +78,14 @@ def test_a_flag_without_effect_is_a_warning(caplog):
         ([BASE, "--port=0"], "Expected --port above 0, or --grpc_socket_path"),
         (["--model_config_file=/nowhere"], "Expected a readable --model_config_file"),
         *(
+            ([BASE, f"--{flag}=/m\udce8"], f"--{flag}: Expected text in UTF-8")
+            for flag in ("model_base_path", "model_name", "grpc_socket_path")
+        ),
+        (
+            [BASE, "--grpc_channel_arguments=grpc.x=3000000000"],
+            "--grpc_channel_arguments: Expected an integer of 32 bits. Received: '3000000000'",
+        ),
+        *(
             ([BASE, f"--host={host}"], "--host: Expected an address")
             for host in ("", "*", "::1%lo", "[::1]:80", "localhost:80")
         ),
