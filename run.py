@@ -43,7 +43,7 @@ LOGS = os.environ.get("LOGS") or "logs"
 LOG_FOLDER = Path(LOGS, PORT)  # another stack may run from here, at another port
 ENV_FILE = Path(".env")
 ENV_LINE = re.compile(
-    r"""(?:export\s+)?(?P<name>GATEWAY_\w+)\s*=\s*(?:(?P<quote>["'])(?P<text>.*)(?P=quote)|(?P<plain>.*?))(?:\s+#.*)?"""
+    r"""(?:export\s+)?(?P<name>GATEWAY_\w+)\s*=\s*(?:(?P<quote>["'])(?P<text>.*?)(?P=quote)|(?P<plain>.*?))(?:\s+#.*)?"""
 )
 PHOTO = Path(__file__).resolve().parent / "docs" / "pictures" / "jeans.jpg"
 
@@ -52,8 +52,8 @@ def main() -> int:
     """Run until a signal; return the exit status."""
     Arguments("run.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     model = os.environ.get("MODEL", "imagenet")
-    os.environ.update(read_settings(ENV_FILE) | os.environ)
     try:
+        os.environ.update(read_settings(ENV_FILE) | os.environ)
         _check_own_settings(model)
         settings = Settings.from_env(os.environ)
     except SettingsError as exc:  # said before a model server has started for nothing
@@ -92,8 +92,17 @@ def main() -> int:
 
 
 def read_settings(file: Path) -> dict[str, str]:
-    """Return the gateway's variables in a file as Compose reads it: with quotes, comments and `export`, or without."""
-    lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    """Return the gateway's variables in a file as Compose reads it: with quotes, comments and `export`, or without.
+
+    Raises:
+        SettingsError: It is not UTF-8.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    except UnicodeDecodeError as exc:
+        before, wrong = exc.object[: exc.start], exc.object[exc.start : exc.end]
+        line = before.count(b"\n") + 1
+        raise SettingsError(f"Expected {file} to be UTF-8. Received: {wrong!r} in line {line}") from exc
     found = [match for line in lines if (match := ENV_LINE.fullmatch(line.strip()))]
     return {match["name"]: match["text"] if match["text"] is not None else match["plain"] for match in found}
 

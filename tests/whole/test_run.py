@@ -99,7 +99,7 @@ def test_a_new_store_answers_rightly_and_quietly_without_a_network(tmp_path: Pat
 
 def test_settings_in_a_file_are_read_as_compose_does(tmp_path: Path) -> None:
     """In quotes or not, with comments, `export`, spaces and what Windows adds; other names are make's."""
-    lines = ["GATEWAY_WORKERS=3  # three", "export GATEWAY_TOP_K = 4", "GATEWAY_FETCH_USER_AGENT='a/1 (#1)' # ours"]
+    lines = ["GATEWAY_WORKERS=3  # three", "export GATEWAY_TOP_K = 4", "GATEWAY_FETCH_USER_AGENT='a/1 (#1)' # 'us'"]
     lines += ['GATEWAY_FETCH_ALLOW="a:1,b:2"', "GATEWAY_FETCH_PROXY=http://u:p$#x@h:1", "PORT=80", "# GATEWAY_HOST=x"]
     (tmp_path / ".env").write_text("\r\n".join([*lines, "GATEWAY_API_KEYS="]), encoding="utf-8-sig", newline="")
     assert run.read_settings(tmp_path / ".env") == {
@@ -119,11 +119,12 @@ def test_settings_in_a_file_are_read_as_compose_does(tmp_path: Path) -> None:
         ("GATEWAY_WROKERS=3", "GATEWAY_WROKERS: Expected one of the settings."),
         ("GATEWAY_PORT=9000", "GATEWAY_PORT: Expected this to be unset, as run.py sets it by MODEL and PORT."),
         ("GATEWAY_RELEASE_FILE=", "GATEWAY_RELEASE_FILE: Expected this to be unset"),
+        ("GATEWAY_FETCH_USER_AGENT=caf\udce9", "Expected .env to be UTF-8. Received: b'\\xe9' in line 2"),
     ],
 )
 def test_a_setting_in_a_file_that_would_not_count_is_named(tmp_path: Path, line: str, named: str) -> None:
     """Before anything starts, if it is misspelt or follows from MODEL and PORT."""
-    (tmp_path / ".env").write_text(f"GATEWAY_MODEL_NAME=imagenet\n{line}\n")
+    (tmp_path / ".env").write_text(f"GATEWAY_MODEL_NAME=imagenet\n{line}\n", errors="surrogateescape")
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "MODEL": "imagenet", "PORT": "x"}
     command = [sys.executable, str(ROOT / "run.py")]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
