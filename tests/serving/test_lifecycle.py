@@ -102,6 +102,15 @@ def test_a_negative_wait_never_looks(store, caplog):
     assert "No versions are loaded, because" in caplog.text and states(lifecycle) == []
 
 
+def test_a_wait_may_be_longer_than_a_thread_can_wait(store, start):
+    """The thread that looks waits for as long as it can, and still ends with the lifecycle."""
+    store(1)
+    lifecycle = start(Loader(), file_system_poll_wait_seconds=1e10)
+    wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    lifecycle.stop()
+    wait_until(lambda: not any(thread.name == "versions" for thread in threading.enumerate()))
+
+
 @pytest.mark.parametrize("in_use", [False, True])
 def test_an_engine_made_of_cycles_is_gone_after_a_swap(store, start, in_use):
     """Also one that a request still used when it was to be unloaded, which waits for the request."""

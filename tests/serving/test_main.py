@@ -240,7 +240,7 @@ def test_sigterm_drains(serve, slow_model):
     Who comes meanwhile is refused at once, also by REST.
     """
     rest = free_port()
-    flags = "--model_name=tiny", f"--model_base_path={slow_model}", f"--rest_api_port={rest}", "--drain_seconds=60"
+    flags = "--model_name=tiny", f"--model_base_path={slow_model}", f"--rest_api_port={rest}", "--drain_seconds=1e10"
     process = serve(*flags)
     process.wait_for(f"Exporting HTTP/REST API at:localhost:{rest} ...")
     query = urllib.request.Request(
