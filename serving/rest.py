@@ -244,11 +244,11 @@ def _to_rows(outputs: Mapping[str, NDArray[Any]]) -> list[Any]:
 def _typed(values: Any, alias: str, wire: messages.DataType) -> NDArray[Any]:
     """Return values as an array of a type; as in the original, no value changes its kind: 1.0 is no integer."""
     try:
-        leaves, shape = _flat(values)
+        leaves, kinds, shape = _flat(values)
         if wire == messages.DT_STRING:
             return np.array([_bytes(leaf) for leaf in leaves], dtype=object).reshape(shape)
         dtype = numpy_type(wire)
-        if set(map(type, leaves)) <= _FITTING.get(dtype.kind, {int}):
+        if kinds <= _FITTING.get(dtype.kind, {int}):
             with suppress(OverflowError):
                 return np.array(leaves, dtype).reshape(shape)
     except ValueError as exc:  # rows of different shapes, or a value that is no text
@@ -256,15 +256,15 @@ def _typed(values: Any, alias: str, wire: messages.DataType) -> NDArray[Any]:
     raise InvalidArgumentError(f"JSON Value is not of expected type: {dtype}, in the input {alias}")
 
 
-def _flat(values: Any) -> tuple[list[Any], list[int]]:
-    """Return what nested lists contain, and their shape; NumPy would take true for 1, and 600 times a text's bytes."""
+def _flat(values: Any) -> tuple[list[Any], set[type], list[int]]:
+    """Return what nested lists contain, its types, and their shape; NumPy takes true for 1, and much room for texts."""
     leaves, shape = [values], list[int]()
     while list in (kinds := set(map(type, leaves))):
         if len(kinds) > 1 or len(sizes := set(map(len, leaves))) > 1:
             raise ValueError("Received lists of different lengths")
         shape += sizes
         leaves = list(chain.from_iterable(leaves))
-    return leaves, shape
+    return leaves, kinds, shape
 
 
 def _bytes(text: Any) -> bytes:
