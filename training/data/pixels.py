@@ -128,7 +128,8 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
         DataError: None of the photos decodes.
     """
     files = [(os.path.realpath(photo.path), photo.label, *_state(photo.path)) for photo in photos]
-    key = hashlib.sha256(json.dumps([decoder(), asdict(spec), files]).encode()).hexdigest()[:32]
+    made_of = [decoder(), asdict(spec), files, "positions"]  # by which an index names photos; before, by paths
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     index, array = cache / f"{key}.json", cache / f"{key}.pixels"
     missing = {position for position, (_, _, *state) in enumerate(files) if not state}
     _remove_abandoned(array)
@@ -145,7 +146,7 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
         labels=np.array([photo.label for photo in kept], np.int64),
         paths=[photo.path for photo in kept],
         digest=found["digest"],
-        skipped=found["skipped"],
+        skipped={str(photos[position].path): reason for position, reason in found["skipped"]},
         file=array,
     )
 
@@ -204,7 +205,7 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
             return exc
 
     kept: list[int] = []
-    skipped: dict[str, str] = {}
+    skipped: list[tuple[int, str]] = []
     unread: list[int] = []
     digest = hashlib.sha256()
     for features in array.parent.glob(f"{array.stem}.*.npy"):  # of pixels that are made anew
@@ -215,7 +216,7 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
         results = chain.from_iterable(parts)
         for position, result in zip(estimated(range(len(photos)), "Reading photos"), results, strict=True):
             if isinstance(result, Exception):
-                skipped[str(photos[position].path)] = str(result)
+                skipped.append((position, str(result)))
                 if isinstance(result, OSError) and not isinstance(result, PermissionError):
                     unread.append(position)
             else:
@@ -224,7 +225,7 @@ def _decode_all(photos: Sequence[Photo], spec: ImageSpec, index: Path, array: Pa
                 digest.update(part)
                 kept.append(position)
         if not kept:
-            some = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:3])
+            some = "; ".join(f"{photos[position].path}: {reason}" for position, reason in skipped[:3])
             raise DataError(f"Expected photos that decode. Received {len(photos)} that cannot be decoded: {some}")
     with written_whole(index) as draft:
         draft.write_text(json.dumps({"kept": kept, "skipped": skipped, "unread": unread, "digest": digest.hexdigest()}))

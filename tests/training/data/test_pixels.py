@@ -119,6 +119,17 @@ def test_second_load_decodes_nothing(photos, cache, decoded):
     np.testing.assert_array_equal(first.images, second.images)
 
 
+def test_a_folder_by_another_path_is_the_same(photos, cache, decoded, monkeypatch):
+    """Nothing is decoded again, and a photo that is skipped has the name that this call gave it."""
+    photos[1].path.write_bytes(b"not a photo")
+    load_pixels(photos, SPEC, cache)
+    monkeypatch.chdir(photos[0].path.parent.parent)
+    relative = [Photo(each.path.relative_to(Path.cwd()), each.label) for each in photos]
+    found = load_pixels(relative, SPEC, cache)
+    assert len(decoded) == 6 and list(found.skipped) == [str(relative[1].path)]
+    assert found.paths == [each.path for each in relative if each is not relative[1]]
+
+
 def test_changed_file_decodes_again(photos, cache, decoded, jpegs):
     """New content under an old name is seen, though the file is as large and as old as before."""
     path, size, stat = photos[2].path, 50_000, photos[2].path.stat()
