@@ -99,14 +99,14 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
     px: list[int | None] = [*dict.fromkeys(sizes)] or [preset.size]
     known = preset.size or find_architecture(own).size_px
     start = preset.changed({"architecture": own if own in named else named[0], "size": known if known in px else px[0]})
-    values: dict[str, BaseDistribution] = {}
-    if len(named) > 1:
-        values["architecture"] = CategoricalDistribution(named)
-    if len(px) > 1:
-        values["size"] = CategoricalDistribution(px)
-    values |= floats
-    backbones = [find_architecture(each, size) for each in named for size in px]
     first = find_architecture(start.architecture, start.size)
+    backbones = list(dict.fromkeys([first, *(find_architecture(each, size) for each in named for size in px)]))
+    values: dict[str, BaseDistribution] = {}
+    if len(named) > 1:  # in the order of the backbones, by which a search is found again: Optuna takes no other
+        values["architecture"] = CategoricalDistribution(list(dict.fromkeys(each.name for each in backbones)))
+    if len(px) > 1:
+        values["size"] = CategoricalDistribution(list(dict.fromkeys(each.size_px for each in backbones)))
+    values |= floats
     changed = first != find_architecture(own, preset.size)
     label = f"{name} with {first.name} at {first.size_px} px" if changed else name
-    return Space(name, label, start, epochs, values, [first, *(each for each in backbones if each != first)])
+    return Space(name, label, start, epochs, values, backbones)

@@ -390,6 +390,17 @@ def test_a_start_is_among_the_choices() -> None:
     assert find_space(preset, "default", ["efficientnet-lite2", "efficientnet-lite0"], []).label == "default"
 
 
+@pytest.mark.parametrize("choices", [([], [160, 224]), (["efficientnet-lite2", "efficientnet-lite0"], [])])
+def test_the_same_choices_in_another_order_are_one_search(choices: tuple[list[Any], list[Any]]) -> None:
+    """It is found again by its backbones, and Optuna refuses to continue it with values in another order."""
+    from training.tune.space import find_space
+
+    names, sizes = choices
+    preset = find_preset("default")
+    space = find_space(preset, "default", names, sizes)
+    assert space == find_space(preset, "default", names[::-1], sizes[::-1])
+
+
 def test_a_file_is_the_only_network_of_its_search(tmp_path: Path) -> None:
     """Photos are read as it needs them, square or not, and no other network or size is tried with its weights."""
     import keras
