@@ -149,7 +149,7 @@ def read_run(run: Path) -> tuple[keras.Model, Contract, list[bytes], NDArray[np.
         directions = np.load(run / "novelty.npy").astype(np.float32) if contract.novelty else None
         photos = [path.read_bytes() for path in sorted((run / "golden").iterdir())]
         return keras.models.load_model(run / "model.keras", compile=False), contract, photos, directions
-    except (OSError, ValueError) as exc:
+    except Exception as exc:  # Keras and NumPy have many kinds for a damaged file
         raise TrainingError(f"Expected a run folder that train has finished. Received {run}: {exc}") from exc
 
 

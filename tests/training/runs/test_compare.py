@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from contract.document import Contract, ImageSpec, Origin
+from contract.document import Contract, ImageSpec, Novelty, Origin
 from tests.conftest import ROOT
 from training.__main__ import main
-from training.runs.folder import record_release
+from training.errors import TrainingError
+from training.runs.folder import read_run, record_release
 
 ARCHITECTURE = "[small]" * 12  # is not cut at 80 columns where the output is no terminal
 
@@ -80,3 +83,18 @@ def test_listing_needs_no_tensorflow(runs: Path) -> None:
     code += "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("damaged", ["novelty.npy", "model.keras"])
+def test_a_run_with_a_damaged_file_is_refused(tmp_path: Path, damaged: str) -> None:
+    """NumPy's and Keras' errors for a file that is empty, or has lost its parts, are no traceback."""
+    contract = Contract("m", ("a", "b"), ImageSpec(8, 8), novelty=Novelty(0.5, 0.0, 30))
+    (tmp_path / "contract.json").write_bytes(contract.to_json())
+    (tmp_path / "golden").mkdir()
+    np.save(tmp_path / "novelty.npy", np.ones((4, 2)))
+    zipfile.ZipFile(tmp_path / "model.keras", "w").close()
+    if damaged == "novelty.npy":
+        (tmp_path / damaged).write_bytes(b"")
+    with pytest.raises(TrainingError, match=f"Expected a run folder that train has finished. Received {tmp_path}: "):
+        read_run(tmp_path)
