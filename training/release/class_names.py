@@ -71,7 +71,7 @@ def _read(text: str, suffix: str) -> tuple[str, ...]:
     if suffix in (".csv", ".tsv") or (len(cells) > 1 and set(cells) <= set(_COLUMNS)):
         return _of_csv(lines)
     if len(lines) == 1 and len(cells) > 1:
-        return _whole(next(csv.reader(lines, skipinitialspace=True)))
+        return _whole(next(csv.reader(lines, delimiter=_delimiter(lines[0]), skipinitialspace=True)))
     return _whole(_of_numbered(lines) or _plain(lines))
 
 
@@ -99,7 +99,8 @@ def _whole(names: Sequence[str]) -> tuple[str, ...]:
         bare = name.rstrip(",")
         is_quoted = bare[:1] == bare[-1:] and bare[:1] in ("'", '"')
         is_open = bare.count("(") > bare.count(")")  # more of the latter are in `a) cat`
-        is_half = is_quoted or is_open or any(bare.count(a) != bare.count(b) for a, b in ("[]", "{}"))
+        is_member = re.search(r"""["']\s*:""", bare)  # of a map without braces
+        is_half = is_quoted or is_open or is_member or any(bare.count(a) != bare.count(b) for a, b in ("[]", "{}"))
         if len(name) > 1 and is_half:
             raise ValueError(f"the name {name!r}")
     return tuple(names)
