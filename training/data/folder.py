@@ -93,7 +93,7 @@ def read_rows(
         DataError: No photo, none to train on, one of two classes, an unknown class, one named as another, or too few.
     """
     rows = read_table(table)
-    there = [row for row in rows if row.label.strip() and row.path.is_file()]
+    there = [row for row in rows if row.label.strip() and row.has_file()]
     files = {row: real_path(row.path) for row in there}
     # Each once, by whichever of its paths.
     kept = {(file, class_name(row.label), row.split or "train"): row for row, file in files.items()}
@@ -167,9 +167,10 @@ def _check_classes(classes: Sequence[str], folder: Path) -> None:
         )
     for name in classes:
         if not name or any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in name):
+            advice = "Rename it; ZIP files of Windows often have names in another encoding."
             raise DataError(
-                f"Expected class folders with names in UTF-8, without control characters. Received in {folder}:"
-                f" {os.fsencode(name)!r}. Rename it; ZIP files of Windows often have names in another encoding."
+                f"Expected names of classes in UTF-8, without control characters. Received in {folder}:"
+                f" {os.fsencode(name)!r}. {advice if folder.is_dir() else 'Correct its rows.'}"
             )
 
 

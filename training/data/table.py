@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,15 @@ class Row:
     path: Path
     label: str
     split: str
+
+    def has_file(self) -> bool:
+        """Tell whether there is such a file; a cell may contain more than a path can have."""
+        try:
+            return self.path.is_file()
+        except OSError as exc:
+            if exc.errno == errno.ENAMETOOLONG:
+                return False
+            raise
 
 
 def real_path(path: Path) -> str:

@@ -100,7 +100,7 @@ def _read_csv(path: Path) -> Listing:
     unsplit = "train" if any(row.split for row in rows) else WHOLE  # as training takes them
     photos: dict[tuple[str, str, str], Listed] = {}  # each once, by whichever of its paths
     for row in rows:
-        if not row.path.is_file():
+        if not row.has_file():
             listing.missing.append(row.path)
         elif not row.label.strip():
             listing.unlabelled.append(row.path)

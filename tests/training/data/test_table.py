@@ -25,12 +25,12 @@ def test_a_csv_of_labels_is_a_dataset(table):
     rows = [
         f"{folder}/{position:03}.jpg,{label}" for folder, label in (("a", "dog"), ("b", "cat")) for position in range(3)
     ]
-    left_out = ("c/../a/000.jpg,cat", "a/000.jpg,", "a\0/0.jpg,cat")
+    left_out = ("c/../a/000.jpg,cat", "a/000.jpg,", "a\0/0.jpg,cat", f"{300 * 'a'}.jpg,cat")
     dataset = read_folder(table("File,Label", *rows, rows[0], f"b/../{rows[0]}", *left_out))
     assert dataset.classes == ("cat", "dog")
     assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 2, "validation": 2, "test": 2}
     assert all((each.path.parent.name == "b") == (each.label == 0) for each in dataset.splits["train"])
-    assert dataset.remarks[0].startswith("Left out 3 rows without a file or a label, such as ")
+    assert dataset.remarks[0].startswith("Left out 4 rows without a file or a label, such as ")
 
 
 @pytest.mark.parametrize("names", [("red", "red "), ("caf\u00e9", "cafe\u0301")])
@@ -90,6 +90,7 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', '"b/000.jpg",dog'), "csv, from line 3 on: ',' expected"),
         (("path,label,split", "a/000.jpg,cat,val", "b/000.jpg,dog,test"), "train in .* Received: validation, test$"),
         (("path,label,split", "a/000.jpg,cat,x"), "none. Left out rows of: x. .* such as train, validation, test$"),
+        (("path,label", "a/000.jpg,a\tb", "b/000.jpg,b"), r"control characters.*csv: b'a\\tb'. Correct its rows\.$"),
         (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
 )

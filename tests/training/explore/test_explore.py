@@ -88,12 +88,13 @@ def test_a_csv_lists_paths_labels_and_splits(fill: Fill) -> None:
     folder = fill(inbox=4)
     (folder / "list.csv").write_text(
         ",Image,label,split\n1,inbox/00.jpg,cat,train\n2,inbox/01.jpg,dog ,val\n3,gone.jpg,dog,train\n"
+        f"4,{(long := 300 * 'a')},dog,train\n"
         "4,inbox/02.jpg,,train\n5,inbox/03.jpg,cat,x\n"
     )
     expected = {("train", "cat"): 1, ("validation", "dog"): 1, ("x", "cat"): 1}
     assert listing.read(folder / "list.csv").counts == expected
     found = find(folder / "list.csv")
-    assert names(found["missing"]) == [["gone.jpg"]] and names(found["unlabelled"]) == [["02.jpg"]]
+    assert names(found["missing"]) == [["gone.jpg"], [long]] and names(found["unlabelled"]) == [["02.jpg"]]
     assert notes(found["unknown"]) == ["x: 1 photo"]
     (folder / "list.csv").write_text(",path,class\n1,inbox/00.jpg,cat\n")
     assert listing.read(folder / "list.csv").classes == {"all": ("cat",)}
