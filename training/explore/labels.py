@@ -139,19 +139,27 @@ def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> li
     A folder is judged only if other folders have at least half as many photos with its label.
     """
     labels = np.array([photo.label for photo in inspection.photos])
-    folders = np.array([str(photo.path.parent) for photo in inspection.photos])
-    k = _neighbours(Counter(labels.tolist()))
-    groups, suspects = np.unique(folders, return_inverse=True)[1], []
-    for folder, label in sorted(set(zip(folders.tolist(), labels.tolist(), strict=True))):
-        members = np.flatnonzero((folders == folder) & (labels == label))
-        elsewhere = int(((labels == label) & (folders != folder)).sum())
-        if len(members) < MIN_FOLDER or elsewhere < max(k, len(members) / 2):
-            continue
-        votes = [Counter(labels[near].tolist()) for near in _nearest(features, groups, k, members)]
-        looks = np.array([vote.most_common(1)[0][0] for vote in votes])
-        other, count = Counter(looks.tolist()).most_common(1)[0]
+    folders, counts = [str(photo.path.parent) for photo in inspection.photos], Counter(labels.tolist())
+    k = _neighbours(counts)
+    of_one: dict[tuple[str, str], list[int]] = {}  # photos of one folder and label
+    for position, key in enumerate(zip(folders, labels.tolist(), strict=True)):
+        of_one.setdefault(key, []).append(position)
+    judged = [
+        (label, members)
+        for (_, label), members in sorted(of_one.items())
+        if len(members) >= MIN_FOLDER and counts[label] - len(members) >= max(k, len(members) / 2)
+    ]
+    if not judged:
+        return []
+    positions, groups = np.concatenate([members for _, members in judged]), np.unique(folders, return_inverse=True)[1]
+    votes = [Counter(labels[near].tolist()) for near in _nearest(features, groups, k, positions)]
+    looks = {position: vote.most_common(1)[0][0] for position, vote in zip(positions.tolist(), votes, strict=True)}
+    suspects = []
+    for label, members in judged:
+        other, count = Counter(looks[position] for position in members).most_common(1)[0]
         if other != label and count > FOLDER_AGREEMENT * len(members):
-            suspects.append(Suspect(members[looks == other].tolist(), label, other, count, len(members)))
+            photos = [position for position in members if looks[position] == other]
+            suspects.append(Suspect(photos, label, other, count, len(members)))
     return suspects
 
 

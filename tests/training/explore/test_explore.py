@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import BytesIO, StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,6 +348,17 @@ def test_single_wrong_labels_are_found() -> None:
     features = np.concatenate([cluster(0, 30, 1), cluster(1, 30, 2)])
     given = np.array(["cat"] * 29 + ["dog"] + ["dog"] * 30)
     assert labels.suspect_photos(given, features) == [Suspect([29], "dog", "cat", 10, 10)]
+
+
+def test_folders_with_wrong_labels_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cats in one of three folders of dogs; the photos of all folders are compared at once, as there may be many."""
+    places = ["a/cat"] * 15 + ["b/cat"] * 15 + ["a/dog"] * 15 + ["b/dog"] * 15 + ["c/dog"] * 5 + ["c/cat"] * 2
+    photos = [SimpleNamespace(path=Path(place, "1.jpg"), label=place[2:]) for place in places]
+    features = np.concatenate([cluster(0, 30, 1), cluster(1, 30, 2), cluster(0, 7, 3)])
+    asked, nearest = list[int](), labels._nearest
+    monkeypatch.setattr(labels, "_nearest", lambda *given: (asked.append(len(given[3])), nearest(*given))[1])
+    found = labels.suspect_folders(SimpleNamespace(photos=photos), features)
+    assert found == [Suspect(list(range(60, 65)), "dog", "cat", 5, 5)] and asked == [65]
 
 
 def test_one_class_under_two_names_is_found() -> None:
