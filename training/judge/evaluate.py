@@ -48,20 +48,21 @@ def evaluate(
     _log.info(f"Evaluating on {description}")
     out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
-    for predictor in predictors:
-        pixels = photos.pixels(chosen, predictor.contract.image)
+    decoded = [photos.pixels(chosen, each.contract.image) for each in predictors]
+    for predictor, pixels in zip(predictors, decoded, strict=True):
         _log.info(f"Asking {predictor.title}")
         probabilities, unknown = predictor.predict(pixels)
         agreement = metrics.compare(results[0].probabilities, probabilities) if results else None
         figures = metrics.measure(probabilities, pixels.labels, contract.classes)
         results.append(Result(predictor.title, probabilities, figures, agreement, unknown))
-    for path, reason in pixels.skipped.items():
+    first = decoded[0]
+    for path, reason in first.skipped.items():
         _log.info(f"Skipped {path}: {reason}")
-    if pixels.skipped:
-        description += f"; {len(pixels.skipped)} of them cannot be decoded"
+    if first.skipped:
+        description += f"; {len(first.skipped)} of them cannot be decoded"
     _log.info("")
     report.show(results, console)
-    shown = report.draw(results, pixels, contract, description, out)
+    shown = report.draw(results, first, contract, description, out)
     written = page.write(out / "evaluation.html", "evaluation.html", **shown)
     _log.info(f"\nWrote {written}, evaluation.json and plots beside it")
     return results

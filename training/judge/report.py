@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,8 +119,8 @@ def draw(results: Sequence[Result], photos: Pixels, contract: Contract, descript
         "titles": [each.title for each in results],
         "rows": rows(results),
         "figures": first.figures,
-        "pairs": (pairs := _pairs(first, photos, classes)),
-        "matrix": _matrix(first.figures, {(each["class"], each["predicted"]): each["id"] for each in pairs}),
+        "pairs": _pairs(first, photos, classes),
+        "matrix": _matrix(first, photos.labels),
         "reliability": page.picture(out / "reliability.png"),
         "mistakes": [_picture(first, photos, classes, position) for position in positions],
         "unknown": None if first.unknown is None else _unknown(first, first.unknown, photos, classes),
@@ -144,10 +144,11 @@ def _document(results: Sequence[Result], photos: Pixels) -> dict[str, Any]:
     }
 
 
-def _matrix(figures: Figures, pairs: Mapping[tuple[str, str], str]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _matrix(result: Result, labels: NDArray[np.int64]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return the rows of the confusion matrix: a class, and its cells with the id of the photos that they stand for."""
-    counts, chosen = np.array(figures.confusion), plots.by_confusion(figures)
-    names = [each.name for each in figures.classes]
+    counts, chosen = np.array(result.figures.confusion), plots.by_confusion(result.figures)
+    names = [each.name for each in result.figures.classes]
+    present = np.union1d(labels, result.probabilities.argmax(axis=1))  # their numbers, as two may share a name
     return [
         (
             names[row],
@@ -156,7 +157,7 @@ def _matrix(figures: Figures, pairs: Mapping[tuple[str, str], str]) -> list[tupl
                     "count": int(counts[row, column]),
                     "part": round(float(counts[row, column] / max(counts[row].sum(), 1)) ** 0.5, 2),
                     "right": row == column,
-                    "id": pairs.get((names[row], names[column])),
+                    "id": f"pair-{present[row]}-{present[column]}" if row != column and counts[row, column] else None,
                 }
                 for column in chosen
             ],

@@ -8,16 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from contract.document import Contract, ImageSpec, Origin
 from tests.programs.photos import encode, photo
 from tests.programs.stack import embedded_server, gateway
+from training import page
 from training.__main__ import main
 from training.data.folder import Photo, read_folder, read_split
-from training.data.pixels import Photos, load_pixels
+from training.data.pixels import Photos, Pixels, load_pixels
 from training.errors import DataError
-from training.judge.evaluate import choose_photos
+from training.judge.evaluate import choose_photos, evaluate
 
 CLASSES = ("cat", "dog", "bird")
 SPEC = ImageSpec(16, 16, crop=0.9)
@@ -149,6 +152,32 @@ def test_missing_photos_are_refused(tmp_path: Path, choose: Choose, split: str, 
     (tmp_path / "photos" / "train" / "cow").mkdir()
     with pytest.raises(DataError, match=message):
         choose(split)
+
+
+class Fixed:
+    """A predictor with a row of probabilities for each photo."""
+
+    def __init__(self, px: int, *rows: tuple[float, ...]) -> None:
+        self.title, self.contract = f"{px} px", Contract("m", ("cat", "dog", "cat", "owl"), ImageSpec(px, px))
+        self.probabilities = np.array(rows, np.float32)
+
+    def predict(self, pixels: Pixels) -> tuple[np.ndarray, None]:
+        return self.probabilities, None
+
+
+def test_the_page_shows_the_first_models_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it saw them; and a number in the matrix leads to those of its class, of two that share a name."""
+    (tmp_path / "photos" / "dog").mkdir(parents=True)
+    for number in range(2):
+        (tmp_path / "photos" / "dog" / f"{number}.jpg").write_bytes(encode(photo(40, 30, number)))
+    shown: dict[str, Any] = {}
+    sizes: set[tuple[int, ...]] = set()
+    monkeypatch.setattr(page, "write", lambda path, template, **values: shown.update(values))
+    monkeypatch.setattr(page, "thumbnail", lambda pixels: str(sizes.add(pixels.shape)))
+    predictors = [Fixed(px, (0, 0.1, 0.9, 0), (0.9, 0.1, 0, 0)) for px in (16, 8)]
+    evaluate(Photos(tmp_path / "photos", tmp_path), predictors, "all", out=tmp_path, console=Console())
+    links = [cell["id"] for _, cells in shown["matrix"] for cell in cells if cell["id"]]
+    assert sizes == {(16, 16, 3)} and sorted(links) == ["pair-1-0", "pair-1-2"]
 
 
 # The whole command
