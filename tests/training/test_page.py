@@ -64,7 +64,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     inspected = inspection.inspect(listing.read(work / "photos"), work / "cache")
-    found = find_findings(inspected, duplicates.find_groups(inspected), Suspects([], [], []))
+    found = find_findings(work / "photos", inspected, duplicates.find_groups(inspected), Suspects([], [], []))
     write_exploration(found, inspected, work / "photos", work)
 
     classes = inspected.listing.all_classes

@@ -131,7 +131,7 @@ def read_rows(
     return splits, tuple(classes), tuple(remarks)
 
 
-def missing_splits(present: Container[str]) -> list[str]:
+def _missing_splits(present: Container[str]) -> list[str]:
     """Return the splits that are taken from train; beside a validation split, no test split is needed."""
     if "validation" in present:
         return []
@@ -144,7 +144,7 @@ def _complete(splits: dict[str, list[Photo]], classes: Sequence[str], folder: Pa
     Raises:
         DataError: Classes have too few photos to hold some out.
     """
-    missing, counts = missing_splits(splits), Counter(photo.label for photo in splits["train"])
+    missing, counts = _missing_splits(splits), Counter(photo.label for photo in splits["train"])
     if few := [f"{counts[label]} of {name}" for label, name in enumerate(classes) if counts[label] <= len(missing)]:
         raise DataError(
             f"Expected at least {len(missing) + 1} photos in each class of {folder}, to hold some out."

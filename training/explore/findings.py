@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.photos import SUFFIXES_BY_FORMAT
-from training.data.folder import missing_splits
+from training.data.folder import read_folder
 from training.data.splits import SPLIT_NAMES
 from training.data.table import WHOLE, real_path
+from training.errors import DataError
 from training.explore.inspection import SPEC, InspectedPhoto, Inspection, is_too_large
 from training.explore.labels import SURE_PHOTOS, Suspects
 from training.explore.listing import Listing
@@ -52,15 +53,8 @@ _SAME = "Merge the classes if they are one. If not, one of the folders contains 
 # Title and advice for each kind of fault, the worst first; a word in braces stands for a number of things.
 _WORDS = {
     PROBLEM: {
-        "single": ("Fewer than two classes", "Train needs two; give each class its own folder."),
-        "empty": (
-            "{folders} without a photo",
-            "Put photos into the folder, or delete it; train refuses empty classes.",
-        ),
-        "scarce": (
-            "{classes} with too few photos to hold some out",
-            "Collect more, or put photos into a validation split; train refuses such classes.",
-        ),
+        "refused": ("Train refuses these photos", "Correct this first. Train names one fault at a time."),
+        "empty": ("{folders} without a photo", "Put photos into the folder, or delete it."),
         "names": ("Class names that differ only in case, spaces or signs", "Rename or merge the folders."),
         "splits": (
             "Splits with different classes",
@@ -108,6 +102,7 @@ _WORDS = {
         ),
     },
     NOTE: {
+        "remarks": ("What train says of these photos", "If that is as you mean it, change nothing."),
         "ignored": (
             "{files} not read as photos ({suffixes})",
             "If they are photos, save them as JPEG, PNG or WebP inside the folder of their class.",
@@ -126,16 +121,20 @@ _WORDS = {
 _Found = Iterator[tuple[str, Item]]  # a kind of fault, and where it was seen
 
 
-def find_findings(inspection: Inspection, groups: Sequence[Sequence[int]], suspects: Suspects) -> list[Finding]:
+def find_findings(
+    source: Path, inspection: Inspection, groups: Sequence[Sequence[int]], suspects: Suspects
+) -> list[Finding]:
     """Return what is wrong, the worst first.
 
     Args:
+        source: The folder or CSV that was inspected.
         inspection: Every photo.
         groups: Positions of photos that show the same picture.
         suspects: Labels that look wrong.
     """
     items: dict[str, list[Item]] = defaultdict(list)
     for found in (
+        _in_training(source),
         _in_names(inspection.listing),
         _in_counts(inspection.listing),
         _in_files(inspection),
@@ -159,13 +158,19 @@ def _title(title: str, items: Sequence[Item]) -> str:
     return title.format(**numbers, suffixes=", ".join(f"{number} {suffix}" for suffix, number in suffixes))
 
 
+def _in_training(source: Path) -> _Found:
+    """Find why train refuses the photos, or what it says of them."""
+    try:
+        for remark in read_folder(source).remarks:
+            yield "remarks", Item((), remark)
+    except DataError as exc:
+        yield "refused", Item((), str(exc))
+
+
 def _in_names(listing: Listing) -> _Found:
     """Find faults in the folders' names, and in the CSV."""
-    names = listing.all_classes
-    if len(names) < 2:
-        yield "single", Item((), f"the only class is {names[0]}")
     spellings: dict[str, list[str]] = defaultdict(list)
-    for name in names:
+    for name in listing.all_classes:
         spellings[re.sub(r"[\W_]+", "", name.casefold())].append(name)
     for alike in spellings.values():
         if len(alike) > 1:
@@ -190,10 +195,9 @@ def _in_counts(listing: Listing) -> _Found:
                 yield "empty", Item((), f"{listing.place(split, name)} has no photo")
     split = "train" if "train" in listing.classes else next(iter(listing.classes))
     counts = sorted((count, name) for (each, name), count in listing.counts.items() if each == split)
-    held_out = len(missing_splits(listing.classes))  # one of each class for each split that is not there
     for count, name in counts:
         if count < MIN_PHOTOS:
-            yield "scarce" if count <= held_out else "few", Item((), f"{listing.place(split, name)}: {count}")
+            yield "few", Item((), f"{listing.place(split, name)}: {count}")
     if counts and counts[-1][0] > MAX_IMBALANCE * counts[0][0]:
         (fewest, small), (most, large) = counts[0], counts[-1]
         yield "imbalance", Item((), f"{large} has {counted(most, 'photo')}, {small} {fewest}")

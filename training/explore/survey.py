@@ -32,7 +32,7 @@ def explore(source: Path, out: Path, cache: Path) -> list[Finding]:
     _log.info(f"Comparing {counted(len(inspected.photos), 'photo')} with each other")
     groups = duplicates.find_groups(inspected)
     suspects = labels.find_suspects(inspected, labels.features(inspected, cache))
-    found = find_findings(inspected, groups, suspects)
+    found = find_findings(source, inspected, groups, suspects)
     report.log_findings(found, inspected)
     page = report.write(found, inspected, source, out)
     _log.info(f"\nWrote {page}, and explore.json beside it")

@@ -47,8 +47,8 @@ def fill(tmp_path: Path) -> Fill:
 def find(source: Path, *pairs: SuspectPair) -> dict[str, Finding]:
     """Return the findings of a folder or CSV by their kind; of its labels, only some pairs of classes are suspected."""
     inspected = inspect(listing.read(source), source.parent / "cache")
-    suspects = Suspects([], list(pairs), [])
-    return {each.kind: each for each in find_findings(inspected, duplicates.find_groups(inspected), suspects)}
+    groups, suspects = duplicates.find_groups(inspected), Suspects([], list(pairs), [])
+    return {each.kind: each for each in find_findings(source, inspected, groups, suspects)}
 
 
 def notes(finding: Finding) -> list[str]:
@@ -139,7 +139,6 @@ def test_photos_that_must_be_converted_are_named(fill: Fill) -> None:
     ("counts", "kind", "severity", "expected"),
     [
         ({"train__cat": 3, "train__dog": 0}, "empty", "problem", ["train/dog has no photo"]),
-        ({"cat": 25}, "single", "problem", ["the only class is cat"]),
         (
             {"T-shirt": 1, "t shirt": 1, "hat ": 1, "dress": 1},
             "names",
@@ -152,9 +151,7 @@ def test_photos_that_must_be_converted_are_named(fill: Fill) -> None:
             "problem",
             ["train has no folder for: cow (of test)", "test has no folder for: dog (of train)"],
         ),
-        ({"cat": 25, "dog": 2, "cow": 5}, "few", "suspicion", ["cow: 5"]),
-        ({"cat": 25, "dog": 2, "cow": 5}, "scarce", "problem", ["dog: 2"]),
-        ({"train__cat": 3, "train__dog": 1, "test__cat": 1}, "scarce", "problem", ["train/dog: 1"]),
+        ({"cat": 25, "dog": 2, "cow": 5}, "few", "suspicion", ["dog: 2", "cow: 5"]),
         ({"train__cat": 3, "train__dog": 1, "val__cat": 1}, "few", "suspicion", ["train/dog: 1", "train/cat: 3"]),
         ({"cat": 25, "dog": 2, "cow": 5}, "imbalance", "suspicion", ["cat has 25 photos, dog 2"]),
     ],
@@ -165,6 +162,32 @@ def test_faults_of_names_and_counts_are_found(
     """Each names the folder; the smallest class comes first."""
     finding = find(fill(**counts))[kind]
     assert finding.severity == severity and notes(finding) == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"cat": 2}, "two or more, each with photos .* Received: cat"),
+        ({"cat": 25, "dog": 2}, "at least 3 photos in each class .* Received: 2 of dog"),
+        ({"validation__cat": 2, "validation__dog": 2, "test__cat": 2}, "Expected a folder .*train, .* Received only: "),
+        ({"cat__train": 2, "cat__test": 2, "dog__train": 2, "dog__test": 2}, "class folders inside each split"),
+        ({"fold1__cat": 2, "fold1__dog": 2, "fold2__cat": 2, "fold2__dog": 2}, "Received parts of one set"),
+        ({"c\tat": 3, "dog": 3, "empty": 0}, "without control characters"),
+    ],
+)
+def test_what_train_refuses_comes_first(fill: Fill, counts: dict[str, int], message: str) -> None:
+    """In the words of train, and whatever else is wrong follows."""
+    found = find(fill(**counts))
+    assert next(iter(found)) == "refused" and found["refused"].severity == "problem"
+    assert re.search(message, *notes(found["refused"])) and len(found) > 1
+    assert ("empty" in found) == ("empty" in counts)
+
+
+def test_what_train_says_of_photos_that_it_takes_is_a_note(fill: Fill) -> None:
+    """A folder that it leaves out would be missed."""
+    found = find(fill(train__cat=20, train__dog=20, val__cat=1, val__dog=1, extra__dog=1))
+    assert [each.severity for each in found.values()] == ["note", "note"]
+    assert notes(found["remarks"]) == ["Left out extra/: it does not read like a split"]
 
 
 def test_sound_folders_have_no_findings(fill: Fill) -> None:
@@ -424,6 +447,7 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
         r"SUSPICION: 1 photo more than once in a class\n  train/discs/00.jpg, train/discs/copy.jpg: the same bytes",
         r"PROBLEM: 1 photo in two splits.*\n  train/squares/03.jpg, validation/squares/leak.jpg: look the same",
         r"PROBLEM: 1 file corrupt and skipped by training\n  train/stripes/broken.jpg: Expected a complete",
+        r"PROBLEM: Train refuses these photos\n  Expected photos in each class of .* Received empty folders: rings",
         r"PROBLEM: 1 folder without a photo\n  train/rings has no photo",
         r"PROBLEM: 1 folder with photos that look like another class\n"
         r"  validation/discs is labelled discs, but \d of its 5 photos look like stripes",
