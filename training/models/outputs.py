@@ -84,7 +84,8 @@ def _sums_to_one(model: keras.Model, *, is_softmax: bool) -> bool:
 def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
     """Return what made the values of a tensor; `linear` if they are no probabilities, or if nothing tells.
 
-    What something else without weights makes of probabilities, such as their logarithm, has both names.
+    What something else without weights makes of probabilities, such as their logarithm, has both names. So has what it
+    makes of probabilities and others, such as a softmax beside a sigmoid.
 
     Args:
         tensor: An output of a model, or of an operation in it.
@@ -101,11 +102,17 @@ def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
     name = type(operation).__name__.lower()
     if name in ("softmax", "sigmoid"):
         return name
-    activation: str = getattr(getattr(operation, "activation", None), "__name__", "linear")
+    function = getattr(operation, "activation", None)
+    function = getattr(function, "activation", function)  # of a layer in the place of a function
+    activation: str = getattr(function, "__name__", "linear")
     if activation != "linear" or getattr(operation, "weights", []):
         return activation
     names = {_activation_of(each, fed) for each in inputs}
-    made = names.pop() if len(names) == 1 else "linear"
+    if len(names) > 1:  # gated logits, linear ones times a sigmoid, are logits still
+        is_mix = any(each.endswith(("sigmoid", "softmax")) for each in names)
+        is_mix &= name in _KEEPING or "linear" not in names
+        return f"{' and '.join(sorted(names))} in one {name}" if is_mix else "linear"
+    made = names.pop() if names else "linear"
     if name in _KEEPING:
         return made
     return f"{name} of {made}" if made.endswith(("sigmoid", "softmax")) else "linear"

@@ -57,6 +57,11 @@ def test_outputs_of_one_name_are_several(tmp_path, inputs, outputs, named):
         load_file(tmp_path / "twice.keras", None, 3, "none")
 
 
+def sigmoid(x):
+    """Return what a sigmoid layer makes of a tensor."""
+    return layers.Dense(x.shape[-1], activation="sigmoid")(x)
+
+
 def as_two(yes):
     """Return the probabilities of two classes, given those of the second."""
     return np.concatenate([1 - yes, yes], axis=1)
@@ -79,20 +84,32 @@ def test_outputs_become_probabilities(pixels, units, activation, expect):
 
 
 @pytest.mark.parametrize(
-    "logits", [lambda x: keras.ops.log(keras.ops.softmax(x) + 1e-9), lambda x: 30 * layers.ReLU()(x)]
+    "logits",
+    [
+        lambda x: keras.ops.log(keras.ops.softmax(x) + 1e-9),
+        lambda x: 30 * layers.ReLU()(x),
+        lambda x: x * sigmoid(x),
+    ],
 )
 def test_what_is_made_of_others_gets_a_softmax(inputs, pixels, logits):
-    """Such as logarithms of probabilities, which become these again, and logits with a limit."""
+    """Such as logarithms of probabilities, which become these again, and logits with a limit or a gate."""
     model = keras.Model(inputs, logits(layers.Dense(3)(layers.Flatten()(inputs / 255))))
     expected = keras.ops.softmax(run(model, pixels))
     np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "weighted"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("Dense", "Activation", "Softmax", "operation", "nested", "reshaped", "weighted"),
+        *("two", "normalized", "first or others"),
+    ],
+)
 def test_probabilities_stay_as_they_are(inputs, pixels, kind):
     """A model that ends in probabilities gets no second softmax, however it says so."""
     logits = small(layers.Dense(3))(inputs)
     softmax = small(layers.Dense(3, activation="softmax"))(inputs)
+    yes, several = (layers.Dense(units, activation="sigmoid")(logits) for units in (1, 3))
     outputs = {
         "Dense": lambda: layers.Dense(3, activation="softmax")(logits),
         "Activation": lambda: layers.Activation("softmax")(logits),
@@ -101,12 +118,18 @@ def test_probabilities_stay_as_they_are(inputs, pixels, kind):
         "nested": lambda: softmax,
         "reshaped": lambda: layers.Reshape((3,))(softmax),
         "weighted": lambda: 0.25 * softmax + 0.75 * layers.Softmax()(logits),
+        "two": lambda: layers.Concatenate()([1 - yes, yes]),
+        "normalized": lambda: several / keras.ops.sum(several, axis=-1, keepdims=True),
+        "first or others": lambda: layers.Concatenate()([1 - yes, yes * softmax]),
     }[kind]()
     model = keras.Model(inputs, outputs)
-    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels), run(model, pixels), rtol=1e-6, atol=1e-7)
+    received = run(as_probabilities(model, outputs.shape[-1]), pixels)
+    np.testing.assert_allclose(received, run(model, pixels), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["Reshape", "float32", "Average", "pooled", "wrapped", "within", "nested", "behind"])
+@pytest.mark.parametrize(
+    "kind", ["layer", "Reshape", "float32", "Average", "pooled", "wrapped", "within", "nested", "behind"]
+)
 def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, kind):
     """One unit gets no second sigmoid, and several get no softmax, however deep the sigmoid is in models of models."""
 
@@ -114,6 +137,7 @@ def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, k
         yes = layers.Dense(units, activation="sigmoid")(features := layers.Flatten()(inputs / 255))
         within = [keras.Input(features.shape[1:]), layers.Dense(units, "sigmoid"), layers.Dropout(0.5)]
         outputs = {
+            "layer": lambda: layers.Dense(units, layers.Activation("sigmoid"))(features),
             "Reshape": lambda: layers.Reshape((units,))(yes),
             "float32": lambda: layers.Activation("linear", dtype="float32")(yes),
             "Average": lambda: layers.Average()([yes, layers.Dense(units, "sigmoid")(features)]),
@@ -139,6 +163,10 @@ def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, k
         (3, "softmax", lambda x: -keras.ops.log(x), "Received: negative of log of softmax with 3 units"),
         (3, "softmax", lambda x: 100 * x, "Received: multiply of softmax with 3 units"),
         (3, "softmax", lambda x: layers.Concatenate()([x, x]), "Received: softmax with 6 units, which do not sum to 1"),
+        (3, "softmax", lambda x: layers.Concatenate()([x, sigmoid(x)]), "sigmoid and softmax in one concatenate"),
+        (3, "relu", lambda x: layers.Concatenate()([x, sigmoid(x)]), "relu and sigmoid in one concatenate with 6"),
+        (3, "linear", lambda x: layers.Average()([x, sigmoid(x)]), "linear and sigmoid in one average with 3"),
+        (3, "softmax", lambda x: x * sigmoid(x), "sigmoid and softmax in one multiply with 3"),
     ],
 )
 def test_what_is_made_of_probabilities_is_refused(inputs, units, activation, made, message):
