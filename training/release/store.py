@@ -26,18 +26,18 @@ class StagedVersion:
     """A version that is being written, under a name that no server takes for one."""
 
     path: Path
-    number: int
 
     def release(self) -> Path:
-        """Sync what was written to disk, and rename it to its number."""
+        """Sync what was written to disk, and rename it to the next number, after what was copied in meanwhile too."""
         for folder, _, files in os.walk(self.path, topdown=False):
             for name in (*files, "."):
                 sync(Path(folder) / name)
         home = self.path.parent
+        number = _next_number(home)
         with written_whole(_last_file(home)) as draft:  # a full disk must not empty the file itself
-            draft.write_text(f"{self.number}\n")
+            draft.write_text(f"{number}\n")
             sync(draft)
-        target = home / str(self.number)
+        target = home / str(number)
         self.path.rename(target)
         sync(home)
         return target
@@ -64,7 +64,7 @@ def staged_version(store: Path, model: str) -> Iterator[StagedVersion]:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
-            yield StagedVersion(staging, _next_number(home))
+            yield StagedVersion(staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
