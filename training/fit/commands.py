@@ -177,11 +177,14 @@ def _track(run: Path, tracking: Tracking | None, name: str) -> None:
 
 def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> int:
     """Release a run, but not twice, and return the exit status; if that fails, say how to release it later."""
-    from training.release.replacement import version_of
+    from training.release.replacement import answering, version_of
     from training.release.sources import of_run, release
 
     if number := version_of(run, options.store, options.name):
-        _log.info(f"Nothing is released, as {run} is version {number} already")
+        other = answering(options.store, options.name)
+        promote = shlex.join([options.name, "promote", str(number), "--store", str(options.store)])
+        how = f". Version {other} answers. To let this one answer: python -m gateway.release {promote}"
+        _log.info(f"Nothing is released, as {run} is version {number} already{how if other != number else ''}")
         return 0
     try:
         source = of_run(run, options.name)
@@ -191,7 +194,7 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
     except (TrainingError, ContractError, ServingError) as exc:
         print(f"{exc}\n{_kept(run, options)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or a defect of ours
         print(_kept(run, options), file=sys.stderr)
         raise
     return 0

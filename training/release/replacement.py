@@ -14,13 +14,12 @@ from training.runs.folder import Run
 from training.words import counted, difference
 
 
-def answering(store: Path, model: str) -> int | None:
-    """Return the number of a release's stable version, if there is a release; without one, the newest answers."""
-    try:
+def answering(store: Path, model: str) -> int:
+    """Return the number of the version that answers: a release's stable one, or the newest without a release."""
+    found, release = versions_of(store, model), None
+    with suppress(ReleaseError):
         release = read_release(store / model / FILE_NAME)
-    except ReleaseError:
-        return None
-    return release.stable if release and release.stable in versions_of(store, model) else None
+    return release.stable if release and release.stable in found else max(found, default=0)
 
 
 def refuse_other_classes(store: Path, model: str, classes: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY, Contract, find_identity
+from contract.release import Release
 from serving.engines import open_engine
 from training.__main__ import main
+from training.errors import TrainingError
 
 tensorflow = pytest.mark.tensorflow
 
@@ -253,10 +255,12 @@ def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_pat
     assert re.search(r"Not better than the first version: .*-first is taken in place of it\n", said)
     assert said.count("Released ") == 2
     assert describe(tmp_path / "store" / "colours" / "2").origin.recipe["epochs"] == 0
+    (tmp_path / "store" / "colours" / "release.json").write_text(Release(stable=1).to_json())
     assert main([*command, *too_fast]) == 0
     said = capsys.readouterr().out
     assert re.search(r"Not better than the first version: .*-first is taken in place of it\n", said)
-    assert re.search(r"Nothing is released, as \S+-first is version 2 already\n", said)
+    assert re.search(r"Nothing is released, as \S+-first is version 2 already\. Version 1 answers\. ", said)
+    assert f"answer: python -m gateway.release colours promote 2 --store {tmp_path / 'store'}\n" in said
     assert "Released " not in said
 
 
@@ -428,6 +432,21 @@ def test_memory_that_does_not_suffice_is_told(folder, small, tmp_path, monkeypat
     places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
     command = ["train", str(folder), "--name", "colours", "--architecture", small, *places]
     assert "Training ran out of memory. A smaller batch size or input size takes less" in refused(capsys, *command)
+
+
+@tensorflow
+@pytest.mark.parametrize("error", [TrainingError, KeyboardInterrupt, ZeroDivisionError])
+def test_a_release_that_fails_says_how_to_make_it_later(tmp_path, monkeypatch, capsys, error):
+    """Also where it ends in a defect of ours, as the training took long."""
+    from training.fit import commands
+
+    monkeypatch.setattr("training.release.sources.of_run", lambda *_: (_ for _ in ()).throw(error))
+    given = {"name": "m", "folder": "p", "store": tmp_path, "replace_classes": True}
+    others = dict.fromkeys(("cache", "int8_drop", "margin", "refuse_if_worse"))
+    with suppress(KeyboardInterrupt, ZeroDivisionError):
+        assert commands._release(tmp_path / "run", SimpleNamespace(**given, **others)) == 1
+    later = f"export --run {tmp_path}/run --photos p --store {tmp_path} --replace-classes\n"
+    assert f"The run is kept. To release it later: python -m training {later}" in capsys.readouterr().err
 
 
 @tensorflow
