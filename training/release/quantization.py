@@ -247,10 +247,16 @@ class _Model:
         return _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
     def is_small_convolution(self, operation: Any) -> bool:
-        """Tell whether it is a convolution, of one group or of each channel alone, whose moments can be handled."""
+        """Tell whether it is a convolution, of one group or of each channel alone, whose moments can be handled.
+
+        A kernel that is computed has no weights to round.
+        """
         if self.kind(operation) not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
             return False
-        _, height, width, channels = self._kernel(operation).shape
+        kernel = self._kernel(operation)
+        if self._model.buffers[kernel.buffer].data is None:
+            return False
+        _, height, width, channels = kernel.shape
         values = height * width * (1 if self.kind(operation) == "DEPTHWISE_CONV_2D" else channels)
         return bool(channels == self.tensors[operation.inputs[0]].shape[-1] and values <= _MOST_WEIGHTS)
 

@@ -124,6 +124,15 @@ def test_patches_fit_the_weights(quantization: Any, fp32: bytes, kind: str) -> N
     np.testing.assert_allclose(received, convolve(kind)(taken, model, operation)[0, rows, columns], atol=1e-4)
 
 
+def test_a_kernel_that_is_computed_is_not_rounded(quantization: Any, fp32: bytes) -> None:
+    """A convolution with one has no weights, which ended a release."""
+    model = quantization._Model(fp32)
+    operation = next(each for each in model.operations if model.kind(each) == "CONV_2D")
+    assert model.is_small_convolution(operation)
+    model._model.buffers[model._kernel(operation).buffer].data = None
+    assert not model.is_small_convolution(operation)
+
+
 def convolve(kind: str) -> Callable[..., NDArray[np.float32]]:
     """Return TensorFlow's own convolution with an operation's kernel."""
     import tensorflow as tf
