@@ -112,7 +112,11 @@ def load_model(path: Path, *, size_px: int | None = None, output: str | None = N
         if size_px is None:
             raise WeightsError("Expected --size, since the model's input leaves height and width open")
         inputs = keras.Input((size_px, size_px, 3))
-        model = keras.Model(inputs, model(inputs), name=model.name)
+        try:
+            model = keras.Model(inputs, model(inputs), name=model.name)
+        except ValueError as exc:  # Keras says in many lines that a map would be smaller than nothing, or does not fit
+            expected = f"Expected a --size that {path} takes, such as that of its training"
+            raise WeightsError(f"{expected}. Received: {size_px}") from exc
     return model
 
 

@@ -283,8 +283,10 @@ def test_other_precision_is_released_in_float32(tmp_path, pixels, policy, suffix
 def test_open_input_size_must_be_given(tmp_path):
     """A model without a size takes it from --size, and is refused without."""
     open_input = keras.Input((None, None, 3))
-    x = layers.GlobalAveragePooling2D()(open_input)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 10)(open_input))
     keras.Model(open_input, layers.Dense(3)(x)).save(tmp_path / "open.keras")
     assert load_file(tmp_path / "open.keras", None, 3, "none", size_px=20).input_shape == (None, 20, 20, 3)
     with pytest.raises(WeightsError, match="Expected --size"):
         load_file(tmp_path / "open.keras", None, 3, "none")
+    with pytest.raises(WeightsError, match=r"Expected a --size that .*open\.keras takes, such .* Received: 9"):
+        load_file(tmp_path / "open.keras", None, 3, "none", size_px=9)
