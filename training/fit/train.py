@@ -79,7 +79,8 @@ def describe_data(dataset: Dataset) -> None:
     for line in dataset.describe():
         _log.info(line)
     if (few := len(dataset.splits["validation"])) < phases.FEW_PHOTOS:
-        too_few = f"Note: only {counted(few, 'validation photo')} to choose the best epoch by, and to decide on int8"
+        decided = "" if "test" in dataset.splits else ", and to decide on int8"  # of which test photos decide
+        too_few = f"Note: only {counted(few, 'validation photo')} to choose the best epoch by{decided}"
         _log.info(f"{too_few}; they are too few to calibrate the network's probabilities")
 
 
