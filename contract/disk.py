@@ -46,3 +46,10 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """Return when all that is in a folder is on the disk."""
+    for inside, _, files in os.walk(folder, topdown=False):
+        for name in (*files, "."):
+            sync(Path(inside) / name)

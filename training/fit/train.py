@@ -30,7 +30,7 @@ from training.judge.report import Result
 from training.models import novelty
 from training.models.features import compute_features
 from training.models.starting_points import run_of
-from training.runs.folder import MADE_OF, Run, find_same, provenance, write_run
+from training.runs.folder import Run, find_same, finish_run, provenance, write_run
 from training.runs.track import KNOWN, Tracking
 from training.runs.unfinished import Unfinished, digest_of, open_unfinished, read_kept
 from training.words import counted
@@ -146,7 +146,7 @@ def train(
                 unfinished.begin()
                 data = data if plan.preset.architecture == preset.architecture else read_data(data.photos, plan.preset)
                 run = _train(data, plan, name, unfinished, runs=runs, first=first)
-            (run / MADE_OF).write_text(digest)
+            finish_run(run, digest)
         yield run
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from contract.disk import locked, sync, written_whole
+from contract.disk import locked, sync, sync_all, written_whole
 from contract.store import versions_of
 from training.errors import ExportError
 
@@ -29,9 +28,7 @@ class StagedVersion:
 
     def release(self) -> Path:
         """Sync what was written to disk, and rename it to the next number, after what was copied in meanwhile too."""
-        for folder, _, files in os.walk(self.path, topdown=False):
-            for name in (*files, "."):
-                sync(Path(folder) / name)
+        sync_all(self.path)
         home = self.path.parent
         number = _next_number(home)
         with written_whole(_last_file(home)) as draft:  # a full disk must not empty the file itself

@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contract.disk import sync_all
 from contract.document import Contract, ContractError, Origin
 from training.errors import TrainingError
 
@@ -109,8 +110,11 @@ def write_run(
     directions: NDArray[np.float32] | None = None,
 ) -> Path:
     """Write a run folder below `folder/<contract.model>/` and return it."""
+    import keras
+
     run = _begin_run(folder / contract.model, "" if history else "-first")
-    model.save(run / "model.keras")
+    of_layers = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # without the optimizer, twice as large
+    of_layers.save(run / "model.keras")
     (run / "history.json").write_text(json.dumps(history, indent=2))
     for position, photo in enumerate(photos):
         (run / "golden" / str(position)).write_bytes(photo)
@@ -118,8 +122,16 @@ def write_run(
         import numpy as np
 
         np.save(run / "novelty.npy", directions)
+    sync_all(run)
     (run / "contract.json").write_bytes(contract.to_json())  # last: a run without it is not complete
     return run
+
+
+def finish_run(run: Path, digest: str) -> None:
+    """Write what a run was made of, once all else is on the disk; the state of its training may go then."""
+    sync_all(run)
+    (run / MADE_OF).write_text(digest)
+    sync_all(run)
 
 
 def _begin_run(folder: Path, suffix: str) -> Path:

@@ -361,7 +361,7 @@ def test_few_validation_photos_are_noted(lines, splits, decided):
     from training.data.folder import Dataset
     from training.fit import train
 
-    train.describe_data(Dataset(("a", "b"), dict.fromkeys(("train", *splits.split()), [])))
+    train.describe_data(Dataset(("a", "b"), {split: [] for split in ("train", *splits.split())}))
     note = f"Note: only 0 validation photos to choose the best epoch by{decided}; they are too few to calibrate the"
     assert lines[-1].startswith(note)
 

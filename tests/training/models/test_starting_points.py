@@ -206,6 +206,22 @@ def test_two_runs_of_one_second_get_a_folder_each(run: Path) -> None:
     assert len({write_run(run.parent.parent, model, contract, {}, []) for _ in range(2)} | {run}) == 3
 
 
+def test_a_run_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power loss it has no contract, or the state of its training is there. The optimizer is not in it."""
+    from training.runs import folder
+
+    synced = list[set[str]]()
+    monkeypatch.setattr(folder, "sync_all", lambda run: synced.append({path.name for path in run.iterdir()}))
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    model.compile("adam", "mse")
+    run = folder.write_run(tmp_path, model, Contract("m", ("a", "b"), ImageSpec(1, 2)), {}, [])
+    folder.finish_run(run, "digest")
+    first = {"model.keras", "history.json", "golden"}
+    assert synced == [first, first | {"contract.json"}, first | {"contract.json", "made-of.txt"}]
+    loaded = keras.models.load_model(run / "model.keras")
+    assert not loaded.compiled and all(map(np.array_equal, loaded.get_weights(), model.get_weights()))
+
+
 @pytest.mark.parametrize("inside", ["", "model.keras"])
 def test_a_run_brings_its_pixels(run: Path, inside: str) -> None:
     """Its preprocessing is inside, photos become pixels as in the run, and its model's hash is the file's."""
