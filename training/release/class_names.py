@@ -72,6 +72,8 @@ def _read(text: str, suffix: str) -> tuple[str, ...]:
         return _of_csv(lines)
     if len(lines) == 1 and len(cells) > 1:
         return _whole(next(csv.reader(lines, delimiter=_delimiter(lines[0]), skipinitialspace=True)))
+    if all(line.endswith(",") for line in lines[:-1]):  # as in a list that was copied
+        lines = [line.removesuffix(",").rstrip() for line in lines]
     return _whole(_of_numbered(lines) or _plain(lines))
 
 

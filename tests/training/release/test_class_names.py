@@ -31,6 +31,7 @@ from training.release.class_names import read_classes
         ("classes.txt", "0. cat\n1. dog\n2. elk"),
         ("classes.txt", "cat -> 0\ndog -> 1\nelk -> 2"),
         ("classes.txt", '"cat",\n"dog",\n"elk",'),
+        ("classes.txt", "cat,\ndog,\nelk\n"),
         ("classes.txt", "cat, dog, elk\n"),
         ("classes.txt", "cat;dog; elk\n"),
         ("classes.txt", "cat\tdog\telk\n"),
