@@ -31,7 +31,8 @@ def before_classifier(model: keras.Model) -> keras.Model:
     if features is None:
         raise WeightsError(
             "Expected a network that ends in pooled features (n, c), or in a classifier of them. Received one that ends"
-            f" in {model.output_shape}, without. Put a GlobalAveragePooling2D behind its last map, and save it again."
+            f" in {model.output_shape}, without. Put a GlobalAveragePooling2D behind its last map, before any"
+            " classifier, and save it again."
         )
     if (count := math.prod(features.shape[1:])) > MAX_FEATURES:
         raise WeightsError(
@@ -40,7 +41,7 @@ def before_classifier(model: keras.Model) -> keras.Model:
         )
     if len(features.shape) == 4:
         features = layers.Flatten(name="backbone_features")(features)
-    return keras.Model(flat.inputs[0], features, name=model.name)
+    return keras.Model(flat.inputs[0], features, name="backbone")  # its own name may be one of ours
 
 
 def _flattened(model: keras.Model) -> keras.Model:
@@ -71,7 +72,7 @@ def _flattened(model: keras.Model) -> keras.Model:
     for old, new in made.values():
         if isinstance(old, layers.Layer):
             copy_weights(old, new)
-    return keras.Model(inputs, outputs, name=model.name)
+    return keras.Model(inputs, outputs)
 
 
 def _features(outputs: Any) -> Any:

@@ -153,4 +153,5 @@ def preprocess(x: Any, mode: str) -> Any:
 def with_preprocessing(model: keras.Model, mode: str) -> keras.Model:
     """Put the preprocessing in front of a model, so that it takes pixels 0-255."""
     inputs = keras.Input(model.input_shape[1:], name="pixels")
-    return keras.Model(inputs, model(preprocess(inputs, mode)), name=model.name)
+    network = keras.Model(model.inputs[0], model.outputs[0], name="network")  # its own name may be one of ours
+    return keras.Model(inputs, network(preprocess(inputs, mode)), name=model.name)

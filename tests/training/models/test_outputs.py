@@ -192,6 +192,16 @@ def test_outputs_that_are_no_choice_among_the_classes_are_refused(units, activat
         as_probabilities(small(layers.Dense(units, activation=activation)), classes)
 
 
+@pytest.mark.parametrize("name", ["pixels", "rescale", "probabilities"])
+def test_a_model_may_have_the_name_of_a_layer_around_it(inputs, pixels, name):
+    """Which has a name of its own; the model keeps its name for the contract."""
+    from training.models.catalogue import with_preprocessing
+
+    model = with_preprocessing(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs)), name=name), "0-1")
+    np.testing.assert_allclose(run(as_probabilities(model, 3), pixels).sum(axis=1), 1, rtol=1e-6)
+    assert model.name == name
+
+
 def test_outputs_that_are_no_classes_are_refused(inputs):
     """A feature map is not an answer."""
     with pytest.raises(WeightsError, match=r"class outputs \(n, 3\). Received: \(None, 14, 14, 3\)"):
