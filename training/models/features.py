@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tensorflow.lite.python.convert_phase import ConverterError
 
 from training.cores import INTERPRETERS, THREADS
-from training.models.frozen import freeze
+from training.models.frozen import freeze, why_no_tflite
 from training.models.quiet import quiet
 from training.progress import estimated
 from training.words import counted
@@ -58,13 +58,14 @@ def _runner(model: keras.Model) -> tuple[Callable[[NDArray[np.uint8]], Features]
     if tf.config.list_physical_devices("GPU"):
         return by_keras, 1
     try:
-        with quiet():
+        with quiet(ConverterError, RuntimeError):
             frozen = freeze(model, *model.input_shape[1:3])
             content = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module()).convert()
             interpreters = [Interpreter(model_content=content, num_threads=THREADS) for _ in range(INTERPRETERS)]
             for interpreter in interpreters:
                 interpreter.allocate_tensors()
-    except (ConverterError, RuntimeError):  # an operation that TFLite lacks
+    except (ConverterError, RuntimeError) as exc:
+        _log.info(f"Note: a release of this network will fail, as it does not convert to TFLite: {why_no_tflite(exc)}")
         return by_keras, 1
     idle = SimpleQueue[Any]()
     for interpreter in interpreters:

@@ -1,7 +1,8 @@
-"""A Keras model as one graph without variables."""
+"""A Keras model as one graph without variables, and why TFLite does not take it."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -28,3 +29,11 @@ def freeze(model: keras.Model, height: int, width: int) -> Any:
     return frozen.prune(
         frozen.inputs, {name: each.op.inputs[0] for name, each in zip(names, frozen.outputs, strict=True)}
     )
+
+
+def why_no_tflite(error: Exception) -> str:
+    """Return why such a graph does not become a TFLite file: its operations that TFLite lacks, or the last error."""
+    text = str(error)
+    if operations := ", ".join(dict.fromkeys(re.findall(r"'tf\.(\w+)' op", text))):
+        return f"operations that TFLite lacks: {operations}"
+    return text.rpartition("error: ")[2].partition("\n")[0]

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Send standard error to a file, which is shown only if what runs meanwhile fails.
+def quiet(*expected: type[Exception]) -> Iterator[None]:
+    """Send standard error to a file, which is shown only if what runs meanwhile fails in a way that is not expected.
 
     The libraries' C++ code writes to file descriptor 2 whatever Python is set to. These lines look to a newcomer as if
     something were broken.
@@ -24,6 +24,8 @@ def quiet() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
+        except expected:  # of which our own line says enough
+            raise
         except Exception:
             sys.stderr.flush()
             kept.seek(0)

@@ -163,7 +163,7 @@ def quantize(content: bytes, calibration: Calibration, float_part: float) -> byt
         if operation not in in_fp32 and model.is_small_convolution(operation):
             model.set_weights(operation, calibration.weights[model.name(operation.outputs[0])])
     names = [model.name(index) for operation in in_fp32 for index in operation.outputs]
-    with quiet():
+    with quiet(ConverterError):
         return mlir_quantize(model.to_bytes(), denylisted_nodes=names)
 
 

@@ -21,6 +21,7 @@ from serving.engines import TFLITE_FILES, open_engine
 from training.cores import INTERPRETERS, THREADS
 from training.errors import ExportError
 from training.judge.predictors import Predict
+from training.models.frozen import why_no_tflite
 from training.models.quiet import quiet
 
 _FILE_IDENTIFIER = b"TFL3"  # Source: file_identifier of TensorFlow Lite's schema
@@ -34,11 +35,10 @@ def convert(saved_model: Path, signatures: Sequence[str]) -> bytes:
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=list(signatures))
     try:
-        with quiet():
+        with quiet(ConverterError):
             return converter.convert()
     except ConverterError as exc:
-        unsupported = [line for line in str(exc).splitlines() if " ops: " in line] or [str(exc)]
-        raise ExportError(f"Expected a model that converts to TFLite. Received: {unsupported[0]}") from exc
+        raise ExportError(f"Expected a model that converts to TFLite. Received {why_no_tflite(exc)}") from exc
 
 
 def runner(content: bytes) -> Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]:

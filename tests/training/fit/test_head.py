@@ -100,3 +100,20 @@ def test_features_are_those_of_keras_and_are_kept(tmp_path: Path, lines: list[st
         expected = other.predict(np.asarray(photos.images), verbose=0)
         np.testing.assert_allclose(frozen_features(other, even)[0], expected[0::2], atol=1e-4 * np.abs(expected).max())
     assert [line.partition(" in ")[0] for line in lines] == [f"Computed the features of {len(expected)} photos"] * 4
+
+
+@pytest.mark.tensorflow
+def test_keras_computes_features_where_tflite_cannot(lines: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """A note says before the training that a release will fail, and why."""
+    import keras
+
+    from training.models.features import compute_features
+
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, keras.layers.Flatten()(keras.ops.erfinv(inputs / 300)))
+    images = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
+    (features,) = compute_features(model, images)
+    np.testing.assert_allclose(features, np.asarray(model(images.astype(np.float32))), atol=1e-6)
+    why = "as it does not convert to TFLite: operations that TFLite lacks: Erfinv"
+    assert lines[0] == f"Note: a release of this network will fail, {why}"
+    assert "'tf.Erfinv'" not in capfd.readouterr().err
