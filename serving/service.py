@@ -55,17 +55,12 @@ class Service:
         if not self._places.acquire(blocking=False):
             raise BusyError(f"{self._most} predictions are under way, as many as --grpc_max_threads allows. Try again.")
         try:
-            return self._predict(name, version, request, context)
+            with self._lifecycle.use(name, version) as (number, engine):
+                started = engine.clock()
+                response = predict(engine, request, context.time_remaining())
+                context.set_trailing_metadata(((SECONDS, f"{engine.clock() - started:.6f}"),))
         finally:
             self._places.release()
-
-    def _predict(
-        self, name: str, version: int | None, request: messages.PredictRequest, context: grpc.ServicerContext
-    ) -> messages.PredictResponse:
-        with self._lifecycle.use(name, version) as (number, engine):
-            started = engine.clock()
-            response = predict(engine, request, context.time_remaining())
-            context.set_trailing_metadata(((SECONDS, f"{engine.clock() - started:.6f}"),))
         response.model_spec.version.value = number
         return response
 
