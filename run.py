@@ -228,8 +228,7 @@ def _last_lines(*names: str) -> str:
 
 def _end_with_parent() -> None:
     """Ask Linux for SIGTERM when this process's parent ends, however it ends. Source: prctl(2), PR_SET_PDEATHSIG."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _reach(host: str, port: int) -> str:

@@ -17,8 +17,6 @@ import importlib.metadata
 import logging
 import math
 import os
-import platform
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -131,9 +129,8 @@ def _is_enough(times_s: list[float], runs: int) -> bool:
 
 def _yield_to_requests() -> None:
     """Give way to requests of loaded versions, by the priority of this thread alone. Source: setpriority(2)."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 class _Trial:
@@ -184,11 +181,8 @@ def _kept(directory: Path, threads: int, runs: int) -> Path:
 
 def _key(directory: Path, threads: int, runs: int) -> str:
     """Return a name for all that a measurement depends on: the files, the processor, the runtime and how it is used."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = sorted({line for line in lines if line.split("\t")[0].rstrip(" :") in _TELLING})
-    except OSError:  # not Linux
-        processor = [platform.machine(), platform.processor()]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = sorted({line for line in lines if line.split("\t")[0].rstrip(" :") in _TELLING})
     try:
         runtime = importlib.metadata.version("ai-edge-litert")
     except importlib.metadata.PackageNotFoundError:

@@ -54,7 +54,7 @@ def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def _runs() -> int:

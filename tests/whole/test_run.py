@@ -188,7 +188,6 @@ def test_the_printed_command_works_and_a_signal_ends_everything_but_loses_nothin
 
 
 @pytest.mark.tensorflow
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
 def test_a_kill_leaves_no_process_behind(stack: tuple[subprocess.Popen[str], str]) -> None:
     """Not even SIGKILL orphans the model server and the gateway."""
     process, _ = stack
