@@ -15,7 +15,6 @@ import ctypes
 import hashlib
 import importlib.metadata
 import logging
-import math
 import os
 import threading
 import time
@@ -78,8 +77,8 @@ def choose(directory: Path, threads: int, runs: int) -> tuple[str, str]:
     if len(files) < len(TFLITE_FILES):
         return (files[0], "there is no other TFLite file") if files else ("tensorflow", "there is no TFLite file")
     kept = _kept(directory, threads, runs)
-    if ratio := _read(kept):
-        return _faster(ratio, "measured at an earlier load")
+    with suppress(OSError, ValueError):  # not there, or not ours
+        return _faster(float(kept.read_text()), "measured at an earlier load")
     try:
         ratio = measure(directory, threads, runs)
     except _UnfitError as exc:
@@ -174,13 +173,7 @@ class _Trial:
 
 
 def _kept(directory: Path, threads: int, runs: int) -> Path:
-    """Return the file for what is measured of a version on this processor."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache")
-    return Path(caches, "image-classifier", _key(directory, threads, runs))
-
-
-def _key(directory: Path, threads: int, runs: int) -> str:
-    """Return a name for all that a measurement depends on: the files, the processor, the runtime and how it is used."""
+    """Return the file of a measurement, named by all that it depends on: files, processor, runtime and its use."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = sorted({line for line in lines if line.split("\t")[0].rstrip(" :") in _TELLING})
     try:
@@ -190,15 +183,8 @@ def _key(directory: Path, threads: int, runs: int) -> str:
     digest = hashlib.sha256(repr((threads, runs, runtime, processor)).encode())
     for file in TFLITE_FILES.values():
         digest.update(hashlib.sha256((directory / file).read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _read(kept: Path) -> float | None:
-    try:
-        ratio = float(kept.read_text())
-    except (OSError, ValueError):  # not there, or not ours
-        return None
-    return ratio if 0 < ratio < math.inf else None
+    caches = os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache")
+    return Path(caches, "image-classifier", digest.hexdigest())
 
 
 def _write(kept: Path, ratio: float) -> None:

@@ -165,7 +165,7 @@ def test_another_processor_measures_again(now, version, load, monkeypatch):
     assert "measured at load" in choose(version, threads=1, runs=1)[1]
 
 
-@pytest.mark.parametrize("content", [b"", b"fast", b"\xff", b"nan", b"-1", b"inf", b"0", None])
+@pytest.mark.parametrize("content", [b"", b"fast", b"\xff", None])
 def test_a_corrupt_record_is_measured_again(now, version, load, content):
     """And replaced, unless a folder is in its place."""
     loaded = load(tflite=Engine(now, 0.01), int8=Engine(now, 0.005))
