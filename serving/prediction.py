@@ -37,8 +37,10 @@ def predict(
     inputs = {alias: _parse(alias, request.inputs[alias]) for alias in sorted(signature.inputs)}
     wanted = _wanted_outputs(request.output_filter, signature)
     outputs = run(engine, key, inputs, timeout_s)
+    for alias in wanted:
+        check_output(alias, outputs[alias])
     return messages.PredictResponse(
-        outputs={alias: _encode(alias, outputs[alias]) for alias in wanted},
+        outputs={alias: to_proto(outputs[alias], typed=True) for alias in wanted},
         model_spec=messages.ModelSpec(name=request.model_spec.name, signature_name=key),
     )
 
@@ -111,11 +113,6 @@ def check_output(alias: str, array: NDArray[Any]) -> None:
         data_type(array.dtype)
     except TensorError as exc:
         raise UnimplementedError(f"The output {alias} has a type that cannot be sent. {exc}") from exc
-
-
-def _encode(alias: str, array: NDArray[Any]) -> messages.TensorProto:
-    check_output(alias, array)
-    return to_proto(array, typed=True)
 
 
 def _braced(names: Iterable[str]) -> str:
