@@ -56,10 +56,11 @@ def main(argv: Sequence[str]) -> int:
     deadline = time.monotonic() + drain_s
     if rest:
         rest.shutdown()
-        rest.server_close()
+        closing = threading.Thread(target=rest.server_close, daemon=True)  # it refuses clients, then waits for requests
+        closing.start()
     server.drain(drain_s)
     if rest:
-        rest.wait_until_idle(deadline - time.monotonic())
+        closing.join(max(0.0, deadline - time.monotonic()))
     lifecycle.stop()
     return 0
 

@@ -12,8 +12,8 @@ import re
 import socket
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from typing import Any
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 RUN_TIMEOUT_S = 30.0  # Source: the default of --rest_api_timeout_in_ms
 MAX_BODY_BYTES = 64 * 1024 * 1024
+POLL_S = 0.05  # how long `shutdown` may take
 
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,99}))?(/metadata|:predict)?", re.IGNORECASE)
 # Every other code is a 500. Source: tensorflow/serving 2.20, model_servers/http_server.cc.
@@ -53,9 +54,9 @@ _FITTING: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}  # JSON's type
 
 
 class RestServer(ThreadingHTTPServer):
-    """A listening REST server; each request has a thread."""
+    """A listening REST server; each request has a thread, and `server_close` waits for all of them."""
 
-    daemon_threads = True
+    daemon_threads = False
     request_queue_size = 128  # of socketserver's 5, 20 of 64 clients who came at once waited a second; now 0.02 s
 
     def __init__(self, lifecycle: Lifecycle, host: str, port: int) -> None:
@@ -70,26 +71,7 @@ class RestServer(ThreadingHTTPServer):
             super().__init__((host, port), _Handler)
         except OSError as exc:
             raise UnavailableError(f"Cannot listen on port {port}: {exc}") from exc
-        self._answering = 0
-        self._changed = threading.Condition()
-        threading.Thread(target=self.serve_forever, name="rest", daemon=True).start()
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Count a request as under way."""
-        with self._changed:
-            self._answering += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._answering -= 1
-                self._changed.notify_all()
-
-    def wait_until_idle(self, limit_s: float) -> None:
-        """Wait for the requests under way, but not longer than a limit."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._answering, limit_s)
+        threading.Thread(target=self.serve_forever, args=(POLL_S,), name="rest", daemon=True).start()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -105,14 +87,13 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
-        with self.server.answering():
-            status, text = self._result()
-            self.send_response(status)
-            self.send_header("Connection", "close")
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text.encode())
+        status, text = self._result()
+        self.send_response(status)
+        self.send_header("Connection", "close")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
         if status == 400:  # the body may be too large, and not read: to close now would lose the answer
             self.connection.shutdown(socket.SHUT_WR)
             while self.connection.recv(2**16):
