@@ -11,6 +11,7 @@ import logging
 import re
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -96,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
         if status == 400:  # the body may be too large, and not read: to close now would lose the answer
             self.connection.shutdown(socket.SHUT_WR)
-            while self.connection.recv(2**16):
+            end = time.monotonic() + RUN_TIMEOUT_S
+            while time.monotonic() < end and self.connection.recv(2**16):
                 pass
 
     do_POST = do_GET  # noqa: N815  # as http.server calls it

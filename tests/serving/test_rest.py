@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from contract import messages_pb2 as messages
+from serving import rest
 from serving.errors import UnavailableError
 from serving.rest import RestServer, _Handler
 from tests.programs.stack import wait_until
@@ -176,6 +177,14 @@ def test_a_body_too_large_is_refused_while_it_is_sent(server):
         for _ in range(9):
             connection.sendall(b"0" * 2**20)
         assert answer(connection) == (400, False)
+
+
+def test_a_refused_body_is_not_read_without_end(server, monkeypatch):
+    """It would keep a thread and a core busy for as long as the client likes."""
+    monkeypatch.setattr(rest, "RUN_TIMEOUT_S", 0)
+    with post(server, b"Content-Length: 67108865") as connection, pytest.raises(ConnectionError):
+        for _ in range(2**12):
+            connection.sendall(b"0" * 2**16)
 
 
 def test_a_client_that_stays_silent_or_leaves_is_no_defect(server, monkeypatch, caplog, capfd):
