@@ -28,7 +28,7 @@ def create_handler(settings: Settings, model: Model) -> Handler:
     metrics.show(model.health)
     answer = _answers(create_app(settings, model, metrics))
     # AWS checks who may invoke the function itself: a plain event needs no key, and has no place for one.
-    answer_plain = _answers(create_app(replace(settings, api_keys="", path_prefix=""), model, metrics))
+    plain = create_app(replace(settings, api_keys="", path_prefix=""), model, metrics).test_client()
 
     def handle(event: Event, context: Any) -> dict[str, Any]:
         if not isinstance(event, dict):
@@ -43,7 +43,8 @@ def create_handler(settings: Settings, model: Model) -> Handler:
                 "Expected an event of API Gateway, of a load balancer or of a function URL, or the JSON of POST"
                 f" /predict. Received one with the members {', '.join(sorted(event)) or '(none)'}"
             )
-        body: dict[str, Any] = json.loads(answer_plain(_as_request(event), context)["body"])
+        headers = {"X-Request-ID": context.aws_request_id}
+        body: dict[str, Any] = plain.post("/predict", json=event, headers=headers).get_json()
         return body
 
     return handle
@@ -73,17 +74,3 @@ def _without_stage(event: Event) -> Event:
     if "version" not in event or not has_stage or ".execute-api." not in context.get("domainName", ".execute-api."):
         return event
     return event | {member: rest or "/"}
-
-
-def _as_request(event: Event) -> Event:
-    """Return the event of a function URL that posts a plain event, such as `{"url": …}` of `aws lambda invoke`."""
-    http = {"method": "POST", "path": "/predict", "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1"}
-    return {
-        "version": "2.0",
-        "rawPath": "/predict",
-        "rawQueryString": "",
-        "headers": {"content-type": "application/json"},
-        "requestContext": {"http": http, "stage": "$default"},
-        "body": json.dumps(event),
-        "isBase64Encoded": False,
-    }
