@@ -21,8 +21,7 @@ import sys
 import tempfile
 import time
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
@@ -64,7 +63,7 @@ def main() -> int:
             signal.signal(number, _interrupt)
     children: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
-        host = os.environ.get("GATEWAY_HOST", "0.0.0.0").strip("[]")  # noqa: S104  # the gateway's default
+        host = settings.host.strip("[]")
         port = _read_port(host, PORT)
         _ensure_version(model)
         with tempfile.TemporaryDirectory(prefix="image-classifier-") as folder:
@@ -74,7 +73,7 @@ def main() -> int:
                     f"Starting the model server and the gateway{'' if LOGS == '-' else f'; they log to {LOG_FOLDER}/'}"
                 )
                 children.append(("model server", _start_serving(model, address)))
-                children.append(("gateway", _start_gateway(model, address)))
+                children.append(("gateway", _start("gateway", "gateway", **_own_settings(model, address))))
                 address = _reach(host, port)
                 _wait_ready(address, children)
                 if PHOTO.exists():  # not in a container, where nobody has a terminal either
@@ -186,10 +185,6 @@ def _start_serving(model: str, address: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _start_gateway(model: str, address: str) -> subprocess.Popen[bytes]:
-    return _start("gateway", "gateway", **_own_settings(model, address))
-
-
 def _start(name: str, module: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
     """Start a program in another session, so that Ctrl-C reaches it through us, in order."""
     command = [sys.executable, "-m", module, *flags]
@@ -293,21 +288,13 @@ def _watch(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
 
 
 def _check_alive(children: list[tuple[str, subprocess.Popen[bytes]]]) -> None:
-    with _signals_wait():
-        statuses = [(name, child.poll()) for name, child in children]
+    # Signals wait: in the middle of `Popen.poll`, one left its lock taken, and `_stop` waited without end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    statuses = [(name, child.poll()) for name, child in children]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     for name, status in statuses:
         if status is not None:
             raise RuntimeError(f"The {name} ended with exit status {status}.{_last_lines(name)}")
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Let signals wait: in the middle of `Popen.poll`, one left its lock taken, and `_stop` waited without end."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _stop(children: list[tuple[str, subprocess.Popen[bytes]]], limit_s: float) -> None:
