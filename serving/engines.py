@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -225,7 +226,9 @@ class TensorFlowEngine:
                 f" no {TFLITE_FILES['tflite']} beside it ({exc})"
             ) from exc
         self._tf = tf
-        self._limit_threads(threads)
+        with suppress(RuntimeError):  # TensorFlow is already in use, as in training: its threads stay as they are
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
         try:
             bundle = saved_model_pb2.SavedModel.FromString((directory / SAVED_MODEL_FILE).read_bytes())
             self._model = tf.saved_model.load(str(directory), tags="serve")
@@ -254,13 +257,6 @@ class TensorFlowEngine:
         except (TypeError, ValueError) as exc:
             raise InvalidArgumentError(str(exc)) from exc
         return {alias: _to_numpy(tensor.numpy()) for alias, tensor in outputs.items()}
-
-    def _limit_threads(self, threads: int) -> None:
-        try:
-            self._tf.config.threading.set_intra_op_parallelism_threads(threads)
-            self._tf.config.threading.set_inter_op_parallelism_threads(threads)
-        except RuntimeError:  # TensorFlow is already in use, as in training: its threads stay as they are
-            return
 
 
 def _to_numpy(value: Any) -> NDArray[Any]:
