@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from flask import Flask
 
 from contract.document import ImageSpec
-from contract.image import decode
-from gateway.errors import VersionGone
-from gateway.model.protocol import Version
+from gateway.app import create_app
+from gateway.errors import ModelUnavailable
 from gateway.model.versions import Versions
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
 
@@ -78,43 +80,31 @@ def both(*servers: FakeModelServer) -> str:
     return "ipv4:" + ",".join(server.address for server in servers)
 
 
-def ask(client: Versions, image: bytes = IMAGE) -> tuple[int, str]:
-    """Answer as the gateway does: the version's number, and its name for the most probable class."""
-    version, name = ask_version(client, image)
-    return version.number, name
-
-
-def ask_version(client: Versions, image: bytes = IMAGE) -> tuple[Version, str]:
-    """Answer as the gateway does: the version, and its name for the most probable class."""
-    deadline = time.monotonic() + 5
-    for version in client.candidates(deadline):
-        pixels = decode(image, version.contract.image).pixels
-        try:
-            probabilities = client.predict(version, pixels[np.newaxis], deadline).probabilities[0]
-        except VersionGone:
-            continue
-        return version, version.contract.classes[int(probabilities.argmax())]
-    raise AssertionError
+def ask(client: Versions) -> tuple[int, str]:
+    """Ask the gateway: the version's number, and its name for the most probable class."""
+    answer = _answer(client)
+    return answer["model"]["version"], answer["predictions"][0]["class"]
 
 
 def ask_many(client: Versions, count: int = 500) -> Counter[tuple[str, str]]:
     """Ask from four threads; return how often each export gave its image which name."""
-    answers: Counter[tuple[str, str]] = Counter()
 
-    def load() -> None:
-        for _ in range(count // 4):
-            version, name = ask_version(client)
-            answers[version.contract.identity, name] += 1
+    def load() -> Counter[tuple[str, str]]:
+        answers = (_answer(client) for _ in range(count // 4))
+        return Counter((answer["model"]["identity"], answer["predictions"][0]["class"]) for answer in answers)
 
     with ThreadPoolExecutor(4) as pool:
-        for run in [pool.submit(load) for _ in range(4)]:
-            run.result()
-    return answers
+        runs = [pool.submit(load) for _ in range(4)]
+        return sum((run.result() for run in runs), Counter())
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Wait until a condition is true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.01)
+def _answer(client: Versions) -> Any:
+    answer = _app(client).test_client().post("/predict", data=IMAGE, content_type="image/jpeg").get_json()
+    if answer.get("code") == ModelUnavailable.code:
+        raise ModelUnavailable(answer["detail"])
+    return answer
+
+
+@cache
+def _app(client: Versions) -> Flask:
+    return create_app(Settings(model_name="tiny"), client, Metrics())

@@ -20,7 +20,7 @@ from gateway.model.protocol import Export
 from gateway.model.unloaded import END, LOADING
 from gateway.model.versions import Versions
 from gateway.settings import Settings
-from tests.gateway.model.conftest import Connect, Serve, ask, both, constant, eventually, without_identity
+from tests.gateway.model.conftest import Connect, Serve, ask, both, constant, without_identity
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode
 from tests.programs.stack import free_port, wait_until
@@ -73,11 +73,11 @@ def test_replicas_that_run_different_files_of_an_export_are_accepted(
             return describe(number)
 
         monkeypatch.setattr(client._replicas, "describe", hang_twice)
-        eventually(lambda: bool(client._look_again() or client.health.versions))
+        wait_until(lambda: bool(client._look_again() or client.health.versions))
         assert next(calls) > 3 and client.health.versions == [1]
         files[1].versions[1].predict = constant(0.4, 0.3, 0.3)
         client = connect(both(*files))
-        eventually(lambda: bool(client._look_again() or client.health.refused))
+        wait_until(lambda: bool(client._look_again() or client.health.refused))
         assert client.health.versions == []
     finally:
         for each in files:
@@ -315,11 +315,11 @@ def test_a_version_that_stays_away_is_forgotten(
     client.start()
     ask(client)
     model_server.versions[2] = FakeVersion(b"bad")
-    eventually(lambda: client.health.reason(2) is not None)
+    wait_until(lambda: client.health.reason(2) is not None)
     del model_server.versions[2]
-    eventually(lambda: client.health.reason(2) is None)
+    wait_until(lambda: client.health.reason(2) is None)
     model_server.versions[2] = FakeVersion.of(golden)
-    eventually(lambda: client.health.versions == [2, 1])
+    wait_until(lambda: client.health.versions == [2, 1])
 
 
 def test_no_model_server_is_unavailable_at_once_and_its_return_is_noticed(connect: Connect, serve: Serve) -> None:
@@ -333,7 +333,7 @@ def test_no_model_server_is_unavailable_at_once_and_its_return_is_noticed(connec
             ask(client)
         assert time.monotonic() - started < 0.5
     serve(address=address)
-    eventually(lambda: client.health.ready, timeout_s=2)
+    wait_until(lambda: client.health.ready, timeout_s=2)
     assert ask(client)[0] == 1
 
 

@@ -27,10 +27,10 @@ from tests.gateway.model.conftest import (
     ask_many,
     both,
     constant,
-    eventually,
     without_identity,
 )
 from tests.programs.model_server import FakeModelServer, FakeVersion
+from tests.programs.stack import wait_until
 
 
 def test_no_proxy_stands_between(
@@ -47,11 +47,11 @@ def test_a_new_version_takes_over(model_server: FakeModelServer, client: Version
     client.start()
     assert ask(client)[0] == 1
     model_server.versions[2] = FakeVersion.of(golden, ("x", "y"), ImageSpec(4, 6), constant(0.2, 0.8))
-    eventually(lambda: client.health.versions == [2, 1])
+    wait_until(lambda: client.health.versions == [2, 1])
     assert ask(client) == (2, "y")
     del model_server.versions[2]
     assert ask(client)[0] == 1
-    eventually(lambda: client.health.versions == [1])
+    wait_until(lambda: client.health.versions == [1])
 
 
 def test_a_swap_under_load_loses_nothing(model_server: FakeModelServer, client: Versions, golden: list[bytes]) -> None:
@@ -73,7 +73,7 @@ def test_a_swap_under_load_loses_nothing(model_server: FakeModelServer, client: 
             wins = number % 2
             facts = tuple(f"{name}-{number}" for name in names), ImageSpec(4 + number, 4), constant(1 - wins, wins)
             model_server.versions[number] = FakeVersion.of(golden, *facts)
-            eventually(lambda number=number: number in client.health.versions)  # type: ignore[misc]
+            wait_until(lambda number=number: number in client.health.versions)  # type: ignore[misc]
             time.sleep(0.05)
             model_server.versions.pop(number - 1)
         stop.set()
@@ -157,11 +157,11 @@ def test_a_version_without_an_identity_is_described_and_gated_again(
     client.start()
     assert ask(client) == (1, "blue")
     model_server.versions[1] = without_identity(golden, *FLIES)
-    eventually(lambda: not client.health.ready)
+    wait_until(lambda: not client.health.ready)
     assert "no identity, and another export" in client.health.reason(1)
     with pytest.raises(ModelUnavailable):
         ask(client)
-    eventually(lambda: client.health.ready)
+    wait_until(lambda: client.health.ready)
     assert ask(client) == (1, "fly")
 
 
@@ -194,7 +194,7 @@ def test_after_a_broken_connection_a_version_without_an_identity_is_described_ag
             answers.append(ask(client))
         return bool(answers)
 
-    eventually(answered)
+    wait_until(answered)
     assert answers == [(1, "fly")]
 
 
@@ -209,7 +209,7 @@ def test_an_answer_is_not_used_if_another_export_without_an_identity_came_meanwh
     model_server.versions[1] = other
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.predict, version, PIXELS, time.monotonic() + 5)
-        eventually(lambda: model_server.calls[-1] == "serving_default 1")
+        wait_until(lambda: model_server.calls[-1] == "serving_default 1")
         client._look_again()
         slow.set()
         with pytest.raises(VersionGone):
