@@ -18,7 +18,7 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
-from contract.document import ImageSpec, Novelty
+from contract.document import Novelty
 from gateway.app import HEALTH_PATHS, create_app
 from gateway.errors import GatewayError, ModelUnavailable
 from gateway.model.versions import Versions
@@ -257,21 +257,6 @@ def test_an_error_keeps_no_image(gateway: FlaskClient, image: str) -> None:
         assert [each for each in gc.get_objects() if isinstance(each, GatewayError)] == before
     finally:
         gc.enable()
-
-
-def test_the_newest_version_answers_with_its_own_size_and_classes(
-    gateway: FlaskClient, origin: Origin, model_server: FakeModelServer, golden: list[bytes]
-) -> None:
-    """A version of other classes and another size needs no change of the gateway."""
-
-    def four(pixels: Any) -> Any:
-        assert pixels.shape[1:] == (12, 20, 3)
-        return np.tile(np.array([0.1, 0.2, 0.3, 0.4], np.float32), (len(pixels), 1))
-
-    model_server.versions[2] = FakeVersion.of(golden, ("a", "b", "c", "d"), ImageSpec(12, 20), four)
-    body = gateway.post("/predict", json={"url": origin.add("red.png", RED)}).get_json()
-    assert body["model"]["version"] == 2
-    assert body["predictions"][0]["class"] == "d"
 
 
 def test_while_the_model_server_is_away_nothing_is_fetched(

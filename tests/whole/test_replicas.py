@@ -21,10 +21,8 @@ from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
 from tests.programs.stack import (
     Load,
-    Reference,
     free_port,
     gateway,
-    release,
     replica,
     wait_until,
     wait_until_open,
@@ -123,27 +121,6 @@ def test_what_a_replica_was_working_on_when_it_died_is_done_by_another(
         assert sum(call.done() for call in calls) < 40
         processes[0].kill()
         assert {call.result().probabilities.shape for call in calls} == {(1, 3)}
-
-
-@pytest.mark.tensorflow
-def test_replicas_that_never_agree_on_a_version_lose_and_mix_nothing(
-    exports: list[Path], tmp_path: Path, origin: Origin, urls: dict[str, bytes], name_server: NameServer
-) -> None:
-    """Two have only version 1 and two only version 2; each answer is one version's, to 1e-5."""
-    stores, port = [tmp_path / "1", tmp_path / "2"], free_port()
-    for number, store in enumerate(stores, start=1):
-        release(store, number, exports[number - 1])
-    name_server.addresses = list(HOSTS)
-    with (
-        replicas(*stores, *stores, port=port),
-        gateway(name_server.target(port), GATEWAY_FETCH_ALLOW=origin.authority) as client,
-        Load(client, list(urls)) as load,
-    ):
-        load.wait_for(1000)
-    assert load.failures == []
-    reference = Reference.of(exports, urls)
-    assert all(reference.matches(url, answer) for url, _, answer in load.answers)
-    assert {answer["model"]["version"] for _, _, answer in load.answers} == {1, 2}
 
 
 def test_a_name_that_has_no_address_yet_is_asked_for_again_and_again(

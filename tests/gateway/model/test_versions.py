@@ -125,7 +125,7 @@ def test_replicas_with_different_versions_lose_and_mix_nothing(connect: Connect,
     new = serve(("new", "new"), ImageSpec(6, 6), constant(0.1, 0.9), number=2)
     client = connect(both(old, new))
     client.start()
-    assert {ask(client) for _ in range(300)} == {(1, "old"), (2, "new")}
+    assert {ask(client) for _ in range(100)} == {(1, "old"), (2, "new")}
 
 
 def test_a_bad_export_under_an_accepted_number_is_refused(
