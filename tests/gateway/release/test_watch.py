@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -29,9 +29,6 @@ from gateway.release.gateways import Address
 from gateway.release.ledger import Ledger, Passing, State
 from gateway.release.watch import Watch
 from tests.gateway.release.conftest import Store
-from tests.programs.model_server import FakeModelServer, FakeVersion
-from tests.programs.photos import encode, photo
-from tests.programs.stack import gateway as run_gateway
 
 IDENTITY = "0123456789abcdef"
 METRICS = {"disagreement": 0.1, "surer": 0.1, "less_sure": 0.1, "class_change": 0.05,
@@ -583,44 +580,3 @@ def test_a_watch_needs_gateways(store: Store, arguments: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         store.run(*arguments.split())
     assert not store.home.joinpath("release.json").exists()
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(("mode", "is_bad"), [(["--share", "50%"], True), (["--shadow"], False)])
-def test_a_real_gateway(store: Store, golden: list[bytes], mode: list[str], is_bad: bool) -> None:
-    """Two workers, and a version whose classes are in another order, or the same one again."""
-    measured = {**METRICS, "compared_photos": 300, "compared_version": 1}
-    versions = {1: FakeVersion.of(golden), 2: FakeVersion.of(golden, metrics=measured)}
-    if is_bad:
-        versions[2] = FakeVersion.of(golden, ("green", "blue", "red"), metrics=measured)
-    server, photos = FakeModelServer(versions), [encode(photo(seed=seed)) for seed in range(20)]
-    settings = {"GATEWAY_WORKERS": "2", "GATEWAY_RELEASE_FILE": str(store.home / "release.json")}
-    store.do("promote", "1")
-    with run_gateway(server.address, "clothing", **settings) as running, clients(running.port, photos):
-        url = f"http://127.0.0.1:{running.port}"
-        asked = "--watch", "--promote-after", "20", "--within", "60s", "--gateway", url
-        status, out, err = store.run("try", "2", *mode, *asked)
-        assert (status, err) == ((4, "") if is_bad else (0, "")), out
-        assert ("it disagrees with version 1 on" if is_bad else "Version 2 was promoted: ") in out
-        assert store.document["stable"] == (1 if is_bad else 2)
-    server.stop()
-
-
-@contextmanager
-def clients(port: int, photos: Sequence[bytes]) -> Iterator[None]:
-    """Send photos, one after another, until the end."""
-    done, http = Event(), urllib3.PoolManager()
-
-    def send() -> None:
-        for image in cycle(photos):
-            if done.is_set():
-                return
-            http.request("POST", f"http://127.0.0.1:{port}/predict", body=image, headers={"Content-Type": "image/jpeg"})
-
-    thread = Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
