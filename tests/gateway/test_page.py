@@ -9,17 +9,18 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask, Response, jsonify, request
 from flask.testing import FlaskClient
-from werkzeug.serving import make_server
 
 from gateway import errors
 from gateway.page import page as blueprint
 from tests.programs.photos import encode, photo
+from tests.programs.web import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -87,14 +88,12 @@ class Gateway:
             )
 
         self.app = app
-        self._server = make_server("127.0.0.1", 0, app, threaded=True)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self._server = ExitStack()
+        self.address = self._server.enter_context(serving(app))
 
     def close(self) -> None:
         self.go.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.close()
 
 
 @pytest.fixture
@@ -194,11 +193,8 @@ def address(
         path = environ["PATH_INFO"] if request.param else environ["PATH_INFO"].removeprefix("/my/app")
         return app({**environ, "PATH_INFO": path}, start_response)
 
-    server = make_server("127.0.0.1", 0, proxy, threaded=True)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/my/app"
-    server.shutdown()
-    server.server_close()
+    with serving(proxy) as address:
+        yield f"{address}/my/app"
 
 
 def test_the_page_works_under_a_prefix(tabs: Tabs, address: str) -> None:

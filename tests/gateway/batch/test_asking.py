@@ -25,9 +25,10 @@ from gateway.model.versions import Versions
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.conftest import Origin
-from tests.gateway.batch.conftest import Scripted, answered, asked, serving
+from tests.gateway.batch.conftest import Scripted, answered, asked
 from tests.programs.model_server import FakeModelServer
 from tests.programs.photos import encode, photo
+from tests.programs.web import serving
 
 
 def test_urls_lists_and_images_go_to_standard_output_as_json_lines(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug import Request, Response
 
 from gateway.release.__main__ import main
+from tests.programs.web import serving
+
+Serve = Callable[..., int]
 
 
 @dataclass
@@ -71,3 +76,19 @@ def store(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     for number in range(1, 5):
         add_version(store.home, number)
     return store
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """A function that answers every path at an address; it returns the port."""
+    with ExitStack() as servers:
+
+        def serve(answer: Callable[[str], object], *place: Any, tls: Any = None) -> int:
+            @Request.application
+            def app(request: Request) -> Response:
+                found = answer(request.path)
+                return Response(found if isinstance(found, bytes) else json.dumps(found))
+
+            return int(servers.enter_context(serving(app, *place, tls=tls)).rpartition(":")[2])
+
+        yield serve

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import socket
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import trustme
@@ -17,40 +13,9 @@ import trustme
 from gateway.release import __main__ as command
 from gateway.release.gateways import ANSWERS_IN_A_ROW, find_addresses
 from tests.gateway.fetch.conftest import server_tls
-from tests.gateway.release.conftest import Store
+from tests.gateway.release.conftest import Serve, Store
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.stack import free_port, gateway
-
-Serve = Callable[..., int]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """A function that answers every path at an address; it returns the port."""
-    servers = []
-
-    def serve(answers: Callable[[str], object], ip: str = "127.0.0.1", port: int = 0, tls: object = None) -> int:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = json.dumps(answers(self.path)).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None: ...
-
-        server = ThreadingHTTPServer((ip, port), Handler)
-        if tls:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        return server.server_address[1]
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture
@@ -113,7 +78,7 @@ def test_every_address_of_a_name(store: Store, serve: Serve, name: None, monkeyp
     )
 
 
-@pytest.mark.parametrize("names", [("127.0.0.1", "gateways.test"), ("gateways.test", "127.0.0.1")])
+@pytest.mark.parametrize("names", [*itertools.permutations(["127.0.0.1", "localhost", "gateways.test"], 2)])
 def test_two_names_of_a_gateway(store: Store, serve: Serve, name: None, names: tuple[str, str]) -> None:
     """It is asked as one, and where nobody listens under one of them does not count."""
     seen: list[str] = []

@@ -11,10 +11,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -28,7 +26,7 @@ from gateway.release.evidence import Finding
 from gateway.release.gateways import Address
 from gateway.release.ledger import Ledger, Passing, State
 from gateway.release.watch import Watch
-from tests.gateway.release.conftest import Store
+from tests.gateway.release.conftest import Serve, Store
 
 IDENTITY = "0123456789abcdef"
 METRICS = {"disagreement": 0.1, "surer": 0.1, "less_sure": 0.1, "class_change": 0.05,
@@ -79,55 +77,36 @@ class Gateway:
     counted: Counted = field(default_factory=Counted)
     url: str = ""
 
-    def answer(self, path: str) -> bytes:
+    def answer(self, path: str) -> object:
         release = json.loads((self.home / "release.json").read_text())
         if path == "/metrics":
             self.at_look(self)
             return generate_latest(self.counted.registry)
         if path == "/readyz":
-            return json.dumps(
-                {
-                    "model": {"name": self.model, "error": None},
-                    "release": release,
-                    "release_error": self.refuses or None,
-                }
-            ).encode()
+            return {
+                "model": {"name": self.model, "error": None},
+                "release": release,
+                "release_error": self.refuses or None,
+            }
         trial = release["trial"] if not self.refuses else None
         contract = {name: value for name, value in CONTRACT.to_dict().items() if name != "golden"}
         described = {"version": 2, "contract": contract} if trial else None
-        return json.dumps({"name": self.model, "version": 1, "trial": described}).encode()
+        return {"name": self.model, "version": 1, "trial": described}
 
 
 @pytest.fixture
-def gateways(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Gateway]]:
+def gateways(store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gateway]:
     """A function that starts a gateway; version 1 is stable."""
     monkeypatch.setattr(watch, "POLL_S", 0.01)
     store.do("promote", "1")
-    servers = []
 
     def start(at_look: Callable[[Gateway], object] = lambda _: None, refuses: str = "") -> Gateway:
         gateway = Gateway(store.home, at_look, refuses)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = gateway.answer(self.path)
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None: ...
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        gateway.url = f"http://127.0.0.1:{server.server_address[1]}"
+        gateway.url = f"http://127.0.0.1:{serve(gateway.answer)}"
         return gateway
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 def steadily(photos: int = 20, **counts: int) -> Callable[[Gateway], object]:
@@ -434,19 +413,6 @@ def test_a_gateway_of_two_families_counts_once(
     monkeypatch.setattr(observation, "find_addresses", lambda urls: [Address(urls[0], ip) for ip in ("::1", "1.2.3.4")])
     store.do("try", "2", "--shadow")
     assert "promoted: 300 photos compared" in store.do("watch", "--promote-after", "300", *trial_of(gateway))
-
-
-@pytest.mark.parametrize("names", [("localhost", "127.0.0.1"), ("127.0.0.1", "localhost")])
-def test_two_names_of_a_gateway_count_once(
-    store: Store, gateways: Callable[..., Gateway], names: Sequence[str]
-) -> None:
-    """Each look asks it once."""
-    looks: list[int] = []
-    gateway = gateways(lambda gateway: (looks.append(1), gateway.counted.add(100)))
-    store.do("try", "2", "--shadow")
-    named = [part for name in names for part in ("--gateway", gateway.url.replace("127.0.0.1", name))]
-    assert "300 photos compared" in store.do("watch", "--promote-after", "300", "--within", "5s", *named)
-    assert len(looks) == 3
 
 
 def test_a_store_that_is_away_for_a_moment_ends_no_watch(
