@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import run_export
 from tests.programs.name_server import NameServer
@@ -15,18 +16,29 @@ from tests.programs.photos import encode, photo
 
 @pytest.fixture(scope="session")
 def exports(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Four exports that answer differently: by their weights and names, by the count of classes, and by the size."""
+    """Exports that answer differently: by their weights and names, by the count of classes, and by the size.
+
+    After these four come one that knows an image unlike all, and the first one with its class names permuted.
+    """
     store = tmp_path_factory.mktemp("exports")
     names, count, size = {"classes": ["ant", "bee", "fly"]}, {"classes": [*"abcde"]}, {"size": 24}
-    run_export(store, "tiny", {"seed": 1, **names}, {"seed": 2, **count}, {"seed": 3, **size})
-    return [tiny_store / "tiny" / "1", *(store / "tiny" / number for number in "123")]
+    others = {"scored": True}, {"classes": ["dog", "bird", "cat"]}
+    run_export(store, "tiny", {"seed": 1, **names}, {"seed": 2, **count}, {"seed": 3, **size}, *others)
+    return [tiny_store / "tiny" / "1", *(store / "tiny" / number for number in "12345")]
 
 
 @pytest.fixture
 def urls(origin: Origin) -> dict[str, bytes]:
-    """Three images by URL."""
-    images = [encode(photo(seed=seed)) for seed in range(3)]
-    return {origin.add(f"{seed}.jpg", image): image for seed, image in enumerate(images)}
+    """Images by URL: JPEG, PNG, a large one, and one turned by its EXIF tag."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = {
+        "a.jpg": encode(photo(120, 90, seed=5)),
+        "b.png": encode(photo(50, 70, seed=6), "PNG"),
+        "large.jpg": encode(photo(480, 320, seed=7)),
+        "turned.jpg": encode(photo(90, 60, seed=8), exif=exif),
+    }
+    return {origin.add(path, image): image for path, image in images.items()}
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from tests.programs.stack import (
     wait_until,
     wait_until_open,
 )
-from tests.whole.test_replicas import HOSTS, replicas
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.processes]
 
@@ -48,7 +47,7 @@ def test_a_roll_out_of_another_model_under_one_number_mixes_nothing(
     exports: list[Path], tmp_path: Path, origin: Origin, urls: dict[str, bytes], name_server: NameServer
 ) -> None:
     """Two replicas are replaced one by one, without a gap, by those of the next export; it answers alone after that."""
-    port = free_port()
+    exports, port = exports[:4], free_port()
     age = "--grpc_channel_arguments=grpc.max_connection_age_ms=1000"
     with ExitStack() as stack:
         running: list[tuple[str, ExitStack]] = []
@@ -79,23 +78,6 @@ def test_a_roll_out_of_another_model_under_one_number_mixes_nothing(
         # A worker that was not asked since finds the export by itself, as it looks now and then.
         wait_until(lambda: client.get("/model")[1]["identity"] == last)
     assert len(check(load, exports, urls)) == len(exports)
-
-
-def test_replicas_with_different_models_under_one_number_mix_nothing(
-    exports: list[Path], tmp_path: Path, origin: Origin, urls: dict[str, bytes]
-) -> None:
-    """Each keeps answering, with its own pixels and labels."""
-    stores, pair, port = [tmp_path / "0", tmp_path / "1"], [exports[0], exports[3]], free_port()
-    for store, export in zip(stores, pair, strict=True):
-        release(store, 1, export)
-    address = "ipv4:" + ",".join(f"{host}:{port}" for host in HOSTS[:2])
-    with (
-        replicas(*stores, port=port),
-        gateway(address, GATEWAY_FETCH_ALLOW=origin.authority) as client,
-        Load(client, list(urls)) as load,
-    ):
-        load.wait_for(REQUESTS)
-    assert len(check(load, pair, urls)) == 2
 
 
 def test_a_version_replaced_and_a_store_begun_again_mix_nothing(

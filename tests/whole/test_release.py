@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from gateway.release.__main__ import main
-from tests.conftest import run_export
 from tests.programs.origins import Origin
 from tests.programs.photos import encode, photo
-from tests.programs.stack import Gateway, Load, Reference, embedded_server, gateway
+from tests.programs.stack import Gateway, Load, Reference, embedded_server, gateway, release
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.processes]
 
@@ -21,9 +20,10 @@ STABLE, TRIED = 1, 2
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def store(tmp_path: Path, exports: list[Path]) -> Path:
     """A store with a stable version, and the same network with its class names permuted."""
-    run_export(tmp_path, "tiny", {}, {"classes": ["dog", "bird", "cat"]})
+    release(tmp_path, STABLE, exports[0])
+    release(tmp_path, TRIED, exports[5])
     return tmp_path
 
 

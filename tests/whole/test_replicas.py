@@ -86,23 +86,6 @@ def replicas(*stores: Path, port: int) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 @pytest.mark.tensorflow
-def test_killing_replicas_loses_nothing(tiny_store: Path, origin: Origin, name_server: NameServer) -> None:
-    """Of three, one is killed under load, and then another."""
-    port, url = free_port(), origin.add("a.jpg", encode(photo()))
-    name_server.addresses = list(HOSTS[:3])
-    with (
-        replicas(tiny_store, tiny_store, tiny_store, port=port) as processes,
-        gateway(name_server.target(port), GATEWAY_FETCH_ALLOW=origin.authority) as client,
-        Load(client, [url], threads=16) as load,
-    ):
-        for count, process in enumerate(processes[:2], start=1):
-            load.wait_for(500 * count)
-            process.kill()
-        load.wait_for(1500)
-    assert load.failures == []
-
-
-@pytest.mark.tensorflow
 def test_what_a_replica_was_working_on_when_it_died_is_done_by_another(
     tiny_store: Path, connect: Callable[[str], Versions], name_server: NameServer
 ) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.conftest import run_export
 from tests.programs.origins import Origin
-from tests.programs.photos import encode, photo
+from tests.programs.photos import encode
 from tests.programs.stack import Gateway, Load, Reference, embedded_server, gateway, release
 
 pytestmark = pytest.mark.tensorflow
@@ -27,42 +27,15 @@ def store(tmp_path: Path, exports: list[Path]) -> Path:
 
 
 @pytest.fixture
-def urls(origin: Origin) -> dict[str, bytes]:
-    """Images by URL: JPEG, PNG, a large one, and one turned by its EXIF tag."""
-    from PIL import Image
-
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    images = {
-        "a.jpg": encode(photo(120, 90, seed=5)),
-        "b.png": encode(photo(50, 70, seed=6), "PNG"),
-        "large.jpg": encode(photo(1200, 800, seed=7)),
-        "turned.jpg": encode(photo(90, 60, seed=8), exif=exif),
-    }
-    return {origin.add(path, image): image for path, image in images.items()}
-
-
-@pytest.fixture
 def stack(store: Path, origin: Origin, urls: dict[str, bytes]) -> Iterator[Gateway]:
     """Model server and gateway on `store`."""
     with embedded_server(store) as address, gateway(address, GATEWAY_FETCH_ALLOW=origin.authority) as client:
         yield client
 
 
-def test_answers_are_the_models_own(stack: Gateway, urls: dict[str, bytes], exports: list[Path]) -> None:
-    """Through URL, HTTP, decode and gRPC, each image gets what the version's file says of it."""
-    reference = Reference.of(exports, urls)
-    for url in urls:
-        status, answer = stack.predict(url)
-        assert status == 200
-        assert reference.matches(url, answer)
-
-
-def test_an_image_unlike_all_training_photos_is_unknown(tmp_path: Path, origin: Origin) -> None:
+def test_an_image_unlike_all_training_photos_is_unknown(tmp_path: Path, origin: Origin, exports: list[Path]) -> None:
     """To a model of noise, one colour is, by the real model server; noise is not."""
-    from PIL import Image
-
-    run_export(tmp_path, "tiny", {"scored": True})
+    release(tmp_path, 1, exports[4])
     noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (16, 16, 3), np.uint8))
     images = {"noise.png": noise, "colour.png": Image.new("RGB", (16, 16), "teal")}
     urls = [origin.add(name, encode(image, "PNG")) for name, image in images.items()]
@@ -74,7 +47,7 @@ def test_releases_under_load_lose_nothing_and_mix_nothing(
     stack: Gateway, store: Path, urls: dict[str, bytes], exports: list[Path]
 ) -> None:
     """Ten thousand requests while two versions are renamed into place: each answer is one version's (F3)."""
-    reference = Reference.of(exports, urls)
+    reference = Reference.of(exports[:3], urls)
     with Load(stack, list(urls)) as load:
         for number in (2, 3):
             load.wait_for(REQUESTS * (number - 1) // 3)
@@ -100,49 +73,19 @@ def test_a_version_that_decodes_otherwise_is_refused_while_the_old_one_answers(
     assert {stack.predict(url)[1]["model"]["version"] for url in urls} == {1}
 
 
-@pytest.mark.parametrize("kind", ["garbage", "empty", "half"])
 def test_a_version_that_does_not_load_leaves_the_old_one_and_is_named(
-    stack: Gateway, store: Path, urls: dict[str, bytes], exports: list[Path], kind: str
+    stack: Gateway, store: Path, urls: dict[str, bytes], exports: list[Path]
 ) -> None:
-    """Garbage, an empty directory and half a file, forced in by hand (F4); it is named until it is removed."""
+    """Half a file, forced in by hand (F4); it is named until it is removed."""
     draft = store / "tiny" / "draft"
     draft.mkdir()
-    if kind == "garbage":
-        (draft / "saved_model.pb").write_bytes(b"garbage")
-    elif kind == "half":
-        content = (exports[1] / "model.tflite").read_bytes()
-        (draft / "model.tflite").write_bytes(content[: len(content) // 2])
+    content = (exports[1] / "model.tflite").read_bytes()
+    (draft / "model.tflite").write_bytes(content[: len(content) // 2])
     draft.rename(store / "tiny" / "2")
     assert "could not load it" in stack.refusal(2)
     assert {stack.predict(url)[:1] for url in urls} == {(200,)}
     shutil.rmtree(store / "tiny" / "2")
     stack.wait(lambda: stack.get("/readyz")[1]["model"]["refused"] == {})
-
-
-def test_names_that_are_no_numbers_are_no_versions(
-    stack: Gateway, store: Path, urls: dict[str, bytes], exports: list[Path]
-) -> None:
-    """`v2` and `2.tmp` do nothing (F4)."""
-    for name in ("v2", "2.tmp"):
-        shutil.copytree(exports[1], store / "tiny" / name)
-    url = next(iter(urls))
-    for _ in range(20):
-        assert stack.predict(url)[1]["model"]["version"] == 1
-    assert stack.get("/readyz")[1]["model"]["versions"] == [1]
-
-
-def test_an_emptied_store_is_a_503_and_recovers_without_a_restart(
-    stack: Gateway, store: Path, urls: dict[str, bytes]
-) -> None:
-    """Without a version requests get 503, and the version that returns answers again (F5)."""
-    url = next(iter(urls))
-    (store / "tiny" / "1").rename(store / "away")
-    stack.wait(lambda: stack.get("/readyz")[0] == 503)
-    status, problem = stack.predict(url)
-    assert (status, problem["code"]) == (503, "model_unavailable")
-    (store / "away").rename(store / "tiny" / "1")
-    stack.wait(lambda: stack.get("/readyz")[0] == 200)
-    stack.wait(lambda: stack.predict(url)[0] == 200, timeout_s=5)
 
 
 def test_the_gateway_is_small_and_never_loads_tensorflow(stack: Gateway, urls: dict[str, bytes]) -> None:
