@@ -86,13 +86,6 @@ def test_it_stays_within_256_mb(api: RuntimeApi, function: Container, images: Or
     assert function.inspect("{{.State.OOMKilled}} {{.State.Running}}") == "false true"
 
 
-def test_the_functions_own_surroundings_are_closed(api: RuntimeApi, function: Container) -> None:
-    """Its runtime API has a private address, here as on Lambda."""
-    url = f"http://{api.address}/2018-06-01/runtime/invocation/next"
-    status, answer = ask(api, http_event("POST", "/predict", json.dumps({"url": url}).encode(), JSON))
-    assert (status, answer["code"]) == (403, "url_not_allowed")
-
-
 def test_the_image_is_small_and_contains_no_more_than_it_runs(
     added_bytes: Callable[[str], int], ask_python: Callable[[str, str], list[str]]
 ) -> None:
