@@ -176,15 +176,6 @@ def test_a_line_cut_by_a_kill_is_asked_again(address: str, folder: Path, tmp_pat
     ]
 
 
-def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
-    """A CSV that no run wrote is not appended to, and a missing folder is an error."""
-    out = tmp_path / "mine.csv"
-    out.write_text("a,b\n1,2\n")
-    assert main(["http://example.com/a.jpg", "--out", str(out)]) == 2
-    assert out.read_text() == "a,b\n1,2\n"
-    assert main(["http://example.com/a.jpg", "--out", str(tmp_path / "none" / "out.csv")]) == 2
-
-
 def test_shards_are_merged_and_nothing_is_lost_or_repeated(
     address: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,5 +299,7 @@ def test_parts_of_another_kind_are_refused(tmp_path: Path, folder: Path, capsys:
     assert "Expected files to merge that end in .csv" in capsys.readouterr().err and not out.exists()
     assert main(["--merge", str(tmp_path / "part.jsonl")]) == 2
     assert "Expected --out with --merge" in capsys.readouterr().err
+    assert main([str(folder), "--out", str(tmp_path / "none" / "out.csv")]) == 2
+    assert "Expected --out in a folder that exists" in capsys.readouterr().err
     assert main([]) == 2
     assert "files to --merge. Received none" in capsys.readouterr().err

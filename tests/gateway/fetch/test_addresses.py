@@ -92,21 +92,6 @@ def test_row_ends_where_it_should(address: str, is_public: bool) -> None:
     assert (refusal(ip_address(address)) is None) == is_public
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "192.31.196.1", "2a00:1450:4001::200e", "2606:4700::1111"])
-def test_public_addresses_are_open(address: str) -> None:
-    """Open what is public."""
-    assert refusal(ip_address(address)) is None
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["169.254.169.254", "169.254.170.2", "100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"],
-)
-def test_cloud_metadata_is_refused(address: str) -> None:
-    """Refuse where clouds hand out credentials."""
-    assert refusal(ip_address(address))
-
-
 @pytest.mark.parametrize("form", CARRIERS.values(), ids=CARRIERS)
 def test_embedded_ipv4_is_found_and_refused(form: str) -> None:
     """Find the IPv4 address in every form that carries one, and refuse a private one (S2)."""
@@ -125,12 +110,6 @@ def test_zone_does_not_hide_an_address() -> None:
     """Judge an address with a zone as the one without."""
     assert refusal(ip_address("fe80::1%eth0"))
     assert refusal(ip_address("::1%lo"))
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "2001:db8::1", "2a00::5efe:10.0.0.1", "4000::"])
-def test_refusal_gives_a_reason_with_its_source(address: str) -> None:
-    """Say which row refuses an address, and by which document."""
-    assert "RFC" in (refusal(ip_address(address)) or "")
 
 
 # Where ssrfguard 0.4.1 opens what we refuse, and why we do.
@@ -178,11 +157,6 @@ def test_allow_list_reads_hosts_and_networks() -> None:
     listed = AllowList.parse(" LocalHost.:8000 ,[0::1]:8080, bücher.test:81,10.1.0.0/16,, fd00::/8,10.9.9.9/32")
     assert listed.hosts == {("localhost", 8000), (IPv6Address("::1"), 8080), ("xn--bcher-kva.test", 81)}
     assert [str(network) for network in listed.networks] == ["10.1.0.0/16", "fd00::/8", "10.9.9.9/32"]
-
-
-def test_empty_allow_list_holds_nothing() -> None:
-    """Read an empty text as no entries."""
-    assert AllowList.parse(" ") == AllowList()
 
 
 @pytest.mark.parametrize(

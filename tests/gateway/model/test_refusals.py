@@ -167,7 +167,7 @@ def test_a_model_server_that_cannot_say_what_it_has_changes_nothing(
         client._look_again()
         fresh._look_again()
         assert client.health.ready and not client.health.refused
-        assert "could not try it" in fresh.health.reason(1)
+        assert "could not try it" in fresh.health.reason(1) and "could not try it" in str(fresh.health.error)
     model_server.metadata_failure = None
     assert [ask(each)[0] for each in (client, fresh)] == [1, 1]
 
@@ -242,20 +242,6 @@ def test_a_contract_that_cannot_be_read_holds_up_no_other_version(
     client._look_again()
     assert client.health.versions == [3, 1]
     assert "The model server's answer cannot be read" in client.health.reason(2)
-
-
-def test_a_busy_model_server_does_not_refuse_a_version_for_good(
-    model_server: FakeModelServer, client: Versions
-) -> None:
-    """A version that could not be tried is tried again at the next look."""
-    model_server.failure = grpc.StatusCode.RESOURCE_EXHAUSTED
-    with pytest.raises(ModelUnavailable):
-        client.newest()
-    assert "could not try it" in client.health.reason(1)
-    assert "could not try it" in (client.health.error or "")
-    model_server.failure = None
-    assert ask(client)[0] == 1
-    assert not client.health.refused
 
 
 def test_a_version_that_cannot_be_tried_shows_while_another_answers(

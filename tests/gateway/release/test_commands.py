@@ -49,13 +49,6 @@ def test_a_trial_that_grows_keeps_its_beginning(store: Store) -> None:
     assert store.document["trial"]["serial"] == 5
 
 
-def test_promoting_twice_is_done_once(store: Store) -> None:
-    """A pipeline may repeat it."""
-    store.do("promote", "3")
-    assert "Nothing to change" in store.do("promote", "3")
-    assert len(store.lines) == 1
-
-
 @pytest.mark.parametrize(
     ("before", "command", "reason"),
     [

@@ -65,7 +65,7 @@ def test_what_is_not_understood_stays(store: Store, content: bytes) -> None:
         status, out, err = store.run("promote", "1")
         assert status == 3 and said in out
         assert err.startswith("models.config is not understood, and stays as it is") and len(err.splitlines()) == 1
-    assert (store.home / "models.config").read_bytes() == content
+    assert (store.home / "models.config").read_bytes() == content and len(store.lines) == 1
 
 
 @pytest.mark.parametrize(

@@ -81,27 +81,18 @@ def test_signals_for_other_kinds_of_gunicorn_change_nothing(server: FakeModelSer
         assert gateway.get("/livez")[0] == 200
 
 
-def test_sigterm_ends_workers_that_still_start() -> None:
-    """A worker that waits for its first look at the model server has accepted nothing, so it ends at once."""
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_sigterm_ends_workers_that_still_start(is_asked: bool) -> None:
+    """While they wait for the model server: at once, or once they have answered whoever has connected meanwhile."""
     with Origin(lambda _: time.sleep(9)) as silent:  # takes connections and says nothing
         environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": silent.authority, "GATEWAY_PORT": str(free_port())}
         with running("-m", "gateway", **environ) as process:
             wait_until(lambda: silent.connections, 20)
+            calls = in_threads(1, status_of, int(environ["GATEWAY_PORT"])) if is_asked else []
+            time.sleep(0.3 if is_asked else 0.0)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(4) == 0
-
-
-def test_sigterm_ends_a_worker_that_still_starts_after_it_answered_who_waits() -> None:
-    """The system has taken their connections, although no worker has."""
-    with Origin(lambda _: time.sleep(9)) as silent:
-        environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": silent.authority, "GATEWAY_PORT": str(free_port())}
-        with running("-m", "gateway", **environ) as process:
-            wait_until(lambda: silent.connections, 20)
-            (call,) = in_threads(1, status_of, int(environ["GATEWAY_PORT"]))
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            assert call.result() == 503
-            assert process.wait(20) == 0
+            assert [call.result() for call in calls] == [503] * len(calls)
+            assert process.wait(20 if is_asked else 4) == 0
 
 
 def test_sigterm_turns_readiness_off_before_anything_closes(server: FakeModelServer) -> None:
