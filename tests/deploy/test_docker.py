@@ -92,30 +92,6 @@ def test_neither_server_is_root(running: Stack) -> None:
         assert lines == {"Uid:\t10001\t10001\t10001\t10001", "CapEff:\t0000000000000000"}, service
 
 
-def test_a_release_under_load_loses_nothing(
-    running: Stack, clock_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """A version of other classes and another size, copied in and renamed: each answer is one version's own."""
-    releases = tmp_path_factory.mktemp("releases")
-    run_export(releases, "imagenet")
-    home = running.store / "imagenet"
-    with Load(running.gateway, [clock_url], threads=4) as load:
-        load.wait_for(200)
-        shutil.copytree(releases / "imagenet" / "1", home / "draft")
-        (home / "draft").rename(home / "2")
-        running.gateway.wait(lambda: running.gateway.get("/readyz")[1]["model"]["versions"][0] == 2)
-        load.wait_for(len(load.answers) + 500)
-    (home / "2").rename(home / "withdrawn")
-    running.gateway.wait(lambda: running.gateway.get("/readyz")[1]["model"]["versions"] == [0])
-    assert load.lost == []
-    assert Counter(status for _, status, _ in load.answers) == {200: len(load.answers)}
-    seen = {(answer["model"]["version"], len(answer["predictions"])) for _, _, answer in load.answers}
-    assert seen == {(0, 5), (2, 3)}
-    assert {answer["predictions"][0]["class"] for _, _, answer in load.answers if answer["model"]["version"] == 0} == {
-        "analog_clock"
-    }
-
-
 def test_the_release_command_runs_under_compose(
     running: Stack, clock_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -42,6 +42,7 @@ DOCKERFILES = sorted(ROOT.glob("image-*.dockerfile"))
 CONTAINER = sorted((ROOT / "serving" / "container").iterdir())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 COMPOSE = ROOT / "docker-compose.yaml"
+SERVICES = yaml.safe_load(COMPOSE.read_text())["services"]
 KUBE = sorted(path for path in (ROOT / "kube").rglob("*.yaml") if path.name != "checkov.yaml")
 LINTED = [("hadolint", path) for path in DOCKERFILES]
 LINTED += [("shellcheck", path) for path in (*CONTAINER, *sorted((ROOT / "kube").glob("*.sh"))) if path.suffix == ".sh"]
@@ -228,30 +229,27 @@ def test_the_base_that_an_upgrade_pulls_is_the_one_that_images_have() -> None:
 
 def test_an_init_process_may_signal_the_server_that_left_root() -> None:
     """Or `docker stop` would not reach it: the init process is root, with no more rights than it keeps."""
-    for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():
+    for name, service in SERVICES.items():
         leaves_root = service.get("init") and "SETUID" in service.get("cap_add", ())
         assert not leaves_root or "KILL" in service["cap_add"], name
 
 
 def test_compose_limits_the_logs() -> None:
     """Docker keeps all of them by default, until the disk is full."""
-    services = yaml.safe_load(COMPOSE.read_text())["services"]
     assert [
-        name for name, each in services.items() if not {"max-size", "max-file"} <= set(each["logging"]["options"])
+        name for name, each in SERVICES.items() if not {"max-size", "max-file"} <= set(each["logging"]["options"])
     ] == []
 
 
 def test_compose_shares_folders_under_selinux() -> None:
     """Which keeps containers from a folder of the machine without this label."""
-    services = yaml.safe_load(COMPOSE.read_text())["services"].values()
-    folders = [each for service in services for each in service.get("volumes", ()) if each.startswith("./")]
+    folders = [each for service in SERVICES.values() for each in service.get("volumes", ()) if each.startswith("./")]
     assert len(folders) == 4 and all("z" in each.split(":")[2].split(",") for each in folders)
 
 
 def test_compose_has_the_release_command() -> None:
     """Of the gateway's image, for the same model and store; it may write what belongs to someone else."""
-    services = yaml.safe_load(COMPOSE.read_text())["services"]
-    service, gateway = services["release"], services["gateway"]
+    service, gateway = SERVICES["release"], SERVICES["gateway"]
     assert (service["image"], service["build"]) == (gateway["image"], gateway["build"])
     assert service["profiles"] == ["release"] and "./model-store:/models:z" in service["volumes"]
     python, *command = service["entrypoint"]
@@ -355,21 +353,20 @@ def test_a_full_call_of_the_gateway_fits_a_batch_of_the_model_server() -> None:
 
 def test_compose_gives_the_model_server_time_to_drain() -> None:
     """Docker's own grace is as long as the drain, and would kill it at that moment."""
-    service = yaml.safe_load(COMPOSE.read_text())["services"]["model"]
+    service = SERVICES["model"]
     assert int(service["stop_grace_period"].removesuffix("s")) > ServingSettings().drain_seconds
 
 
 def test_compose_publishes_the_gateway_and_gives_it_time_to_finish() -> None:
     """The grace period is longer than a request may take, and than gunicorn waits for it."""
-    service = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]
+    service = SERVICES["gateway"]
     assert service["ports"] == [f"${{PORT:-{Settings().port}}}:{Settings().port}"]
     assert int(service["stop_grace_period"].removesuffix("s")) > Settings().stop_timeout_s
 
 
 def test_stacks_beside_each_other_have_ports_of_their_own() -> None:
     """A variable chooses each published port; docs/operate.md sets all of them for a second model."""
-    services = yaml.safe_load(COMPOSE.read_text())["services"].values()
-    published = [port.rpartition(":")[0] for service in services for port in service.get("ports", ())]
+    published = [port.rpartition(":")[0] for service in SERVICES.values() for port in service.get("ports", ())]
     names = re.findall(r"(\w+):-", " ".join(published))
     assert len(names) == len(published) == 3
     page = (ROOT / "docs" / "operate.md").read_text()
@@ -379,7 +376,7 @@ def test_stacks_beside_each_other_have_ports_of_their_own() -> None:
 
 def test_compose_passes_every_setting_to_the_gateway() -> None:
     """All but those that are the container's own; a new setting needs its line there."""
-    environment = yaml.safe_load(COMPOSE.read_text())["services"]["gateway"]["environment"]
+    environment = SERVICES["gateway"]["environment"]
     own = {
         "GATEWAY_MODEL_NAME=${MODEL_NAME:-imagenet}",
         "GATEWAY_MODEL_ADDRESS=model:8500",
@@ -433,10 +430,3 @@ def test_workflows_pin_actions_and_may_do_little(path: Path) -> None:
     text = path.read_text()
     assert all(re.fullmatch(r"\S+@[0-9a-f]{40}", each) for each in re.findall(r"uses: (\S+)", text))
     assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
-
-
-@pytest.mark.parametrize("path", KUBE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_manifests_are_yaml(path: Path) -> None:
-    """Each document in them is a mapping; those that only overlays use are read here too, without kubectl."""
-    documents = list(yaml.safe_load_all(path.read_text()))
-    assert documents and all(isinstance(each, dict) for each in documents)
