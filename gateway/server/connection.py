@@ -68,8 +68,9 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=0)  # the rest of an answer, however short, keeps all of it in memory
         client, server = (transport.get_extra_info(name) for name in ("peername", "sockname"))
-        address = server[:2] if isinstance(server, tuple) else ("localhost", 80)
-        self._reader = Reader(self._front, client[0] if client else "", address)
+        name, port = server[:2] if isinstance(server, tuple) else ("localhost", 80)
+        addresses = {"REMOTE_ADDR": client[0] if client else "", "SERVER_NAME": name, "SERVER_PORT": str(port)}
+        self._reader = Reader(self._front, addresses)
         self._worker.connections.add(self)
         self._worker.nr_conns += 1
         self._watch()
@@ -222,15 +223,13 @@ class Connection(asyncio.BufferedProtocol):
     def _send(self, request: Request, answer: Answer) -> None:
         status, headers, content = answer
         is_last = not request.may_keep_alive or self._front.draining or not self._worker.alive
-        lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
-        lines += [b"%s: %s" % field for field in headers]
-        if not any(name == b"date" for name, _ in headers):
-            lines.append(b"date: " + formatdate(usegmt=True).encode())
-        if is_last or request.version == "1.0":
-            lines.append(b"connection: close" if is_last else b"connection: keep-alive")
-        if request.method == "HEAD" or status in (204, 304):
+        headers.setdefault("Date", formatdate(usegmt=True))
+        if is_last or request.environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+            headers["Connection"] = "close" if is_last else "keep-alive"
+        if request.environ["REQUEST_METHOD"] == "HEAD" or status in (204, 304):
             content = b""
-        data = b"\r\n".join((*lines, b"", content))
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{headers}"  # to the empty line
+        data = head.encode("latin-1") + content
         self._transport.write(data)
         if self._is_slow:
             self._front.untaken.add(self.give_up, len(data))

@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+from werkzeug.datastructures import Headers
 from werkzeug.test import run_wsgi_app
 
 from gateway.app import DRAINING, HEALTH_PATHS, RECEIVED, write_problem
@@ -36,7 +37,18 @@ MAX_SCRAPES = 4
 # else ends a library that hangs, as a decoder may on an image made for that; it would keep its place for ever.
 STUCK_AFTER_S = 10.0
 
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+# What is the same in each WSGI environment. Source: PEP 3333.
+_SAME: dict[str, Any] = {
+    "SCRIPT_NAME": "",
+    "wsgi.version": (1, 0),
+    "wsgi.url_scheme": "http",
+    "wsgi.input_terminated": True,
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": True,
+    "wsgi.run_once": False,
+}
+
+Answer = tuple[int, Headers, bytes]
 
 _log = logging.getLogger(__name__)
 
@@ -46,21 +58,13 @@ class Request:
     """A request as the application gets it.
 
     Attributes:
-        path: Without percent signs; each byte is a character of Latin-1, as WSGI wants it.
-        client: The address.
-        server: Address and port.
+        environ: Its part of the WSGI environment; of a request that is refused, what is known.
         held: What keeps the body's bytes in the process's room.
     """
 
-    method: str
-    path: str
+    environ: dict[str, Any]
     held: Held
-    query: str = ""
-    version: str = "1.1"
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
-    client: str = ""
-    server: tuple[str, int] = ("localhost", 80)
     may_keep_alive: bool = True
     awaits_continue: bool = False
 
@@ -106,17 +110,17 @@ class Front:
             Unauthorized: It has none.
         """
         if self._is_prediction(request):
-            named = {name: value.decode("latin-1") for name, value in request.headers}
-            self._keys.check(named.get(b"authorization"), named.get(b"x-api-key"))
+            self._keys.check(request.environ.get("HTTP_AUTHORIZATION"), request.environ.get("HTTP_X_API_KEY"))
 
     def _is_prediction(self, request: Request) -> bool:
-        path = f"/{request.path.lstrip('/')}"  # as Flask reads it
-        return request.method == "POST" and path == f"{self.settings.path_prefix}/predict"
+        path = f"/{request.environ['PATH_INFO'].lstrip('/')}"  # as Flask reads it
+        return request.environ["REQUEST_METHOD"] == "POST" and path == f"{self.settings.path_prefix}/predict"
 
     async def answer(self, request: Request) -> Answer:
         """Answer a request that is complete."""
         try:
-            return await self._line(request.path).run(self._run, [request, time.monotonic()], request.held)
+            line = self._line(request.environ["PATH_INFO"])
+            return await line.run(self._run, [request, time.monotonic()], request.held)
         except GatewayError as error:
             return self.refuse(request, error)
         except Exception as defect:  # Flask answers for what happens inside of it
@@ -137,22 +141,30 @@ class Front:
         """
         if time.monotonic() - received > self.settings.request_timeout_s / 2:
             raise Overloaded("The gateway is busy: the request waited for half of its time. Try again shortly.")
-        environ = _environ(request) | {RECEIVED: received, DRAINING: self.draining}
+        environ = {
+            **_SAME,
+            **request.environ,
+            "CONTENT_LENGTH": str(len(request.body)),  # of a chunked body too
+            "wsgi.input": BytesIO(request.body),
+            "wsgi.errors": sys.stderr,
+            RECEIVED: received,
+            DRAINING: self.draining,
+        }
         chunks, status, headers = run_wsgi_app(self._app, environ, buffered=True)
-        return int(status.split(" ", 1)[0]), _encoded(headers), b"".join(chunks)
+        return int(status.split(" ", 1)[0]), headers, b"".join(chunks)
 
     def refuse(self, request: Request, error: GatewayError) -> Answer:
         """Answer without a thread; count and log it as the application does with its own answers."""
-        named = {name: value.decode("latin-1") for name, value in request.headers}
-        trace = Trace.of(named.get(b"x-request-id"), named.get(b"traceparent"))
+        environ = request.environ
+        trace = Trace.of(environ.get("HTTP_X_REQUEST_ID"), environ.get("HTTP_TRACEPARENT"))
         self._metrics.answers.labels("front", error.status, error.code).inc()
-        path = request.path.encode("latin-1").decode("utf-8", "replace")
-        fields = {"method": request.method, "path": path, "status": error.status, "code": error.code}
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
+        fields = {"method": method, "path": path, "status": error.status, "code": error.code}
         _log.info("refused", extra={"fields": {**fields, "request_id": trace.request_id, "trace_id": trace.trace_id}})
         response = write_problem(error)
         response.headers["X-Request-ID"] = trace.request_id
-        response.headers.update(self._origins.headers(named.get(b"origin")))
-        return error.status, _encoded(response.headers), response.get_data()
+        response.headers.update(self._origins.headers(environ.get("HTTP_ORIGIN")))
+        return error.status, response.headers, response.get_data()
 
 
 class Line:
@@ -210,39 +222,6 @@ class Line:
             answered.set_result(future.result())
 
 
-def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-
-
 def _end_process() -> None:
     _log.critical("a request is still at work %g s after its time; this process ends", STUCK_AFTER_S)
     os._exit(1)
-
-
-def _environ(request: Request) -> dict[str, Any]:
-    """Return the WSGI environment of a request. Source: PEP 3333."""
-    environ: dict[str, Any] = {
-        "REQUEST_METHOD": request.method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": request.path,
-        "QUERY_STRING": request.query,
-        "SERVER_NAME": request.server[0],
-        "SERVER_PORT": str(request.server[1]),
-        "SERVER_PROTOCOL": f"HTTP/{request.version}",
-        "REMOTE_ADDR": request.client,
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http",
-        "wsgi.input": BytesIO(request.body),
-        "wsgi.input_terminated": True,
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
-    }
-    for name, value in request.headers:
-        key = name.decode("latin-1").upper().replace("-", "_")
-        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
-        text = value.decode("latin-1")
-        environ[key] = f"{environ[key]},{text}" if key in environ else text
-    environ["CONTENT_LENGTH"] = str(len(request.body))  # of a chunked body too
-    return environ

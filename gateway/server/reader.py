@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from gunicorn.asgi.parser import (
@@ -35,7 +36,7 @@ HEAD_BYTES = 64 * 1024  # all fields together; each may have 8 KiB, and a hundre
 PIECE_BYTES = 256
 
 _ABSOLUTE = re.compile(rb"https?://[^/?#@]+(/[^?]*)?(\?.*)?", re.IGNORECASE)
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(:[0-9]*)?")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(:[0-9]*)?")
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +49,11 @@ class Reader:
         request: What is being read, once its head is complete.
     """
 
-    def __init__(self, front: Front, client: str, server: tuple[str, int]) -> None:
-        """Begin a connection between two addresses."""
+    def __init__(self, front: Front, addresses: dict[str, Any]) -> None:
+        """Begin a connection; the WSGI environment of each request has its addresses."""
         self.unread = bytearray()
         self.request: Request | None = None
-        self._front, self._client, self._server = front, client, server
+        self._front, self._addresses = front, addresses
         self._parser = PythonProtocol(on_headers_complete=self._take_head, on_body=self._take_part)
         self._body, self._head_bytes = bytearray(), 0
 
@@ -130,20 +131,25 @@ class Reader:
     def _take_head(self) -> bool:
         """Take over the head of a request; the parser calls this."""
         self.request = request = self._request_so_far()
-        request.headers = [field for field in self._parser.headers if b"_" not in field[0]]
+        environ, is_1_1 = request.environ, self._parser.http_version > (1, 0)
+        for name, value in self._parser.headers:
+            if b"_" in name:  # it would be taken for the one with a dash
+                continue
+            key = name.decode("latin-1").upper().replace("-", "_")
+            key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+            text = value.decode("latin-1")
+            environ[key] = f"{environ[key]},{text}" if key in environ else text
         path, query = _split(self._parser.path)
-        request.path, request.query = unquote_to_bytes(path).decode("latin-1"), query.decode("latin-1")
-        hosts = [value for name, value in request.headers if name == b"host"]
-        if not hosts and self._parser.http_version > (1, 0):
+        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1")  # a byte a character. Source: PEP 3333
+        environ["QUERY_STRING"] = query.decode("latin-1")
+        if is_1_1 and "HTTP_HOST" not in environ:
             raise BadRequest("Expected a Host header, as HTTP/1.1 asks for. Received none.")
-        if hosts and not _HOST.fullmatch(hosts[0]):
-            raise BadRequest(f"Expected a host in the Host header. Received: {hosts[0][:100].decode('latin-1')!r}")
-        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in request.headers):
+        if not _HOST.fullmatch(host := environ.get("HTTP_HOST", "")):
+            raise BadRequest(f"Expected a host in the Host header. Received: {host[:100]!r}")
+        if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":
             raise UnsupportedCoding("Expected no Transfer-Encoding but chunked. Received another one before it.")
-        request.may_keep_alive = self._parser.should_keep_alive and request.method != "CONNECT"
-        request.awaits_continue = self._parser.http_version > (1, 0) and any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers
-        )
+        request.may_keep_alive = self._parser.should_keep_alive and self._parser.method != b"CONNECT"
+        request.awaits_continue = is_1_1 and environ.get("HTTP_EXPECT", "").lower() == "100-continue"
         self._front.check_key(request)
         return False
 
@@ -154,14 +160,13 @@ class Reader:
     def _request_so_far(self) -> Request:
         """Return what is known of the request that is being read."""
         major, minor = self._parser.http_version or (1, 1)
-        return Request(
-            method=(self._parser.method or b"").decode("latin-1"),
-            path=(self._parser.path or b"").partition(b"?")[0].decode("latin-1"),  # it will be in the log
-            version=f"{major}.{minor}",
-            client=self._client,
-            server=self._server,
-            held=Held(self._front.room),
-        )
+        environ = {
+            **self._addresses,
+            "REQUEST_METHOD": (self._parser.method or b"").decode("latin-1"),
+            "PATH_INFO": (self._parser.path or b"").partition(b"?")[0].decode("latin-1"),  # it will be in the log
+            "SERVER_PROTOCOL": f"HTTP/{major}.{minor}",
+        }
+        return Request(environ, Held(self._front.room))
 
 
 def _split(target: bytes) -> tuple[bytes, bytes]:

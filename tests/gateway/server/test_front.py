@@ -19,6 +19,8 @@ from tests.programs.stack import Gateway
 
 pytestmark = pytest.mark.processes
 
+ASKED = {"REQUEST_METHOD": "POST", "PATH_INFO": "/predict"}
+
 
 def test_beyond_threads_and_line_requests_are_refused_at_once_and_health_is_answered(
     client: Gateway, server: FakeModelServer
@@ -63,7 +65,7 @@ def test_clients_that_leave_keep_their_places_until_their_work_ends(client: Gate
 
 async def send_to(front: Front, body: bytes = b"") -> None:
     """Send a request, and do not look at the answer."""
-    request = Request("POST", "/predict", Held(front.room), body=body)
+    request = Request(ASKED, Held(front.room), body)
     request.held.add(len(body))
     await front.answer(request)
 
@@ -98,7 +100,7 @@ def test_a_thread_that_cannot_start_keeps_no_bytes(monkeypatch: pytest.MonkeyPat
         front = Front(app, Settings(), Metrics(), room)
 
         async def status() -> int:
-            request = Request("POST", "/predict", Held(room), body=b"x" * 600)
+            request = Request(ASKED, Held(room), b"x" * 600)
             request.held.add(600)
             return (await front.answer(request))[0]
 
