@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,9 +203,7 @@ class Versions:
         reasons = filter(None, (self._following.error, *refused.values(), nothing))
         error = None if self._loaded else next(reasons)
         engines = {each.version: each.engine for each in statuses if each.engine}
-        accepted = [version.export for version in self._loaded]
-        followed = self._following
-        self._set_health(Health(accepted, refused, error, engines, followed.release, followed.error))
+        self._set_health(refused=refused, error=error, engines=engines)
 
     def _find_nobody(self, failure: GatewayError) -> None:
         """Answer nothing from now on, unless the failure may be of one replica that hangs, among others."""
@@ -220,16 +219,13 @@ class Versions:
         self._available, self._loaded = False, []
         if is_away and self._failed_looks % LOOKS_UNTIL_RENEWED == 0:
             self._replicas.renew()
-        self._set_health(replace(self.health, accepted=(), error=failure.detail, engines={}))
+        self._set_health(error=failure.detail, engines={})
 
     def _keep(self) -> None:
         """Leave what the last look found as it is, but for what is released."""
         if self._loaded:
             self._follow(self._usable, self._loaded)
-            accepted, followed = [version.export for version in self._loaded], self._following
-            self._set_health(
-                replace(self.health, accepted=accepted, release=followed.release, release_error=followed.error)
-            )
+            self._set_health()
 
     def _follow(self, usable: list[Version], loaded: list[Version]) -> None:
         """Read the release document anew, and keep the versions in its order."""
@@ -242,7 +238,10 @@ class Versions:
             return []
         return sorted(versions, key=lambda version: self._following.rank(version.number))
 
-    def _set_health(self, health: Health) -> None:
+    def _set_health(self, **found: Any) -> None:
+        """Show what answers and what is released, and what else a look found."""
+        found |= {"release": self._following.release, "release_error": self._following.error}
+        health = replace(self.health, accepted=[version.export for version in self._loaded], **found)
         if health.error and health.error != self.health.error:
             _log.warning("model %s is not ready: %s", self.model, health.error)
         if health.ready and not self.health.ready:
