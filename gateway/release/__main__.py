@@ -227,7 +227,7 @@ def _follow(ledger: Ledger, gateways: Sequence[str], serial: int) -> int:
 
 def _history(ledger: Ledger, options: argparse.Namespace) -> int:
     state = ledger.read()
-    for entry in state.history.entries.values():
+    for entry in state.history.entries:
         say(f"release {entry.serial}  {_when_and_why(entry)}: {_describe(entry.document)}")
     warn(*state.notes)
     if state.history.problems:

@@ -81,7 +81,7 @@ class History:
     """What the file contained.
 
     Attributes:
-        entries: The lines that could be read, in order, by their number from 1.
+        entries: The lines that could be read, in order.
         problems: Where the chain is broken, and how; each names its line.
         last_hash: That of the last line; empty if there is none.
         size: Bytes of all whole lines.
@@ -89,7 +89,7 @@ class History:
         is_open: Whether the last whole line lacks its end.
     """
 
-    entries: dict[int, Entry]
+    entries: list[Entry]
     problems: tuple[str, ...] = ()
     last_hash: str = ""
     size: int = 0
@@ -99,23 +99,22 @@ class History:
     @property
     def last(self) -> Entry | None:
         """The last line that could be read."""
-        return next(reversed(self.entries.values()), None)
+        return self.entries[-1] if self.entries else None
 
     @property
     def before_last(self) -> Release | None:
         """The document before the last line."""
-        documents = [each.document for each in self.entries.values()]
-        return documents[-2] if len(documents) > 1 else None
+        return self.entries[-2].document if len(self.entries) > 1 else None
 
     @property
     def next_serial(self) -> int:
         """A serial that no line has."""
-        return max((each.serial for each in self.entries.values()), default=0) + 1
+        return max((each.serial for each in self.entries), default=0) + 1
 
     def at(self, time: datetime, *, is_owed: bool) -> Entry | None:
         """Return the last change up to a time; what the last line says has not happened while it is owed."""
-        entries = [*self.entries.values()][: -1 if is_owed else None]
-        return next((each for each in reversed(entries) if each.time <= time), None)
+        happened = self.entries[:-1] if is_owed else self.entries
+        return next((each for each in reversed(happened) if each.time <= time), None)
 
 
 def read_history(file: Path) -> History:
@@ -129,15 +128,16 @@ def read_history(file: Path) -> History:
     is_open = bool(torn) and _is_entry(torn)
     if is_open:  # an editor left its end out, or a command was ended just before
         lines, torn = [*lines, torn], b""
-    entries: dict[int, Entry] = {}
+    entries: list[Entry] = []
     problems = []
     last_hash = ""
     for number, line in enumerate(lines, start=1):
         try:
-            entries[number] = entry = Entry.from_line(line)
+            entry = Entry.from_line(line)
         except ValueError as exc:
             problems.append(f"Line {number} cannot be read: {exc}")
         else:
+            entries.append(entry)
             if entry.before != last_hash:
                 what = f"line {number - 1} was edited, or lines between them removed"
                 what = what if number > 1 else "lines before it were removed"
