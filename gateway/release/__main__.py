@@ -151,20 +151,14 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
     except Refused as exc:
         if not begun or _is_over(ledger, begun.after.trial):
             raise
-        warn(
-            f"{exc} So nobody watches the trial of version {options.version}, which has begun. `watch` does;"
-            " `rollback` or `promote` ends it."
-        )
+        _warn_unwatched(str(exc), options.version)
         return NOT_FOLLOWED
     try:
         outcome = watch.run(options.promote_after, WITHIN_S if options.within is None else options.within)
     except KeyboardInterrupt:
         if _is_over(ledger, watch.trial):
             raise
-        warn(
-            f"Stopped. The trial of version {watch.trial.version} goes on, and nobody watches it. `watch` continues;"
-            " `rollback` or `promote` ends it."
-        )
+        _warn_unwatched("Stopped.", watch.trial.version)
         return INTERRUPTED
     status = {True: DONE, False: ROLLED_BACK, None: NOT_ENOUGH}[outcome.is_good]
     version = {DONE: "is good so far", ROLLED_BACK: "was rolled back", NOT_ENOUGH: "cannot be judged yet"}[status]
@@ -175,6 +169,11 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
         return status or (NOT_FOLLOWED if begun and begun.lag else DONE)
     followed = _finish(ledger, outcome.change, options.gateway, "`history` has the reasons.")
     return followed if outcome.is_good else status
+
+
+def _warn_unwatched(why: str, version: int) -> None:
+    goes_on = f"The trial of version {version} goes on, and nobody watches it."
+    warn(f"{why} {goes_on} `watch` does; `rollback` or `promote` ends it.")
 
 
 def _is_over(ledger: Ledger, trial: Trial | None) -> bool:

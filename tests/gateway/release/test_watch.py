@@ -216,7 +216,7 @@ def test_a_watch_that_is_stopped_says_that_the_trial_goes_on(store: Store, gatew
     before = store.document
     status, _, err = store.run("watch", *trial_of(gateways(press_ctrl_c)))
     assert status == 130 and store.document == before
-    assert err.startswith("Stopped. The trial of version 2 goes on, and nobody watches it. `watch` continues; ")
+    assert err.startswith("Stopped. The trial of version 2 goes on, and nobody watches it. `watch` does; ")
 
 
 def test_a_watch_that_is_stopped_while_the_store_is_away(
@@ -292,7 +292,7 @@ def test_a_trial_that_nobody_watches_has_begun(store: Store, gateways: Callable[
     asked = "--gateway", gateways().url, "--gateway", "http://no-such-name.invalid"
     status, _, err = store.run("try", "2", "--shadow", "--watch", *asked)
     assert status == 3 and store.document["trial"]["version"] == 2
-    assert "So nobody watches the trial of version 2, which has begun. `watch` does; " in err
+    assert "The trial of version 2 goes on, and nobody watches it. `watch` does; " in err
 
 
 def test_a_trial_whose_store_is_away_has_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_a_trial_whose_store_is_away_has_begun(store: Store, monkeypatch: pytest
     store.do("promote", "1")
     monkeypatch.setattr(command, "_finish", look_away)
     status, _, err = store.run("try", "2", "--shadow", "--watch", "--gateway", "http://127.0.0.1:9")
-    assert status == 3 and err.startswith("The store is away. So nobody watches the trial of version 2")
+    assert status == 3 and err.startswith("The store is away. The trial of version 2 goes on, and nobody watches it.")
 
 
 def test_a_trial_that_others_ended_before_it_was_watched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
