@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 from zlib import crc32
 
 from tqdm import tqdm
@@ -30,17 +29,6 @@ STOPPED = "Stopped; run the same command to go on."
 LOST_AFTER = 50  # images in a row for which there was no gateway, or the key was wrong
 
 
-class Shard(NamedTuple):
-    """One of several parts of the images: the part of an image depends on its name alone."""
-
-    number: int
-    of: int
-
-    def has(self, image: str) -> bool:
-        """Tell whether an image is in this part."""
-        return crc32(os.fsencode(image)) % self.of == self.number
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and return the exit status; the help says what each means."""
     options = _parser().parse_args(argv)
@@ -52,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         expanded = [_expand(source) for source in options.sources]
         named = (image for images, _ in expanded for image in images)
         found = dict.fromkeys(named if options.sources else merged)
-        images = [image for image in found if options.shard.has(image)]
+        part, parts = options.shard
+        images = [image for image in found if crc32(os.fsencode(image)) % parts == part]  # by its name alone
         table = Table(options.out)
         left = [image for image in images if image not in table.answered]
         may_fail = not options.sources  # with sources, what failed is asked about
@@ -161,12 +150,12 @@ def _table(text: str) -> Path:
     return Path(text)
 
 
-def _shard(text: str) -> Shard:
+def _shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    shard = Shard(int(match[1]), int(match[2])) if match else Shard(0, 0)
-    if shard.number >= shard.of:
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if part >= parts:
         raise argparse.ArgumentTypeError(f"Expected I/N with I from 0 to N - 1, such as 0/4. Received: {text!r}")
-    return shard
+    return part, parts
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,7 +186,7 @@ exit status:
     add(
         "--shard",
         type=_shard,
-        default=Shard(0, 1),
+        default=(0, 1),
         metavar="I/N",
         help="ask about part I of N alone, from 0; each part needs its own --out",
     )
