@@ -39,10 +39,8 @@ HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
 # its time begins, and whether the gateway is shutting down.
 RECEIVED, DRAINING = "gateway.received", "gateway.draining"
 
-NOT_OF_THE_VERSION = (
-    Overloaded,
-    VersionGone,
-)  # failures that say nothing of a version: its server is busy, or lacks it
+# Failures that say nothing of a version: its server is busy, or lacks it.
+NOT_OF_THE_VERSION = (Overloaded, VersionGone)
 
 _log = logging.getLogger(__name__)
 
