@@ -7,9 +7,11 @@ import hmac
 import re
 
 from gateway.errors import Unauthorized
-from gateway.fetch.urls import DEFAULT_PORTS, parse_authority
 
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+)")
+# What browsers send: the host in ASCII, and no port that is the scheme's own.
+_ORIGIN = re.compile(
+    r"(?!http:.*:80\Z|https:.*:443\Z)[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[1-9][0-9]{0,4})?"
+)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _OF_NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -62,16 +64,12 @@ class Origins:
         Raises:
             ValueError: Some are not origins; the message lists them all.
         """
-        self._origins, bad = set[str](), list[str]()
-        for entry in filter(None, map(str.strip, text.split(","))):
-            try:
-                self._origins.add(_read_origin(entry))
-            except ValueError:
-                bad.append(repr(entry))
-        if bad:
+        self._origins = [each.strip().lower() for each in text.split(",") if each.strip()]
+        if bad := [each for each in self._origins if not _ORIGIN.fullmatch(each)]:
             raise ValueError(
-                "Expected origins such as https://shop.example or http://localhost:3000, without a path or *, separated"
-                f" by commas. Received: {', '.join(bad)}"
+                "Expected origins as browsers send them, such as https://shop.example or http://localhost:3000,"
+                " separated by commas: without a path, * or the default port, and bücher.example as"
+                f" xn--bcher-kva.example. Received: {', '.join(map(repr, bad))}"
             )
 
     def headers(self, origin: str | None, *, is_preflight: bool = False) -> dict[str, str]:
@@ -89,15 +87,3 @@ class Origins:
             )
             headers["Access-Control-Max-Age"] = "600"
         return headers
-
-
-def _read_origin(text: str) -> str:
-    """Return an origin in the one form that browsers send: an ASCII host in lower case, without the default port."""
-    match = _ORIGIN.fullmatch(text.lower())
-    if match is None:
-        raise ValueError("Expected scheme://host")
-    scheme, authority = match.groups()
-    host, port = parse_authority(authority, DEFAULT_PORTS.get(scheme, 80))
-    name = f"[{host}]" if ":" in str(host) else str(host)
-    has_port = ":" in authority.rpartition("]")[2] and port != DEFAULT_PORTS.get(scheme)
-    return f"{scheme}://{name}:{port}" if has_port else f"{scheme}://{name}"

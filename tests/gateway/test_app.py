@@ -314,7 +314,7 @@ def test_only_origins_of_the_setting_may_read(
     gateway_with: Callable[..., FlaskClient], origin: str | None, allowed: bool
 ) -> None:
     """By the exact origin, also for failures; caches must keep answers for several origins apart."""
-    client = gateway_with(allowed_origins=f"{SHOP}:443, http://localhost:3000,https://Bücher.test", **KEY)
+    client = gateway_with(allowed_origins=f"{SHOP}, HTTP://localhost:3000,https://xn--bcher-kva.test", **KEY)
     headers = {"Origin": origin} if origin else {}
     for path, status in (("/predict", 405), ("/model", 401), ("/openapi.json", 200), ("/none", 404)):
         answer = client.get(path, headers=headers)

@@ -55,6 +55,7 @@ def test_all_bad_values_are_named_at_once() -> None:
         ("API_KEYS", f"{'a' * 64},{sha256(b'').hexdigest()}"),
         *(("MODEL_ADDRESS", each) for each in ("", "model", "::1", "::1:8500", "http://model:8500", "model:8500/")),
         *(("ALLOWED_ORIGINS", each) for each in ("https://me@shop.test", "https://shop.test:0", "https://")),
+        *(("ALLOWED_ORIGINS", each) for each in ("https://shop.test:443", "http://[::1]:80", "https://Bücher.test")),
     ],
 )
 def test_what_no_request_would_match_is_refused(name: str, value: str) -> None:
