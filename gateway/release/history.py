@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,9 +126,10 @@ def read_history(file: Path) -> History:
     """
     content = file.read_bytes() if file.exists() else b""
     *lines, torn = content.split(b"\n")
-    is_open = bool(torn) and _is_entry(torn)
-    if is_open:  # an editor left its end out, or a command was ended just before
-        lines, torn = [*lines, torn], b""
+    is_open = False
+    with suppress(ValueError):  # an editor left its end out, or a command was ended just before
+        Entry.from_line(torn)
+        lines, torn, is_open = [*lines, torn], b"", True
     entries: list[Entry] = []
     problems = []
     last_hash = ""
@@ -181,11 +183,3 @@ def digest(version: Path) -> str:
         with path.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").hexdigest().encode() + b"  " + name + b"\n")
     return total.hexdigest()
-
-
-def _is_entry(line: bytes) -> bool:
-    try:
-        Entry.from_line(line)
-    except ValueError:
-        return False
-    return True
