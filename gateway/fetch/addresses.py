@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
-from typing import NamedTuple
 
 from gateway.fetch.urls import Address, Host, parse_authority
 
 Network = IPv4Network | IPv6Network
 
 
-class Row(NamedTuple):
-    """One refused network, what it is for, and the document that says so."""
-
-    network: Network
-    name: str
-    source: str
-
-
-# Networks that are not public, narrow rows first, so that a reason is as exact as possible. The standard library's
-# is_global and is_private differ from this, and between patch releases of Python.
+# Networks that are not public, and why: what they are for, and the document that says so. Narrow rows come first, so
+# that a reason is as exact as possible. The standard library's is_global and is_private differ from this, and between
+# patch releases of Python.
 # Source: IANA IPv4 and IPv6 Special-Purpose Address Registries as of August 2026. Not in those registries: multicast,
 # the deprecated IPv6 forms, and Azure's host address. Networks that they mark as globally reachable inside a refused
 # one (192.0.0.9, ORCHIDv2 ...) stay refused: no image is there.
-REFUSED = tuple(
-    Row(ip_network(network), name, source)
+REFUSED = {
+    ip_network(network): f"{name} ({network}, {source})"
     for network, name, source in (
         ("0.0.0.0/8", "this network", "RFC 791"),
         ("10.0.0.0/8", "private", "RFC 1918"),
@@ -64,7 +56,7 @@ REFUSED = tuple(
         ("fec0::/10", "site-local", "RFC 3879"),
         ("ff00::/8", "multicast", "RFC 4291"),
     )
-)
+}
 # Where clouds hand out credentials, and the rest of link-local: nobody is asked to open these. Sources: the clouds'
 # pages on metadata, of AWS (fd00:ec2::), Google (fd20:ce::254), Oracle (192.0.0.192, fd00:c1::a9fe:a9fe), Alibaba
 # (100.100.100.200) and Azure (168.63.129.16).
@@ -88,14 +80,14 @@ _ISATAP, _ISATAP_MASK = 0x0000_5EFE, 0xFCFF_FFFF
 
 def refusal(address: Address) -> str | None:
     """Return why an address is not public, or None if it is."""
-    for row in REFUSED:
-        if address in row.network:
-            return f"{row.name} ({row.network}, {row.source})"
+    for network, reason in REFUSED.items():
+        if address in network:
+            return reason
     if address.version == 6 and address not in _GLOBAL_UNICAST:
         return f"outside global unicast ({_GLOBAL_UNICAST}, RFC 4291)"
     for inner in embedded_ipv4(address):
-        if reason := refusal(inner):
-            return f"a carrier of {inner}, {reason}"
+        if why := refusal(inner):
+            return f"a carrier of {inner}, {why}"
     return None
 
 
