@@ -54,8 +54,8 @@ class Reader:
         self.unread = bytearray()
         self.request: Request | None = None
         self._front, self._addresses = front, addresses
-        self._parser = PythonProtocol(on_headers_complete=self._take_head, on_body=self._take_part)
         self._body, self._head_bytes = bytearray(), 0
+        self._parser = PythonProtocol(on_headers_complete=self._take_head, on_body=self._body.extend)
 
     @property
     def has_begun(self) -> bool:
@@ -125,7 +125,8 @@ class Reader:
         self.unread[:0] = self._parser.remaining()
         request.body = bytes(self._body)
         self._parser.reset()
-        self.request, self._body, self._head_bytes = None, bytearray(), 0
+        self._body.clear()
+        self.request, self._head_bytes = None, 0
         return request
 
     def _take_head(self) -> bool:
@@ -152,10 +153,6 @@ class Reader:
         request.awaits_continue = is_1_1 and environ.get("HTTP_EXPECT", "").lower() == "100-continue"
         self._front.check_key(request)
         return False
-
-    def _take_part(self, part: bytes) -> None:
-        """Take over a part of a body; the parser calls this."""
-        self._body += part
 
     def _request_so_far(self) -> Request:
         """Return what is known of the request that is being read."""
