@@ -123,31 +123,33 @@ def _rows_of(image: str, answer: Answer) -> list[Row]:
     return [{**common, "rank": rank, **row} for rank, row in enumerate(answer["predictions"], start=1)]
 
 
-def _rows_in(path: Path, content: bytes) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a file's content, each with the number of lines before it.
+def _rows_in(path: Path, content: bytes) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a file's content, each with its text; the names of a CSV's columns are none.
 
     Raises:
         ValueError: No run wrote it.
     """
-    text, other = content.decode("utf-8", ANY_BYTES), f"Expected a file of an earlier run in {path}. Received another"
+    other, taken = f"Expected a file of an earlier run in {path}. Received another", list[str]()
+
+    def lines() -> Iterator[str]:
+        for line in io.StringIO(content.decode("utf-8", ANY_BYTES), newline=""):
+            taken.append(line)
+            yield line
+
     try:
+        rows: Iterator[Any] = (json.loads(line) for line in lines() if line.strip())
         if path.suffix == ".csv":
-            reader = csv.DictReader(io.StringIO(text, newline=""))
+            rows = reader = csv.DictReader(lines())
             if content and (found := tuple(reader.fieldnames or ())) != COLUMNS:
                 columns, received = ",".join(COLUMNS), ",".join(found)[:100]
                 raise ValueError(f"Expected a file of an earlier run in {path}: {columns}. Received: {received}")
-            start = reader.line_num
-            for row in reader:
-                if None in row:  # a field too many
-                    raise ValueError(other)
-                yield start, row
-                start = reader.line_num
-        else:
-            for number, line in enumerate(text.split("\n")):
-                if line:
-                    row = json.loads(line)
-                    row["source"]
-                    yield number, row
+            taken.clear()
+        for row in rows:
+            row["source"]
+            if None in row:  # a field too many
+                raise ValueError(other)
+            yield "".join(taken), row
+            taken.clear()
     except (csv.Error, json.JSONDecodeError, KeyError, TypeError) as exc:
         raise ValueError(other) from exc
 
@@ -172,12 +174,9 @@ def _open_alone(path: Path, size_bytes: int) -> BinaryIO:
 
 def _without_errors(path: Path, content: bytes, images: Set[str]) -> bytes:
     """Return a file's content without the rows that have an error of one of the images."""
-    rows = [(number, bool(row.get("error")) and row["source"] in images) for number, row in _rows_in(path, content)]
-    lines = _lines(content)
-    kept, ends = lines[: rows[0][0]], [*(number for number, _ in rows[1:]), len(lines)]
-    for (start, is_dropped), end in zip(rows, ends, strict=True):
-        kept += [] if is_dropped else lines[start:end]
-    return "".join(kept).encode("utf-8", ANY_BYTES)
+    columns = content[: content.find(b"\n") + 1] if path.suffix == ".csv" else b""
+    kept = (text for text, row in _rows_in(path, content) if not row.get("error") or row["source"] not in images)
+    return columns + "".join(kept).encode("utf-8", ANY_BYTES)
 
 
 def _complete(path: Path, content: bytes) -> bytes:
@@ -186,14 +185,10 @@ def _complete(path: Path, content: bytes) -> bytes:
     kept = content[: content.rfind(end) + len(end)] if end in content else b""
     if path.suffix != ".csv":
         return kept
-    first, count, others = 0, 0, 0  # line and rows of the last image, and rows of an answered one before it
+    last, count, others = "", 0, 0  # text and rows of the last image, and rows of an answered one before it
     for _, group in groupby(_rows_in(path, kept), key=lambda each: each[1]["source"]):
-        rows = list(group)
-        others, first, count = count or others, rows[0][0], sum(not row.get("error") for _, row in rows)
+        texts, rows = zip(*group, strict=True)
+        others, last, count = count or others, "".join(texts), sum(not row.get("error") for row in rows)
     if len(kept) == len(content) and not 0 < count < others:
         return kept
-    return "".join(_lines(kept)[: max(first, 1)]).encode("utf-8", ANY_BYTES)  # the first line names the columns
-
-
-def _lines(content: bytes) -> list[str]:
-    return io.StringIO(content.decode("utf-8", ANY_BYTES), newline="").readlines()
+    return kept[: kept.rfind(last.encode("utf-8", ANY_BYTES))]
