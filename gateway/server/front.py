@@ -7,7 +7,6 @@ no thread. Requests beyond the threads wait in line. Beyond the line, the loop i
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import os
 import sys
@@ -187,6 +186,19 @@ class Line:
             raise Overloaded("The gateway is busy: its line of requests is full. Try again shortly.")
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer] = loop.create_future()
+
+        def leave() -> None:
+            """Give the place back, and the answer to whoever waits, in the only call to the loop of a request."""
+            watch.cancel()
+            self._admitted -= 1
+            held.release()
+            if answered.done() or future.cancelled():  # the client has gone
+                return
+            if error := future.exception():
+                answered.set_exception(error)
+            else:
+                answered.set_result(future.result())
+
         try:
             future = self._pool.submit(lambda: work(*arguments))
         except RuntimeError as exc:  # the system allows no more threads; the pool has the work in its line all the same
@@ -195,31 +207,13 @@ class Line:
             raise Overloaded(f"The gateway is busy: {exc}. Try again shortly.") from exc
         self._admitted += 1
         watch = loop.call_later(self._limit_s, _end_process)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, future, answered, held, watch))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(leave))
         try:
             return await answered
         except asyncio.CancelledError:
             if future.cancel():
                 arguments.clear()  # the pool keeps the work until a thread reaches it, but need not keep the body
             raise
-
-    def _leave(
-        self,
-        future: concurrent.futures.Future[Answer],
-        answered: asyncio.Future[Answer],
-        held: Held,
-        watch: asyncio.TimerHandle,
-    ) -> None:
-        """Give the place back, and the answer to whoever waits, in the only call to the loop that a request makes."""
-        watch.cancel()
-        self._admitted -= 1
-        held.release()
-        if answered.done() or future.cancelled():  # the client has gone
-            return
-        if error := future.exception():
-            answered.set_exception(error)
-        else:
-            answered.set_result(future.result())
 
 
 def _end_process() -> None:
