@@ -18,8 +18,9 @@ DTYPES = ["f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
 def test_arrays_come_back_as_they_went(dtype: str, typed: bool) -> None:
     """Type, shape and values survive in either encoding."""
     array = (np.arange(12).reshape(3, 4) % 5).astype(dtype)
-    received = tensor.to_array(tensor.to_proto(array, typed))
-    assert received.dtype == array.dtype
+    proto = tensor.to_proto(array, typed)
+    received = tensor.to_array(proto)
+    assert received.dtype == array.dtype and bool(proto.tensor_content) != typed
     np.testing.assert_array_equal(received, array)
 
 

@@ -145,8 +145,8 @@ def test_files_without_a_contract_are_not_measured(now, version, load):
     assert choose(version, threads=1, runs=1) == ("tflite", "int8 has no golden examples that can be read ('describe')")
 
 
-def test_what_was_measured_is_not_measured_again(now, version, load):
-    """Until a file, the processor or the use is another: then it is."""
+def test_what_was_measured_is_not_measured_again(now, version, load, monkeypatch):
+    """Until a file, the use or the processor is another: then it is. Several machines may share a home with a cache."""
     loaded = load(tflite=Engine(now, 0.01), int8=Engine(now, 0.005))
     assert choose(version, threads=1, runs=1)[0] == "int8" and loaded
     loaded.clear()
@@ -155,12 +155,6 @@ def test_what_was_measured_is_not_measured_again(now, version, load):
     assert "measured at load" in choose(version, threads=1, runs=2)[1]
     (version / "model.int8.tflite").write_bytes(b"another")
     assert "measured at load" in choose(version, threads=1, runs=1)[1]
-
-
-def test_another_processor_measures_again(now, version, load, monkeypatch):
-    """A cache may be in a home that several machines share."""
-    load(tflite=Engine(now, 0.01), int8=Engine(now, 0.005))
-    choose(version, threads=1, runs=1)
     monkeypatch.setattr(choice, "_TELLING", ("vendor_id", "CPU architecture"))
     assert "measured at load" in choose(version, threads=1, runs=1)[1]
 

@@ -138,7 +138,7 @@ def test_an_engine_made_of_cycles_is_gone_after_a_swap(store, start, in_use):
 
 
 def test_a_rollback_loads_before_it_unloads(store, start):
-    """Under `latest 1`, the older version is loaded again before the newer one goes."""
+    """Under `latest 1`, the older version is loaded again before the newer one goes; without any, nothing answers."""
     store(1)
     store(2)
     loader = Loader()
@@ -147,26 +147,26 @@ def test_a_rollback_loads_before_it_unloads(store, start):
     shutil.rmtree(store.path / "2")
     wait_until(lambda: states(lifecycle) == [(2, END), (1, AVAILABLE)])
     assert loader.attempts == ["2", "1"]
-
-
-def test_a_missing_base_path_unloads_nothing(store, start, caplog):
-    """An empty base path means that nothing is wanted, but a missing one is an accident."""
-    store(1)
-    lifecycle = start(Loader())
-    wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
-    with caplog.at_level(logging.ERROR):
-        store.path.rename(store.path.parent / "away")
-        wait_until(lambda: "Could not find base path" in caplog.text)
-    assert newest(lifecycle) == 1
+    shutil.rmtree(store.path / "1")
+    wait_until(lambda: states(lifecycle) == [(2, END), (1, END)])
+    with pytest.raises(NotFoundError, match=r"Servable not found for request: Latest\(m\)"):
+        newest(lifecycle)
+    store(2)
+    wait_until(lambda: states(lifecycle) == [(2, AVAILABLE), (1, END)])
 
 
 def test_a_missing_base_path_skips_the_poll_for_all_models(store, start, caplog):
-    """As in the original, nobody gets a new version while one model's base path is missing."""
+    """As in the original, nobody gets or loses a version: an empty one wants none, but a missing one is an accident."""
     store(1)
+    store(1, model="other")
+    lifecycle = start(Loader(), models=("m", "other"))
+    wait_until(lambda: states(lifecycle) == states(lifecycle, "other") == [(1, AVAILABLE)])
     with caplog.at_level(logging.ERROR):
-        lifecycle = start(Loader(), models=("m", "other"))
-        wait_until(lambda: "for servable other" in caplog.text)
-    assert states(lifecycle) == []
+        (store.path.parent / "other").rename(store.path.parent / "away")
+        store(2)
+        lifecycle.poll()
+    assert "Could not find base path" in caplog.text and "for servable other" in caplog.text
+    assert states(lifecycle) == states(lifecycle, "other") == [(1, AVAILABLE)]
 
 
 def test_a_broken_version_is_retried_and_then_given_up(store, start):

@@ -93,16 +93,6 @@ def test_the_status_of_a_model_and_of_a_version(call, path):
     assert call(path) == (200, expected)
 
 
-def test_the_metadata_lists_all_signatures(call):
-    """The answer has the double name of the original, and each signature."""
-    status, answer = call("/v1/models/m/metadata")
-    assert status == 200
-    assert answer["model_spec"] == {"name": "m", "signature_name": "", "version": "7"}
-    signatures = answer["metadata"]["signature_def"]["signature_def"]
-    assert signatures["pair"]["inputs"]["number"]["dtype"] == "DT_FLOAT"
-    assert signatures["describe"]["method_name"] == "tensorflow/serving/predict"
-
-
 @pytest.mark.parametrize(
     ("body", "predictions"),
     [
