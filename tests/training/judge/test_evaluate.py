@@ -231,10 +231,8 @@ def test_the_report_has_pictures_plots_and_page(
     for name in ("confusion", "reliability"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report" / "evaluation.html").read_text()
-    sources, links = re.findall(r'src="([^"]*)"', page), re.findall(r'href="([^"]*)"', page)
-    mistakes = document["worst_mistakes"]
+    sources, mistakes = re.findall(r'src="([^"]*)"', page), document["worst_mistakes"]
     assert len(sources) == 1 + 2 * len(mistakes) and all(source.startswith("data:image/") for source in sources)
-    assert links and all(f'id="{link[1:]}"' in page for link in links)
     assert mistakes and all(each["class"] != each["predicted"] for each in mistakes)
     assert "tiny 1, tensorflow" in output and "taken for" in output
     assert "25 photos; 1 of them cannot be decoded" in page and document["photos"].endswith("cannot be decoded")
