@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from contract.document import Contract, ImageSpec
+from tests.conftest import ROOT
 from training.__main__ import _press_again, main
 
 
@@ -46,3 +50,16 @@ def test_a_mistyped_argument_is_one_line(arguments: list[str], said: str, capsys
     received = capsys.readouterr().err
     assert received.startswith(said) and received.endswith(f". For help: {said.partition(':')[0]} --help\n")
     assert received.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(["train", "--help"], "--learning-rate"), (["runs"], "/m/20260101-0")])
+def test_what_needs_no_tensorflow_answers_at_once(tmp_path: Path, arguments: list[str], said: str) -> None:
+    """Help, and the list of runs."""
+    run = tmp_path / "m" / "20260101-000000"
+    run.mkdir(parents=True)
+    (run / "contract.json").write_bytes(Contract("m", ("a", "b"), ImageSpec(8, 8)).to_json())
+    code = f"import sys; from training.__main__ import main\ntry: main({[*arguments, '--runs', str(tmp_path)]})\n"
+    code += "finally: assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout

@@ -76,13 +76,6 @@ def test_class_folders_are_one_split(fill: Fill) -> None:
     assert find(folder)["ignored"].title == "1 file not read as photos (1 .txt)"
 
 
-def test_split_folders_are_splits_by_any_of_their_names(fill: Fill) -> None:
-    """`val` is validation."""
-    found = listing.read(fill(train__cat=2, train__dog=1, val__cat=1))
-    assert found.classes == {"train": ("cat", "dog"), "validation": ("cat",)}
-    assert found.counts["validation", "cat"] == 1
-
-
 def test_a_csv_lists_paths_labels_and_splits(fill: Fill) -> None:
     """Paths are relative to the CSV, other columns do not matter, and files that do not exist are reported."""
     folder = fill(inbox=4)

@@ -20,13 +20,6 @@ def targets() -> np.ndarray:
     return np.eye(2, dtype=np.float32)[np.arange(40) % 10 // 9]
 
 
-def test_balanced_weights_make_classes_count_the_same(targets: np.ndarray) -> None:
-    """A class' photos times its weight is the same for both, and the mean weight of a photo is 1."""
-    from training.fit.phases import class_weights
-
-    assert class_weights(targets) == pytest.approx([20 / 36, 20 / 4])
-
-
 def test_a_class_without_photos_takes_nothing_from_the_others(targets: np.ndarray) -> None:
     """Where all photos of a class were skipped, the others are as without it."""
     from training.fit.phases import class_weights

@@ -293,6 +293,7 @@ def test_a_larger_network_reads_the_photos_at_its_size(
     last, first = (Run(path).contract for path in sorted((tmp_path / "runs" / "colours").iterdir(), reverse=True))
     assert (first.image.height, first.origin.architecture) == (16, "small")
     assert (last.image.height, last.origin.architecture) == (24, "large")
+    assert last.origin.recipe["epochs"] == 2
 
 
 def _stop_with(size_px: int, compute: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,12 +20,6 @@ def tensorflow():
     from training.models.catalogue import find_architecture
 
 
-@pytest.fixture
-def pixels():
-    """Pixels 0-255, float32 (2, 16, 16, 3)."""
-    return np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
-
-
 # Architectures
 
 

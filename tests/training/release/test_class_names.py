@@ -68,35 +68,22 @@ def test_each_form_is_read(tmp_path, name, text):
         ("sizes.csv", "number,label\nA1,cat\nA2,dog\n", ("cat", "dog")),
         ("norway.yaml", "names: [no, yes, 1]", ("no", "yes", "1")),
         ("emoji.json", '["\\ud83d\\ude00", "b"]', ("😀", "b")),
+        ("imagenet.json", '{"0": "crane", "1": "dog", "2": "crane"}', ("crane", "dog", "crane")),
+        ("digits.csv", "class,index\n7,1\n3,0\n", ("3", "7")),
+        ("digits.csv", "index,class\n1,7\n0,3\n", ("3", "7")),
+        ("digits.csv", "label,class_id,class\n7,1,7\n3,0,3\n", ("3", "7")),
+        ("digits.tsv", "Class\tID\n7\t2\n3\t1\n", ("3", "7")),
+        ("digits.csv", "label,class\n9,3\n8,7\n", ("3", "7")),
+        ("digits.csv", "id\n3\n7\n", ("3", "7")),
     ],
 )
 def test_a_form_that_is_sure_has_names_of_any_kind(tmp_path, name, text, names):
-    """Brackets, quotes, and what YAML takes for other than text."""
+    """Brackets, quotes, what YAML takes for other than text, one name of two classes, and numbers.
+
+    A column of numbers is the order only beside one of names.
+    """
     (tmp_path / name).write_text(text)
     assert read_classes(tmp_path / name) == names
-
-
-def test_two_classes_may_have_one_name(tmp_path):
-    """As crane and maillot do in ImageNet."""
-    (tmp_path / "labels.json").write_text('{"0": "crane", "1": "dog", "2": "crane"}')
-    assert read_classes(tmp_path / "labels.json") == ("crane", "dog", "crane")
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("classes.csv", "class,index\n7,1\n3,0\n"),
-        ("classes.csv", "index,class\n1,7\n0,3\n"),
-        ("classes.csv", "label,class_id,class\n7,1,7\n3,0,3\n"),
-        ("classes.tsv", "Class\tID\n7\t2\n3\t1\n"),
-        ("classes.csv", "label,class\n9,3\n8,7\n"),
-        ("classes.csv", "id\n3\n7\n"),
-    ],
-)
-def test_the_header_tells_names_that_are_numbers_from_their_order(tmp_path, name, text):
-    """Digits and article numbers are classes too; a column of numbers is the order only beside one of names."""
-    (tmp_path / name).write_text(text)
-    assert read_classes(tmp_path / name) == ("3", "7")
 
 
 @pytest.mark.parametrize(

@@ -152,13 +152,6 @@ def test_a_model_that_cannot_be_quantized_has_no_int8(search, monkeypatch):
     assert found is None and "No int8 file: the model cannot be quantized (no kernel)" in said
 
 
-def test_a_model_without_int8_is_released_all_the_same(models, contract, chosen, tmp_path, monkeypatch):
-    """With the other files, where no int8 file is good enough."""
-    monkeypatch.setattr(quantization, "search", lambda *_: None)
-    version = release(Source(models[0], contract), tmp_path, chosen())
-    assert (version / "model.tflite").is_file() and not (version / "model.int8.tflite").exists()
-
-
 def test_without_photos_there_is_no_int8(models, contract, tmp_path, lines):
     """Its accuracy could not be measured."""
     version = release(Source(models[0], contract), tmp_path)

@@ -157,11 +157,6 @@ def test_files_answer_by_their_identity(engine, model):
     assert [format(bits % 2**64, "016x") for bits in answer[IDENTITY].tolist()] == [contract.identity] * 5
 
 
-def test_who_asks_as_before_gets_what_there_was_before(engine):
-    """`serving_default` has one output, which REST then leaves without a name."""
-    assert list(engine.signatures[PREDICT_SIGNATURE].outputs) == [PROBABILITIES]
-
-
 def test_each_export_has_an_identity_of_its_own(model, contract, version, tmp_path):
     """All files of one have the same, another export of the same model has another."""
     identities = {describe(open_engine(version, name, threads=1)).identity for name in ENGINES}
@@ -274,21 +269,6 @@ def test_full_disk_keeps_the_store_as_it_was(model, contract, tmp_path, version)
         release(Source(model, contract), tmp_path)
     assert list(versions_of(tmp_path, "tiny")) == [1] and not (tmp_path / "tiny" / ".staging").exists()
     assert open_engine(tmp_path / "tiny" / "1", "tflite", threads=1)
-
-
-def test_full_disk_while_the_tflite_file_is_written(model, contract, tmp_path, monkeypatch):
-    """The last of the files counts as much as the first."""
-    monkeypatch.setattr(export.tflite, "describe", lambda *_: bytes(2**20))
-    with pytest.raises(ExportError, match="File too large"), largest_file(2**18):
-        release(Source(model, contract), tmp_path)
-    assert_nothing_released(tmp_path)
-
-
-def test_store_that_is_no_folder_is_named(model, contract, tmp_path):
-    """A path that cannot hold versions is told."""
-    (tmp_path / "store").write_text("in the way")
-    with pytest.raises(ExportError, match=r"make a version below .*store"):
-        release(Source(model, contract), tmp_path / "store")
 
 
 def test_a_run_that_cannot_be_written_is_released_all_the_same(model, contract, tmp_path, lines):

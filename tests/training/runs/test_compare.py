@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import numpy as np
 import pytest
 
 from contract.document import Contract, ImageSpec, Novelty, Origin
-from tests.conftest import ROOT
 from training.__main__ import main
 from training.errors import TrainingError
 from training.runs.folder import read_run, record_release
@@ -75,14 +72,6 @@ def test_missing_and_unfinished_runs_are_refused(
     """A folder without runs, no such run, and one that was stopped."""
     assert main(["runs", *(argument.format(runs=runs) for argument in arguments)]) == 1
     assert message.format(runs=runs) in capsys.readouterr().err
-
-
-def test_listing_needs_no_tensorflow(runs: Path) -> None:
-    """It answers at once."""
-    code = f"import sys; from training.__main__ import main\nmain(['runs', '--runs', {str(runs)!r}])\n"
-    code += "assert not {'tensorflow', 'keras'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.tensorflow

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from shutil import copytree
@@ -125,17 +125,6 @@ def test_only_photos_to_train_on_are_read(tuned: tuple[Path, str]) -> None:
     """Of validation and test, nothing was decoded."""
     assert "Read 36 photos for train" in tuned[1] and "Skipped" not in tuned[1]
     assert len(list((tuned[0] / "cache").glob("*.pixels"))) == 1
-
-
-def test_the_result_is_a_preset_of_train(tuned: tuple[Path, str], photos: Path, tmp_path: Path) -> None:
-    """`train` takes it, and trains with its values."""
-    from training.runs.folder import find_runs
-
-    preset = tuned[0] / "tuned.toml"
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    assert main(["train", str(photos / "train"), "--name", "colours", "--preset", str(preset), *places]) == 0
-    run = next(run for run in find_runs(tmp_path / "runs") if not run.path.name.endswith("-first"))
-    assert run.contract.origin.recipe == asdict(find_preset(str(preset)).recipe)
 
 
 def test_upper_layers_are_trained_on_the_photos_of_other_folds(
