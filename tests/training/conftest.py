@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from contract.answers import describe
+from contract.document import Contract
+from serving.engines import Engine
+
+
+def places(work: Path) -> list[str]:
+    """Return the options of `train` by which it writes only below a folder."""
+    return [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
+
+
+def contract_of(engine: Engine) -> Contract:
+    """Return the contract inside a version's file."""
+    return Contract.from_json(describe(engine.run))
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[str]:
+    """The name of a small architecture, known as long as the tests of a file run."""
+    from tests.programs.small_training import SMALL
+    from training.models.catalogue import ARCHITECTURES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", SMALL)
+        yield "small"
 
 
 class _Lines(logging.Handler):

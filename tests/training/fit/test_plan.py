@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.training.conftest import places
 from training.fit.preset import Preset, write_preset
 from training.fit.recipe import Recipe
 from training.runs.folder import Run
@@ -20,16 +21,26 @@ pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
+def quick(small: str) -> Iterator[None]:
     """The small architecture is known, releases take no time, and nothing is kept for them."""
-    from tests.programs.small_training import SMALL
-    from training.models.catalogue import ARCHITECTURES
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "small", SMALL)
         patch.setattr("training.fit.plan.AFTER_S", 0)
         patch.setattr("training.release.sources.release", lambda *_, **__: None)
         yield
+
+
+def preset_of(**recipe: Any) -> Preset:
+    """Return a preset of the small architecture."""
+    return Preset("a", "c", "e", "small", "imagenet", recipe=Recipe(batch_size=8, **recipe))
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> dict[str, Any]:
+    """32 photos of noise, of three classes, to train on and to validate on."""
+    from training.data.pixels import Pixels
+
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    return dict.fromkeys(("train", "validation"), Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path / "pixels"))
 
 
 @pytest.fixture
@@ -37,15 +48,13 @@ def command(tmp_path: Path) -> list[str]:
     """A training of the small architecture on three easy classes, without its minutes."""
     from tests.programs.small_training import draw
 
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    return ["train", str(draw(tmp_path / "photos")), "--name", "colours", "--architecture", "small", *places]
+    return ["train", str(draw(tmp_path / "photos")), "--name", "colours", "--architecture", "small", *places(tmp_path)]
 
 
-def test_training_ends_with_its_time(tmp_path: Path) -> None:
+def test_training_ends_with_its_time(tmp_path: Path, splits: dict[str, Any]) -> None:
     """Of many epochs, those are trained that fit, and the learning rate has fallen to zero with them."""
     import keras
 
-    from training.data.pixels import Pixels
     from training.fit import phases
     from training.runs.unfinished import Unfinished
 
@@ -55,55 +64,46 @@ def test_training_ends_with_its_time(tmp_path: Path) -> None:
         def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
             rates.append(float(self.model.optimizer.learning_rate))
 
-    recipe = Recipe(epochs=100_000, patience=100_000, batch_size=8, learning_rate=0.01)
-    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
-    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
-    pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path)
+    preset = preset_of(epochs=100_000, patience=100_000, learning_rate=0.01)
     run = Unfinished(tmp_path, time.monotonic())
     training = phases.Phases(phases.build(preset, 3), preset, run, [Watch()], limit_s=20)
-    history = training.fit_network({"train": pixels, "validation": pixels}).history
+    history = training.fit_network(splits).history
     assert 20 <= run.spent_s < 30 and len(history["minutes"]) > 1
     assert 0.003 < max(rates) <= 0.01 and rates[-1] < 1e-4
 
 
-def test_a_training_that_is_resumed_after_its_time_trains_no_more(tmp_path: Path) -> None:
+def test_a_training_that_is_resumed_after_its_time_trains_no_more(tmp_path: Path, splits: dict[str, Any]) -> None:
     """It has the weights of its best epoch, and no epoch more."""
-    from training.data.pixels import Pixels
     from training.fit import phases
     from training.runs.unfinished import Unfinished
 
-    recipe = Recipe(epochs=3, patience=3, batch_size=8, learning_rate=0.01)
-    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
-    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
-    pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path)
+    preset = preset_of(epochs=3, patience=3, learning_rate=0.01)
     run, networks, histories = Unfinished(tmp_path, time.monotonic()), [], []
     for training in (preset.changed({"epochs": 2}), preset):
         networks.append(phases.build(training, 3))
         phase = phases.Phases(networks[-1], training, run, limit_s=None if training != preset else 0.1)
-        histories.append(phase.fit_network({"train": pixels, "validation": pixels}).history)
+        histories.append(phase.fit_network(splits).history)
     assert histories[0] == histories[1] and len(histories[1]["loss"]) == 2
     for one, other in zip(*(each.model.get_weights() for each in networks), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_best_epoch_is_averaged_with_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_epoch_is_averaged_with_the_last(
+    tmp_path: Path, splits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If that has less loss on validation; both are found again where a training ends in another process."""
-    from training.data.pixels import Pixels
     from training.fit import phases
     from training.runs.unfinished import Unfinished
 
     monkeypatch.setattr(phases, "SHARES", (1.0,))
-    recipe = Recipe(epochs=6, patience=6, batch_size=8, learning_rate=0.03)
-    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
-    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
-    pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path / "pixels")
+    preset = preset_of(epochs=6, patience=6, learning_rate=0.03)
     ends, kept = list[list[np.ndarray]](), list[list[np.ndarray]]()
     for folder, losses in (("a", [0.2, 0.1, 0.1]), ("a", [0.2, 0.1, 0.1]), ("b", [0.1, 0.2, 0.1])):
         network = phases.build(preset, 3)
         measured(network, losses, monkeypatch)
         (tmp_path / folder).mkdir(exist_ok=True)
         run = Unfinished(tmp_path / folder, time.monotonic())
-        phases.Phases(network, preset, run).fit({"train": pixels, "validation": pixels})
+        phases.Phases(network, preset, run).fit(splits)
         ends.append(network.model.get_weights())
     for file in ("a/network/epoch-1", "a/network/epoch-6", "b/network/epoch-1"):
         network.model.load_weights(tmp_path / f"{file}.weights.h5")
@@ -139,7 +139,9 @@ def measured(network: Any, losses: Sequence[float], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(network.model, "evaluate", evaluated)
 
 
-def test_several_trainings_are_averaged(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_trainings_are_averaged(
+    tmp_path: Path, splits: dict[str, Any], lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each begins at the same head with a seed of its own, in its part of the time; one alone is taken if it is better.
 
     Then a part of the change is taken back, if that is better. Where all were trained before, as when their release was
@@ -147,16 +149,12 @@ def test_several_trainings_are_averaged(tmp_path: Path, lines: list[str], monkey
     """
     import keras
 
-    from training.data.pixels import Pixels
     from training.fit import batches, phases
     from training.runs.unfinished import Unfinished
 
     starts, seeds = list[list[np.ndarray]](), list[int]()
     shuffled = batches.shuffled
-    recipe = Recipe(epochs=2, patience=2, batch_size=8, learning_rate=0.01, seed=5)
-    preset = Preset("a", "c", "e", "small", "imagenet", recipe=recipe)
-    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
-    pixels = Pixels(images, np.arange(32) % 3, [], "", {}, tmp_path / "pixels")
+    preset = preset_of(epochs=2, patience=2, learning_rate=0.01, seed=5)
 
     def watched(images: object, targets: object, recipe: Recipe, *rest: object) -> object:
         starts.append(network.model.get_weights())
@@ -171,7 +169,7 @@ def test_several_trainings_are_averaged(tmp_path: Path, lines: list[str], monkey
         of_epochs, of_choices = [0.1, 0.2] * 3, [0.3 - 0.2 * (number == best) for number in range(8)]
         measured(network, of_epochs + of_choices, monkeypatch)
         training = phases.Phases(network, preset, run, limit_s=600, trainings=3)
-        histories = training.fit({"train": pixels, "validation": pixels})
+        histories = training.fit(splits)
         assert list(histories) == ["network", "network-2", "network-3"]
         ends.append(network.model.get_weights())
     assert seeds == [5, 6, 7]

@@ -7,49 +7,42 @@ import pytest
 from training.fit.preset import Preset
 from training.fit.recipe import Recipe
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.tensorflow, pytest.mark.usefixtures("small")]
+
+PRESET = Preset("a", "c", "e", "small", "imagenet", recipe=Recipe(epochs=4, patience=1))
 
 
-def test_a_rehearsal_measures_a_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_measures_a_few_steps() -> None:
     """A step takes less than the graph before it."""
-    from tests.programs.small_training import SMALL
     from training.fit.rehearsal import rehearse
-    from training.models.catalogue import ARCHITECTURES
 
-    monkeypatch.setitem(ARCHITECTURES, "small", SMALL)
-    speed = rehearse(Preset("a", "c", "e", "small", "imagenet", recipe=Recipe(epochs=4, patience=1)), 3)
+    speed = rehearse(PRESET, 3)
     assert 0 < speed.train_s < 1 and 0 < speed.validate_s < 1 and speed.once_s > speed.train_s
 
 
-def test_devices_that_share_a_rehearsal_share_the_training_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_share_a_rehearsal_share_the_training_after_it() -> None:
     """The scope of their strategy goes on, and ends as it should."""
     import tensorflow as tf
 
-    from tests.programs.small_training import SMALL
     from training.fit.rehearsal import rehearse
-    from training.models.catalogue import ARCHITECTURES
 
-    monkeypatch.setitem(ARCHITECTURES, "small", SMALL)
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
-        rehearse(Preset("a", "c", "e", "small", "imagenet", recipe=Recipe(epochs=4, patience=1)), 3)
+        rehearse(PRESET, 3)
         assert tf.distribute.get_strategy() is strategy
 
 
 def test_a_rehearsal_of_long_steps_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends after the least steps, and validates all the same."""
-    from tests.programs.small_training import SMALL
     from training.fit import rehearsal
-    from training.models.catalogue import ARCHITECTURES
 
     ends: list[int] = []
     kept = rehearsal._Watch.on_train_batch_end
-    monkeypatch.setitem(ARCHITECTURES, "small", SMALL)
     monkeypatch.setattr(rehearsal, "ENOUGH_S", -1.0)
     monkeypatch.setattr(
         rehearsal._Watch, "on_train_batch_end", lambda self, batch, logs=None: (ends.append(batch), kept(self, batch))
     )
-    speed = rehearsal.rehearse(Preset("a", "c", "e", "small", "imagenet", recipe=Recipe(epochs=4, patience=1)), 3)
+    speed = rehearsal.rehearse(PRESET, 3)
     assert ends == list(range(rehearsal.LEAST_STEPS)) and speed.validate_s > 0
 
 

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from contract.document import CONTRACT, DESCRIBE_SIGNATURE, QUERY, Contract, find_identity
+from contract.document import find_identity
 from contract.release import Release
 from serving.engines import open_engine
+from tests.training.conftest import contract_of, places
 from training.__main__ import main
 from training.errors import TrainingError
 
@@ -23,10 +24,9 @@ tensorflow = pytest.mark.tensorflow
 ROOT = Path(__file__).parents[3]
 
 
-def describe(version):
+def describe(version, engine="tflite"):
     """Return the contract inside a version."""
-    engine = open_engine(version, "tflite", threads=1)
-    return Contract.from_json(engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0])
+    return contract_of(open_engine(version, engine, threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +40,21 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small():
-    """The name of a small architecture, known as long as the tests of this file run."""
-    from tests.programs.small_training import SMALL
-    from training.models.catalogue import ARCHITECTURES
-
+def small(small):
+    """The name of a small architecture, whose scores need few photos."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "small", SMALL)
         patch.setattr("training.models.novelty.FEWEST_PHOTOS", 2)
-        yield "small"
+        yield small
 
 
 @pytest.fixture(scope="module")
 def trained(folder, small, tmp_path_factory):
     """A whole `python -m training train`: its exit status, what it said, and the folder that it worked in."""
     work = tmp_path_factory.mktemp("work")
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
     options = ["--architecture", small, "--epochs", "2", "--learning-rate", "0.02"]
     with redirect_stdout(StringIO()) as said, pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.fit.commands._better", lambda run, *_: run)  # three photos cannot decide that for sure
-        status = main(["train", str(folder), "--name", "colours", *options, *places])
+        status = main(["train", str(folder), "--name", "colours", *options, *places(work)])
     return status, said.getvalue(), work
 
 
@@ -155,9 +150,7 @@ def test_train_fits_a_score_for_unknown_images(trained, run):
 @tensorflow
 def test_train_releases_int8_where_it_is_as_good(trained):
     """The held-out photos of training judge it, and the file that is served by default carries its accuracy."""
-    engine = open_engine(trained[2] / "store" / "colours" / "2", "auto", threads=1)
-    answer = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
-    metrics = Contract.from_json(answer).metrics
+    metrics = describe(trained[2] / "store" / "colours" / "2", "auto").metrics
     assert metrics["int8_accuracy_drop"] <= 0.005 and metrics["keras_accuracy"] == metrics["test_accuracy"]
     assert "int8: accuracy" in trained[1]
 
@@ -206,8 +199,7 @@ def test_file_exports(tmp_path, capsys):
 @tensorflow
 def test_a_first_version_can_be_all(folder, small, tmp_path, capsys):
     """With `--first-only` nothing else is trained, and nothing waits for int8; random weights have no features."""
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    command = ["train", str(folder), "--name", "colours", "--architecture", small, "--first-only", *places]
+    command = ["train", str(folder), "--name", "colours", "--architecture", small, "--first-only", *places(tmp_path)]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "Released" in said and "Epoch 1" not in said and "int8:" not in said
@@ -231,8 +223,7 @@ def test_a_first_version_can_be_all(folder, small, tmp_path, capsys):
 def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_path, monkeypatch, capsys):
     """People who have a version already get no first one; and of two runs, the better one, but no run twice."""
     monkeypatch.setattr("training.release.quantization.search", lambda *_: None)
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places]
+    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places(tmp_path)]
     too_fast = ["--epochs", "3", "--batch-size", "4", "--learning-rate", "10"]
     assert main([*command, "--first-only", "--seed", "1"]) == main([*command, *too_fast]) == 0
     said = capsys.readouterr().out
@@ -259,8 +250,7 @@ def test_a_training_that_is_there_already_is_not_done_again(folder, small, tmp_p
     monkeypatch.setattr("training.release.quantization.search", lambda *_: None)
     monkeypatch.setattr("training.fit.commands._better", lambda run, *_: run)
     monkeypatch.setattr("training.fit.plan.AFTER_S", 0)
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places]
+    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places(tmp_path)]
     fast = ["--epochs", "1", "--batch-size", "8", "--minutes"]
     for options, trained in ((["5"], True), (["5"], False), (["4"], True), (["4", "--fresh"], True)):
         assert main([*command, *fast, *options]) == 0
@@ -301,8 +291,7 @@ def test_a_run_is_a_starting_point(run, folder, tmp_path, capsys):
     for name in ("red", "blue"):
         (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "photos" / name).symlink_to(folder / name)
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    options = ["--weights", str(run), "--epochs", "1", "--batch-size", "8", *places]
+    options = ["--weights", str(run), "--epochs", "1", "--batch-size", "8", *places(tmp_path)]
     assert main(["train", str(tmp_path / "photos"), "--name", "two", *options]) == 0
     note = f"Note: colours/{run.name}/model.keras held out other photos. It may have been trained on some"
     assert note in capsys.readouterr().out
@@ -419,8 +408,7 @@ def test_memory_that_does_not_suffice_is_told(folder, small, tmp_path, monkeypat
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[512,600,600,3]")
 
     monkeypatch.setattr(phases.Phases, "fit", exhausted)
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(tmp_path / name))]
-    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places]
+    command = ["train", str(folder), "--name", "colours", "--architecture", small, *places(tmp_path)]
     assert "Training ran out of memory. A smaller batch size or input size takes less" in refused(capsys, *command)
 
 

@@ -14,6 +14,7 @@ import pytest
 from gateway.model.versions import Versions
 from tests.conftest import ROOT
 from tests.programs.stack import embedded_server, wait_until
+from tests.training.conftest import places
 from training.__main__ import main
 
 pytestmark = pytest.mark.tensorflow
@@ -27,11 +28,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.programs.small_training import draw
 
     return draw(tmp_path_factory.mktemp("photos") / "colours", photos=4)
-
-
-def places(work: Path) -> list[str]:
-    """Return options for the folders that training writes to."""
-    return [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
 
 
 def assert_serves(work: Path, connect: Callable[[str], Versions], architecture: str, weights: str) -> None:

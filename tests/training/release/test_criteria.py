@@ -7,13 +7,13 @@ from shutil import copytree
 import numpy as np
 import pytest
 
-from contract.answers import describe
 from contract.document import IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract, Origin
 from contract.image import decode
 from contract.release import Release
 from contract.store import versions_of
 from serving.engines import open_engine
 from tests.programs.photos import encode, photo
+from tests.training.conftest import contract_of
 from training.data.folder import Photo
 from training.data.splits import class_name
 from training.errors import DataError, ExportError, TrainingError
@@ -77,17 +77,13 @@ def store(models, contract, chosen, tmp_path_factory):
     return store
 
 
-def read_contract(engine):
-    return Contract.from_json(describe(engine.run))
-
-
 # int8
 
 
 def test_int8_is_released_with_its_accuracy(store, contract):
     """A third file has its accuracy beside Keras' in its contract; the others do not."""
     written, other = (
-        read_contract(open_engine(store / "tiny" / "1", engine, threads=1)) for engine in ("int8", "tflite")
+        contract_of(open_engine(store / "tiny" / "1", engine, threads=1)) for engine in ("int8", "tflite")
     )
     figures = [written.metrics[name] for name in ("keras_accuracy", "int8_accuracy", "int8_accuracy_drop")]
     assert figures[0] == 1.0 and figures[2] == pytest.approx(figures[0] - figures[1], abs=1e-4)
@@ -97,13 +93,13 @@ def test_int8_is_released_with_its_accuracy(store, contract):
 def test_int8_replays_its_own_golden_examples(store):
     """They are this file's answers, and differ from those of fp32."""
     engine, fp32 = (open_engine(store / "tiny" / "1", name, threads=1) for name in ("int8", "tflite"))
-    written = read_contract(engine)
+    written = contract_of(engine)
     assert written.tolerance == export.INT8_TOLERANCE
     for example in written.golden:
         pixels = decode(example.image, written.image).pixels[np.newaxis]
         received = engine.run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES][0]
         np.testing.assert_allclose(received, example.probabilities, atol=1e-5)
-    golden = read_contract(fp32).golden
+    golden = contract_of(fp32).golden
     assert [each.probabilities for each in golden] != [each.probabilities for each in written.golden]
 
 
@@ -255,7 +251,7 @@ def test_a_version_says_how_it_differs_from_the_one_before(models, contract, cho
     monkeypatch.setattr(quantization, "search", lambda *_: None)
     for model in reversed(models):
         version = release(Source(model, contract), tmp_path, chosen())
-    metrics = read_contract(open_engine(version, "tflite", threads=1)).metrics
+    metrics = contract_of(open_engine(version, "tflite", threads=1)).metrics
     photos = len(chosen().held_out)
     assert (metrics["disagreement"], metrics["compared_photos"], metrics["compared_version"]) == (1.0, photos, 1)
     assert {"surer", "less_sure", "class_change", "test_accuracy"} <= metrics.keys()

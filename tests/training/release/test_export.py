@@ -12,14 +12,11 @@ import pytest
 
 from contract.answers import Outputs
 from contract.document import (
-    CONTRACT,
-    DESCRIBE_SIGNATURE,
     IDENTITY,
     IMAGES,
     NOVELTY,
     PREDICT_SIGNATURE,
     PROBABILITIES,
-    QUERY,
     Contract,
     Origin,
 )
@@ -27,6 +24,7 @@ from contract.image import decode
 from contract.store import versions_of
 from serving.engines import open_engine
 from tests.programs.photos import encode, photo
+from tests.training.conftest import contract_of
 from training.errors import ExportError, WeightsError
 
 pytestmark = pytest.mark.tensorflow
@@ -108,11 +106,6 @@ def engine(request, version):
     return open_engine(version, request.param, threads=1)
 
 
-def describe(engine):
-    text = engine.run(DESCRIBE_SIGNATURE, {QUERY: np.array([b""], dtype=object)})[CONTRACT][0]
-    return Contract.from_json(text)
-
-
 def predict(engine, pixels):
     return engine.run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES]
 
@@ -144,12 +137,12 @@ def test_files_agree_with_keras(engine, model):
 
 def test_files_describe_themselves(engine, contract):
     """The contract that went in comes out of each file, with an identity."""
-    assert replace(describe(engine), golden=(), identity="") == contract
+    assert replace(contract_of(engine), golden=(), identity="") == contract
 
 
 def test_files_answer_by_their_identity(engine, model):
     """The signature that bears it gives the same probabilities, and its 64 bits for each image of any batch."""
-    contract = describe(engine)
+    contract = contract_of(engine)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     answer = engine.run(contract.signature, {IMAGES: pixels})
     np.testing.assert_array_equal(answer[PROBABILITIES], predict(engine, pixels))
@@ -159,8 +152,8 @@ def test_files_answer_by_their_identity(engine, model):
 
 def test_each_export_has_an_identity_of_its_own(model, contract, version, tmp_path):
     """All files of one have the same, another export of the same model has another."""
-    identities = {describe(open_engine(version, name, threads=1)).identity for name in ENGINES}
-    again = describe(open_engine(release(Source(model, contract), tmp_path), "tflite", threads=1)).identity
+    identities = {contract_of(open_engine(version, name, threads=1)).identity for name in ENGINES}
+    again = contract_of(open_engine(release(Source(model, contract), tmp_path), "tflite", threads=1)).identity
     assert len(identities) == 1 and again not in identities
 
 
@@ -176,7 +169,7 @@ def test_identities_take_less_than_a_kilobyte(tiny_store):
 
 def test_golden_examples_replay(engine):
     """Each file answers its own golden examples, photos among them, as it says."""
-    written = describe(engine)
+    written = contract_of(engine)
     assert [each.name for each in written.golden] == ["large-jpeg", "rotated-jpeg", "alpha-png", "photo-0", "photo-1"]
     assert [each.image for each in written.golden[3:]] == PHOTOS
     for example in written.golden:
@@ -204,7 +197,7 @@ def test_files_say_alike_what_is_unknown(scored, name, tolerance):
     """Each gives the Keras model's scores beside the probabilities, which are all that `serving_default` gives."""
     path, model, pixels = scored
     opened = open_engine(path, name, threads=1)
-    contract, outputs = describe(opened), opened.run("export_0123456789abcdef", {IMAGES: pixels})
+    contract, outputs = contract_of(opened), opened.run("export_0123456789abcdef", {IMAGES: pixels})
     expected = np.asarray(model(pixels.astype(np.float32), training=False)[NOVELTY])
     assert outputs[NOVELTY].shape == (50,) and np.abs(outputs[NOVELTY] - expected).max() < tolerance
     assert Outputs.of(outputs).unknown(contract).tolist() == [False] * 30 + [True] * 20
@@ -287,6 +280,6 @@ def test_killed_exports_leave_only_versions_that_load(model, contract, tmp_path)
     left = list(versions_of(tmp_path, "tiny"))
     for number in left:
         for engine in ENGINES:
-            assert describe(open_engine(tmp_path / "tiny" / str(number), engine, threads=1)).model == "tiny"
+            assert contract_of(open_engine(tmp_path / "tiny" / str(number), engine, threads=1)).model == "tiny"
     rerun = release(Source(model, contract), tmp_path)
     assert int(rerun.name) > max(left, default=0) and not (tmp_path / "tiny" / ".staging").exists()

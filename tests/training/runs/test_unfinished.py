@@ -16,6 +16,7 @@ import pytest
 
 from contract.document import Contract
 from tests.conftest import ROOT
+from tests.training.conftest import places
 
 pytestmark = pytest.mark.tensorflow
 
@@ -32,13 +33,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
+def quick(small: str) -> Iterator[None]:
     """The small architecture is known, and what is trained is not released."""
-    from tests.programs.small_training import SMALL
-    from training.models.catalogue import ARCHITECTURES
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "small", SMALL)
         patch.setattr("training.release.sources.release", lambda *_, **__: None)
         patch.setattr("training.fit.phases.SHARES", (1.0,))  # so that the best epoch is the model
         yield
@@ -46,8 +43,7 @@ def small() -> Iterator[None]:
 
 def command(photos: Path, work: Path) -> list[str]:
     """Return the arguments of a training below a folder."""
-    places = [part for name in ("runs", "cache", "store") for part in (f"--{name}", str(work / name))]
-    return ["train", str(photos), "--name", "colours", "--architecture", "small", *RECIPE, *places]
+    return ["train", str(photos), "--name", "colours", "--architecture", "small", *RECIPE, *places(work)]
 
 
 def train(arguments: list[str]) -> None:

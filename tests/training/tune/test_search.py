@@ -20,6 +20,8 @@ import pytest
 
 from tests.conftest import ROOT
 from training.__main__ import main
+from training.data.folder import read_folder
+from training.data.pixels import Pixels, load_pixels
 from training.errors import TrainingError
 from training.fit.preset import Preset, find_preset
 from training.fit.recipe import Recipe
@@ -41,10 +43,8 @@ class Clock:
 
 
 @pytest.fixture(scope="module")
-def clock() -> Iterator[Clock]:
+def clock(small: str) -> Iterator[Clock]:
     """Each training takes a minute, and a rehearsal finds half of that or all; the small architecture is known."""
-    from tests.programs.small_training import SMALL
-    from training.models.catalogue import ARCHITECTURES
     from training.tune import costs, search
     from training.tune.folds import Folds
 
@@ -55,7 +55,6 @@ def clock() -> Iterator[Clock]:
         return accuracy(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "small", SMALL)
         patch.setattr(search, "time", clock)
         patch.setattr(costs, "time", clock)
         patch.setattr(costs.Costs, "_cost", lambda *_: costs.Cost(30, 60))
@@ -75,6 +74,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / split / name).mkdir(parents=True)
             (folder / split / name / "1.jpg").write_bytes(b"not a photo")
     return folder
+
+
+@pytest.fixture
+def pixels(photos: Path, tmp_path: Path) -> Pixels:
+    """The photos to train on, as the small architecture reads them."""
+    from tests.programs.small_training import SMALL
+
+    return load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
 
 
 # With a rate at which nothing is learned but how to forget.
@@ -128,18 +135,14 @@ def test_only_photos_to_train_on_are_read(tuned: tuple[Path, str]) -> None:
 
 
 def test_upper_layers_are_trained_on_the_photos_of_other_folds(
-    clock: Clock, photos: Path, tmp_path: Path, lines: list[str]
+    clock: Clock, pixels: Pixels, tmp_path: Path, lines: list[str]
 ) -> None:
     """With the head on features that are computed once, what is not in a fold teaches to tell what is.
 
     A training that was interrupted goes on after its last epoch, and knows how long it has taken.
     """
-    from tests.programs.small_training import SMALL
-    from training.data.folder import read_folder
-    from training.data.pixels import load_pixels
     from training.tune.folds import Folds
 
-    pixels = load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
     recipe = Recipe(epochs=4, learning_rate=0.02, batch_size=8, unfreeze=1.0)
     epochs: list[int] = []
 
@@ -164,27 +167,19 @@ def test_upper_layers_are_trained_on_the_photos_of_other_folds(
 
 @pytest.mark.parametrize("weights", ["imagenet", "none"])
 def test_a_rate_that_is_much_too_high_has_an_accuracy_too(
-    clock: Clock, photos: Path, tmp_path: Path, weights: str
+    clock: Clock, pixels: Pixels, tmp_path: Path, weights: str
 ) -> None:
     """A network that answers nan is a bad one, and does not end the search."""
-    from tests.programs.small_training import SMALL
-    from training.data.folder import read_folder
-    from training.data.pixels import load_pixels
     from training.tune.folds import Folds
 
-    pixels = load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
     preset = Preset("a", "c", "e", "small", weights, recipe=Recipe(epochs=1, learning_rate=1e30, batch_size=8))
     assert Folds(pixels, preset, classes=3, path=tmp_path).accuracy(preset.recipe, 0) < 0.5
 
 
-def test_each_photo_is_held_out_once(photos: Path, tmp_path: Path) -> None:
+def test_each_photo_is_held_out_once(pixels: Pixels, tmp_path: Path) -> None:
     """Folds share no photo, have all of them together, and each has its part of every class."""
-    from tests.programs.small_training import SMALL
-    from training.data.folder import read_folder
-    from training.data.pixels import load_pixels
     from training.tune.folds import FOLDS, Folds
 
-    pixels = load_pixels(read_folder(photos).splits["train"], SMALL.photo_spec, tmp_path)
     rows = Folds(pixels, Preset("a", "c", "e", "small", "none"), classes=3, path=tmp_path)._rows
     held_out = np.concatenate([fold["validation"] for fold in rows])
     assert len(rows) == FOLDS and sorted(held_out) == list(range(36))
