@@ -21,6 +21,7 @@ import pytest
 from contract import messages_pb2 as messages
 from contract.tensor import to_array, to_proto
 from tests.programs.stack import free_port, wait_until
+from tests.serving.conftest import predict
 
 # Runs the server in a Python that cannot import TensorFlow.
 WITHOUT_TENSORFLOW = "import sys, runpy; sys.modules['tensorflow'] = None; sys.argv[0] = 'serving'; \
@@ -72,14 +73,6 @@ def serve():
     yield start
     for process in started:
         process.kill()
-
-
-def predict(channel):
-    return channel.unary_unary(
-        "/tensorflow.serving.PredictionService/Predict",
-        request_serializer=messages.PredictRequest.SerializeToString,
-        response_deserializer=messages.PredictResponse.FromString,
-    )
 
 
 def images(count):

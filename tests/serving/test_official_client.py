@@ -7,18 +7,13 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 
 import grpc
 import numpy as np
 import pytest
 
-from contract import messages_pb2 as messages
-from serving.engines import open_engine
-from serving.lifecycle import Lifecycle
-from serving.service import Server
-from serving.settings import Settings
 from tests.programs.stack import wait_until
+from tests.serving.conftest import failure, serving
 
 pytestmark = pytest.mark.tensorflow
 
@@ -73,19 +68,12 @@ def model_spec(version=None, **fields):
 
 
 @contextmanager
-def serving(*base_paths):
-    """Run a server in this process that looks at the disk all the time; yield a client."""
-    models = tuple(messages.ModelConfig(name=path.name, base_path=str(path)) for path in base_paths)
-    settings = Settings(models=models, file_system_poll_wait_seconds=0.02, grpc_max_threads=16)
-    lifecycle = Lifecycle(settings, partial(open_engine, engine="auto", threads=1))
-    lifecycle.start()
-    assert lifecycle.wait_until_available(threading.Event())
-    server = Server(lifecycle, ["127.0.0.1:0"], settings)
-    client = Client(f"127.0.0.1:{server.ports[0]}")
-    yield client
-    client.channel.close()
-    server.drain(0)
-    lifecycle.stop()
+def client_of(*base_paths):
+    """Run a server in this process; yield a client of it."""
+    with serving(*base_paths) as (port, _):
+        client = Client(f"127.0.0.1:{port}")
+        yield client
+        client.channel.close()
 
 
 def save_module(path, **signatures):
@@ -130,7 +118,7 @@ def models(tiny_store, tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(models):
     """A client of a server with both models."""
-    with serving(models / "tiny", models / "odd") as client:
+    with client_of(models / "tiny", models / "odd") as client:
         yield client
 
 
@@ -139,18 +127,12 @@ def swapping(models, tmp_path):
     """Another store with tiny/1, and the client of a server for it."""
     base_path = tmp_path / "tiny"
     shutil.copytree(models / "tiny", base_path)
-    with serving(base_path) as client:
+    with client_of(base_path) as client:
         yield base_path, client
 
 
 IMAGES = np.zeros((1, 16, 16, 3), np.uint8)
 X = np.ones((2, 3), np.float32)
-
-
-def failure(call, **arguments):
-    with pytest.raises(grpc.RpcError) as raised:
-        call(**arguments)
-    return raised.value.code().name, raised.value.details()
 
 
 def test_an_answer(client):

@@ -1,21 +1,12 @@
 """SavedModels that are no image classifiers: TensorFlow Serving's own test models, and inputs of other ranks."""
 
-import json
-import threading
-import urllib.error
-import urllib.request
-
 import grpc
 import numpy as np
 import pytest
 
 from contract import messages_pb2 as messages
 from contract.tensor import to_array, to_proto
-from serving.engines import open_engine
-from serving.lifecycle import Lifecycle
-from serving.rest import RestServer
-from serving.service import Server
-from serving.settings import Settings
+from tests.serving.conftest import by_rest, predict, serving
 
 pytestmark = pytest.mark.tensorflow
 
@@ -66,33 +57,14 @@ def ports(tmp_path_factory):
     save_half_plus(store / "half_plus_two" / "123", 2)
     save_half_plus(store / "half_plus_three" / "123", 3)
     save_ranks(store / "ranks" / "1")
-    models = tuple(messages.ModelConfig(name=path.name, base_path=str(path)) for path in store.iterdir())
-    settings = Settings(models=models, max_num_load_retries=0, grpc_max_threads=4)
-    lifecycle = Lifecycle(settings, lambda directory: open_engine(directory, "auto", threads=1))
-    lifecycle.start()
-    assert lifecycle.wait_until_available(threading.Event())
-    server, rest = Server(lifecycle, ["127.0.0.1:0"], settings), RestServer(lifecycle, "127.0.0.1", 0)
-    yield server.ports[0], rest.server_port
-    server.drain(0)
-    rest.shutdown()
-    rest.server_close()
-    lifecycle.stop()
+    with serving(*store.iterdir()) as ports:
+        yield ports
 
 
 @pytest.fixture
 def ask(ports):
-    """A function that asks for a path by REST, with a body by POST."""
-
-    def ask(path, body=None):
-        url = f"http://127.0.0.1:{ports[1]}/v1/models/{path}"
-        try:
-            with urllib.request.urlopen(url, body and json.dumps(body).encode(), timeout=10) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code, json.load(exc)
-
-    return ask
+    """A function that asks for a path of the models by REST, with a body by POST."""
+    return lambda path, body=None: by_rest(ports[1], f"/v1/models/{path}", body)
 
 
 @pytest.mark.parametrize(("model", "offset"), [("half_plus_two", 2), ("half_plus_three", 3)])
@@ -123,12 +95,7 @@ def test_any_rank_goes_to_the_graph(ports, signature, shape):
     request = messages.PredictRequest(model_spec=messages.ModelSpec(name="ranks", signature_name=signature))
     request.inputs["x"].CopyFrom(to_proto(x))
     with grpc.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
-        predict = channel.unary_unary(
-            "/tensorflow.serving.PredictionService/Predict",
-            messages.PredictRequest.SerializeToString,
-            messages.PredictResponse.FromString,
-        )
-        np.testing.assert_array_equal(to_array(predict(request, timeout=10).outputs["y"]), x * 0.5 + 2)
+        np.testing.assert_array_equal(to_array(predict(channel)(request, timeout=10).outputs["y"]), x * 0.5 + 2)
 
 
 def test_the_metadata_by_rest_is_the_originals(ask, ports):

@@ -5,9 +5,8 @@ import json
 import socket
 import struct
 import threading
-import urllib.error
-import urllib.request
 from contextlib import ExitStack
+from functools import partial
 from http.client import HTTPResponse
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ from serving import rest
 from serving.errors import UnavailableError
 from serving.rest import RestServer, _Handler
 from tests.programs.stack import wait_until
-from tests.serving.conftest import echo
+from tests.serving.conftest import by_rest, echo
 
 
 class Echo:
@@ -56,17 +55,7 @@ def server(lifecycle):
 @pytest.fixture
 def call(server):
     """A function that asks for a path, with a body by POST; it returns status and JSON."""
-
-    def call(path, body=None):
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", data, timeout=10) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code, json.load(exc)
-
-    return call
+    return partial(by_rest, server.server_port)
 
 
 def post(server, headers, body=b""):

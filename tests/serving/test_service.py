@@ -18,7 +18,7 @@ from serving import service
 from serving.errors import DeadlineExceededError, GraphError, UnavailableError
 from serving.service import Server
 from serving.settings import Settings
-from tests.serving.conftest import echo
+from tests.serving.conftest import echo, failure, predict
 
 
 class Echo:
@@ -51,11 +51,7 @@ class Client:
 
     def __init__(self, address):
         self.channel = grpc.insecure_channel(address)
-        self.predict = self.channel.unary_unary(
-            "/tensorflow.serving.PredictionService/Predict",
-            request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
-            response_deserializer=messages.PredictResponse.FromString,
-        )
+        self.predict = predict(self.channel)
         self.status = self.channel.unary_unary(
             "/tensorflow.serving.ModelService/GetModelStatus",
             request_serializer=messages.GetModelStatusRequest.SerializeToString,
@@ -90,12 +86,6 @@ def ask(value=1):
     request = messages.PredictRequest(model_spec=messages.ModelSpec(name="m"))
     request.inputs["images"].CopyFrom(to_proto(np.array([value], np.uint8)))
     return request
-
-
-def failure(call, request, **options):
-    with pytest.raises(grpc.RpcError) as raised:
-        call(request, **options)
-    return raised.value.code().name, raised.value.details()
 
 
 def test_our_codes_are_all_of_grpcs():
