@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from codecs import BOM_UTF8
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -198,7 +199,7 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
             ) from exc
         if str(exc).startswith("Unsupported BMP"):  # by its header, its compression, or the bits of its colours
             raise UnsupportedImageError(f"Expected a BMP of a common kind. Received: {exc}") from exc
-        start = data[:64].lstrip()
+        start = data[:64].removeprefix(BOM_UTF8).lstrip()
         other = "another format" if data else "nothing"
         received = next((kind for begins, kind in _OTHER_KINDS if re.match(begins, start)), other)
         raise UnsupportedImageError(

@@ -205,6 +205,7 @@ def test_other_content_is_unsupported(data: bytes) -> None:
     [
         (b"\0\0\0\x18ftypheic", "a HEIC image, as iPhones take them. Convert it to JPEG"),
         (b"\0\0\0\x18ftypmif1", "a HEIC image"),
+        (b"\xef\xbb\xbf<svg>", "an HTML, SVG or XML document"),
         (b"MM\0*", "a TIFF image, or a camera's raw one. Convert it to JPEG or PNG"),
         (b"II+\0", "a TIFF image"),
         (b"\xff\x0a", "a JPEG XL or JPEG 2000 image. Convert it to JPEG or PNG"),
