@@ -46,7 +46,7 @@ FORBIDDEN_URLS = [
     *words("""
         ftp://photos.test/a.jpg file:///etc/passwd gopher://photos.test/_x httpx://photos.test/ ws://photos.test/
         http://me@photos.test/ http://me:pw@photos.test/ http://@photos.test/ http://photos.test@inside.test/
-        http://photos.test:80@inside.test/ http://a@b@photos.test/ http:// http:///a.jpg http://:80/ http://?
+        http://photos.test:80@inside.test/ http://a@b@photos.test/ http:// http:///a.jpg http:////a.jpg http://:80/ http://?
         http://photos.test:/ http://photos.test:0/ http://photos.test:65536/ http://photos.test:-80/ http://a.test:80:80/
         http://photos.test:８０/ http://photos.test：80/ http://a＠photos.test/ http://a.test:0x50/ http://a.test:8_0/
         http://[::1/ http://::1/ http://[::1]a/ http://[::1].test/ http://[127.0.0.1]/ http://[v1.a]/ http://[]/
