@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from flask import Blueprint, Response, request, send_from_directory
+from flask import Blueprint, Response, redirect, request, send_from_directory
 
 # Everything comes from the gateway; nothing is inline. Images are only blob: URLs, which are the files a visitor chose.
 # An image given by URL has no thumbnail, but a link. To show one, the browser would ask a stranger's server, which
@@ -33,6 +33,9 @@ def show_page() -> Response:
 def show_docs() -> Response:
     """Return the page that shows openapi.json, by Swagger UI."""
     return page.send_static_file("docs.html")
+
+
+page.add_url_rule("/docs/", "show_docs_with_slash", lambda: redirect("../docs", 308))
 
 
 @page.get("/docs/<path:name>")

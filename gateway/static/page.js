@@ -49,49 +49,60 @@ function named(text) {
     const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
     return { file: new File([bytes], `image.${type.split("/")[1]}`, { type }) };
   }
-  return { url: /^([a-z][a-z0-9+.-]*:\/\/|data:)/i.test(text) ? text : `https://${text}` };
+  return { url: /^([a-z][a-z0-9+.-]*:\/\/|data:)/i.test(text) ? text : `https://${text.replace(/^\/\//, "")}` };
 }
 
 for (const input of [$("file"), $("camera")]) {
-  input.addEventListener("change", () => {
+  const choose = () => {
     if (input.files.length) classify({ file: input.files[0] });
     input.value = ""; // so that choosing the same file again counts as a change
-  });
+  };
+  input.addEventListener("change", choose);
+  choose(); // what was chosen before this script came
 }
 
 /** Classify what was dropped or pasted; return whether it contained an image or a URL. */
 function take(data) {
   const [file] = data.files;
   const lines = (data.getData("text/uri-list") || data.getData("text/plain")).split("\n");
-  const text = lines.find((line) => !line.startsWith("#"))?.trim(); // a list of URLs has comments
+  const text = lines.map((line) => line.trim()).find((line) => line && !line.startsWith("#")); // of URLs, with comments
   if (file) classify({ file });
   else if (/^(https?:\/\/|data:image\/)\S+$/i.test(text)) classify(named(($("url").value = text)));
   else return false;
   return true;
 }
 
+/** Tell whether a text field takes what is pasted or dropped, as text. */
+function isTyped({ target }, data) {
+  return target.matches?.("input:not([type=file])") && data.types.includes("text/plain");
+}
+
 document.addEventListener("paste", (event) => {
-  const typing = event.target.matches?.("input:not([type=file])") && event.clipboardData.getData("text/plain");
-  if (!typing && take(event.clipboardData)) event.preventDefault();
+  if (!isTyped(event, event.clipboardData) && take(event.clipboardData)) event.preventDefault();
 });
 document.addEventListener("dragover", (event) => {
-  event.preventDefault(); // else the browser leaves the page to show the file
-  $("drop").classList.add("over");
+  const typed = isTyped(event, event.dataTransfer);
+  if (!typed) event.preventDefault(); // else the browser leaves the page to show the file
+  $("drop").classList.toggle("over", !typed);
 });
 document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) $("drop").classList.remove("over");
 });
 document.addEventListener("drop", (event) => {
-  event.preventDefault();
   $("drop").classList.remove("over");
+  if (isTyped(event, event.dataTransfer)) return;
+  event.preventDefault();
   take(event.dataTransfer);
 });
 
 $("access").addEventListener("submit", (event) => {
   event.preventDefault();
   key = $("key").value.trim();
-  classify(image);
+  $("refused").hidden = true;
+  if (image) classify(image);
+  else showModel();
 });
+addEventListener("pagehide", () => (key = $("key").value = "")); // a browser may keep the page, to go back to
 $("again").addEventListener("click", () => classify(image));
 $("cancel").addEventListener("click", () => {
   running.abort();
@@ -122,8 +133,8 @@ async function classify(next) {
   try {
     const body = await ask(mine.signal);
     if (mine.signal.aborted) return;
-    $("access").hidden = true;
     showResult(body);
+    closeAccess();
   } catch (problem) {
     if (!mine.signal.aborted) showProblem(problem);
   } finally {
@@ -243,12 +254,15 @@ function element(tag, className, ...children) {
 }
 
 function showResult({ model, predictions, unknown, image: facts, timing_ms }) {
+  const plain = predictions.map((each) => readable(each.class));
+  const isOne = (name) => plain.indexOf(name) === plain.lastIndexOf(name); // ImageNet has two cranes
+  const names = plain.map((name, at) => (isOne(name) ? name : `${name} (${predictions[at].index})`));
   $("unknown").hidden = !unknown;
   $("predictions").replaceChildren(
-    ...predictions.map((prediction) => {
+    ...predictions.map((prediction, at) => {
       const fill = element("i", "");
       fill.style.setProperty("--share", `${prediction.probability * 100}%`); // CSSOM: the policy has no inline styles
-      const name = element("span", "class", readable(prediction.class));
+      const name = element("span", "class", names[at]);
       const share = element("span", "probability", percent(prediction.probability));
       return element("li", "", name, " ", share, element("div", "bar", fill));
     }),
@@ -266,24 +280,34 @@ function showResult({ model, predictions, unknown, image: facts, timing_ms }) {
   );
   show("result");
   const [best] = predictions;
-  const first = `${readable(best.class)}, ${percent(best.probability)}`;
+  const first = `${names[0]}, ${percent(best.probability)}`;
   say(`${unknown ? `${$("unknown").textContent} ` : ""}${first}. ${predictions.length} predictions are listed.`);
   // a new version took over, a trial may have ended, or a key opened /model
   if (shown.trial || shown.version !== versionText(model)) showModel();
 }
 
 function showProblem({ code, status, detail }) {
-  const title = TITLES[code] ?? "The classifier did not answer as expected";
-  $("problem-title").textContent = status === 401 && key ? "The classifier does not know that key" : title;
+  $("problem-title").textContent = TITLES[code] ?? "The classifier did not answer as expected";
   $("problem-detail").textContent = detail;
   $("problem-code").textContent = [status, code].filter(Boolean).join(" ");
   $("again").hidden = status < 500 && status !== 408; // another try would end the same
   say("");
   show("problem");
-  if (status === 401) {
-    $("access").hidden = false;
-    $("key").select();
-  }
+  if (status === 401) openAccess();
+}
+
+/** Show the form for the key, and whether the last one was refused. */
+function openAccess() {
+  $("access").hidden = false;
+  $("refused").hidden = !key;
+  if (key || image) $("key").select(); // not when the page opens
+}
+
+/** Take the form for the key away, and move the focus out of it. */
+function closeAccess() {
+  const next = $("stage").hidden ? $("file") : $("stage");
+  if ($("access").contains(document.activeElement)) next.focus({ preventScroll: true });
+  $("access").hidden = true;
 }
 
 /** The version, and which export of it answered. */
@@ -300,7 +324,9 @@ function trialText({ mode, share, ...model }) {
 /** Show the model's facts in the header, and the trial under them, if the gateway answers them. */
 async function showModel() {
   const answer = await fetch("model", { headers: authorization() }).catch(() => null);
+  if (answer?.status === 401) openAccess();
   if (!answer?.ok) return;
+  closeAccess();
   const { contract, trial, ...model } = await answer.json();
   shown.version = versionText(model);
   shown.trial = trial;
