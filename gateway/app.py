@@ -21,8 +21,8 @@ from contract.answers import Outputs, most_probable
 from contract.document import ImageSpec
 from contract.image import DecodedImage
 from gateway import errors, openapi
-from gateway.errors import GatewayError, InternalError, Overloaded, Unauthorized, VersionGone
-from gateway.inputs import read_query
+from gateway.errors import GatewayError, InternalError, Overloaded, TooLarge, Unauthorized, VersionGone
+from gateway.inputs import MAX_PREDICTIONS, read_query
 from gateway.keys import Keys, Origins
 from gateway.memory import Held, Room
 from gateway.model.protocol import ActiveTrial, Model, Version
@@ -97,7 +97,9 @@ class Views:
         """Answer images, one or a list."""
         query = read_query(request, self._settings)
         clock, deadline = Clock(), request.environ.get(RECEIVED, time.monotonic()) + self._settings.request_timeout_s
-        self._model.newest()  # without a usable version nothing is fetched
+        newest = self._model.newest()  # without a usable version nothing is fetched
+        if (count := len(query.images) * min(query.top_k, len(newest.contract.classes))) > MAX_PREDICTIONS:
+            raise TooLarge(f"Expected at most {MAX_PREDICTIONS:,} predictions in an answer. Received: {count:,}")
         with clock.time("fetch"):
             images = self._stages.fetch(query.images, deadline, g.held)
         active = self._trials.choose(self._release_key())
@@ -277,6 +279,8 @@ def answer_problem(error: Exception) -> Response:
 def write_problem(problem: GatewayError) -> Response:
     """Return the answer that a failure is."""
     response = Response(json.dumps(problem.problem()), problem.status, content_type="application/problem+json")
+    if problem.status == 401:  # RFC 9110, 11.6.1
+        response.headers["WWW-Authenticate"] = "Bearer"
     if problem.retry_after_s is not None:
         response.headers["Retry-After"] = str(problem.retry_after_s)
     return response

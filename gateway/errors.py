@@ -7,9 +7,9 @@ GatewayError
 ├── NotFound             404 not_found           no such path
 ├── MethodNotAllowed     405 method_not_allowed  the path answers other methods
 ├── RequestTimeout       408 request_timeout     the request itself did not come in time
-├── TooLarge             413 too_large           the body, a form, or the image's bytes, pixels or parts exceed a limit
+├── TooLarge             413 too_large           the body, a form, the answer, or the image itself exceeds a limit
 ├── UriTooLong           414 uri_too_long        the request's first line is too long
-├── UnsupportedMedia     415 unsupported_media   not an image of an accepted format
+├── UnsupportedMedia     415 unsupported_media   not an image of an accepted format, or a compressed body
 ├── BadImage             422 bad_image           an image that does not decode
 ├── HeadersTooLarge      431 headers_too_large   the request has too many header fields, or too long ones
 ├── InternalError        500 internal_error      a defect of ours; the log has the traceback

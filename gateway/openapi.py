@@ -13,6 +13,7 @@ from typing import Any
 
 from gateway import errors
 from gateway.fetch.urls import MAX_URL_CHARACTERS
+from gateway.inputs import MAX_PREDICTIONS
 from gateway.settings import Settings
 
 Kind = type[errors.GatewayError]
@@ -28,8 +29,10 @@ _ANYWHERE: list[Kind] = [
     errors.Overloaded,
     errors.UnsupportedVersion,
 ]
-
-
+_HEADERS = {
+    401: {"WWW-Authenticate": {"schema": {"const": "Bearer"}}},
+    503: {"Retry-After": {"schema": {"type": "integer"}}},
+}
 _DETAIL = "What is wrong with the request, or what happened and what to do."
 
 
@@ -44,13 +47,18 @@ def document(settings: Settings) -> dict[str, Any]:
     }
     for path, operations in api["paths"].items():
         for operation in operations.values():
-            operation["responses"] = _responses(failures.get(path, _ANYWHERE)) | operation["responses"]
+            own = operation["responses"]
+            for status, failure in _responses(failures.get(path, _ANYWHERE)).items():
+                described = own.get(status, {"content": {}})  # not ready is a 503 too
+                own[status] = failure | described | {"content": described["content"] | failure["content"]}
     schemas = api["components"]["schemas"]
     schemas["Problem"]["properties"]["code"]["enum"] = sorted({kind.code for kind in kinds})
     schemas["Url"]["maxLength"] = MAX_URL_CHARACTERS
     _, urls, _, images = (form["properties"] for form in schemas["Query"]["oneOf"])
     urls["urls"]["maxItems"] = images["images"]["maxItems"] = settings.max_images
-    api["paths"]["/predict"]["post"]["parameters"][0]["schema"]["default"] = settings.top_k
+    top_k, _ = api["paths"]["/predict"]["post"]["parameters"]
+    top_k["schema"]["default"] = settings.top_k
+    top_k["description"] += f" An answer has at most {MAX_PREDICTIONS:,} predictions."
     if not settings.api_keys:
         api["security"] = []
     return api
@@ -70,7 +78,7 @@ def _responses(kinds: Iterable[Kind]) -> dict[str, Any]:
                     "example": next(iter(names.values()))(_DETAIL).problem(),
                 }
             },
-            **({"headers": {"Retry-After": {"schema": {"type": "integer"}}}} if status == 503 else {}),
+            "headers": _HEADERS.get(status, {}),
         }
         for status, names in sorted(codes.items())
     }

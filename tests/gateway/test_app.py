@@ -89,6 +89,19 @@ def test_five_classes_are_answered_unless_asked_otherwise(
     assert [each["class"] for each in body["predictions"]] == list(answered)
 
 
+def test_an_answer_of_too_many_predictions_is_refused(
+    gateway: FlaskClient, model_server: FakeModelServer, golden: list[bytes]
+) -> None:
+    """Before anything is decoded; by the classes that there are, since top_k may be more."""
+    even = lambda pixels: np.full((len(pixels), 2000), 1 / 2000, np.float32)  # noqa: E731
+    model_server.versions[1] = FakeVersion.of(golden, tuple(map(str, range(2000))), predict=even)
+    fits, image = {"images": ["AAAA"] * 50, "top_k": 10**8}, base64.b64encode(RED).decode()
+    assert gateway.post("/predict", json=fits).status_code == 200
+    answer = gateway.post("/predict", json={"images": [*fits["images"], image], "top_k": 1999})
+    assert_problem(answer, 413, "too_large")
+    assert "at most 100,000 predictions in an answer. Received: 101,949" in answer.get_json()["detail"]
+
+
 def test_pixels_beyond_the_setting_are_refused(gateway_with: Callable[..., FlaskClient]) -> None:
     """By GATEWAY_MAX_PIXELS, below what a contract's decode would take."""
     client = gateway_with(max_pixels=64 * 48 - 1)
@@ -114,8 +127,8 @@ def test_pixels_beyond_the_setting_are_refused(gateway_with: Callable[..., Flask
         (b'{"url": "http://a/", "top_k": 0}', "top_k"),
         (b'{"url": "http://a/", "top_k": true}', "top_k"),
         (b'{"url": "http://a/", "topk": 3}', "Received a member that is none of these: 'topk'"),
-        (b'{"image": "http://a/"}', "Received a URL, which belongs in url or urls"),
-        (b'{"url": "data:image/png;base64,aa"}', "Received a data: URL, which belongs in image"),
+        (b'{"image": "HTTP://a/"}', "Received a URL, which belongs in url or urls"),
+        (b'{"url": "Data:image/png;base64,aa"}', "Received a data: URL, which belongs in image or images"),
         (b'{"url": "not a url"}', "Received"),
     ],
 )

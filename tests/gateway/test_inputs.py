@@ -34,7 +34,7 @@ def by_form(gateway: FlaskClient, origin: Origin, image: bytes) -> dict[str, Any
         "url": gateway.post("/predict", json={"url": url}),
         "urls": gateway.post("/predict", json={"urls": [url]}),
         "image": gateway.post("/predict", json={"image": text}),
-        "data url": gateway.post("/predict", json={"image": f"data:image/png;base64,{text}"}),
+        "data url": gateway.post("/predict", json={"image": f"DATA:image/png;Base64,{text}"}),
         "images": gateway.post("/predict", json={"images": ["\n".join([text[:40], text[40:]])]}),
         "file": gateway.post("/predict", data={"file": (BytesIO(image), "photo.jpg")}),
         "raw": gateway.post("/predict", data=image, content_type="image/jpeg"),
@@ -56,9 +56,11 @@ def test_the_same_bytes_by_any_form_give_the_identical_answer(gateway: FlaskClie
 def test_a_list_answers_in_order_each_with_its_result_or_its_own_error(gateway: FlaskClient, origin: Origin) -> None:
     """One bad image does not spoil the others."""
     good, broken = origin.add("good", IMAGE), origin.add("broken", IMAGE[:100])
-    body = gateway.post("/predict", json={"urls": [broken, good, "http://127.0.0.1:1/", good], "top_k": 1}).get_json()
+    urls = [broken, good, "http://127.0.0.1:1/", good, "DATA:image/png;base64,AAAA"]
+    body = gateway.post("/predict", json={"urls": urls, "top_k": 1}).get_json()
     codes = [result.get("error", {}).get("code") for result in body["results"]]
-    assert codes == ["bad_image", None, "url_not_allowed", None]
+    assert codes == ["bad_image", None, "url_not_allowed", None, "bad_request"]
+    assert "a data: URL, which belongs in image or images" in body["results"][4]["error"]["detail"]
     assert body["results"][1] == body["results"][3]
     assert len(body["results"][1]["predictions"]) == 1
 
@@ -210,10 +212,11 @@ def test_predictions_go_to_the_model_in_batches(model_server: FakeModelServer, g
         ({"data": b"x" * 20_001, "content_type": "image/png"}, 413, "too_large"),
         ({"data": {"note": "no file"}}, 400, "bad_request"),
         ({"data": b"", "content_type": "image/png"}, 415, "unsupported_media"),
+        ({"data": IMAGE, "headers": {"Content-Encoding": "GZIP"}}, 415, "unsupported_media"),
     ],
 )
 def test_every_form_has_the_limits(gateway_with: Callable[..., FlaskClient], body: Any, status: int, code: str) -> None:
-    """Too many images, too many bytes, no file, and no bytes."""
+    """Too many images, too many bytes, no file, no bytes, and compressed ones."""
     client = gateway_with(max_images=3, max_image_bytes=20_000)
     if isinstance(body.get("data"), dict):
         body["content_type"] = "multipart/form-data"

@@ -79,6 +79,15 @@ def test_every_route_is_described(gateway: FlaskClient) -> None:
     assert {path for path, _ in routes} >= set(HEALTH_PATHS)
 
 
+def test_every_path_may_be_overloaded() -> None:
+    """Also that which answers 503 while it is not ready: as itself, or as a problem."""
+    for path, operations in document(Settings())["paths"].items():
+        (operation,) = operations.values()
+        types = set(operation["responses"]["503"]["content"]) - {"application/problem+json"}
+        assert types == ({"application/json"} if path == "/readyz" else set())
+        assert "Retry-After" in operation["responses"]["503"]["headers"]
+
+
 def test_an_example_of_a_failure_is_one_of_its_status() -> None:
     """And has a code that the description names."""
     for status, response in document(Settings())["paths"]["/predict"]["post"]["responses"].items():

@@ -54,7 +54,9 @@ def test_each_key_opens_the_gateway(locked: FlaskClient, headers: dict[str, str]
 )
 def test_without_a_known_key_only_the_status_is_answered(locked: FlaskClient, headers: dict[str, str]) -> None:
     """Predictions, the contract, metrics and the versions are closed; a probe needs no more than a status."""
-    assert_problem(locked.post("/predict", data=IMAGE, content_type="image/jpeg", headers=headers), 401, "unauthorized")
+    answer = locked.post("/predict", data=IMAGE, content_type="image/jpeg", headers=headers)
+    assert_problem(answer, 401, "unauthorized")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
     for path in ("/model", "/metrics"):
         assert_problem(locked.get(path, headers=headers), 401, "unauthorized")
     assert locked.get("/readyz", headers=headers).json == {"status": "unavailable"}  # it has not looked yet
