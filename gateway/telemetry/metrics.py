@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from gateway.errors import GatewayError
@@ -15,12 +17,19 @@ from gateway.model.protocol import Export, Health
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+# A series stays until the gateway ends. Each takes 220 bytes of its process's file and 1.5 kB of its memory, and a
+# process dies of SIGBUS when its file has no room: /dev/shm of a container has 64 MB. So a metric by class has at most
+# so many series in a process, and no further one while the file system has less room. The others of a version: 17 kB.
+MOST_CLASSES = 20_000
+ROOM_BYTES = 8 << 20
+OTHERS = "(others)"  # instead of the class, from then on
 
 
 def share() -> None:
     """Make the folder for all workers; call it before the import of the client library, which reads the variable."""
-    memory = "/dev/shm"  # noqa: S108  # in memory if possible: the files are counters that each worker maps
-    os.environ[FOLDER] = tempfile.mkdtemp(prefix="metrics-", dir=memory if os.access(memory, os.W_OK) else None)
+    memory = Path("/dev/shm")  # noqa: S108  # in memory if possible: the files are counters that each worker maps
+    is_usable = os.access(memory, os.W_OK) and _has_room(memory)
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix="metrics-", dir=memory if is_usable else None)
 
 
 def unshare() -> None:
@@ -45,6 +54,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._shown: set[Export] = set()
         self._trial: object = None
+        self._counted = defaultdict[object, set[tuple[object, ...]]](set)
         # Without the cache, a request takes 20 us here; with it, half.
         self._child = cache(lambda metric, *labels: metric.labels(*labels))
         options: dict[str, Any] = {"registry": self._registry}
@@ -90,10 +100,20 @@ class Metrics:
             self.failures.labels(error.code).inc()
         for result in (result for result in results if isinstance(result, dict)):
             best = result["predictions"][0]
-            self._child(self.classes, *export, best["class"]).inc()
+            self._child(self.classes, *export, self.name_class(self.classes, best["class"], *export)).inc()
             self._child(self.confidence, *export).observe(best["probability"])
             if "unknown" in result:
                 self._child(self.unknown, *export).inc(result["unknown"])
+
+    def name_class(self, metric: object, name: str, *others: object) -> str:
+        """Return a class as a label beside others, or what stands for it if the metric may have no further series."""
+        counted, labels = self._counted[metric], (name, *others)
+        if labels not in counted:
+            shared = os.environ.get(FOLDER)
+            if len(counted) >= MOST_CLASSES or (shared and not _has_room(Path(shared).parent)):
+                return OTHERS
+            counted.add(labels)
+        return name
 
     def show(self, health: Health) -> None:
         """Show which versions a worker found."""
@@ -118,3 +138,8 @@ class Metrics:
         together = CollectorRegistry()
         multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
         return generate_latest(together)
+
+
+def _has_room(folder: Path) -> bool:
+    system = os.statvfs(folder)
+    return system.f_bavail * system.f_frsize >= ROOM_BYTES

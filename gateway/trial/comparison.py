@@ -167,8 +167,9 @@ class Comparisons:
         for sign in (sign for sign, is_so in signs.items() if is_so):
             metrics.comparison_signs.labels(*active.labels, sign).inc()
         if disagrees:
-            metrics.comparison_classes.labels(*active.labels, tried.best, "gained").inc()
-            metrics.comparison_classes.labels(*active.labels, stable.best, "lost").inc()
+            for best, change in ((tried.best, "gained"), (stable.best, "lost")):
+                name = metrics.name_class(metrics.comparison_classes, best, *active.labels)
+                metrics.comparison_classes.labels(*active.labels, name, change).inc()
 
 
 def _is_slower(tried: _Reply, stable: _Reply) -> bool:

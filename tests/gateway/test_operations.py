@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 
@@ -12,10 +13,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from gateway.app import create_app
+from gateway.model.protocol import Export
 from gateway.model.versions import Versions
 from gateway.settings import Settings
+from gateway.telemetry import metrics
 from gateway.telemetry.logs import JsonFormatter
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import FOLDER, Metrics
 from gateway.trace import Trace, current_trace
 from tests.conftest import Origin
 from tests.gateway.test_app import assert_problem
@@ -76,11 +79,11 @@ def test_a_key_opens_metrics_and_the_details_of_readiness(locked: FlaskClient) -
 
 def test_metrics_show_answers_stages_classes_and_versions(model_server: FakeModelServer) -> None:
     """Each with the version that it belongs to."""
-    metrics, identity = Metrics(), model_server.versions[1].identity
+    shown, identity = Metrics(), model_server.versions[1].identity
     settings = Settings(model_address=model_server.address, model_name="tiny")
-    client = Versions(settings, metrics.show)
+    client = Versions(settings, shown.show)
     model_server.versions[2] = FakeVersion(b"bad")
-    app = create_app(settings, client, metrics).test_client()
+    app = create_app(settings, client, shown).test_client()
     try:
         for body in (IMAGE, IMAGE, b"no image"):
             app.post("/predict", data=body, content_type="image/jpeg")
@@ -98,6 +101,27 @@ def test_metrics_show_answers_stages_classes_and_versions(model_server: FakeMode
     ):
         assert line in text
     assert re.search(r'gateway_predictions_total\{class="(red|green|blue)",identity="\w+",version="1"\} 2.0', text)
+
+
+@pytest.mark.parametrize("limit", [("MOST_CLASSES", 2), ("ROOM_BYTES", 1 << 62)])
+def test_a_worker_makes_no_more_series_than_its_file_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, limit: tuple[str, int]
+) -> None:
+    """Or it would die, as /dev/shm of a container is small: further classes are counted together, known ones go on."""
+    shown = Metrics()
+    for name in ("red", "green"):
+        shown.observe(Export(1, "a"), {}, [{"predictions": [{"class": name, "probability": 1.0}]}])
+    monkeypatch.setattr(metrics, *limit)
+    monkeypatch.setenv(FOLDER, "")  # so that it ends as it was
+    metrics.share()
+    for name in ("blue", "red", "grey"):
+        shown.observe(Export(1, "a"), {}, [{"predictions": [{"class": name, "probability": 1.0}]}])
+    metrics.unshare()
+    assert limit[0] != "ROOM_BYTES" or not os.environ[FOLDER].startswith("/dev/shm/")
+    monkeypatch.delenv(FOLDER)
+    lines = [line for line in shown.render().decode().splitlines() if line.startswith("gateway_predictions_total{")]
+    counts = {line.split('"')[1]: line.split()[-1] for line in lines}
+    assert counts == {"red": "2.0", "green": "1.0", "(others)": "2.0"}
 
 
 def test_request_id_is_taken_over_or_made_and_always_echoed(gateway: FlaskClient) -> None:

@@ -78,14 +78,19 @@ def test_signs_say_how_the_versions_differ(tried: Tried, facts: dict[str, object
     assert signs(tried) == expected
 
 
-def test_classes_that_gain_and_lose_are_counted(tried: Tried) -> None:
-    """By their names: the tried version says the one, the stable version the other."""
+@pytest.mark.parametrize(("most", "of_whom"), [(20_000, 2), (0, 1)])
+def test_classes_that_gain_and_lose_are_counted(
+    tried: Tried, monkeypatch: pytest.MonkeyPatch, most: int, of_whom: int
+) -> None:
+    """By their names, unless they are too many: the tried version says the one, the stable version the other."""
+    monkeypatch.setattr("gateway.telemetry.metrics.MOST_CLASSES", most)
     tried.start(SHADOW)
     tried.replace(classes=("blue", "red", "green"))
     compare(tried, 3)
     changes = [line for line in tried.metrics.render().decode().splitlines() if "comparison_classes_total{" in line]
     assert sorted(line.split('change="')[1].split('"')[0] for line in changes) == ["gained", "lost"]
     assert all(line.endswith(" 3.0") for line in changes)
+    assert len({line.split('class="')[1].split('"')[0] for line in changes}) == of_whom
 
 
 def test_less_sure_than_the_stable_version(tried: Tried) -> None:
