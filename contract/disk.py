@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 
 @contextmanager
@@ -30,13 +31,28 @@ def locked(path: Path, refusal: Exception, wait_s: float = 0.0) -> Iterator[None
     with path.open("a") as lock:
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_now(lock)
                 break
             except BlockingIOError as exc:
                 if time.monotonic() >= give_up:
                     raise refusal from exc
             time.sleep(0.02)
         yield
+
+
+def lock_now(file: IO[Any]) -> None:
+    """Lock an open file until it is closed.
+
+    Raises:
+        BlockingIOError: Another process keeps it locked.
+        OSError: Its file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as exc:
+        raise OSError(exc.errno, "The file system cannot lock files", file.name) from exc
 
 
 def sync(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -15,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from contract.disk import sync, written_whole
+from contract.disk import lock_now, sync, written_whole
 from gateway.batch.asking import Answer
 
 ANY_BYTES = "surrogateescape"  # a file's name need not be UTF-8
@@ -161,13 +160,15 @@ def _open_alone(path: Path, size_bytes: int) -> BinaryIO:
         ValueError: Another run writes to it, or has written.
     """
     file = path.open("ab")
+    is_same = False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_same = file.tell() == size_bytes and os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except BlockingIOError:
-        is_same = False
+        with suppress(BlockingIOError):
+            lock_now(file)
+            is_same = file.tell() == size_bytes and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    finally:
+        if not is_same:
+            file.close()
     if not is_same:
-        file.close()
         raise ValueError(f"Another run writes to {path}. Wait for its end, or name another file")
     return file
 

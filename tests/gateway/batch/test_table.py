@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -255,6 +256,15 @@ def test_a_file_that_another_run_writes_is_left_alone(
     with pytest.raises(ValueError, match="Another run"):
         late.open([])
     assert len(read_csv(out)) == 1
+
+
+def test_a_file_system_without_locks_is_named(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs could write to one file there."""
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOSYS, "Function not implemented")))
+    assert main(["http://localhost/a.jpg", "--gateway", address, "--out", str(tmp_path / "out.csv")]) == 2
+    assert f"The file system cannot lock files: '{tmp_path / 'out.csv'}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
