@@ -88,7 +88,12 @@ class Settings:
         " if empty, none is kept",
         expect("a folder that is there and can be written", _is_writable),
     )
-    model_poll_s: float = setting(0.5, "seconds between two looks for new versions", _SECONDS)
+    model_poll_s: float = setting(
+        0.5,
+        "seconds between two looks for new versions and releases; with more,"
+        " `gateway.release --gateway` may say too early that a release is followed",
+        _SECONDS,
+    )
     model_timeout_s: float = setting(5.0, "limit for one call of the model server", _SECONDS)
     request_timeout_s: float = setting(
         20.0, "limit for a request, waiting included; if it still runs 10 s later, its process is ended", _SECONDS

@@ -15,8 +15,8 @@ import urllib3
 from gateway.batch.asking import key_header
 from gateway.release.ledger import Refused
 
-# A gateway's workers look at the document by themselves, every half second, and any of them may get a connection. So
-# all of them follow when one address has answered so for longer than that: 8 times, 0.1 s apart.
+# A gateway's workers look at the document by themselves, every half second (GATEWAY_MODEL_POLL_S), and any of them may
+# get a connection. So all of them follow when one address has answered so for longer: 8 times, 0.1 s apart.
 ANSWERS_IN_A_ROW = 8
 PAUSE_S = 0.1
 TIMEOUT_S = 3.0
