@@ -34,6 +34,7 @@ from gateway.release.history import BY_HAND, Entry, History, append, digest, rea
 
 LOCK_NAME = ".release-lock"  # it contains the serial of the last change whose document was written
 LOCK_WAIT_S = 10.0  # the longest step of a change is the digest of a version, at about a second for a gigabyte
+NUMBERS_SHOWN = 20  # of the versions on disk, in a refusal
 
 
 class Refused(Exception):
@@ -369,7 +370,9 @@ def _expect_trial(trial: Trial | None, serial: int | None) -> None:
 
 
 def _on_disk(state: State) -> str:
-    return f"On disk: {', '.join(map(str, sorted(state.on_disk))) or 'none'}."
+    numbers = sorted(state.on_disk)
+    lower = f", and {len(numbers) - NUMBERS_SHOWN} lower ones" if len(numbers) > NUMBERS_SHOWN else ""
+    return f"On disk: {', '.join(map(str, numbers[-NUMBERS_SHOWN:])) or 'none'}{lower}."
 
 
 def _text(time: datetime) -> str:

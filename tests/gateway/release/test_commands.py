@@ -138,6 +138,14 @@ def test_a_refused_rollback_does_not_say_that_a_removed_version_answers(store: S
     assert "answers" not in refusal and "On disk: 2, 3, 4." in refusal
 
 
+def test_a_store_of_many_versions_is_not_listed_whole(store: Store) -> None:
+    """The newest ones are what somebody may mean."""
+    for number in range(5, 26):
+        add_version(store.home, number)
+    shown = ", ".join(map(str, range(6, 26)))
+    assert f"On disk: {shown}, and 5 lower ones." in store.refuse("promote", "99")
+
+
 def test_an_empty_version(store: Store) -> None:
     """A folder without files is a mistake."""
     (store.home / "5").mkdir()
