@@ -69,6 +69,11 @@ class State:
     is_owed: bool = False
     by_hand: Entry | None = None
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a command was ended between two of its steps, or is between them, or somebody edited the document."""
+        return self.is_owed or bool(self.by_hand or self.history.torn)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -97,7 +102,7 @@ class Ledger:
     def read(self) -> State:
         """Return what the store says, and change nothing."""
         state = self._look()
-        if state.is_owed or state.by_hand or state.history.torn:  # perhaps a command is between two of its steps
+        if state.is_unfinished:  # perhaps a command is between two of its steps
             time.sleep(0.2)
             state = self._look()
         return state
@@ -253,7 +258,7 @@ class Ledger:
             lag = self._write(_with_digests(state.by_hand, last.digests if last else {}, state.on_disk), state.history)
         elif last:
             lag = self._publish(last)
-        return replace(self._look(), notes=state.notes), lag
+        return replace(self._look(), notes=state.notes) if state.is_unfinished else state, lag
 
     def _write(self, entry: Entry, past: History) -> str:
         """Make a change: the history first, so that it can be finished when this command is ended; return as below."""

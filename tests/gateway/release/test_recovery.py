@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -109,6 +110,18 @@ def test_a_command_that_ends_between_two_steps_is_finished(
     assert store.document["stable"] == 2 and store.document["serial"] == 3
     assert store.run("history")[0] == 0
     assert re.findall(r"versions: (\d)", (store.home / "models.config").read_text()) == ["1", "2", "3"]
+
+
+def test_a_change_reads_a_history_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be long, and others wait meanwhile; what was finished first is read again."""
+    store.do("promote", "1")
+    read = Mock(side_effect=history.read_history)
+    monkeypatch.setattr(ledger, "read_history", read)
+    store.do("promote", "2")
+    assert read.call_count == 1
+    (store.home / "release.json").unlink()
+    store.do("promote", "3")
+    assert read.call_count == 3
 
 
 def test_a_torn_line_is_cut_off(store: Store) -> None:
