@@ -131,7 +131,7 @@ def _rows_in(path: Path, content: bytes) -> Iterator[tuple[str, Row]]:
     other, taken = f"Expected a file of an earlier run in {path}. Received another", list[str]()
 
     def lines() -> Iterator[str]:
-        for line in io.StringIO(content.decode("utf-8", ANY_BYTES), newline=""):
+        for line in io.TextIOWrapper(io.BytesIO(content), "utf-8", ANY_BYTES, newline=""):  # without a copy of it
             taken.append(line)
             yield line
 

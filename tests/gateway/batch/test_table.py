@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,24 @@ def test_a_csv_that_was_cut_anywhere_becomes_whole(address: str, tmp_path: Path)
         assert main(ask) == 0
         rows = [(row["source"], row["rank"]) for row in read_csv(out)]
         assert sorted(rows) == [(str(image), rank) for image in images for rank in ("1", "2")]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+def test_a_large_file_is_read_without_copies_of_it(tmp_path: Path, name: str) -> None:
+    """A copy as text may take four times its bytes."""
+    out, detail = tmp_path / name, "x" * 100_000
+    table = Table(out)
+    table.open([])
+    for number in range(20):
+        table.write(f"{number}.jpg", {"error": "bad_image", "detail": detail})
+    table.close()
+    tracemalloc.start()
+    try:
+        Table(out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * out.stat().st_size
 
 
 def test_a_file_that_another_run_writes_is_left_alone(
