@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
@@ -121,21 +123,33 @@ def without_closed(addresses: Sequence[Address]) -> list[Address]:
 def wait_until_followed(
     addresses: Sequence[Address], model: str, serial: int, wait_s: float, say: Callable[[str], None]
 ) -> list[Address]:
-    """Wait until gateways follow a release of a model; return those that do not in time. A longer wait is said once."""
-    begun, is_said = time.monotonic(), False
-    give_up = begun + wait_s
-    while True:
-        for address in addresses:
-            if address.answers < ANSWERS_IN_A_ROW:
-                _look(address, model, serial)
-        late = [each for each in without_closed(addresses) if each.answers < ANSWERS_IN_A_ROW]
-        if not late or time.monotonic() > give_up:
-            return [each for each in late if each.lag]
-        lags = [f"{each} {each.lag}" for each in late if each.lag]
-        if lags and not is_said and time.monotonic() > begun + SAY_AFTER_S:
-            say(f"Waiting up to {wait_s:g} s, as {lags[0]}.")
-            is_said = True
-        time.sleep(PAUSE_S)
+    """Wait until gateways follow a release of a model; return those that do not in time. A longer wait is said once.
+
+    Each is asked in a thread of its own, so that one that hangs does not make others late.
+    """
+    begun, is_said, ended = time.monotonic(), False, threading.Event()
+
+    def ask(address: Address) -> None:
+        _look(address, model, serial)
+        while not ended.wait(PAUSE_S) and address.answers < ANSWERS_IN_A_ROW:
+            _look(address, model, serial)
+
+    def late() -> list[Address]:
+        return [each for each in without_closed(addresses) if each.answers < ANSWERS_IN_A_ROW]
+
+    with ThreadPoolExecutor(len(addresses) or 1) as pool:
+        for each in addresses:
+            pool.submit(ask, each)
+        try:
+            while late() and (passed_s := time.monotonic() - begun) < wait_s:
+                lags = [f"{each} {each.lag}" for each in late() if each.lag]
+                if lags and not is_said and passed_s > SAY_AFTER_S:
+                    say(f"Waiting up to {wait_s:g} s, as {lags[0]}.")
+                    is_said = True
+                time.sleep(PAUSE_S)
+        finally:
+            ended.set()
+    return [each for each in late() if each.lag]
 
 
 def _look(address: Address, model: str, serial: int) -> None:
