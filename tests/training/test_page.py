@@ -21,7 +21,6 @@ from training.data.folder import read_split
 from training.data.pixels import load_pixels
 from training.explore import duplicates, inspection, listing
 from training.explore.findings import find_findings
-from training.explore.labels import Suspects
 from training.explore.report import write as write_exploration
 from training.fit.preset import find_preset
 from training.judge import metrics, plots, report
@@ -64,7 +63,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     inspected = inspection.inspect(listing.read(work / "photos"), work / "cache")
-    found = find_findings(work / "photos", inspected, duplicates.find_groups(inspected), Suspects([], [], []))
+    found = find_findings(work / "photos", inspected, duplicates.find_groups(inspected), iter(()))
     write_exploration(found, inspected, work / "photos", work)
 
     classes = inspected.listing.all_classes

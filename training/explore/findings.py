@@ -17,7 +17,6 @@ from training.data.splits import SPLIT_NAMES
 from training.data.table import WHOLE, real_path
 from training.errors import DataError
 from training.explore.inspection import SPEC, InspectedPhoto, Inspection, is_too_large
-from training.explore.labels import SURE_PHOTOS, Suspects
 from training.explore.listing import Listing
 from training.words import counted, plural
 
@@ -118,11 +117,11 @@ _WORDS = {
         "misnamed": ("{photos} of another format than the name says", "Training reads them in their real format."),
     },
 }
-_Found = Iterator[tuple[str, Item]]  # a kind of fault, and where it was seen
+Found = Iterator[tuple[str, Item]]  # a kind of fault, and where it was seen
 
 
 def find_findings(
-    source: Path, inspection: Inspection, groups: Sequence[Sequence[int]], suspects: Suspects
+    source: Path, inspection: Inspection, groups: Sequence[Sequence[int]], suspects: Found
 ) -> list[Finding]:
     """Return what is wrong, the worst first.
 
@@ -139,7 +138,7 @@ def find_findings(
         _in_counts(inspection.listing),
         _in_files(inspection),
         _in_copies(inspection, groups),
-        _in_labels(inspection, suspects),
+        suspects,
     ):
         for kind, item in found:
             items[kind].append(item)
@@ -158,7 +157,7 @@ def _title(title: str, items: Sequence[Item]) -> str:
     return title.format(**numbers, suffixes=", ".join(f"{number} {suffix}" for suffix, number in suffixes))
 
 
-def _in_training(source: Path) -> _Found:
+def _in_training(source: Path) -> Found:
     """Find why train refuses the photos, or what it says of them."""
     try:
         for remark in read_folder(source).remarks:
@@ -167,7 +166,7 @@ def _in_training(source: Path) -> _Found:
         yield "refused", Item((), str(exc))
 
 
-def _in_names(listing: Listing) -> _Found:
+def _in_names(listing: Listing) -> Found:
     """Find faults in the folders' names, and in the CSV."""
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in listing.all_classes:
@@ -187,7 +186,7 @@ def _in_names(listing: Listing) -> _Found:
             yield kind, Item((path,))
 
 
-def _in_counts(listing: Listing) -> _Found:
+def _in_counts(listing: Listing) -> Found:
     """Find classes with no photos, few photos, or far fewer than another."""
     for split, names in listing.classes.items():
         for name in names:
@@ -203,7 +202,7 @@ def _in_counts(listing: Listing) -> _Found:
         yield "imbalance", Item((), f"{large} has {counted(most, 'photo')}, {small} {fewest}")
 
 
-def _in_files(inspection: Inspection) -> _Found:
+def _in_files(inspection: Inspection) -> Found:
     """Find faults of single files, the clearest first."""
     for path, reason in inspection.broken.items():
         yield "large" if is_too_large(path) else "corrupt", Item((path,), reason)
@@ -237,7 +236,7 @@ def _robust_z(values: Sequence[float]) -> NDArray[np.float64]:
     return distance / max(1.4826 * float(np.median(np.abs(distance))), 1e-6)
 
 
-def _in_copies(inspection: Inspection, groups: Sequence[Sequence[int]]) -> _Found:
+def _in_copies(inspection: Inspection, groups: Sequence[Sequence[int]]) -> Found:
     """Find photos that are there more than once: across classes, across splits, or within a class."""
     for group in groups:
         photos = [inspection.photos[position] for position in group]
@@ -255,18 +254,3 @@ def _in_copies(inspection: Inspection, groups: Sequence[Sequence[int]]) -> _Foun
             yield "leak", item
         if not across_classes and not across_splits:
             yield "duplicate", item
-
-
-def _in_labels(inspection: Inspection, suspects: Suspects) -> _Found:
-    """Find labels that the photos contradict: whole folders, single photos, and classes that are one."""
-    for folder in suspects.folders:
-        paths = tuple(inspection.photos[position].path for position in folder.positions)
-        note = f"{inspection.listing.name(paths[0].parent)} is labelled {folder.label}, but {folder.votes} of its"
-        note += f" {folder.voters} photos look like {folder.looks_like} elsewhere"
-        yield "folder", Item(paths, note)
-    for pair in suspects.pairs:
-        note = f"{pair.first} and {pair.second}: photos of one are as close to the other as to their own class"
-        yield "pair" if pair.photos >= SURE_PHOTOS else "small-pair", Item((), note)
-    for photo in suspects.photos:
-        note = f"labelled {photo.label}; {photo.votes} of its {photo.voters} neighbours are {photo.looks_like}"
-        yield "label", Item((inspection.photos[photo.positions[0]].path,), note)

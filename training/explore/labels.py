@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from contract.disk import written_whole
 from training.data.pixels import decoder, has_rows
+from training.explore.findings import Found, Item
 from training.explore.inspection import SPEC, Inspection
 from training.models.quiet import import_tensorflow
 
@@ -47,53 +48,19 @@ _NETWORK = "efficientnet-lite0"
 _BLOCK = 512
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """A photo, or photos of one folder, that look like another class than their label.
-
-    Attributes:
-        positions: Which photos.
-        label: Their label.
-        looks_like: The other class.
-        votes: Neighbours of the photo, or photos of the folder, that are for the other class.
-        voters: All of them.
-    """
-
-    positions: list[int]
-    label: str
-    looks_like: str
-    votes: int
-    voters: int
-
-
-@dataclass(frozen=True)
-class SuspectPair:
-    """Two classes with photos that look the same."""
-
-    first: str
-    second: str
-    separation: float
-    photos: int  # of the smaller class
-
-
-@dataclass(frozen=True)
-class Suspects:
-    """All labels that look wrong."""
-
-    folders: list[Suspect]
-    pairs: list[SuspectPair]
-    photos: list[Suspect]
-
-
-def find_suspects(inspection: Inspection, features: NDArray[np.float32]) -> Suspects:
-    """Compare the label of each photo, and of each folder, with the labels of its neighbours."""
-    labels = np.array([photo.label for photo in inspection.photos])
+def find_suspects(inspection: Inspection, features: NDArray[np.float32]) -> Found:
+    """Find labels that the photos contradict: whole folders, classes that are one, and single photos."""
+    photos, labels = inspection.photos, np.array([photo.label for photo in inspection.photos])
     if len(set(labels.tolist())) < 2 or len(labels) <= 2 * NEIGHBOURS:
-        return Suspects([], [], [])
-    folders = suspect_folders(inspection, features)
-    in_folders = {position for folder in folders for position in folder.positions}
-    photos = [photo for photo in suspect_photos(labels, features) if not in_folders.intersection(photo.positions)]
-    return Suspects(folders, suspect_pairs(labels, features), photos)
+        return
+    in_folders: set[int] = set()
+    for positions, note in suspect_folders(inspection, features):
+        in_folders.update(positions)
+        yield "folder", Item(tuple(photos[position].path for position in positions), note)
+    yield from suspect_pairs(labels, features)
+    for position, note in suspect_photos(labels, features):
+        if position not in in_folders:
+            yield "label", Item((photos[position].path,), note)
 
 
 def features(inspection: Inspection, cache: Path) -> NDArray[np.float32]:
@@ -120,8 +87,8 @@ def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return found
 
 
-def suspect_photos(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[Suspect]:
-    """Return photos with neighbours that nearly all have one other label, the clearest first."""
+def suspect_photos(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[tuple[int, str]]:
+    """Return photos with neighbours that nearly all have one other label, each with a note, the clearest first."""
     counts = Counter(labels.tolist())
     k = _neighbours(counts)
     suspects = []
@@ -129,12 +96,12 @@ def suspect_photos(labels: NDArray[np.str_], features: NDArray[np.float32]) -> l
         label = str(labels[position])
         other, votes = Counter(labels[nearest].tolist()).most_common(1)[0]
         if other != label and votes >= PHOTO_AGREEMENT * k and counts[label] > k:
-            suspects.append(Suspect([position], label, other, votes, k))
-    return sorted(suspects, key=lambda suspect: -suspect.votes)
+            suspects.append((-votes, position, f"labelled {label}; {votes} of its {k} neighbours are {other}"))
+    return [(position, note) for _, position, note in sorted(suspects)]
 
 
-def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> list[Suspect]:
-    """Return folders with photos that mostly look like photos of another class in other folders.
+def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> list[tuple[list[int], str]]:
+    """Return the photos of folders that mostly look like photos of another class in other folders, and a note of each.
 
     A folder is judged only if other folders have at least half as many photos with its label.
     """
@@ -159,12 +126,14 @@ def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> li
         other, count = Counter(looks[position] for position in members).most_common(1)[0]
         if other != label and count > FOLDER_AGREEMENT * len(members):
             photos = [position for position in members if looks[position] == other]
-            suspects.append(Suspect(photos, label, other, count, len(members)))
+            folder = inspection.listing.name(inspection.photos[members[0]].path.parent)
+            note = f"{folder} is labelled {label}, but {count} of its {len(members)} photos look like {other} elsewhere"
+            suspects.append((photos, note))
     return suspects
 
 
-def suspect_pairs(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[SuspectPair]:
-    """Return pairs of classes with photos as close to the other class as to their own."""
+def suspect_pairs(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[tuple[str, Item]]:
+    """Return pairs of classes with photos as close to the other class as to their own, the closest first."""
     names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     k = _neighbours(Counter(labels.tolist()))
     near = np.zeros((len(names), len(names)))  # how often a class (row) has a neighbour of a class (column)
@@ -174,8 +143,10 @@ def suspect_pairs(labels: NDArray[np.str_], features: NDArray[np.float32]) -> li
     for a, b in combinations(np.flatnonzero(counts > k).tolist(), 2):
         separation = min(_separation(near, counts, a, b), _separation(near, counts, b, a))
         if separation < MIN_SEPARATION:
-            pairs.append(SuspectPair(str(names[a]), str(names[b]), separation, int(min(counts[a], counts[b]))))
-    return sorted(pairs, key=lambda pair: pair.separation)
+            kind = "pair" if min(counts[a], counts[b]) >= SURE_PHOTOS else "small-pair"
+            note = f"{names[a]} and {names[b]}: photos of one are as close to the other as to their own class"
+            pairs.append((separation, kind, note))
+    return [(kind, Item((), note)) for _, kind, note in sorted(pairs)]
 
 
 def _separation(near: NDArray[np.float64], counts: NDArray[np.int64], a: int, b: int) -> float:

@@ -20,9 +20,8 @@ from tests.programs.photos import encode, flip_bit, photo
 from training.__main__ import main
 from training.errors import DataError
 from training.explore import duplicates, labels, listing
-from training.explore.findings import Finding, find_findings
+from training.explore.findings import Finding, Item, find_findings
 from training.explore.inspection import inspect
-from training.explore.labels import Suspect, SuspectPair, Suspects
 
 Fill = Callable[..., Path]
 
@@ -43,11 +42,11 @@ def fill(tmp_path: Path) -> Fill:
     return fill
 
 
-def find(source: Path, *pairs: SuspectPair) -> dict[str, Finding]:
-    """Return the findings of a folder or CSV by their kind; of its labels, only some pairs of classes are suspected."""
+def find(source: Path) -> dict[str, Finding]:
+    """Return the findings of a folder or CSV by their kind, without those of its labels."""
     inspected = inspect(listing.read(source), source.parent / "cache")
-    groups, suspects = duplicates.find_groups(inspected), Suspects([], list(pairs), [])
-    return {each.kind: each for each in find_findings(source, inspected, groups, suspects)}
+    groups = duplicates.find_groups(inspected)
+    return {each.kind: each for each in find_findings(source, inspected, groups, iter(()))}
 
 
 def notes(finding: Finding) -> list[str]:
@@ -362,7 +361,7 @@ def test_single_wrong_labels_are_found() -> None:
     """A dog among thirty cats."""
     features = np.concatenate([cluster(0, 30, 1), cluster(1, 30, 2)])
     given = np.array(["cat"] * 29 + ["dog"] + ["dog"] * 30)
-    assert labels.suspect_photos(given, features) == [Suspect([29], "dog", "cat", 10, 10)]
+    assert labels.suspect_photos(given, features) == [(29, "labelled dog; 10 of its 10 neighbours are cat")]
 
 
 def test_folders_with_wrong_labels_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,22 +371,19 @@ def test_folders_with_wrong_labels_are_found(monkeypatch: pytest.MonkeyPatch) ->
     features = np.concatenate([cluster(0, 30, 1), cluster(1, 30, 2), cluster(0, 7, 3)])
     asked, nearest = list[int](), labels._nearest
     monkeypatch.setattr(labels, "_nearest", lambda *given: (asked.append(len(given[3])), nearest(*given))[1])
-    found = labels.suspect_folders(SimpleNamespace(photos=photos), features)
-    assert found == [Suspect(list(range(60, 65)), "dog", "cat", 5, 5)] and asked == [65]
+    inspected = SimpleNamespace(photos=photos, listing=SimpleNamespace(name=str))
+    ((found, note),) = labels.suspect_folders(inspected, features)
+    assert found == list(range(60, 65)) and asked == [65]
+    assert note == "c/dog is labelled dog, but 5 of its 5 photos look like cat elsewhere"
 
 
-def test_one_class_under_two_names_is_found() -> None:
-    """Photos of one kind, half of them under another name, beside a class that is different."""
-    features = np.concatenate([cluster(0, 60, 1), cluster(1, 30, 2)])
-    given = np.array(["jacket", "coat"] * 30 + ["hat"] * 30)
-    assert labels.suspect_pairs(given, features) == [SuspectPair("coat", "jacket", pytest.approx(0, abs=0.3), 30)]
-
-
-@pytest.mark.parametrize(("photos", "severity"), [(39, "suspicion"), (40, "problem")])
-def test_classes_of_few_photos_are_only_suspected(fill: Fill, photos: int, severity: str) -> None:
-    """Few photos of two classes may look alike by chance."""
-    found = find(fill(coat=20, jacket=20), SuspectPair("coat", "jacket", 0.1, photos))
-    assert [each.severity for each in found.values()] == [severity]
+@pytest.mark.parametrize(("photos", "kind"), [(39, "small-pair"), (40, "pair")])
+def test_one_class_under_two_names_is_found(photos: int, kind: str) -> None:
+    """Beside a class that is different; few photos of two classes may look alike by chance, so those are suspected."""
+    features = np.concatenate([cluster(0, 2 * photos, 1), cluster(1, 30, 2)])
+    given = np.array(["jacket", "coat"] * photos + ["hat"] * 30)
+    note = "coat and jacket: photos of one are as close to the other as to their own class"
+    assert labels.suspect_pairs(given, features) == [(kind, Item((), note))]
 
 
 # The whole command
