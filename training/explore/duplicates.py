@@ -41,7 +41,7 @@ def find_groups(inspection: Inspection) -> list[list[int]]:
     shas = np.array([photo.sha256 for photo in inspection.photos])
     order = np.argsort(shas, kind="stable")
     same = shas[order[1:]] == shas[order[:-1]]  # photos without details overlap with nothing, not even their copies
-    pairs = [np.stack([order[:-1][same], order[1:][same]], axis=1), *_find_pairs(inspection.pixels)]
+    pairs = [np.stack([order[:-1][same], order[1:][same]], axis=1), *_find_pairs(inspection.pixels.images)]
     rows, columns = np.concatenate(pairs).T
     count = len(inspection.photos)
     graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))

@@ -16,7 +16,7 @@ from contract.document import ImageSpec
 from contract.image import ImageError, ImageTooLargeError, decode, exif_orientation, open_image
 from training.cores import CORES
 from training.data.folder import Photo
-from training.data.pixels import load_pixels
+from training.data.pixels import Pixels, load_pixels
 from training.explore.listing import Listed, Listing
 from training.words import counted
 
@@ -53,16 +53,14 @@ class Inspection:
 
     Attributes:
         photos: Those that decode.
-        pixels: Their pixels, uint8 (n, h, w, 3).
+        pixels: Their pixels.
         broken: Why the others do not decode.
-        digest: SHA-256 over labels and file contents.
     """
 
     listing: Listing
     photos: list[InspectedPhoto]
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     broken: dict[Path, str]
-    digest: str
 
 
 def inspect(listing: Listing, cache: Path) -> Inspection:
@@ -79,7 +77,7 @@ def inspect(listing: Listing, cache: Path) -> Inspection:
     kept = [photo for photo in listing.photos if photo.path not in broken]
     with ThreadPoolExecutor(CORES) as pool:
         photos = list(pool.map(_read, kept, decoded.images))
-    return Inspection(listing, photos, decoded.images, broken, decoded.digest)
+    return Inspection(listing, photos, decoded, broken)
 
 
 def _read(listed: Listed, pixels: NDArray[np.uint8]) -> InspectedPhoto:

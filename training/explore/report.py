@@ -63,7 +63,7 @@ def write(findings: Sequence[Finding], inspection: Inspection, source: Path, out
     left = iter(range(FOUND_PHOTOS))
 
     def show(path: Path) -> Picture:
-        return {"name": name(path), "url": page.thumbnail(inspection.pixels[position[path]])}
+        return {"name": name(path), "url": page.thumbnail(inspection.pixels.images[position[path]])}
 
     def show_found(path: Path) -> Picture:
         pictured = path in position and next(left, None) is not None
@@ -119,7 +119,7 @@ def _summary(findings: Sequence[Finding], inspection: Inspection, source: Path) 
         "name": source.resolve().name,
         "source": str(source),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data_digest": inspection.digest,
+        "data_digest": inspection.pixels.digest,
         "photos": len(listing.photos),
         "classes": list(listing.all_classes),
         "splits": list(listing.classes),

@@ -31,7 +31,7 @@ def explore(source: Path, out: Path, cache: Path) -> list[Finding]:
     inspected = inspection.inspect(listing.read(source), cache)
     _log.info(f"Comparing {counted(len(inspected.photos), 'photo')} with each other")
     groups = duplicates.find_groups(inspected)
-    suspects = labels.find_suspects(inspected, labels.features(inspected, cache))
+    suspects = labels.find_suspects(inspected, labels.features(inspected.pixels))
     found = find_findings(source, inspected, groups, suspects)
     report.log_findings(found, inspected)
     page = report.write(found, inspected, source, out)

@@ -348,12 +348,12 @@ def test_features_that_a_crash_cut_off_are_computed_again(
     """Whole ones are not."""
     computed: list[int] = []
     monkeypatch.setattr(labels, "_compute", lambda pixels: (computed.append(len(pixels)), np.eye(len(pixels), 32))[1])
-    inspected = inspect(listing.read(fill(cat=4, dog=4)), tmp_path)
-    whole = labels.features(inspected, tmp_path)
-    (file,) = tmp_path.glob("*.features.npy")
+    pixels = inspect(listing.read(fill(cat=4, dog=4)), tmp_path).pixels
+    whole = labels.features(pixels)
+    (file,) = tmp_path.glob("*.npy")
     file.write_bytes(file.read_bytes()[:left])
     for _ in range(2):
-        np.testing.assert_array_equal(labels.features(inspected, tmp_path), whole)
+        np.testing.assert_array_equal(labels.features(pixels), whole)
     assert computed == [8, 8]
 
 
