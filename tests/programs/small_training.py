@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import Input, Model, layers
 from PIL import Image
 
+from serving.errors import ServingError
 from tests.programs.photos import encode
 from training.__main__ import main
 from training.fit import commands, phases
@@ -92,7 +93,7 @@ def _die_in_the_third(*_: Any, trainings: Iterator[int] = count(1)) -> float:  #
 
 def _not_by_tflite(*_: Any) -> NoReturn:
     """Leave features to Keras, as with GPUs."""
-    raise RuntimeError
+    raise ServingError
 
 
 if __name__ == "__main__":

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import Any
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 from tensorflow.lite.python.convert_phase import ConverterError
 
+from contract.document import IMAGES, PREDICT_SIGNATURE, PROBABILITIES
+from serving.engines import TFLITE_FILES, open_engine
+from serving.errors import ServingError
 from training.cores import INTERPRETERS, THREADS
 from training.models.frozen import freeze, why_no_tflite
 from training.models.quiet import quiet
@@ -55,33 +57,19 @@ def _runner(model: keras.Model) -> tuple[Callable[[NDArray[np.uint8]], Features]
         features: NDArray[np.float32] = model.predict_on_batch(pixels)
         return features[: len(pixels)]  # where devices share the work, each predicts all, and Keras joins what they say
 
+    def by_tflite(pixels: NDArray[np.uint8]) -> Features:
+        return engine.run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES]
+
     if tf.config.list_physical_devices("GPU"):
         return by_keras, 1
     try:
-        with quiet(ConverterError, RuntimeError):
+        with quiet(ConverterError, ServingError), tempfile.TemporaryDirectory() as scratch:
             frozen = freeze(model, *model.input_shape[1:3])
             content = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module()).convert()
-            interpreters = [Interpreter(model_content=content, num_threads=THREADS) for _ in range(INTERPRETERS)]
-            for interpreter in interpreters:
-                interpreter.allocate_tensors()
-    except (ConverterError, RuntimeError) as exc:
+            (Path(scratch) / TFLITE_FILES["tflite"]).write_bytes(content)
+            engine = open_engine(Path(scratch), "tflite", THREADS, INTERPRETERS)
+            by_tflite(np.zeros((1, *model.input_shape[1:]), np.uint8))  # XNNPACK announces itself at the first run
+    except (ConverterError, ServingError) as exc:
         _log.info(f"Note: a release of this network will fail, as it does not convert to TFLite: {why_no_tflite(exc)}")
         return by_keras, 1
-    idle = SimpleQueue[Any]()
-    for interpreter in interpreters:
-        idle.put(interpreter)
-
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        interpreter = idle.get()
-        (entry,), (end,) = interpreter.get_input_details(), interpreter.get_output_details()
-        rows = []
-        try:
-            for row in pixels:
-                interpreter.set_tensor(entry["index"], row[np.newaxis])
-                interpreter.invoke()
-                rows.append(interpreter.get_tensor(end["index"])[0])
-        finally:
-            idle.put(interpreter)
-        return np.stack(rows)
-
-    return run, INTERPRETERS
+    return by_tflite, INTERPRETERS
