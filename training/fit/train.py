@@ -165,50 +165,29 @@ def _made_of(data: Data, preset: Preset) -> list[Any]:
 
 
 def _train(data: Data, plan: Plan, name: str, unfinished: Unfinished, *, runs: Path, first: Path | None) -> Path:
-    """Train, calibrate and measure a network, and write its run folder."""
+    """Train, calibrate and measure a network, and write its run folder with a report."""
     preset, recipe, splits = plan.preset, plan.preset.recipe, data.splits
     keras.utils.set_random_seed(recipe.seed)
-    contract = _begin_contract(name, data, preset)
+    start, begun = phases.start_of(preset), provenance()
     network = phases.build(preset, len(data.classes))
     _log_class_weights(network.model, splits["train"], data.classes, recipe)
-    training = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s, trainings=plan.trainings)
-    history = training.fit(splits)
+    history = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s, trainings=plan.trainings).fit(splits)
     features = _compute_features(network, splits, recipe)
-    temperature = round(_calibrate(network, features["validation"], splits["validation"].labels), 4)
-    made: dict[str, Any] = {"created_at": provenance().created_at, "training_s": round(unfinished.spent_s)}
-    contract = replace(contract, origin=replace(contract.origin, temperature=temperature, **made))
-    course = Course(plan.text, Run(first).contract.metrics if first else None, history)
-    return _keep(runs, network, contract, course=course, splits=splits, features=features, recipe=recipe)
-
-
-def _begin_contract(name: str, data: Data, preset: Preset) -> Contract:
-    """Return what is known of a model before it is trained."""
-    start = phases.start_of(preset)
     known: dict[str, Any] = {
         **start.origin(preset.weights),
-        "data_digest": {split: pixels.digest for split, pixels in data.splits.items()},
-        "recipe": asdict(preset.recipe),
+        "data_digest": {split: pixels.digest for split, pixels in splits.items()},
+        "recipe": asdict(recipe),
+        "temperature": round(_calibrate(network, features["validation"], splits["validation"].labels), 4),
+        "created_at": provenance().created_at,
+        "training_s": round(unfinished.spent_s),
     }
-    return Contract(name, data.classes, start.photo_spec, replace(provenance(), **known))
-
-
-def _keep(
-    runs: Path,
-    network: phases.Network,
-    contract: Contract,
-    *,
-    course: Course,
-    splits: Mapping[str, Pixels],
-    features: Mapping[str, NDArray[np.float32]],
-    recipe: Recipe,
-) -> Path:
-    """Measure a model on what was held out, and write its run folder with a report."""
-    results = {
+    contract = Contract(name, data.classes, start.photo_spec, replace(begun, **known))
+    results: dict[str, Result] = {
         split: _measure(split, network.head.predict(features[split], verbose=0), splits[split], contract)
         for split in ("validation", "test")
         if split in splits
     }
-    score = novelty.fit(features["train"], features["validation"], len(contract.classes))
+    score = novelty.fit(features["train"], features["validation"], len(data.classes))
     if score:
         contract = replace(contract, novelty=score.novelty)
         results = {
@@ -217,7 +196,8 @@ def _keep(
     contract = replace(contract, metrics={"train_photos": len(splits["train"].labels), **_metrics(results)})
     split, result = list(results.items())[-1]
     photos, directions = _telling_photos(splits[split], result), score.directions if score else None
-    run = write_run(runs, network.model, contract, course.history, photos, directions=directions)
+    course = Course(plan.text, Run(first).contract.metrics if first else None, history)
+    run = write_run(runs, network.model, contract, history, photos, directions=directions)
     write_report(run, network.model, contract, course=course, result=result, splits=splits, split=split, recipe=recipe)
     _log.info(f"Saved the run in {run}")
     return run
