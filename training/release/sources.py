@@ -22,7 +22,7 @@ from training.release.class_names import read_classes
 from training.release.criteria import Criteria
 from training.release.export import export
 from training.release.replacement import refuse_other_classes
-from training.release.store import staged_version
+from training.release.store import publish, staged_version
 from training.runs.folder import provenance, read_run, record_release, sha256
 from training.words import as_utf8
 
@@ -140,8 +140,8 @@ def release(
                 contract = replace(contract, metrics={**contract.metrics, **difference})
                 limit = criteria.int8_limit(criteria.accuracy_of(probabilities), contract.image) if int8 else None
             model = with_score(model, source.directions)
-            export(model, contract, staged.path, photos=source.photos, int8=limit)
-            version = staged.release()
+            export(model, contract, staged, photos=source.photos, int8=limit)
+            version = publish(staged)
     except (OSError, tf.errors.OpError) as exc:
         raise ExportError(f"Could not make a version below {store / contract.model}: {exc}") from exc
     size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from contract.disk import locked, sync, sync_all, written_whole
@@ -20,29 +19,11 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-@dataclass
-class StagedVersion:
-    """A version that is being written, under a name that no server takes for one."""
-
-    path: Path
-
-    def release(self) -> Path:
-        """Sync what was written to disk, and rename it to the next number, after what was copied in meanwhile too."""
-        sync_all(self.path)
-        home = self.path.parent
-        number = _next_number(home)
-        with written_whole(_last_file(home)) as draft:  # a full disk must not empty the file itself
-            draft.write_text(f"{number}\n")
-            sync(draft)
-        target = home / str(number)
-        self.path.rename(target)
-        sync(home)
-        return target
-
-
 @contextmanager
-def staged_version(store: Path, model: str) -> Iterator[StagedVersion]:
-    """Open the next version of a model for writing; one writer at a time, leftovers of a killed one cleared.
+def staged_version(store: Path, model: str) -> Iterator[Path]:
+    """Open the next version of a model for writing, in a folder that no server takes for one, see `publish`.
+
+    There is one writer at a time. What a killed one left is cleared.
 
     Raises:
         ExportError: The name cannot be a model's, or another export of the same model does not end.
@@ -61,9 +42,22 @@ def staged_version(store: Path, model: str) -> Iterator[StagedVersion]:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
-            yield StagedVersion(staging)
+            yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(staging: Path) -> Path:
+    """Sync what was written to disk, and rename it to the next number, after what was copied in meanwhile too."""
+    sync_all(staging)
+    home = staging.parent
+    number = _next_number(home)
+    with written_whole(_last_file(home)) as draft:  # a full disk must not empty the file itself
+        draft.write_text(f"{number}\n")
+        sync(draft)
+    version = staging.rename(home / str(number))
+    sync(home)
+    return version
 
 
 def check_name(model: str) -> None:

@@ -8,14 +8,14 @@ import pytest
 
 from contract.store import versions_of
 from training.errors import ExportError
-from training.release.store import check_name, staged_version
+from training.release.store import check_name, publish, staged_version
 
 
 def release(store, model="tiny"):
     """Release a version of one file, and return its number."""
     with staged_version(store, model) as staging:
-        (staging.path / "model").write_text("content")
-        return int(staging.release().name)
+        (staging / "model").write_text("content")
+        return int(publish(staging).name)
 
 
 def test_versions_are_numbered_from_one(tmp_path):
@@ -44,7 +44,7 @@ def test_numbers_follow_versions_of_others(tmp_path):
     """A version that somebody copied into the store is counted, also if it came while the new one was written."""
     with staged_version(tmp_path, "tiny") as staging:
         (tmp_path / "tiny" / "17").mkdir()
-        assert staging.release().name == "18"
+        assert publish(staging).name == "18"
 
 
 def test_failed_export_releases_nothing(tmp_path):
@@ -73,9 +73,9 @@ def test_second_export_of_a_model_waits(tmp_path, monkeypatch, lines):
         monkeypatch.setattr("training.release.store.WAIT_S", 0)
         with pytest.raises(ExportError, match="Another export of 'tiny' is running"), staged_version(tmp_path, "tiny"):
             pass
-        assert staging.path.is_dir()
+        assert staging.is_dir()
         assert release(tmp_path, "other") == 1
-        staging.release()
+        publish(staging)
     assert later.result(5) == 2
 
 
