@@ -28,7 +28,6 @@ from contract.document import (
     identity_bits,
 )
 from serving.engines import TFLITE_FILES, open_engine
-from serving.errors import ServingError
 from training.cores import CORES
 from training.errors import ExportError
 from training.models.frozen import freeze
@@ -68,6 +67,7 @@ def export(
 
     Raises:
         ExportError: The files do not answer as the model does.
+        ServingError: One of them does not load.
     """
     images = golden_images(contract.image, photos)
     _log.info(f"Running {len(images)} golden examples through Keras")
@@ -122,17 +122,11 @@ class _Files:
     def add_tflite(self, engine: str, contract: Contract, content: bytes) -> None:
         """Add a TFLite file that does not describe itself yet."""
         file = self.path / TFLITE_FILES[engine]
-        try:
-            run = tflite.runner(content)
-        except ServingError as exc:
-            raise ExportError(f"The {engine} file does not load: {exc}") from exc
+        run = tflite.runner(content)
         self.add(engine, contract, run, lambda described: file.write_bytes(tflite.describe(content, described)))
 
     def _check(self, name: str, described: Contract) -> None:
-        try:
-            engine = open_engine(self.path, name, CORES)
-        except ServingError as exc:
-            raise ExportError(f"The {name} file does not load: {exc}") from exc
+        engine = open_engine(self.path, name, CORES)
         if Contract.from_json(answers.describe(engine.run)) != described:
             raise ExportError(f"The {name} file describes itself by another contract than it was given.")
         received = answer(self.images, lambda pixels: engine.run(described.signature, {IMAGES: pixels}))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from contract.document import Aspect, Contract, Filter, ImageSpec, new_identity
+from serving.errors import ServingError
 from training.errors import ExportError, WeightsError
 from training.models.catalogue import find_architecture, imagenet_classes
 from training.models.files import load_file
@@ -142,7 +143,7 @@ def release(
             model = with_score(model, source.directions)
             export(model, contract, staged, photos=source.photos, int8=limit)
             version = publish(staged)
-    except (OSError, tf.errors.OpError) as exc:
+    except (OSError, ServingError, tf.errors.OpError) as exc:
         raise ExportError(f"Could not make a version below {store / contract.model}: {exc}") from exc
     size_mb = sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) / 1e6
     _log.info(f"Released {version} ({size_mb:.0f} MB), export {contract.identity}")
