@@ -39,7 +39,6 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if given and not options.model:
         raise TrainingError(f"Expected no {' nor '.join(given)} without --model, whose version and file they choose")
 
-    from training.console import open_console
     from training.cores import INTERPRETERS
     from training.data.pixels import Photos
     from training.judge import predictors
@@ -55,7 +54,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if options.gateway:
         chosen.append(predictors.Gateway(options.gateway))
     photos = Photos(options.folder, options.cache)
-    evaluate(photos, chosen, options.split, out=options.out, console=open_console())
+    evaluate(photos, chosen, options.split, out=options.out)
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:

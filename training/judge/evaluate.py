@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from contract.document import Contract
 from training import page
 from training.data.folder import Photo, read_rows, read_split
@@ -26,9 +24,7 @@ _log = logging.getLogger(__name__)
 Models = Sequence[tuple[str, Contract]]  # titles and contracts
 
 
-def evaluate(
-    photos: Photos, predictors: Sequence[Predictor], split: str, *, out: Path, console: Console
-) -> list[Result]:
+def evaluate(photos: Photos, predictors: Sequence[Predictor], split: str, out: Path) -> list[Result]:
     """Measure predictors on the same photos, and write a report.
 
     Args:
@@ -36,7 +32,6 @@ def evaluate(
         predictors: One or more; each is compared with the first.
         split: `train`, `validation`, `test`, `all`, or `auto`, see `choose_photos`.
         out: A folder for evaluation.html, evaluation.json and the plots.
-        console: Where the tables are printed.
 
     Raises:
         TrainingError: There are no such photos, or a predictor does not answer.
@@ -61,7 +56,7 @@ def evaluate(
     if first.skipped:
         description += f"; {len(first.skipped)} of them cannot be decoded"
     _log.info("")
-    report.show(results, console)
+    report.show(results)
     shown = report.draw(results, first, contract, description, out)
     written = page.write(out / "evaluation.html", "evaluation.html", **shown)
     _log.info(f"\nWrote {written}, evaluation.json and plots beside it")

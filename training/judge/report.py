@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from contract.answers import most_probable
 from contract.document import Contract
 from training import page
+from training.console import open_console
 from training.data.pixels import Pixels
 from training.judge import plots
 from training.judge.metrics import Agreement, Figures, worst_mistakes
@@ -75,9 +75,9 @@ def frequent_mistakes(figures: Figures) -> list[tuple[int, str, str]]:
     return [(int(counts[row, column]), names[row], names[column]) for row, column in pairs if counts[row, column]]
 
 
-def show(results: Sequence[Result], console: Console) -> None:
+def show(results: Sequence[Result]) -> None:
     """Print the figures, the weakest classes, and the most frequent mistakes."""
-    table = Table("", *(each.title for each in results), box=None, pad_edge=False)
+    console, table = open_console(), Table("", *(each.title for each in results), box=None, pad_edge=False)
     for name, values in rows(results):
         table.add_row(name, *values)
     console.print(table)

@@ -16,11 +16,9 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 
 def run_runs(options: argparse.Namespace) -> None:
     """List the runs, or compare some."""
-    from training.console import open_console
     from training.runs import compare
 
-    console = open_console()
     if options.run:
-        compare.compare(options.run, console)
+        compare.compare(options.run)
     else:
-        compare.list_runs(options.runs, console)
+        compare.list_runs(options.runs)

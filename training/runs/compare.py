@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from contract.document import Contract
+from training.console import open_console
 from training.errors import TrainingError
 from training.runs.folder import Run, find_runs, flat
 
 LAST_VERSIONS = 3  # that are shown of a run
 
 
-def list_runs(folder: Path, console: Console) -> None:
+def list_runs(folder: Path) -> None:
     """Print a line for each run: its architecture, its accuracy, how long it took, and what was released of it.
 
     Raises:
@@ -27,7 +27,7 @@ def list_runs(folder: Path, console: Console) -> None:
     table = Table(*heads, box=None, pad_edge=False)
     for run in find_runs(folder):
         table.add_row(str(run.path), *_summary(run))
-    console.print(table)
+    open_console().print(table)
 
 
 def _summary(run: Run) -> list[str]:
@@ -47,7 +47,7 @@ def _versions(run: Run) -> str:
     return "… " * (len(versions) > LAST_VERSIONS) + ", ".join(versions[-LAST_VERSIONS:])
 
 
-def compare(paths: Sequence[Path], console: Console) -> None:
+def compare(paths: Sequence[Path]) -> None:
     """Print the figures of run folders, and every setting in which they differ.
 
     Raises:
@@ -60,7 +60,7 @@ def compare(paths: Sequence[Path], console: Console) -> None:
         values = [facts.get(name, "") for facts in columns]
         if len(set(values)) > 1 or name.startswith(("validation", "test")):
             table.add_row(name, *values)
-    console.print(table)
+    open_console().print(table)
 
 
 def _facts(contract: Contract) -> dict[str, str]:

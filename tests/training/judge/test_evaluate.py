@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from contract.document import Contract, ImageSpec, Origin
 from tests.programs.photos import encode, photo
@@ -175,7 +174,7 @@ def test_the_page_shows_the_first_models_photos(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(page, "write", lambda path, template, **values: shown.update(values))
     monkeypatch.setattr(page, "thumbnail", lambda pixels: str(sizes.add(pixels.shape)))
     predictors = [Fixed(px, (0, 0.1, 0.9, 0), (0.9, 0.1, 0, 0)) for px in (16, 8)]
-    evaluate(Photos(tmp_path / "photos", tmp_path), predictors, "all", out=tmp_path, console=Console())
+    evaluate(Photos(tmp_path / "photos", tmp_path), predictors, "all", out=tmp_path)
     links = [cell["id"] for _, cells in shown["matrix"] for cell in cells if cell["id"]]
     assert sizes == {(16, 16, 3)} and sorted(links) == ["pair-1-0", "pair-1-2"]
 
