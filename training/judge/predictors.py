@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import urllib3
@@ -48,25 +48,6 @@ class Predicted(NamedTuple):
 
     probabilities: NDArray[np.float32]
     unknown: NDArray[np.bool_] | None
-
-
-class Predictor(Protocol):
-    """Gives probabilities.
-
-    Attributes:
-        title: Its name in reports.
-        contract: Its classes, and how its photos become pixels.
-    """
-
-    title: str
-    contract: Contract
-
-    def predict(self, photos: Pixels) -> Predicted:
-        """Return what it says of decoded photos.
-
-        Raises:
-            TrainingError: One of them got no answer.
-        """
 
 
 class KerasRun:
@@ -185,6 +166,10 @@ class Gateway:
             raise TrainingError(f"Expected a gateway at {self._url}. Received: {reason}") from exc
         except (ValueError, KeyError, TypeError) as exc:
             raise TrainingError(f"Expected a gateway at {self._url}. Received an answer of something else") from exc
+
+
+Predictor = KerasRun | StoredVersion | Gateway
+"""Each has a title for reports and a contract, and predicts decoded photos, or raises a TrainingError."""
 
 
 def check_alike(contracts: Sequence[tuple[str, Contract]]) -> None:
