@@ -11,13 +11,14 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from contract.document import ContractError
 from contract.settings import number
 from contract.store import versions_of
 from serving.errors import ServingError
 from training.errors import TrainingError, WeightsError
+from training.fit.preset import Preset, find_preset
+from training.fit.recipe import Recipe
 from training.models.quiet import import_tensorflow
 from training.release.commands import (
     PIXELS,
@@ -27,10 +28,8 @@ from training.release.commands import (
     read_chosen_criteria,
     refuse,
 )
-
-if TYPE_CHECKING:
-    from training.fit.preset import Preset
-    from training.runs.track import Tracking
+from training.runs.folder import Run
+from training.runs.track import Tracking, find_tracker
 
 _log = logging.getLogger(__name__)
 
@@ -95,11 +94,8 @@ def run_train(options: argparse.Namespace) -> int:
     import_tensorflow()
 
     from training.data.pixels import Photos
-    from training.fit.preset import find_preset
-    from training.fit.recipe import Recipe
     from training.fit.train import describe_data, find_strategy, read_data, train
     from training.release.replacement import refuse_other_classes
-    from training.runs.track import Tracking, find_tracker
 
     tracking = Tracking(find_tracker(options.track)) if options.track else None
     chosen = ("architecture", "weights", "size", "preprocessing", *(field.name for field in fields(Recipe)))
@@ -133,8 +129,6 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _check_first_only(options: argparse.Namespace) -> None:
     """Refuse options of what is not made where the first version is all."""
-    from training.fit.recipe import Recipe
-
     if not options.first_only:
         return
     refuse(options, "with --first-only, which makes no int8 file", "int8_drop")
@@ -146,8 +140,6 @@ def _check_first_only(options: argparse.Namespace) -> None:
 
 def _better(run: Path, first: Path | None) -> Path:
     """Return the run that is more accurate on validation; of equals, the one that gives the right classes more."""
-    from training.runs.folder import Run
-
     if not first:
         return run
     now, before = (Run(each).contract.metrics for each in (run, first))
@@ -225,8 +217,6 @@ def _check_start(preset: Preset, architecture: str | None) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add an option for each hyperparameter, described by the first sentence of its docstring."""
-    from training.fit.recipe import Recipe
-
     docs = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", inspect.getdoc(Recipe) or "", re.DOTALL | re.MULTILINE))
     for field in fields(Recipe):
         meaning = " ".join(docs[field.name].split()).partition(". ")[0].rstrip(".")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from training.fit.commands import A_YEAR, FOLDER
+from training.fit.preset import find_preset
 from training.models.quiet import import_tensorflow
 from training.release.commands import PIXELS
 
@@ -46,7 +47,6 @@ def run_tune(options: argparse.Namespace) -> None:
     import_tensorflow()
 
     from training.data.pixels import Photos
-    from training.fit.preset import find_preset
     from training.tune.search import tune
     from training.tune.space import find_space
 

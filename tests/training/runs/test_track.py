@@ -223,7 +223,7 @@ def test_a_release_does_not_wait_for_a_tracker_or_a_second_training(
 
     monkeypatch.setattr("training.fit.train.read_data", lambda *_: None)
     monkeypatch.setattr("training.fit.train.train", train)
-    monkeypatch.setattr("training.runs.track.find_tracker", lambda _: Broken)
+    monkeypatch.setattr("training.fit.commands.find_tracker", lambda _: Broken)
     released: list[object] = []
     finish = Tracking.finish
     monkeypatch.setattr(Tracking, "finish", lambda *given: (released.append("tracked"), finish(*given)))
