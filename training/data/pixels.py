@@ -116,6 +116,11 @@ class Photos:
         return pixels
 
 
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """Return the positions of at most so many of some things, evenly spread over all of them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+
+
 def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels:
     """Decode photos with the contract's decode, on all cores, or map what an earlier call left in the cache.
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from training import page
+from training.data.pixels import spread
 from training.explore.findings import NOTE, PROBLEM, SUSPICION, Finding
 from training.explore.inspection import Inspection
 
@@ -105,8 +106,7 @@ def _sheets(inspection: Inspection, show: Callable[[Path], Picture]) -> dict[str
     sheets = {}
     for name in names:
         paths = [photo.path for photo in inspection.photos if photo.label == name]
-        chosen = np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int))
-        sheets[name] = [show(paths[i]) for i in chosen]
+        sheets[name] = [show(paths[i]) for i in spread(len(paths), most)]
     return sheets
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from contract.document import Contract
 from training import page
-from training.data.pixels import Pixels
+from training.data.pixels import Pixels, spread
 from training.fit import batches
 from training.fit.recipe import Recipe
 from training.judge import plots, report
@@ -45,11 +45,10 @@ class Course:
         for number, figures in enumerate(self.history.values(), start=1):
             accuracies, minutes = figures["val_accuracy"], figures["minutes"]
             best, at_most = np.maximum.accumulate(accuracies), max(2, SHOWN_EPOCHS // len(self.history))
-            shown = np.linspace(0, len(best) - 1, min(len(best), at_most)).round().astype(int)
             training = f" of training {number}" if len(self.history) > 1 else ""
             steps += [
                 (f"The best{training} after {minutes[k]:.1f} minutes, {counted(int(k) + 1, 'epoch')}", best[k])
-                for k in shown
+                for k in spread(len(best), at_most)
             ]
         return [*steps, ("This run's model", last["validation_accuracy"])]
 
@@ -62,7 +61,7 @@ def augmented_photos(pixels: Pixels, recipe: Recipe) -> dict[int, NDArray[np.uin
     if not (recipe.epochs and (recipe.augmentation or recipe.cutmix)):
         return {}
     labels, first = np.unique(pixels.labels, return_index=True)
-    chosen = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), AUGMENTED_CLASSES)).round().astype(int))
+    chosen = spread(len(labels), AUGMENTED_CLASSES)
     originals = np.ascontiguousarray(pixels.images[first[chosen]])
     change = batches.augmentation(recipe)
     targets = np.eye(len(chosen), dtype=np.float32)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from contract.document import Contract
 from training.data.folder import Dataset
-from training.data.pixels import Photos, Pixels, decoder
+from training.data.pixels import Photos, Pixels, decoder, spread
 from training.errors import TrainingError
 from training.fit import phases
 from training.fit.features import frozen_features
@@ -207,8 +207,7 @@ def _compute_features(
     network: phases.Network, splits: Mapping[str, Pixels], recipe: Recipe
 ) -> dict[str, NDArray[np.float32]]:
     """Return the features (n, c) of each split; of train, those of some photos spread over it."""
-    last, count = len(splits["train"].labels) - 1, min(len(splits["train"].labels), SCORE_PHOTOS)
-    some = splits["train"].part(np.linspace(0, last, count).round().astype(np.int64))
+    some = splits["train"].part(spread(len(splits["train"].labels), SCORE_PHOTOS))
     chosen, model = {**splits, "train": some}, network.features
     if recipe.epochs:
         images = (np.asarray(pixels.images[:]) for pixels in chosen.values())

@@ -17,7 +17,7 @@ from contract.answers import most_probable
 from contract.document import Contract
 from training import page
 from training.console import open_console
-from training.data.pixels import Pixels
+from training.data.pixels import Pixels, spread
 from training.judge import plots
 from training.judge.metrics import Agreement, Figures, worst_mistakes
 
@@ -192,8 +192,7 @@ def _pairs(result: Result, photos: Pixels, classes: Sequence[str]) -> list[dict[
 def _unknown(result: Result, unknown: NDArray[np.bool_], photos: Pixels, classes: Sequence[str]) -> dict[str, Any]:
     """Return how many photos are called unknown though they are of the classes, and some of them, evenly spread."""
     positions = np.flatnonzero(unknown)
-    count = min(len(positions), UNKNOWN_PHOTOS)
-    shown = positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]
+    shown = positions[spread(len(positions), UNKNOWN_PHOTOS)]
     return {"count": len(positions), "photos": [_picture(result, photos, classes, int(each)) for each in shown]}
 
 
