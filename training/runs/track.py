@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from training.errors import TrainingError
@@ -25,20 +25,6 @@ _log = logging.getLogger(__name__)
 
 Figures = Mapping[str, Sequence[float]]
 KNOWN = "tracking"  # the file in the folder of an unfinished training with the id of its run in the tracker
-
-
-class Tracker(Protocol):
-    """A run in an experiment tracker, begun, or found by the training's id; `steps` epochs have been sent to it."""
-
-    steps: int
-
-    def __init__(self, model: str, training: str, live: Path) -> None: ...
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Send an epoch's figures."""
-
-    def finish(self, run: Run) -> None:
-        """Send what there is of the finished run beside its epochs."""
 
 
 class TensorBoard:
@@ -138,6 +124,11 @@ class _WandB:
         self._run.finish()
 
 
+Tracker = TensorBoard | _MLflow | _WandB
+"""A run in an experiment tracker, begun, or found by the training's id; `steps` epochs have been sent to it.
+
+`log` sends an epoch's figures, and `finish` what there is of the finished run beside its epochs.
+"""
 # By the name of the package that each needs.
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "mlflow": _MLflow, "wandb": _WandB}
 
