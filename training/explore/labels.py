@@ -46,12 +46,13 @@ def find_suspects(inspection: Inspection, features: NDArray[np.float32]) -> Foun
     photos, labels = inspection.photos, np.array([photo.label for photo in inspection.photos])
     if len(set(labels.tolist())) < 2 or len(labels) <= 2 * NEIGHBOURS:
         return
+    nearest = _nearest(features, np.arange(len(labels)), _neighbours(Counter(labels.tolist())))
     in_folders: set[int] = set()
     for positions, note in suspect_folders(inspection, features):
         in_folders.update(positions)
         yield "folder", Item(tuple(photos[position].path for position in positions), note)
-    yield from suspect_pairs(labels, features)
-    for position, note in suspect_photos(labels, features):
+    yield from suspect_pairs(labels, nearest)
+    for position, note in suspect_photos(labels, nearest):
         if position not in in_folders:
             yield "label", Item((photos[position].path,), note)
 
@@ -78,14 +79,11 @@ def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return found
 
 
-def suspect_photos(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[tuple[int, str]]:
-    """Return photos with neighbours that nearly all have one other label, each with a note, the clearest first."""
-    counts = Counter(labels.tolist())
-    k = _neighbours(counts)
-    suspects = []
-    for position, nearest in enumerate(_nearest(features, np.arange(len(labels)), k)):
-        label = str(labels[position])
-        other, votes = Counter(labels[nearest].tolist()).most_common(1)[0]
+def suspect_photos(labels: NDArray[np.str_], nearest: NDArray[np.int64]) -> list[tuple[int, str]]:
+    """Return photos with neighbours (n, k) that nearly all have one other label, and a note, the clearest first."""
+    counts, k, suspects = Counter(labels.tolist()), nearest.shape[1], []
+    for position, label in enumerate(labels.tolist()):
+        other, votes = Counter(labels[nearest[position]].tolist()).most_common(1)[0]
         if other != label and votes >= PHOTO_AGREEMENT * k and counts[label] > k:
             suspects.append((-votes, position, f"labelled {label}; {votes} of its {k} neighbours are {other}"))
     return [(position, note) for _, position, note in sorted(suspects)]
@@ -123,15 +121,13 @@ def suspect_folders(inspection: Inspection, features: NDArray[np.float32]) -> li
     return suspects
 
 
-def suspect_pairs(labels: NDArray[np.str_], features: NDArray[np.float32]) -> list[tuple[str, Item]]:
-    """Return pairs of classes with photos as close to the other class as to their own, the closest first."""
+def suspect_pairs(labels: NDArray[np.str_], nearest: NDArray[np.int64]) -> list[tuple[str, Item]]:
+    """Return pairs of classes whose photos have neighbours (n, k) of the other as of their own, the closest first."""
     names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    k = _neighbours(Counter(labels.tolist()))
     near = np.zeros((len(names), len(names)))  # how often a class (row) has a neighbour of a class (column)
-    for position, nearest in enumerate(_nearest(features, np.arange(len(labels)), k)):
-        np.add.at(near[index[position]], index[nearest], 1)
+    np.add.at(near, (index[:, np.newaxis], index[nearest]), 1)
     pairs = []
-    for a, b in combinations(np.flatnonzero(counts > k).tolist(), 2):
+    for a, b in combinations(np.flatnonzero(counts > nearest.shape[1]).tolist(), 2):
         separation = min(_separation(near, counts, a, b), _separation(near, counts, b, a))
         if separation < MIN_SEPARATION:
             kind = "pair" if min(counts[a], counts[b]) >= SURE_PHOTOS else "small-pair"
