@@ -73,6 +73,7 @@ def write_report(
         comparison: Of the start and the best trial.
     """
     searched = trials[0].distributions
+    before, after = ({**vars(each), **vars(each.recipe)} for each in (start, tuned))
     best = max((each for each in trials if each.state == TrialState.COMPLETE), key=lambda each: each.value or 0)
     scores = [(each.number, each.value or 0.0, each.state == TrialState.PRUNED) for each in trials]
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +92,7 @@ def write_report(
         tuned=tuned,
         comparison=comparison,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        values=_values(list(searched), start, tuned),
+        values=[(name, shown(before[name]), shown(after[name])) for name in searched],
         trials=[_row(each, best) for each in sorted(trials, key=lambda each: -(each.value or 0))],
         names=list(searched),
         pruned=sum(pruned for *_, pruned in scores),
@@ -99,12 +100,6 @@ def write_report(
         by_trial=by_trial,
         by_value=by_value,
     )
-
-
-def _values(searched: Sequence[str], start: Preset, tuned: Preset) -> list[tuple[str, str, str]]:
-    """Return each hyperparameter that was searched, at the start and in the preset that was written."""
-    before, after = ({**vars(each), **vars(each.recipe)} for each in (start, tuned))
-    return [(name, shown(before[name]), shown(after[name])) for name in searched]
 
 
 def _row(trial: FrozenTrial, best: FrozenTrial) -> dict[str, Any]:
