@@ -125,7 +125,7 @@ def test_names_with_numbers_and_commas_stay_as_they_are(tmp_path, lines):
         ("a.csv", "class\n'cat'\n'dog'", "the name \"'cat'\""),
         ("a.txt", "(\n'cat',\n'dog',\n)", "the name \"'cat',\""),
         ("a.txt", '"0": "cat",\n"1": "dog"', "the name '0\": \"cat'"),
-        ("a.txt", "'cat' : 0,\n'dog' : 1,", "the name \"'cat' : 0,\""),
+        ("a.txt", "'cat' : 0,\n'dog' : 1,", "the name \"'cat'\""),
         ("a.txt", "'cat', 'dog'", "the name \"'cat'\""),
         ("a.txt", "('cat', 'dog')", "the name \"\\('cat'\""),
         ("classes.py", "CLASSES = (\n'cat',\n'dog',\n)", r"the name 'CLASSES = \('"),
