@@ -70,7 +70,7 @@ class Lifecycle:
         self._models, self._settings, self._load = settings.models, settings, load
         self._versions: dict[str, dict[int, _Version]] = {model.name: {} for model in settings.models}
         self._releases: dict[str, Release | None] = {}
-        self._release_problems: dict[str, str] = {}
+        self._release_problems: dict[str, ReleaseError] = {}
         self._changed = threading.Condition()  # guards everything in _versions, and _ended
         self._ended = False  # whether a version has ended since garbage was last collected
         self._stopped = threading.Event()
@@ -170,7 +170,7 @@ class Lifecycle:
     def _follow_release(self, model: messages.ModelConfig, on_disk: Mapping[int, Path]) -> None:
         """Read the release document beside the versions; a bad one, or one without its stable version, changes nothing.
 
-        While none is followed, one that names any version on disk is: a gateway may wait for the previous one.
+        Only the first since the start counts without it, if the previous one is there: a gateway may wait for that.
 
         TensorFlow Serving has no such file: it follows the `specific` policy of a configuration file. Once there was a
         document, such a policy says what an earlier one named, so it counts no more.
@@ -178,19 +178,20 @@ class Lifecycle:
         try:
             release = read_release(Path(model.base_path, FILE_NAME))
             if release and release.stable not in on_disk:
-                if not self._releases.get(model.name) and release.versions & set(on_disk):
-                    self._releases[model.name] = release
+                if release.previous in on_disk:
+                    self._releases.setdefault(model.name, release)
                 raise ReleaseError(f"Version {release.stable}, which it names as stable, is not there")
         except ReleaseError as exc:
-            if str(exc) != self._release_problems.get(model.name):
+            if str(exc) != str(self._release_problems.get(model.name)):
                 log.error("The release document of servable %s is not followed: %s", model.name, exc)
-            self._release_problems[model.name] = str(exc)
+            self._release_problems[model.name] = exc
             return
         problem = self._release_problems.pop(model.name, None)
-        if release != self._releases.get(model.name):
+        if problem or release != self._releases.get(model.name):
             log.info("Servable %s follows its release document: %s", model.name, release or "there is none any more")
         self._releases[model.name] = release
-        if (release or problem) and model.model_version_policy.HasField("specific"):
+        was_there = release or (problem and not isinstance(problem.__cause__, OSError))  # a disk may fail without one
+        if was_there and model.model_version_policy.HasField("specific"):
             model.ClearField("model_version_policy")
 
     def _watch(self) -> None:

@@ -273,13 +273,33 @@ def test_release_document_decides_what_stays_loaded(store, start, caplog):
     wait_until(lambda: available() == {5})
 
 
-def test_a_document_without_its_stable_version_counts_after_a_start(store, start):
+def test_a_document_without_its_stable_version_counts_after_a_start(store, start, caplog):
     """A gateway waits for the version that was stable before, which is loaded; one that came later is not."""
+    caplog.set_level(logging.INFO)
     for number in (1, 5, 6):
         store(number)
     (store.path / "release.json").write_text(Release(7, previous=1).to_json())
     lifecycle = start(Loader())
     wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    assert "is not followed: Version 7, which it names as stable, is not there" in caplog.text
+    store(7)
+    wait_until(lambda: "Servable m follows its release document: Release(stable=7" in caplog.text)
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_document_without_its_stable_version_takes_no_answer_away(store, start, is_running):
+    """Neither from a server that runs without a document, nor for a version that is only tried."""
+    for number in (1, 5, 6):
+        store(number)
+    file = store.path / "release.json"
+    document = Release(7, trial=Trial(5, "shadow"), previous=1 if is_running else None).to_json()
+    if not is_running:
+        file.write_text(document)
+    lifecycle = start(Loader(), file_system_poll_wait_seconds=-1)
+    wait_until(lambda: states(lifecycle) == [(6, AVAILABLE)])
+    file.write_text(document)
+    lifecycle.poll()
+    assert states(lifecycle) == [(6, AVAILABLE)]
 
 
 @pytest.mark.parametrize("document", [Release(1).to_json(), "{"])
@@ -295,3 +315,16 @@ def test_what_an_earlier_document_named_counts_no_more(store, start, caplog, doc
     file.unlink()
     wait_until(lambda: {number for number, state in states(lifecycle) if state == AVAILABLE} == {2, 3})
     assert "not found" not in caplog.text
+
+
+def test_a_document_that_could_not_be_read_leaves_the_policy(store, start):
+    """Perhaps there was none: a disk may fail for a moment."""
+    for number in (1, 2):
+        store(number)
+    file = store.path / "release.json"
+    file.mkdir()
+    lifecycle = start(Loader(), policy="specific { versions: 1 }", file_system_poll_wait_seconds=-1)
+    wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
+    file.rmdir()
+    lifecycle.poll()
+    assert states(lifecycle) == [(1, AVAILABLE)]
