@@ -56,11 +56,10 @@ def main(argv: Sequence[str]) -> int:
     deadline = time.monotonic() + drain_s
     if rest:
         rest.shutdown()
-        closing = threading.Thread(target=rest.server_close, daemon=True)  # it refuses clients, then waits for requests
-        closing.start()
+        rest.server_close()
     server.drain(drain_s)
     if rest:
-        closing.join(max(0.0, deadline - time.monotonic()))
+        rest.wait_until_idle(deadline - time.monotonic())
     lifecycle.stop()
     return 0
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 RUN_TIMEOUT_S = 30.0  # Source: the default of --rest_api_timeout_in_ms
 MAX_BODY_BYTES = 64 * 1024 * 1024
-POLL_S = 0.05  # how long `shutdown` may take
+POLL_S = 0.05  # how long `shutdown` may take, and how often the end looks whether requests are under way
 
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,99}))?(/metadata|:predict)?", re.IGNORECASE)
 # Every other code is a 500. Source: tensorflow/serving 2.20, model_servers/http_server.cc.
@@ -55,9 +55,8 @@ _FITTING: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}  # JSON's type
 
 
 class RestServer(ThreadingHTTPServer):
-    """A listening REST server; each request has a thread, and `server_close` waits for all of them."""
+    """A listening REST server; each request has a thread."""
 
-    daemon_threads = False
     request_queue_size = 128  # of socketserver's 5, 20 of 64 clients who came at once waited a second; now 0.02 s
 
     def __init__(self, lifecycle: Lifecycle, host: str, port: int) -> None:
@@ -72,22 +71,41 @@ class RestServer(ThreadingHTTPServer):
             super().__init__((host, port), _Handler)
         except OSError as exc:
             raise UnavailableError(f"Cannot listen on port {port}: {exc}") from exc
+        self.answering = set[_Handler]()
         threading.Thread(target=self.serve_forever, args=(POLL_S,), name="rest", daemon=True).start()
+
+    def wait_until_idle(self, limit_s: float) -> None:
+        """Wait for the requests under way, but not longer than a limit; a client that asks nothing has none."""
+        end = time.monotonic() + limit_s
+        while self.answering and time.monotonic() < end:
+            time.sleep(POLL_S)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: RestServer
     protocol_version = "HTTP/1.1"  # of which http.server knows that curl waits a second for `100 Continue`
     timeout = RUN_TIMEOUT_S  # for a client that stays silent
+    is_body_refused = False  # before it was read
 
     def log_message(self, *_: Any) -> None:
         return None
 
     def handle(self) -> None:
         with suppress(OSError):  # a client that left, or stays silent, is no defect
-            super().handle()
+            try:
+                super().handle()
+            finally:
+                self.server.answering.discard(self)
+            if self.is_body_refused:  # to close while it comes would lose the answer
+                self.connection.shutdown(socket.SHUT_WR)
+                end = time.monotonic() + RUN_TIMEOUT_S
+                while (left_s := end - time.monotonic()) > 0:
+                    self.connection.settimeout(left_s)
+                    if not self.connection.recv(2**16):
+                        break
 
     def do_GET(self) -> None:
+        self.server.answering.add(self)
         status, text = self._result()
         self.send_response(status)
         self.send_header("Connection", "close")
@@ -95,11 +113,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text.encode())
-        if status == 400:  # the body may be too large, and not read: to close now would lose the answer
-            self.connection.shutdown(socket.SHUT_WR)
-            end = time.monotonic() + RUN_TIMEOUT_S
-            while time.monotonic() < end and self.connection.recv(2**16):
-                pass
 
     do_POST = do_GET  # noqa: N815  # as http.server calls it
 
@@ -115,8 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> dict[str, Any]:
         try:
             body = self._read_body()
-        except (OSError, zlib.error) as exc:
+        except OSError as exc:
             raise InvalidArgumentError(f"The body did not arrive whole: {exc}") from exc
+        except zlib.error as exc:
+            raise InvalidArgumentError(f"Expected gzip, as Content-Encoding says. Received: {exc}") from exc
         matched = _PATH.fullmatch(self.path.partition("?")[0])
         verb = (matched[3] or "").lower() if matched else ""
         if not matched or self.command != ("POST" if verb == ":predict" else "GET"):
@@ -138,8 +153,12 @@ class _Handler(BaseHTTPRequestHandler):
                 body += chunk
                 self.rfile.readline(2)
             self.rfile.readline(2)
-        is_packed = self.headers.get("Content-Encoding", "").lower() == "gzip"  # more than the most is cut: no JSON
-        return zlib.decompressobj(31).decompress(body, MAX_BODY_BYTES) if is_packed else bytes(body)
+        if self.headers.get("Content-Encoding", "").lower() != "gzip":
+            return bytes(body)
+        unpacked = zlib.decompressobj(31).decompress(body, MAX_BODY_BYTES + 1)
+        if len(unpacked) > MAX_BODY_BYTES:
+            raise InvalidArgumentError(f"Expected a body of at most {MAX_BODY_BYTES} bytes unpacked. Received: more")
+        return unpacked
 
     def _read(self, length: str, base: int, before: int = 0) -> bytes:
         received = f"a length of {length.strip()!r}" if length else "one that is cut off"
@@ -148,6 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             if 0 <= count <= MAX_BODY_BYTES - before:
                 return self.rfile.read(count)
             received = str(before + count if count > 0 else count)
+        self.is_body_refused = True
         raise InvalidArgumentError(f"Expected a body of at most {MAX_BODY_BYTES} bytes. Received: {received}")
 
 

@@ -230,7 +230,7 @@ def refuses_connections(port):
 def test_sigterm_drains(serve, slow_model):
     """A request under way is answered after SIGTERM, even if the signal comes twice, and the process exits with 0.
 
-    Who comes meanwhile is refused at once, also by REST.
+    Who comes meanwhile is refused at once, also by REST, and who is there but asks nothing is not awaited.
     """
     rest = free_port()
     flags = "--model_name=tiny", f"--model_base_path={slow_model}", f"--rest_api_port={rest}", "--drain_seconds=1e10"
@@ -239,7 +239,8 @@ def test_sigterm_drains(serve, slow_model):
     query = urllib.request.Request(
         f"http://127.0.0.1:{rest}/v1/models/tiny:predict", json.dumps({"instances": [[[[0] * 3] * 16] * 16]}).encode()
     )
-    with grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel, ThreadPoolExecutor() as pool:
+    idle = socket.create_connection(("127.0.0.1", rest))
+    with idle, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel, ThreadPoolExecutor() as pool:
         running = predict(channel).future(images(1), timeout=60)
         by_rest = pool.submit(urllib.request.urlopen, query, timeout=60)
         time.sleep(0.5)
@@ -251,4 +252,4 @@ def test_sigterm_drains(serve, slow_model):
         assert to_array(running.result().outputs["probabilities"]).shape == (1, 3)
         with by_rest.result() as response:
             assert len(json.load(response)["predictions"][0]) == 3
-    assert process.wait()[0] == 0
+        assert process.wait()[0] == 0

@@ -134,11 +134,19 @@ def test_a_body_may_come_in_chunks(server):
 
 
 def test_a_body_may_be_gzip(server):
-    """As in the original; what is none is refused, and so is one that is cut off."""
+    """As in the original; what is none is refused, and so are one that is cut off and one that unpacks to too much."""
     packed = gzip.compress(b'{"instances": [[1, 2]]}')
-    for body, status in {packed: 200, b"{}": 400, packed[:10]: 400}.items():
+    large = gzip.compress(b" " * (rest.MAX_BODY_BYTES + 1), 1)
+    for body, expected in {
+        packed: b'{"predictions": ',
+        b"{}": b'{"error": "Expected gzip, as Content-Encoding says. Received: ',
+        packed[:10]: b'{"error": "JSON Parse error: ',
+        large: b'{"error": "Expected a body of at most 67108864 bytes unpacked. Received: more"}',
+    }.items():
         with post(server, b"Content-Encoding: gzip\r\nContent-Length: %d" % len(body), body) as connection:
-            assert answer(connection) == (status, status == 200)
+            response = HTTPResponse(connection)
+            response.begin()
+            assert response.read().startswith(expected)
 
 
 def test_a_body_that_a_client_asks_to_send_is_awaited(server):
@@ -164,6 +172,15 @@ def test_a_refused_body_is_not_read_without_end(server, monkeypatch):
     with post(server, b"Content-Length: 67108865") as connection, pytest.raises(ConnectionError):
         for _ in range(2**12):
             connection.sendall(b"0" * 2**16)
+
+
+@pytest.mark.parametrize(("length", "limit_s"), [(1, rest.RUN_TIMEOUT_S), (67108865, 0.1)])
+def test_a_client_that_stays_after_its_answer_holds_no_thread(server, monkeypatch, length, limit_s):
+    """Nothing is awaited after a body that was read, and a refused one no longer than the limit."""
+    monkeypatch.setattr(rest, "RUN_TIMEOUT_S", limit_s)
+    with post(server, b"Content-Length: %d" % length, b"{") as connection:
+        assert answer(connection) == (400, False)
+        wait_until(lambda: not any("process_request" in thread.name for thread in threading.enumerate()))
 
 
 def test_a_client_that_stays_silent_or_leaves_is_no_defect(server, monkeypatch, caplog, capfd):
