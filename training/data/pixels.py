@@ -65,7 +65,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of an array on disk, read only when they are indexed."""
+    """Some rows of an array, perhaps on disk, read only when they are indexed."""
 
     array: Any
     positions: NDArray[np.int64]
@@ -74,6 +74,9 @@ class Rows:
     def shape(self) -> tuple[int, ...]:
         """The array's shape, with fewer rows."""
         return (len(self.positions), *self.array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
     def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[Any]:
         return self.array[self.positions[chosen]]

@@ -10,14 +10,14 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import keras
 import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from training.data.pixels import Pixels
+from training.data.pixels import Pixels, Rows
 from training.fit import batches
 from training.fit.features import frozen_features
 from training.fit.head import fit_head, soften
@@ -212,7 +212,7 @@ class Phases:
             log.info(f"Resuming at {place} from {self.run.path}; --fresh starts again")
         if not left:
             return progress
-        weights = class_weights(targets) if recipe.class_weights == "balanced" else None
+        weights = class_weights(train.labels, targets.shape[1]) if recipe.class_weights == "balanced" else None
         model.fit(
             batches.shuffled(train.images, targets, recipe, left, weights),
             validation_data=batches.in_order(validation.images, one_hot(validation.labels, model), recipe),
@@ -343,12 +343,12 @@ class _Lines(keras.callbacks.Callback):
         )
 
 
-def class_weights(targets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a weight for each class of targets (n, k) so that classes count the same, and a photo 1 on average."""
-    counts = targets.sum(axis=0)
-    return np.asarray(len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1)), np.float32)
+def class_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+    """Return a weight for each class, by labels (n), so that classes count the same, and a photo 1 on average."""
+    counts = np.bincount(labels, minlength=classes)
+    return np.asarray(len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), np.float32)
 
 
-def one_hot(labels: Sequence[int] | NDArray[np.int64], model: keras.Model) -> NDArray[np.float32]:
-    """Return labels (n) as float32 (n, k), k the model's classes."""
-    return np.eye(model.output_shape[-1], dtype=np.float32)[labels]
+def one_hot(labels: NDArray[np.int64], model: keras.Model) -> NDArray[np.float32]:
+    """Return labels (n) as float32 (n, k), k the model's classes; each row is made when it is indexed."""
+    return cast(NDArray[np.float32], Rows(np.eye(model.output_shape[-1], dtype=np.float32), labels))

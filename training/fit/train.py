@@ -234,7 +234,7 @@ def _calibrate(network: phases.Network, features: NDArray[np.float32], labels: N
 def _log_class_weights(model: keras.Model, pixels: Pixels, classes: Sequence[str], recipe: Recipe) -> None:
     if recipe.class_weights != "balanced":
         return
-    by_class = phases.class_weights(phases.one_hot(pixels.labels, model))
+    by_class = phases.class_weights(pixels.labels, model.output_shape[-1])
     low, high = (f"{by_class[k]:.2f} ({classes[k]})" for k in (int(by_class.argmin()), int(by_class.argmax())))
     _log.info(f"Class weights: {low} to {high}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,22 @@ def test_a_class_without_photos_takes_nothing_from_the_others(targets: np.ndarra
     """Where all photos of a class were skipped, the others are as without it."""
     from training.fit.phases import class_weights
 
-    weights = class_weights(np.pad(targets, ((0, 0), (0, 1))))
+    weights = class_weights(targets.argmax(axis=1), 3)
     assert weights[:2] == pytest.approx([20 / 36, 20 / 4])
+
+
+def test_targets_are_made_for_each_batch(targets: np.ndarray) -> None:
+    """Those of all photos would take as much memory as photos times classes; a batch has the same ones."""
+    import keras
+
+    from training.fit.phases import one_hot
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    tracemalloc.start()
+    lazy = one_hot(np.resize(targets.argmax(axis=1), 100_000), model)
+    assert len(lazy) == 100_000 and tracemalloc.get_traced_memory()[1] < 900_000
+    tracemalloc.stop()
+    np.testing.assert_array_equal(lazy[np.arange(5, 40)], targets[5:])
 
 
 @pytest.mark.parametrize(("class_weights", "probability"), [("none", 0.1), ("balanced", 0.5)])
