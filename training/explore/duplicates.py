@@ -68,7 +68,10 @@ def _greys(pixels: NDArray[np.uint8], zoom: float) -> NDArray[np.uint8]:
     edge = pixels.shape[1] * (1 - zoom) / 2
     box = (edge, edge, pixels.shape[2] - edge, pixels.shape[1] - edge)
     shape, box_filter = (SIDE, SIDE), Image.Resampling.BOX
-    return np.stack([np.asarray(Image.fromarray(each).convert("L").resize(shape, box_filter, box)) for each in pixels])
+    greys = np.empty((len(pixels), *shape), np.uint8)
+    for grey, each in zip(greys, pixels, strict=True):
+        grey[:] = np.asarray(Image.fromarray(each).convert("L").resize(shape, box_filter, box))
+    return greys
 
 
 def _likeness(greys: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -131,7 +134,7 @@ def _details(greys: NDArray[np.uint8]) -> NDArray[np.complex64]:
     Evenly, so that two dark trousers on a white bed do not overlap by their outline alone.
     """
     spectra = np.empty((len(greys), SIDE, SIDE // 2 + 1), np.complex64)
-    for spectrum, grey in zip(spectra, greys.astype(np.float32), strict=True):
+    for spectrum, grey in zip(spectra, (each.astype(np.float32) for each in greys), strict=True):
         detail = grey - gaussian_filter(grey, 1)
         detail /= np.sqrt(gaussian_filter(detail * detail, 2)) + _NOISE
         detail -= detail.mean()

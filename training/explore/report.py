@@ -103,11 +103,10 @@ def _sheets(inspection: Inspection, show: Callable[[Path], Picture]) -> dict[str
     """Return for each class photos evenly spread over its files."""
     names = inspection.listing.all_classes
     most = max(4, min(SHEET_PHOTOS, SHEETS_PHOTOS // len(names)))
-    sheets = {}
-    for name in names:
-        paths = [photo.path for photo in inspection.photos if photo.label == name]
-        sheets[name] = [show(paths[i]) for i in spread(len(paths), most)]
-    return sheets
+    by_class: dict[str, list[Path]] = {name: [] for name in names}
+    for photo in inspection.photos:
+        by_class[photo.label].append(photo.path)
+    return {name: [show(paths[i]) for i in spread(len(paths), most)] for name, paths in by_class.items()}
 
 
 def _summary(findings: Sequence[Finding], inspection: Inspection, source: Path) -> dict[str, Any]:

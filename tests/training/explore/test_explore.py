@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -296,6 +297,17 @@ def test_many_photos_of_one_scene_are_compared_with_the_likest(fill: Fill, monke
     monkeypatch.setattr(duplicates, "MOST_LIKELY", 1)
     assert names(find(folder)["duplicate"]) == [["3.jpg", "copy.jpg"]]
     assert max(compared) == 1
+
+
+def test_photos_are_compared_in_little_memory() -> None:
+    """Beside the spectra, 17 kB a photo, and the greys, 4 kB, nothing is kept of all of them."""
+    pixels = np.zeros((400, 8, 8, 3), np.uint8)
+    tracemalloc.start()
+    greys = duplicates._greys(pixels, 1)
+    assert tracemalloc.get_traced_memory()[1] < 6_000 * len(pixels)
+    duplicates._details(greys)
+    assert tracemalloc.get_traced_memory()[1] < 23_000 * len(pixels)
+    tracemalloc.stop()
 
 
 def test_the_same_in_another_colour_is_no_copy(fill: Fill) -> None:
