@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence, Set
@@ -133,17 +134,18 @@ def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels
         cache: A folder for decoded pixels, 3 bytes each. They are decoded again if a file or the decoder has changed.
 
     Raises:
-        DataError: None of the photos decodes.
+        DataError: None of the photos decodes, or the disk has no room for their pixels.
     """
     files = [(os.path.realpath(photo.path), photo.label, *_state(photo.path)) for photo in photos]
     made_of = [decoder(), asdict(spec), files, "positions"]  # by which an index names photos; before, by paths
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     index, array = cache / f"{key}.json", cache / f"{key}.pixels"
     missing = {position for position, (_, _, *state) in enumerate(files) if not state}
-    _remove_abandoned(array)
+    _remove_abandoned(cache)
     if not (found := _find_decoded(index, array, spec, missing)):
         try:
             cache.mkdir(parents=True, exist_ok=True)
+            _check_room(len(photos) * spec.height * spec.width * 3, cache)
             _decode_all(photos, spec, index, array)
         except OSError as exc:
             raise DataError(f"Expected to write decoded photos to {cache}. Received: {exc}") from exc
@@ -194,9 +196,18 @@ def has_rows(file: Path, count: int) -> bool:
         return False
 
 
-def _remove_abandoned(array: Path) -> None:
-    """Remove what killed processes had written of an array; one that runs, perhaps elsewhere, adds to its draft."""
-    for draft in array.parent.glob(f"{array.name}.draft-*"):
+def _check_room(needed: int, cache: Path) -> None:
+    """Refuse what would fill the disk, before hours of decoding."""
+    if needed > (free := shutil.disk_usage(cache).free):
+        raise DataError(
+            f"Decoded, the photos need {needed / 1e9:.1f} GB in {cache.absolute()}, where {free / 1e9:.1f} GB are free."
+            " All in that folder is safe to delete while no other command reads it. --cache takes another folder"
+        )
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what killed processes had written; one that runs, perhaps elsewhere, adds to its draft."""
+    for draft in cache.glob(f"{'[0-9a-f]' * 32}.*.draft-{'[0-9a-f]' * 8}"):
         with suppress(OSError):  # of a cache that can only be read
             if time.time() - draft.stat().st_mtime > ABANDONED_S:
                 draft.unlink()

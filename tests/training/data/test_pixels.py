@@ -5,6 +5,7 @@ import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -206,17 +207,27 @@ def test_cache_of_a_killed_run_is_not_used(photos, cache, decoded, monkeypatch, 
 
 
 def test_what_a_killed_run_left_is_removed(photos, cache):
-    """Its pixels take no room for ever; those that may still be written stay."""
+    """Its pixels take no room for ever, also of other photos; what may still be written stays, and what is not ours."""
     file = load_pixels(photos, SPEC, cache).file
-    left, begun = (file.with_name(f"{file.name}.draft-{process}") for process in (1, 2))
-    for draft in (left, begun):
+    names = f"{file.name}.draft-{1:08x}", f"{1:032x}.a1.npy.draft-{1:08x}", f"{file.name}.draft-{2:08x}", "a.b.draft-1"
+    drafts = [cache / name for name in names]
+    for draft in drafts:
         draft.write_bytes(b"pixels")
-    file.unlink()
+        if draft is not drafts[2]:
+            os.utime(draft, (0, time.time() - 2 * ABANDONED_S))
     load_pixels(photos, SPEC, cache)
-    assert file.exists() and begun.exists() and left.exists()
-    os.utime(left, (0, time.time() - 2 * ABANDONED_S))
-    load_pixels(photos, SPEC, cache)
-    assert file.exists() and begun.exists() and not left.exists()
+    assert file.exists() and [draft for draft in drafts if draft.exists()] == drafts[2:]
+
+
+def test_a_disk_without_room_for_the_pixels_is_refused(photos, cache, decoded, monkeypatch):
+    """Before anything is decoded, with the place and the size."""
+    needed = len(photos) * 8 * 8 * 3
+    monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(DataError, match=rf"need 0\.0 GB in {cache}, where 0\.0 GB are free"):
+        load_pixels(photos, SPEC, cache)
+    assert not decoded
+    monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    assert len(load_pixels(photos, SPEC, cache).images) == 6
 
 
 def test_cache_that_cannot_be_written_is_named(photos, tmp_path):
