@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -161,6 +162,7 @@ class Progress(keras.callbacks.Callback):
         """Write the weights, then the state that refers to them, and remove weights that are not needed any more."""
         for name, value in {**(logs or {}), "minutes": self._run.spent_s / 60}.items():
             self.history.setdefault(name, []).append(float(value))
+        self._check_room(epoch)
         self.model.save_weights(self._weights(epoch))
         sync(self._weights(epoch))
         stopping = {name: getattr(self._stopping, name) for name in ("best", "best_epoch", "wait")}
@@ -173,6 +175,20 @@ class Progress(keras.callbacks.Callback):
             if path not in (self._weights(epoch), self._weights(stopping["best_epoch"])):
                 path.unlink()
         self._run.follow(self._phase, self.history)
+
+    def _check_room(self, epoch: int) -> None:
+        """Refuse to fill the disk: after HDF5 has failed to write a file, it ends the process by a fault.
+
+        Raises:
+            TrainingError: There is not twice the room that the weights take.
+        """
+        variables = [*self.model.variables, *self.model.optimizer.variables]
+        needed, free = 8 * sum(math.prod(each.shape) for each in variables), shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise TrainingError(
+                f"The disk of {self._folder} is nearly full: an epoch needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f}"
+                f" MB are free. Make room, and give the same command again: it continues with epoch {epoch + 1}"
+            )
 
     def _load(self, model: keras.Model, epoch: int) -> None:
         try:

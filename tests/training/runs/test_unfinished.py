@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,20 @@ def test_early_stopping_remembers_epochs_before_a_kill(tmp_path: Path) -> None:
     assert weight == 1
     weight, left, _ = fit(tmp_path, [1.0])
     assert weight == 1 and not left
+
+
+def test_a_disk_without_room_for_weights_ends_a_training_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 would end the process by a fault; with room again, the epochs before count."""
+    from training.errors import TrainingError
+    from training.runs import unfinished
+
+    fit(tmp_path, [0.5])
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"nearly full: .* with epoch 2$"):
+        patch.setattr(unfinished.shutil, "disk_usage", lambda _: SimpleNamespace(free=7))
+        fit(tmp_path, [0.9])
+    assert fit(tmp_path, [0.7])[1] == range(1, 9)
 
 
 def test_what_a_power_loss_left_is_told(tmp_path: Path) -> None:
