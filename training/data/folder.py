@@ -148,7 +148,7 @@ def _complete(splits: dict[str, list[Photo]], classes: Sequence[str], folder: Pa
     if few := [f"{counts[label]} of {name}" for label, name in enumerate(classes) if counts[label] <= len(missing)]:
         raise DataError(
             f"Expected at least {len(missing) + 1} photos in each class of {folder}, to hold some out."
-            f" Received: {', '.join(few)}"
+            f" Received: {_some(few)}"
         )
     return splits | _hold_out(splits["train"], missing, folder) if missing else splits
 
@@ -274,7 +274,7 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
     classes = [class_name(name) for name in classes]
     _check_known(set(found), classes, folder)
     if complete and (empty := [name for name in classes if not found[name]]):
-        received = ". ".join([", ".join(empty), *left_out_files([folder])])
+        received = ". ".join([_some(empty), *left_out_files([folder])])
         raise DataError(f"Expected photos in each class of {folder}. Received empty folders: {received}")
     photos = [Photo(path, label) for label, name in enumerate(classes) for path in found.get(name, [])]
     if not photos:

@@ -34,6 +34,7 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels (n, h, w, 3) to probabilities (n, k)."""
 Given = TypeVar("Given")
 _BATCH = 32
+_NAMED = 20  # versions in a message, the newest
 _CONCURRENCY = 8  # requests at once, as in gateway.batch
 _TIMEOUT_S = 60.0
 # A busy gateway says when to come back. Asking again is safe: an answer changes nothing.
@@ -80,7 +81,8 @@ class StoredVersion:
         self.number = max(found, default=0) if number is None else number
         if self.number not in found:
             models = ", ".join(sorted(path.name for path in store.glob("*") if path.is_dir())) or "no model"
-            received = f"versions {', '.join(map(str, found))}" if found else f"no version; the store has {models}"
+            newest = ["…"] * (len(found) > _NAMED) + [*found][-_NAMED:]
+            received = f"versions {', '.join(map(str, newest))}" if found else f"no version; the store has {models}"
             wanted = "a version" if number is None else f"version {number}"
             raise TrainingError(f"Expected {wanted} of {model!r} in {store}. Received: {received}")
         self.title = f"{model} {self.number}, {engine}"

@@ -278,6 +278,8 @@ def test_missing_folder_is_named(tmp_path):
         ({"": {}}, "a folder for each class .* Received: no folder with photos"),
         ({"": {"cat": 3}}, "two or more.* Received: cat"),
         ({"": {"cat": 3, "dog": 0}}, "Received empty folders: dog"),
+        ({"": dict.fromkeys("abcdefg", 0) | {"cat": 3}}, "Received empty folders: a, b, c, d, e …$"),
+        ({"": dict.fromkeys("abcdefg", 1)}, "Received: 1 of a, 1 of b, 1 of c, 1 of d, 1 of e …$"),
         ({"": {"cat": 1, "cow": 3, "dog": 2}}, "at least 3 photos in each class .*: 1 of cat, 2 of dog$"),
         ({"train": {"cat": 3, "dog": 1}, "test": {"cat": 1}}, "at least 2 photos in each class .*: 1 of dog$"),
         ({"train": {"cat": 3, "dog": 3}, "val": {"cat": 1, "cow": 1}}, "known classes: cat, dog. Received also: cow"),

@@ -110,6 +110,16 @@ def test_what_does_not_exist_is_refused(
     assert message.format(store=tiny_store) in capsys.readouterr().err
 
 
+def test_of_many_versions_the_newest_are_named(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    """Twenty fit into a line."""
+    for number in range(1, 31):
+        (tmp_path / "many" / str(number)).mkdir(parents=True)
+    assert main(["predict", str(folder), "--model", "many", "--version", "31", "--store", str(tmp_path)]) == 1
+    assert "Received: versions …, 11, 12, " in capsys.readouterr().err
+
+
 def test_an_image_unlike_all_training_photos_is_marked(capsys: pytest.CaptureFixture[str], tiny_store: Path) -> None:
     """A word before its name, and a member of its JSON; a version without a score has neither."""
     from training.judge.predict import Answer, write
