@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import h5py
 import keras
+import numpy as np
 from keras import layers
 
 from training.errors import WeightsError
@@ -60,6 +61,7 @@ _CUSTOM = re.compile(
     r"(?:Could not locate class|Unknown layer:) '(?P<layer>[^']+)'"
     r"|(?:Could not locate function '|Could not interpret \w+ function identifier: )(?P<function>[^'\s]+)"
 )
+_IMAGENET_DEVIATIONS = (0.229, 0.224, 0.225)
 _IN_WEIGHTS = {"layers", "vars", "_layer_checkpoint_dependencies"}  # one of them is in each .weights.h5 of Keras 3
 
 
@@ -126,9 +128,26 @@ def load_weights(model: keras.Model, path: Path, advice: str) -> None:
     Keras chooses by the name how it reads them, and Keras 2 wrote its own form under the name of the other one too.
     """
     with h5py.File(path) as file, tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / ("linked.h5" if "layer_names" in file.attrs else "linked.weights.h5")
+        is_of_keras_2 = "layer_names" in file.attrs
+        link = Path(folder) / ("linked.h5" if is_of_keras_2 else "linked.weights.h5")
         link.symlink_to(path.resolve())
         _loading(path, lambda: model.load_weights(link), advice)
+        if is_of_keras_2 or "layers/rescaling_1" in file:
+            _normalise_as_imagenet(model)
+
+
+def _normalise_as_imagenet(model: keras.Model) -> None:
+    """Do in EfficientNetB0 to B7 what Keras does by one more layer, which it builds only for `weights="imagenet"`.
+
+    Their `Normalization` contains ImageNet's deviations in place of variances, and divides by their roots. The layer,
+    a second `Rescaling`, divides by the roots once more. Without it, photos have half of the contrast.
+    """
+    for layer in model.layers:
+        if isinstance(layer, layers.Normalization) and layer.weights:
+            mean, variance, count = layer.get_weights()
+            if np.allclose(variance, _IMAGENET_DEVIATIONS, atol=1e-4):
+                layer.set_weights([mean, variance**2, count])
+                layer.finalize_state()
 
 
 def count_numbers(path: Path) -> int:

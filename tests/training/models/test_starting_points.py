@@ -178,6 +178,26 @@ def test_weights_of_an_architecture_load_with_and_without_its_top(
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_an_efficientnet_of_imagenet_keeps_its_contrast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras' own file, and what was tuned from it in either network: with the layer that Keras adds to it, or not."""
+    options = {"include_top": False, "pooling": "avg", "input_shape": (32, 32, 3)}
+    bare = keras.applications.EfficientNetB0(weights=None, **options)
+    normalization = next(layer for layer in bare.layers if isinstance(layer, layers.Normalization))
+    normalization.set_weights([np.array(each) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0)])
+    normalization.finalize_state()
+    bare.save_weights(tmp_path / "bare.weights.h5")
+    save_as_keras_2(bare, tmp_path / "keras.h5")
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: tmp_path / "keras.h5")
+    theirs = keras.applications.EfficientNetB0(weights="imagenet", **options)
+    theirs.save_weights(tmp_path / "theirs.weights.h5")
+    for name, expected in (("bare.weights.h5", bare), ("keras.h5", theirs), ("theirs.weights.h5", theirs)):
+        received = start(tmp_path / name, "EfficientNetB0", size_px=32)
+        ours, own = (
+            answer(keras.Model(each.inputs[0], each.get_layer("stem_conv").output)) for each in (received, expected)
+        )
+        np.testing.assert_allclose(ours, own, atol=1e-5, err_msg=name)
+
+
 def test_an_optimizer_in_the_file_does_not_count(tmp_path: Path) -> None:
     """Keras saves it with the weights of a model that was trained."""
     model = find_start("plain-cnn", "none", size_px=16).backbone("none", include_top=True, classes=2)
