@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from math import sqrt
 from typing import Any
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from contract.document import NOVELTY, PROBABILITIES, GoldenExample, ImageSpec
-from contract.image import MAX_PIXELS, MAX_SIDE_PX, ImageError, decode, open_image
+from contract.image import MAX_PIXELS, MAX_SIDE_PX, ImageError, decode
 from training.errors import ExportError
 
-MAX_PHOTO_BYTES = 1024 * 1024
+MAX_PHOTO_BYTES = 1024 * 1024  # of those that the contract contains as they are
+MAX_SPEC_PX = 4096  # as an `ImageSpec` allows
 
 _ORIENTATION_TAG, _ROTATED_RIGHT = 0x0112, 6
 
@@ -34,7 +35,8 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[GoldenI
     """Return images that reach each branch of the decode.
 
     A JPEG of four times the target's sides (scaled while decoding), a JPEG with an EXIF rotation, a PNG with alpha, and
-    the photos themselves. The aspects are not the target's, so that another crop shows. None is too large to decode.
+    the photos themselves, if they are small. The aspects are not the target's, so that another crop shows. None is too
+    large to decode.
 
     Args:
         spec: The target size.
@@ -43,20 +45,15 @@ def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[GoldenI
     Raises:
         ExportError: One of the photos does not decode.
     """
-    small = [photo for photo in photos if len(photo) <= MAX_PHOTO_BYTES]
-    for position, photo in enumerate(small):
-        try:
-            decode(photo, spec)
-        except ImageError as exc:
-            raise ExportError(f"Photo {position} for golden examples does not decode: {exc}") from exc
-    sources = [open_image(photo).convert("RGB") for photo in small] or [_draw(seed) for seed in range(3)]
+    sources = [_source(position, photo, spec) for position, photo in enumerate(photos)]
+    sources = sources or [_draw(seed) for seed in range(3)]
     large, rotated, layered = (sources[index % len(sources)] for index in range(3))
     width, height = spec.width, spec.height
     encoded = [
         ("large-jpeg", _encode(_fit(large, 5 * width, 4 * height), "JPEG", quality=90)),
         ("rotated-jpeg", _encode_rotated(_fit(rotated, 2 * width, round(1.5 * height)))),
         ("alpha-png", _encode(_with_alpha(_fit(layered, round(1.2 * width), round(1.5 * height))), "PNG")),
-        *((f"photo-{index}", photo) for index, photo in enumerate(small)),
+        *((f"photo-{index}", photo) for index, photo in enumerate(photos) if len(photo) <= MAX_PHOTO_BYTES),
     ]
     return [GoldenImage(name, image, decode(image, spec).pixels[np.newaxis]) for name, image in encoded]
 
@@ -97,6 +94,16 @@ def check_probabilities(examples: Sequence[GoldenExample]) -> None:
                 f"Expected probabilities that sum to 1 for golden example {example.name!r}. Received a sum of"
                 f" {probabilities.sum():g}, from {probabilities.min():g} to {probabilities.max():g}"
             )
+
+
+def _source(position: int, photo: bytes, spec: ImageSpec) -> Image.Image:
+    """Return a photo in the colours that the model sees, whatever it shows elsewhere: 16 bits, or behind its alpha."""
+    width, height = (min(times * side, MAX_SPEC_PX) for times, side in ((5, spec.width), (4, spec.height)))
+    try:
+        decoded = decode(photo, replace(spec, width=width, height=height, aspect="crop", crop=1.0))
+    except ImageError as exc:
+        raise ExportError(f"Photo {position} for golden examples does not decode: {exc}") from exc
+    return Image.fromarray(decoded.pixels)
 
 
 def _fit(img: Image.Image, width: int, height: int) -> Image.Image:

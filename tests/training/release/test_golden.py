@@ -47,10 +47,27 @@ def test_a_corrupt_photo_is_refused():
         golden_images(SPEC, [encode(photo()), flip_bit(encode(photo(), "PNG"))])
 
 
-def test_large_photos_stay_out():
-    """A contract does not grow by photos of many megabytes; without others, examples are drawn."""
-    large = encode(photo()) + bytes(MAX_PHOTO_BYTES)
-    assert [each.name for each in golden_images(SPEC, [large])] == ["large-jpeg", "rotated-jpeg", "alpha-png"]
+def test_large_photos_stay_out_and_examples_are_made_of_them():
+    """A contract does not grow by photos of many megabytes, but contains what photos look like, not only drawings."""
+    large = encode(photo(800, 600)) + bytes(MAX_PHOTO_BYTES)
+    images, drawn = golden_images(SPEC, [large]), golden_images(SPEC)
+    assert [each.name for each in images] == ["large-jpeg", "rotated-jpeg", "alpha-png"]
+    expected = decode(large, SPEC).pixels.astype(int)
+    assert np.abs(images[0].pixels - expected).mean() < 10 < np.abs(drawn[0].pixels - expected).mean()
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [
+        Image.fromarray(np.linspace(0, 65535, 48 * 64, dtype=np.uint16).reshape(48, 64)),
+        Image.merge("RGBA", [Image.new("L", (64, 48), 90)] * 3 + [Image.linear_gradient("L").resize((64, 48))]),
+    ],
+    ids=["16 bits", "alpha"],
+)
+def test_examples_show_photos_as_the_model_sees_them(photo):
+    """Of 16 bits, not clipped to white; of transparent ones, not what their alpha hides."""
+    large, *_, own = golden_images(SPEC, [encode(photo, "PNG")])
+    assert own.pixels.std() > 30 and np.abs(large.pixels.astype(int) - own.pixels).mean() < 10
 
 
 @pytest.mark.parametrize(("height", "width"), [(600, 600), (1600, 1600), (8, 3300)])
