@@ -20,6 +20,8 @@ from training.data.folder import Photo, read_folder, read_split
 from training.data.pixels import Photos, Pixels, load_pixels
 from training.errors import DataError
 from training.judge.evaluate import choose_photos, evaluate
+from training.judge.metrics import measure
+from training.judge.report import Result, draw
 
 CLASSES = ("cat", "dog", "bird")
 SPEC = ImageSpec(16, 16, crop=0.9)
@@ -235,6 +237,17 @@ def test_the_report_has_pictures_plots_and_page(
     assert mistakes and all(each["class"] != each["predicted"] for each in mistakes)
     assert "tiny 1, tensorflow" in output and "taken for" in output
     assert "25 photos; 1 of them cannot be decoded" in page and document["photos"].endswith("cannot be decoded")
+
+
+def test_a_class_that_was_only_predicted_is_none_of_the_photos(tmp_path: Path) -> None:
+    """The page counts the classes that have photos, and lists their F1, of which macro F1 is the mean."""
+    classes = (*sorted(CLASSES), "horse")
+    pixels = load_pixels(read_split(fill(tmp_path / "photos", 1), classes, complete=False), SPEC, tmp_path / "cache")
+    probabilities = np.eye(4, dtype=np.float32)[[3, 1, 2]]
+    result = Result("m 1", probabilities, measure(probabilities, pixels.labels, classes), None)
+    drawn = draw([result], pixels, Contract("m", classes, SPEC), "3 photos", tmp_path)
+    html = page.write(tmp_path / "evaluation.html", "evaluation.html", **drawn).read_text()
+    assert "measured, of 3 classes</p>" in html and "<td>dog</td>" in html and "<td>horse</td>" not in html
 
 
 @pytest.mark.tensorflow
