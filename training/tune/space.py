@@ -100,7 +100,8 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
     known = preset.size or find_architecture(own).size_px
     start = preset.changed({"architecture": own if own in named else named[0], "size": known if known in px else px[0]})
     first = find_architecture(start.architecture, start.size)
-    backbones = list(dict.fromkeys([first, *(find_architecture(each, size) for each in named for size in px)]))
+    others = {find_architecture(each, size) for each in named for size in px} - {first}
+    backbones = [first, *sorted(others, key=lambda each: (each.name, each.size_px))]
     values: dict[str, BaseDistribution] = {}
     if len(named) > 1:  # in the order of the backbones, by which a search is found again: Optuna takes no other
         values["architecture"] = CategoricalDistribution(list(dict.fromkeys(each.name for each in backbones)))

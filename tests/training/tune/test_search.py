@@ -374,7 +374,14 @@ def test_a_start_is_among_the_choices() -> None:
     assert find_space(preset, "default", ["efficientnet-lite2", "efficientnet-lite0"], []).label == "default"
 
 
-@pytest.mark.parametrize("choices", [([], [160, 224]), (["efficientnet-lite2", "efficientnet-lite0"], [])])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ([], [160, 192, 224]),
+        ([f"efficientnet-lite{number}" for number in (2, 0, 1)], []),
+        (["efficientnet-lite2", "efficientnet-lite0"], [160, 224]),
+    ],
+)
 def test_the_same_choices_in_another_order_are_one_search(choices: tuple[list[Any], list[Any]]) -> None:
     """It is found again by its backbones, and Optuna refuses to continue it with values in another order."""
     from training.tune.space import find_space
