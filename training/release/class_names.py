@@ -35,7 +35,7 @@ _NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*(?:[\s:,;=|]|[.)]\s|[-=]>)\s*(?P<
 _NUMBER_LAST = re.compile(r"(?P<name>.*\S)\s*(?:[:,;=|\t]|[-=]>)\s*(?P<number>\d+)")
 _SURELY_NUMBERED = re.compile(r"\d+\s*[,;|\t].*")  # where names would not begin so
 _YAML = re.compile(rf"\A\s*\w+:\s*\n|^(?:{'|'.join(_MEMBERS)}):(?:\s*\n|\s+[\[{{])", re.MULTILINE)
-_DECORATION = re.compile(r"""(?:[-*]\s+)?(["']?)(.*?)\1,?""")  # of a YAML list, and of lines copied from code
+_DECORATION = re.compile(r"""(?:[-*]\s+)?(["']?)(.*?)\1""")  # of a YAML list, and of lines copied from code
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -70,10 +70,9 @@ def _read(text: str, suffix: str) -> tuple[str, ...]:
     cells = _cells(lines[0]) if lines else []
     if suffix in (".csv", ".tsv") or (len(cells) > 1 and set(cells) <= set(_COLUMNS)):
         return _of_csv(lines)
+    lines = [re.sub(r"(?<=\S)\s*[,;]$", "", line) for line in lines]  # as in a list that was copied
     if len(lines) == 1 and len(cells) > 1:
         return _whole(next(csv.reader(lines, delimiter=_delimiter(lines[0]), skipinitialspace=True)))
-    if all(line.endswith(",") for line in lines[:-1]):  # as in a list that was copied
-        lines = [line.removesuffix(",").rstrip() for line in lines]
     return _whole(_of_numbered(lines) or _plain(lines))
 
 
@@ -98,11 +97,10 @@ def _parse(text: str, suffix: str) -> Any:
 def _whole(names: Sequence[str]) -> tuple[str, ...]:
     """Refuse names that are a part of something else, where a form was guessed."""
     for name in names:
-        bare = name.rstrip(",")
-        is_quoted = bare[:1] == bare[-1:] and bare[:1] in ("'", '"')
-        is_open = bare.count("(") > bare.count(")")  # more of the latter are in `a) cat`
-        is_member = re.search(r"""["']\s*:""", bare)  # of a map without braces
-        is_half = is_quoted or is_open or is_member or any(bare.count(a) != bare.count(b) for a, b in ("[]", "{}"))
+        is_quoted = name[:1] == name[-1:] and name[:1] in ("'", '"')
+        is_open = name.count("(") > name.count(")")  # more of the latter are in `a) cat`
+        is_member = re.search(r"""["']\s*:""", name)  # of a map without braces
+        is_half = is_quoted or is_open or is_member or any(name.count(a) != name.count(b) for a, b in ("[]", "{}"))
         if len(name) > 1 and is_half:
             raise ValueError(f"the name {name!r}")
     return tuple(names)
@@ -157,7 +155,8 @@ def _of_csv(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def _delimiter(line: str) -> str:
-    return max(",\t;", key=line.count)
+    """Return the mark that is most frequent outside quotes; within a word, as in `5"` and `it's`, these are none."""
+    return max(",\t;", key=re.sub(r"""(?<!\w)(["']).*?\1(?!\w)""", "", line).count)
 
 
 def _cells(line: str) -> list[str]:

@@ -32,6 +32,8 @@ from training.release.class_names import read_classes
         ("classes.txt", "cat -> 0\ndog -> 1\nelk -> 2"),
         ("classes.txt", '"cat",\n"dog",\n"elk",'),
         ("classes.txt", "cat,\ndog,\nelk\n"),
+        ("classes.txt", "cat;\ndog ;\nelk"),
+        ("classes.txt", "cat, dog, elk,\n"),
         ("classes.txt", "cat, dog, elk\n"),
         ("classes.txt", "cat;dog; elk\n"),
         ("classes.txt", "cat\tdog\telk\n"),
@@ -75,10 +77,12 @@ def test_each_form_is_read(tmp_path, name, text):
         ("digits.tsv", "Class\tID\n7\t2\n3\t1\n", ("3", "7")),
         ("digits.csv", "label,class\n9,3\n8,7\n", ("3", "7")),
         ("digits.csv", "id\n3\n7\n", ("3", "7")),
+        ("line.txt", '"Doe; Jane", "x; y; z"', ("Doe; Jane", "x; y; z")),
+        ("line.txt", "boys' shoes; girls' shoes", ("boys' shoes", "girls' shoes")),
     ],
 )
 def test_a_form_that_is_sure_has_names_of_any_kind(tmp_path, name, text, names):
-    """Brackets, quotes, what YAML takes for other than text, one name of two classes, and numbers.
+    """Brackets, quotes, separators, what YAML takes for other than text, one name of two classes, and numbers.
 
     A column of numbers is the order only beside one of names.
     """
@@ -98,7 +102,7 @@ def test_a_form_that_is_sure_has_names_of_any_kind(tmp_path, name, text, names):
         ("class", "label"),
         ("0.5 l", "1.5 l"),
         ("scale 1:10", "scale 1:43"),
-        ("(background)", "cat (small)", "a) dog", ":)"),
+        ("(background)", "cat (small)", "a) dog", ":)", ";", ","),
         ("]", "[", "'"),
         ("- cat", "dog"),
     ],
@@ -123,7 +127,7 @@ def test_names_with_numbers_and_commas_stay_as_they_are(tmp_path, lines):
         ("a.txt", "[('cat', 0), ('dog', 1)]", "a document with something else"),
         ("a.yaml", "[cat, dog", r"which is no YAML: expected"),
         ("a.csv", "class\n'cat'\n'dog'", "the name \"'cat'\""),
-        ("a.txt", "(\n'cat',\n'dog',\n)", "the name \"'cat',\""),
+        ("a.txt", "(\n'cat',\n'dog',\n)", "the name \"'cat'\""),
         ("a.txt", '"0": "cat",\n"1": "dog"', "the name '0\": \"cat'"),
         ("a.txt", "'cat' : 0,\n'dog' : 1,", "the name \"'cat'\""),
         ("a.txt", "'cat', 'dog'", "the name \"'cat'\""),
