@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,8 @@ def as_probabilities(model: keras.Model, classes: int) -> keras.Model:
     """Make a model end in probabilities (n, classes): add a softmax to linear outputs, turn one unit into two classes.
 
     Raises:
-        WeightsError: The outputs do not fit the classes, or are not one choice among them.
+        WeightsError: The outputs do not fit the classes, or are not one choice among them. Those that are made of
+            probabilities must sum to 1, as nothing tells what they are.
     """
     if len(model.output_shape) != 2:
         raise WeightsError(f"Expected class outputs (n, {classes}). Received: {model.output_shape}")
@@ -85,7 +87,8 @@ def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
     """Return what made the values of a tensor; `linear` if they are no probabilities, or if nothing tells.
 
     What something else without weights makes of probabilities, such as their logarithm, has both names. So has what it
-    makes of probabilities and others, such as a softmax beside a sigmoid.
+    makes of several kinds of them, such as a softmax times a sigmoid, and what is made of that. What joins or averages
+    probabilities and others has all their names too; what else is made of both, such as gated logits, is `linear`.
 
     Args:
         tensor: An output of a model, or of an operation in it.
@@ -108,11 +111,11 @@ def _activation_of(tensor: Any, fed: Mapping[int, Any]) -> str:
     if activation != "linear" or getattr(operation, "weights", []):
         return activation
     names = {_activation_of(each, fed) for each in inputs}
-    if len(names) > 1:  # gated logits, linear ones times a sigmoid, are logits still
-        is_mix = any(each.endswith(("sigmoid", "softmax")) for each in names)
-        is_mix &= name in _KEEPING or "linear" not in names
+    are_probable = [bool(re.search("sigmoid|softmax", each)) for each in names]
+    if len(names) > 1:  # gated logits, linear ones or those of a relu times a sigmoid, are logits still
+        is_mix = any(are_probable) if name in _KEEPING else all(are_probable)
         return f"{' and '.join(sorted(names))} in one {name}" if is_mix else "linear"
     made = names.pop() if names else "linear"
     if name in _KEEPING:
         return made
-    return f"{name} of {made}" if made.endswith(("sigmoid", "softmax")) else "linear"
+    return f"{name} of {made}" if any(are_probable) else "linear"

@@ -89,6 +89,7 @@ def test_outputs_become_probabilities(pixels, units, activation, expect):
         lambda x: keras.ops.log(keras.ops.softmax(x) + 1e-9),
         lambda x: 30 * layers.ReLU()(x),
         lambda x: x * sigmoid(x),
+        lambda x: layers.Dense(3, activation="relu")(x) * sigmoid(x),
     ],
 )
 def test_what_is_made_of_others_gets_a_softmax(inputs, pixels, logits):
@@ -167,6 +168,8 @@ def test_a_sigmoid_is_found_behind_what_changes_no_probability(inputs, pixels, k
         (3, "relu", lambda x: layers.Concatenate()([x, sigmoid(x)]), "relu and sigmoid in one concatenate with 6"),
         (3, "linear", lambda x: layers.Average()([x, sigmoid(x)]), "linear and sigmoid in one average with 3"),
         (3, "softmax", lambda x: x * sigmoid(x), "sigmoid and softmax in one multiply with 3"),
+        (3, "softmax", lambda x: (x + sigmoid(x)) / 2, "truedivide of sigmoid and softmax in one add with 3"),
+        (3, "softmax", lambda x: layers.Average()([layers.Dense(3)(x), 2 * x * sigmoid(x)]), "linear and multiply of"),
     ],
 )
 def test_what_is_made_of_probabilities_is_refused(inputs, units, activation, made, message):
