@@ -50,7 +50,7 @@ def _flattened(model: keras.Model) -> keras.Model:
     So a part of the layers can be frozen, and heat maps find the last map.
     """
     made = dict[int, tuple[Any, Any]]()
-    names = set[str]()
+    names = {"backbone_features"}  # that of our own last layer
 
     def renewed(operation: Any) -> Any:
         if isinstance(operation, keras.Model):

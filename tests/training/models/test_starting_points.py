@@ -118,14 +118,15 @@ def test_a_network_without_pooled_features_is_refused(tmp_path: Path, outputs: A
         start(tmp_path / "theirs.keras", preprocessing="none")
 
 
-@pytest.mark.parametrize("name", ["pixels", "rescale", "head_dropout"])
+@pytest.mark.parametrize("name", ["pixels", "rescale", "head_dropout", "backbone_features"])
 def test_a_network_may_have_the_name_of_a_layer_around_it(tmp_path: Path, name: str) -> None:
-    """What a training puts around it has names too, and a model has each of them once."""
+    """Or one of its layers may: what a training puts around it has names too, and a model has each of them once."""
     from training.fit.phases import build
     from training.fit.preset import find_preset
 
     inputs = keras.Input((16, 16, 3))
-    keras.Model(inputs, classified(pooled(inputs)), name=name).save(tmp_path / "theirs.keras")
+    features = layers.Flatten()(pooled(layers.Conv2D(3, 3, name=name)(inputs), keepdims=True))
+    keras.Model(inputs, classified(features), name=name).save(tmp_path / "theirs.keras")
     given = {"weights": str(tmp_path / "theirs.keras"), "preprocessing": "0-1"}
     assert build(find_preset("default").changed(given), 2).model.output_shape == (None, 2)
 
