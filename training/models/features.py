@@ -69,7 +69,10 @@ def _runner(model: keras.Model) -> tuple[Callable[[NDArray[np.uint8]], Features]
             (Path(scratch) / TFLITE_FILES["tflite"]).write_bytes(content)
             engine = open_engine(Path(scratch), "tflite", THREADS, INTERPRETERS)
             by_tflite(np.zeros((1, *model.input_shape[1:]), np.uint8))  # XNNPACK announces itself at the first run
-    except (ConverterError, ServingError) as exc:
+    except ConverterError as exc:
         _log.info(f"Note: a release of this network will fail, as it does not convert to TFLite: {why_no_tflite(exc)}")
-        return by_keras, 1
-    return by_tflite, INTERPRETERS
+    except ServingError as exc:
+        _log.info(f"Note: Keras computes these features, as TFLite cannot: {exc}")
+    else:
+        return by_tflite, INTERPRETERS
+    return by_keras, 1

@@ -137,3 +137,22 @@ def test_keras_computes_features_where_tflite_cannot(lines: list[str], capfd: py
     why = "as it does not convert to TFLite: operations that TFLite lacks: Erfinv"
     assert lines[0] == f"Note: a release of this network will fail, {why}"
     assert "'tf.Erfinv'" not in capfd.readouterr().err
+
+
+@pytest.mark.tensorflow
+def test_a_failing_interpreter_says_nothing_of_a_release(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that finds no memory now: Keras computes the features, and the reason is logged."""
+    import keras
+
+    from serving.errors import DataLossError
+    from training.models import features
+
+    def fail(*_: object) -> None:
+        raise DataLossError("no memory")
+
+    monkeypatch.setattr(features, "open_engine", fail)
+    inputs = keras.Input((4, 4, 3))
+    (found,) = features.compute_features(
+        keras.Model(inputs, keras.layers.Flatten()(inputs)), np.ones((1, 4, 4, 3), "u1")
+    )
+    assert (found == 1).all() and lines[0] == "Note: Keras computes these features, as TFLite cannot: no memory"
