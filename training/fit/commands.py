@@ -174,9 +174,9 @@ def _release(run: Path, options: argparse.Namespace, *, int8: bool = True) -> in
 
     if number := version_of(run, options.store, options.name):
         other = answering(options.store, options.name)
-        promote = shlex.join([options.name, "promote", str(number), "--store", str(options.store)])
-        how = f". Version {other} answers. To let this one answer: python -m gateway.release {promote}"
-        _log.info(f"Nothing is released, as {run} is version {number} already{how if other != number else ''}")
+        status = f"python -m gateway.release {shlex.join([options.name, 'status', '--store', str(options.store)])}"
+        why = f". Version {other} answers. To see why, before you try or promote version {number}: {status}"
+        _log.info(f"Nothing is released, as {run} is version {number} already{why if other != number else ''}")
         return 0
     try:
         source = of_run(run, options.name)

@@ -45,8 +45,12 @@ def refuse_other_classes(store: Path, model: str, classes: Sequence[str]) -> Non
 
 
 def version_of(run: Path, store: Path, model: str) -> int | None:
-    """Return the number of the newest version of a model that was made of a run; None if the store has none."""
-    for each in reversed(Run(run).releases):
+    """Return the number of a version of a model that was made of a run; None if the store has none.
+
+    Of several it is the one that answers, or else the newest.
+    """
+    last = answering(store, model)
+    for each in sorted(Run(run).releases, key=lambda each: (each["version"] == last, each["version"]), reverse=True):
         if each["model"] == model and each["version"] in versions_of(store, model):
             with suppress(TrainingError):  # no contract, or a file that does not load
                 if StoredVersion(store, model, each["version"], "tflite").contract.identity == each["identity"]:

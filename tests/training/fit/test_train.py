@@ -235,7 +235,7 @@ def test_a_later_training_releases_only_what_it_ends_with(folder, small, tmp_pat
     said = capsys.readouterr().out
     assert re.search(r"Not better than the first version: .*-first is taken in place of it\n", said)
     assert re.search(r"Nothing is released, as \S+-first is version 2 already\. Version 1 answers\. ", said)
-    assert f"answer: python -m gateway.release colours promote 2 --store {tmp_path / 'store'}\n" in said
+    assert f"promote version 2: python -m gateway.release colours status --store {tmp_path / 'store'}\n" in said
     assert "Released " not in said
 
 

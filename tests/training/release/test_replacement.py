@@ -13,7 +13,8 @@ from contract.store import versions_of
 from tests.programs.small_training import draw
 from training.__main__ import main
 from training.errors import ExportError, TrainingError
-from training.release.replacement import refuse_other_classes
+from training.release.replacement import refuse_other_classes, version_of
+from training.runs.folder import record_release
 
 pytestmark = pytest.mark.tensorflow
 
@@ -74,6 +75,20 @@ def test_a_release_asks_again(tiny_store: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"'tiny', which answers, has 3 classes, this model 2: .*--replace-classes"):
         release(Source(build(0, classes=2), Contract("tiny", ("a", "b"), SPEC)), tmp_path)
     assert list(versions_of(tmp_path, "tiny")) == [1]
+
+
+def test_of_versions_of_a_run_the_one_that_answers_is_found(tiny_store: Path, tmp_path: Path) -> None:
+    """Or else the newest: whoever exports a run twice need not promote it again."""
+    from training.judge.predictors import StoredVersion
+
+    identity = StoredVersion(tiny_store, "tiny", 1, "tflite").contract.identity
+    assert version_of(tmp_path, tiny_store, "tiny") is None
+    for number in ("1", "2", "3"):
+        shutil.copytree(tiny_store / "tiny" / "1", tmp_path / "tiny" / number)
+        record_release(tmp_path, tmp_path / "tiny" / number, identity if number != "3" else "another")
+    for stable, found in ((1, 1), (2, 2), (3, 2)):
+        (tmp_path / "tiny" / "release.json").write_text(Release(stable=stable).to_json())
+        assert version_of(tmp_path, tmp_path, "tiny") == found
 
 
 def test_commands_ask_before_they_work(
