@@ -82,6 +82,7 @@ _WORDS = {
         "pair": ("Classes that look the same", _SAME),
     },
     SUSPICION: {
+        "warnings": ("What train warns of", "Change the folders, unless they are as you mean them."),
         "few": (f"{{classes}} with fewer than {MIN_PHOTOS} photos", "Collect more; a model learns little from so few."),
         "imbalance": (
             f"The largest class has more than {MAX_IMBALANCE} times the photos of the smallest",
@@ -101,7 +102,7 @@ _WORDS = {
         ),
     },
     NOTE: {
-        "remarks": ("What train says of these photos", "If that is as you mean it, change nothing."),
+        "remarks": ("What train says of these photos", "Check that each is as you mean it."),
         "ignored": (
             "{files} not read as photos ({suffixes})",
             "If they are photos, save them as JPEG, PNG or WebP inside the folder of their class.",
@@ -161,7 +162,8 @@ def _in_training(source: Path) -> Found:
     """Find why train refuses the photos, or what it says of them."""
     try:
         for remark in read_folder(source).remarks:
-            yield "remarks", Item((), remark)
+            warning = remark.removeprefix("Warning: ")
+            yield "remarks" if warning == remark else "warnings", Item((), warning)
     except DataError as exc:
         yield "refused", Item((), str(exc))
 
