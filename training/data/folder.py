@@ -63,7 +63,7 @@ def read_folder(folder: Path) -> Dataset:
     """
     if is_table(folder):
         rows, named, left_out = read_rows(folder)
-        return Dataset(named, _complete(rows, named, folder.parent), left_out)
+        return Dataset(named, _complete(rows, named, folder), left_out)
     found = find_splits(folder)
     if found.folders and "train" not in found.folders:
         received = [str(path) for path in found.folders.values()]
@@ -150,7 +150,8 @@ def _complete(splits: dict[str, list[Photo]], classes: Sequence[str], folder: Pa
             f"Expected at least {len(missing) + 1} photos in each class of {folder}, to hold some out."
             f" Received: {_some(few)}"
         )
-    return splits | _hold_out(splits["train"], missing, folder) if missing else splits
+    root = folder if folder.is_dir() else folder.parent  # of a CSV
+    return splits | _hold_out(splits["train"], missing, root) if missing else splits
 
 
 def _check_classes(classes: Sequence[str], folder: Path) -> None:
@@ -162,8 +163,8 @@ def _check_classes(classes: Sequence[str], folder: Path) -> None:
         )
     if read_like_splits(classes):
         raise DataError(
-            f"Expected a folder for each class in {folder}. Received folders that read like splits, without class"
-            f" folders inside: {', '.join(classes)}"
+            f"Expected names of classes in {folder}. Received names that read like splits, and no classes inside"
+            f" these: {', '.join(classes)}"
         )
     for name in classes:
         if not name or any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in name):

@@ -91,11 +91,16 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
         (("path,label,split", "a/000.jpg,cat,val", "b/000.jpg,dog,test"), "train in .* Received: validation, test$"),
         (("path,label,split", "a/000.jpg,cat,x"), "none. Left out rows of: x. .* such as train, validation, test$"),
         (("path,label", "a/000.jpg,a\tb", "b/000.jpg,b"), r"control characters.*csv: b'a\\tb'. Correct its rows\.$"),
+        (("path,label", "a/000.jpg,train", "b/000.jpg,test"), "of classes in .*csv. .* like splits, .*: test, train$"),
+        (("path,label", "a/000.jpg,cat", "b/000.jpg,dog"), "3 photos in each class of .*csv, .*: 1 of cat, 1 of dog$"),
         (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
 )
 def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
-    """A photo of two classes, an unknown class, one class, a column for each class, quotes, no train, and no file."""
+    """A photo of two classes, an unknown class, one class, a column for each class, quotes, no train, and no file.
+
+    Labels that are splits, and too few photos, as well.
+    """
     with pytest.raises(DataError, match=message):
         read_folder(table(*rows))
 
