@@ -17,6 +17,7 @@ from contract.release import Trial
 from gateway.release.evidence import Counts
 from gateway.release.gateways import Address, find_addresses, without_closed
 from gateway.release.ledger import Refused
+from gateway.telemetry.metrics import OTHERS
 from gateway.trial.trials import FAILURES_UNTIL_STOPPED
 
 COUNTERS = ("gateway_comparisons", "gateway_comparison_signs", "gateway_comparison_classes", "gateway_trial_requests")
@@ -97,9 +98,15 @@ class Observation:
 
     @property
     def problems(self) -> list[str]:
-        """Why some addresses do not take part; of a name's addresses, only one must."""
-        expected = without_closed([each.address for each in self._present])
-        return [f"{each.address} {each.problem}" for each in self._present if each.problem and each.address in expected]
+        """Why no trial may be called good: addresses that do not take part, or classes that nobody counts.
+
+        Of a name's addresses, only one must take part.
+        """
+        expected, present = without_closed([each.address for each in self._present]), self._present
+        problems = [f"{each.address} {each.problem}" for each in present if each.problem and each.address in expected]
+        if any(name == OTHERS for name, _ in self.counts.classes):
+            problems.append("some classes are no longer counted one by one; restart the gateways, and watch again")
+        return problems
 
     @property
     def stopped(self) -> list[str]:

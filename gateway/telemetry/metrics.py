@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -17,12 +18,15 @@ from gateway.model.protocol import Export, Health
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-# A series stays until the gateway ends. Each takes 220 bytes of its process's file and 1.5 kB of its memory, and a
-# process dies of SIGBUS when its file has no room: /dev/shm of a container has 64 MB. So a metric by class has at most
-# so many series in a process, and no further one while the file system has less room. The others of a version: 17 kB.
+# A series stays until the gateway ends. It takes 220 bytes of its process's file, and 1.5 kB of its memory. A process
+# dies of SIGBUS when its file has no room, and /dev/shm of a container has 64 MB. So a metric by class has at most so
+# many series in a process, and no further one while the file system has less room. All other metrics of a version
+# take 17 kB.
 MOST_CLASSES = 20_000
 ROOM_BYTES = 8 << 20
 OTHERS = "(others)"  # instead of the class, from then on
+
+_log = logging.getLogger(__name__)
 
 
 def share() -> None:
@@ -111,6 +115,9 @@ class Metrics:
         if labels not in counted:
             shared = os.environ.get(FOLDER)
             if len(counted) >= MOST_CLASSES or (shared and not _has_room(Path(shared).parent)):
+                if (OTHERS,) not in counted:
+                    counted.add((OTHERS,))
+                    _log.warning("no room to count each class; until the gateway restarts, further ones are %s", OTHERS)
                 return OTHERS
             counted.add(labels)
         return name

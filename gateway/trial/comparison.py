@@ -168,7 +168,7 @@ class Comparisons:
             metrics.comparison_signs.labels(*active.labels, sign).inc()
         if disagrees:
             for best, change in ((tried.best, "gained"), (stable.best, "lost")):
-                name = metrics.name_class(metrics.comparison_classes, best, *active.labels)
+                name = metrics.name_class(metrics.comparison_classes, best, *active.labels, change)
                 metrics.comparison_classes.labels(*active.labels, name, change).inc()
 
 

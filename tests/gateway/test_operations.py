@@ -105,9 +105,12 @@ def test_metrics_show_answers_stages_classes_and_versions(model_server: FakeMode
 
 @pytest.mark.parametrize("limit", [("MOST_CLASSES", 2), ("ROOM_BYTES", 1 << 62)])
 def test_a_worker_makes_no_more_series_than_its_file_has_room_for(
-    monkeypatch: pytest.MonkeyPatch, limit: tuple[str, int]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: tuple[str, int]
 ) -> None:
-    """Or it would die, as /dev/shm of a container is small: further classes are counted together, known ones go on."""
+    """Or it would die, as /dev/shm of a container is small: further classes are counted together, known ones go on.
+
+    The log says so once.
+    """
     shown = Metrics()
     for name in ("red", "green"):
         shown.observe(Export(1, "a"), {}, [{"predictions": [{"class": name, "probability": 1.0}]}])
@@ -122,6 +125,7 @@ def test_a_worker_makes_no_more_series_than_its_file_has_room_for(
     lines = [line for line in shown.render().decode().splitlines() if line.startswith("gateway_predictions_total{")]
     counts = {line.split('"')[1]: line.split()[-1] for line in lines}
     assert counts == {"red": "2.0", "green": "1.0", "(others)": "2.0"}
+    assert caplog.messages == ["no room to count each class; until the gateway restarts, further ones are (others)"]
 
 
 def test_request_id_is_taken_over_or_made_and_always_echoed(gateway: FlaskClient) -> None:

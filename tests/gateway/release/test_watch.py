@@ -277,6 +277,23 @@ def test_a_gateway_that_does_not_try_it_keeps_it_from_promotion(store: Store, ga
     assert "http://127.0.0.1:9 does not listen" in out
 
 
+@pytest.mark.parametrize("promote_after", [(), ("--promote-after", "300")])
+def test_a_class_that_is_not_counted_by_itself_keeps_it_from_promotion(
+    store: Store, gateways: Callable[..., Gateway], promote_after: tuple[str, ...]
+) -> None:
+    """It may be the one that goes wrong; what to do is said."""
+
+    def look(gateway: Gateway) -> None:
+        gateway.counted.add(300)
+        gateway.counted.classes.labels("2", IDENTITY, "2", "(others)", "lost").inc(300)
+
+    gateway = gateways(look)
+    store.do("try", "2", "--shadow")
+    status, out, _ = store.run("watch", "--gateway", gateway.url, "--within", "0.2s", *promote_after)
+    assert status == 5 and store.document["stable"] == 1
+    assert "some classes are no longer counted one by one; restart the gateways, and watch again" in out
+
+
 def test_a_trial_is_watched_though_a_gateway_is_late(
     store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:

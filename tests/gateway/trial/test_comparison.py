@@ -93,6 +93,19 @@ def test_classes_that_gain_and_lose_are_counted(
     assert len({line.split('class="')[1].split('"')[0] for line in changes}) == of_whom
 
 
+def test_a_class_that_gains_and_loses_is_two_series(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both count for the bound."""
+    monkeypatch.setattr("gateway.telemetry.metrics.MOST_CLASSES", 2)
+    tried.start(SHADOW)
+    first, second = tried.server.versions[1], tried.server.versions[2]
+    second.predict = lambda pixels: mean_colour(pixels)[:, ::-1]
+    compare(tried, 1)
+    first.predict, second.predict = second.predict, first.predict
+    compare(tried, 2)
+    lines = [line for line in tried.metrics.render().decode().splitlines() if "comparison_classes_total{" in line]
+    assert len(lines) == 4 and sum('class="(others)"' in line for line in lines) == 2
+
+
 def test_less_sure_than_the_stable_version(tried: Tried) -> None:
     """In right order, with less confidence."""
     tried.start(SHADOW)
