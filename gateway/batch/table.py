@@ -177,7 +177,7 @@ def _without_errors(path: Path, content: bytes, images: Set[str]) -> bytes:
     """Return a file's content without the rows that have an error of one of the images."""
     columns = content[: content.find(b"\n") + 1] if path.suffix == ".csv" else b""
     kept = (text for text, row in _rows_in(path, content) if not row.get("error") or row["source"] not in images)
-    return columns + "".join(kept).encode("utf-8", ANY_BYTES)
+    return b"".join((columns, *(text.encode("utf-8", ANY_BYTES) for text in kept)))  # as a text, four times the bytes
 
 
 def _complete(path: Path, content: bytes) -> bytes:
