@@ -72,9 +72,10 @@ function take(data) {
   return true;
 }
 
-/** Tell whether a text field takes what is pasted or dropped, as text. */
-function isTyped({ target }, data) {
-  return target.matches?.("input:not([type=file])") && data.types.includes("text/plain");
+/** Tell whether a text field takes what is pasted or dropped, as text; a link would be glued to what is there. */
+function isTyped({ target, type }, data) {
+  const isLink = type !== "paste" && data.types.includes("text/uri-list");
+  return target.matches?.("input:not([type=file])") && data.types.includes("text/plain") && !isLink;
 }
 
 document.addEventListener("paste", (event) => {
@@ -103,6 +104,7 @@ $("access").addEventListener("submit", (event) => {
   else showModel();
 });
 addEventListener("pagehide", () => (key = $("key").value = "")); // a browser may keep the page, to go back to
+addEventListener("pageshow", ({ persisted }) => persisted && showModel());
 $("again").addEventListener("click", () => classify(image));
 $("cancel").addEventListener("click", () => {
   running.abort();
@@ -296,10 +298,11 @@ function showProblem({ code, status, detail }) {
   if (status === 401) openAccess();
 }
 
-/** Show the form for the key, and whether the last one was refused. */
-function openAccess() {
+/** Show the form for the key, and what is wrong with the last one. */
+function openAccess(wrong = key && "The classifier does not know that key") {
   $("access").hidden = false;
-  $("refused").hidden = !key;
+  $("refused").textContent = wrong;
+  $("refused").hidden = !wrong;
   if (key || image) $("key").select(); // not when the page opens
 }
 
@@ -323,10 +326,13 @@ function trialText({ mode, share, ...model }) {
 
 /** Show the model's facts in the header, and the trial under them, if the gateway answers them. */
 async function showModel() {
-  const answer = await fetch("model", { headers: authorization() }).catch(() => null);
+  const asked = key;
+  const answer = await fetch("model", { cache: "no-store", headers: authorization() }).catch(() => null);
+  if (key !== asked) return; // another one was entered meanwhile
   if (answer?.status === 401) openAccess();
+  else if (answer) closeAccess(); // the key is right, whether or not a model is ready
+  else if (!$("access").hidden) openAccess(TITLES.no_connection);
   if (!answer?.ok) return;
-  closeAccess();
   const { contract, trial, ...model } = await answer.json();
   shown.version = versionText(model);
   shown.trial = trial;

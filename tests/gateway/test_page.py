@@ -418,6 +418,15 @@ def test_text_is_dragged_into_the_field(page: Page) -> None:
     assert page.locator("#drop.over").count() == 0
 
 
+def test_a_link_dragged_into_the_field_is_asked(page: Page, gateway: Gateway) -> None:
+    """In place of what is there, to which the browser would glue it."""
+    page.evaluate("(url) => (document.querySelector('h1').innerHTML = `<a href='${url}'>the cat</a>`)", CAT)
+    page.fill("#url", "https://example.com/old.jpg")
+    page.drag_and_drop("h1 a", "#url")
+    wait_for_result(page)
+    assert page.input_value("#url") == CAT and CAT.encode() in gateway.requests[0][2]
+
+
 def test_a_file_chosen_before_the_script_came_is_sent(page: Page, gateway: Gateway, tmp_path: Path) -> None:
     """On a slow line, the page's buttons work first."""
     (tmp_path / "a.png").write_bytes(PNG)
@@ -522,9 +531,11 @@ def test_an_api_key_is_asked_for_and_kept_in_memory(page: Page, gateway: Gateway
     assert page.evaluate("document.activeElement.id") == "stage"
     assert "Authorization: Bearer from-environment" in parse_in_shell(page.text_content("#curl") or "")
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
-    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
-    classify_url(page, CAT)
+    for event in ("pagehide", "pageshow"):  # the browser keeps the page, and goes back to it
+        page.evaluate("(event) => dispatchEvent(new PageTransitionEvent(event, { persisted: true }))", event)
     page.wait_for_selector("#access:not([hidden])")
+    classify_url(page, CAT)
+    page.wait_for_selector("#problem:not([hidden])")
     assert (gateway.requests[-1][3], page.input_value("#key")) == ("", "")
 
 
@@ -540,6 +551,40 @@ def test_an_api_key_is_asked_for_when_the_page_opens(page: Page, gateway: Gatewa
         page.wait_for_selector("#refused:not([hidden])" if key == "wrong" else "#model:not([hidden])")
         assert page.evaluate("document.activeElement.id") == ("key" if key == "wrong" else "file")
     assert not page.is_visible("#access") and gateway.requests == []
+    page.goto("about:blank")
+    page.go_back()
+    page.wait_for_selector("#access:not([hidden])")
+
+
+def test_an_api_key_is_taken_while_no_model_is_ready(page: Page, gateway: Gateway) -> None:
+    """The gateway knows it; where nobody answers, that is said."""
+    gateway.key = "secret"
+    page.reload()
+    page.fill("#key", "secret")
+    answers = iter([lambda route: route.abort(), lambda route: route.fulfill(status=503)])
+    page.route("**/model", lambda route: next(answers)(route))
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=No connection to the classifier")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#access", state="hidden")
+    page.unroute("**/model")
+    assert not page.is_visible("#model")
+
+
+def test_a_late_refusal_of_no_key_is_not_one_of_the_key(page: Page, gateway: Gateway) -> None:
+    """The page had asked for the model when it opened."""
+    gateway.key = "secret"
+    held: list[Any] = []
+    page.route("**/model", lambda route: held.append(route), times=1)
+    page.reload()
+    classify_url(page, CAT)
+    page.fill("#key", "secret")
+    page.keyboard.press("Enter")
+    wait_for_result(page)
+    with page.expect_response(lambda response: response.status == 401):
+        held[0].continue_()
+    page.evaluate("fetch('model').then(() => null)")  # until when the page has seen that answer
+    assert not page.is_visible("#access")
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:
