@@ -15,6 +15,7 @@ from werkzeug.formparser import MultiPartParser
 from werkzeug.sansio.multipart import File
 
 from gateway.errors import BadRequest, GatewayError, TooLarge, UnsupportedMedia
+from gateway.fetch.fetcher import CODINGS
 from gateway.settings import Settings
 
 EXPECTED = (
@@ -23,7 +24,6 @@ EXPECTED = (
 )
 
 FORMS = ("url", "urls", "image", "images")
-COMPRESSIONS = ("gzip", "deflate", "br", "zstd")
 
 # A form is read in such pieces, and a field or a part's headers are one or two. Without limits, one part with 8 million
 # lines of headers took a gigabyte, and many parts with fewer lines 1.1 s of the interpreter for each megabyte.
@@ -61,7 +61,8 @@ def read_query(request: Request, settings: Settings) -> Query:
         TooLarge: More images than allowed, or a single one with more bytes.
         UnsupportedMedia: The body is compressed.
     """
-    if (coding := request.headers.get("Content-Encoding", "").lower()) in COMPRESSIONS:
+    coding = request.headers.get("Content-Encoding", "")
+    if not CODINGS.isdisjoint(map(str.strip, coding.lower().split(","))):
         raise UnsupportedMedia(f"Expected a body that is not compressed. Received one with Content-Encoding: {coding}")
     kind = request.mimetype
     top_k = _top_k(request.args.get("top_k", settings.top_k))

@@ -153,7 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
                 body += chunk
                 self.rfile.readline(2)
             self.rfile.readline(2)
-        if self.headers.get("Content-Encoding", "").lower() != "gzip":
+        coding = self.headers.get("Content-Encoding", "").strip().lower()
+        if coding in ("deflate", "br", "zstd", "compress"):
+            raise InvalidArgumentError(f"Expected a body that is plain or gzip. Received: Content-Encoding: {coding}")
+        if coding not in ("gzip", "x-gzip"):
             return bytes(body)
         unpacked = zlib.decompressobj(31).decompress(body, MAX_BODY_BYTES + 1)
         if len(unpacked) > MAX_BODY_BYTES:

@@ -203,6 +203,13 @@ def test_predictions_go_to_the_model_in_batches(model_server: FakeModelServer, g
     assert len(model_server.calls) - calls == 3
 
 
+@pytest.mark.parametrize("coding", ["", "identity", "UTF-8", "aws-chunked"])
+def test_a_coding_that_changes_no_bytes_is_none(gateway: FlaskClient, coding: str) -> None:
+    """As clients send them beside a plain image."""
+    body = {"data": IMAGE, "content_type": "image/jpeg", "headers": {"Content-Encoding": coding}}
+    assert gateway.post("/predict", **body).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
@@ -212,7 +219,10 @@ def test_predictions_go_to_the_model_in_batches(model_server: FakeModelServer, g
         ({"data": b"x" * 20_001, "content_type": "image/png"}, 413, "too_large"),
         ({"data": {"note": "no file"}}, 400, "bad_request"),
         ({"data": b"", "content_type": "image/png"}, 415, "unsupported_media"),
-        ({"data": IMAGE, "headers": {"Content-Encoding": "GZIP"}}, 415, "unsupported_media"),
+        *(
+            ({"data": IMAGE, "headers": {"Content-Encoding": each}}, 415, "unsupported_media")
+            for each in ("GZIP", "x-gzip", "compress", "identity, br")
+        ),
     ],
 )
 def test_every_form_has_the_limits(gateway_with: Callable[..., FlaskClient], body: Any, status: int, code: str) -> None:

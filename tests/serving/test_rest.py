@@ -134,16 +134,19 @@ def test_a_body_may_come_in_chunks(server):
 
 
 def test_a_body_may_be_gzip(server):
-    """As in the original; what is none is refused, and so are one that is cut off and one that unpacks to too much."""
+    """As in the original; refused are other codings, what is none, what is cut off, and what unpacks to too much."""
     packed = gzip.compress(b'{"instances": [[1, 2]]}')
     large = gzip.compress(b" " * (rest.MAX_BODY_BYTES + 1), 1)
-    for body, expected in {
-        packed: b'{"predictions": ',
-        b"{}": b'{"error": "Expected gzip, as Content-Encoding says. Received: ',
-        packed[:10]: b'{"error": "JSON Parse error: ',
-        large: b'{"error": "Expected a body of at most 67108864 bytes unpacked. Received: more"}',
-    }.items():
-        with post(server, b"Content-Encoding: gzip\r\nContent-Length: %d" % len(body), body) as connection:
+    for coding, body, expected in (
+        (b"gzip", packed, b'{"predictions": '),
+        (b"X-Gzip ", packed, b'{"predictions": '),
+        (b"br", packed, b'{"error": "Expected a body that is plain or gzip. Received: Content-Encoding: br"}'),
+        (b"gzip", b"{}", b'{"error": "Expected gzip, as Content-Encoding says. Received: '),
+        (b"gzip", packed[:10], b'{"error": "JSON Parse error: '),
+        (b"gzip", large, b'{"error": "Expected a body of at most 67108864 bytes unpacked. Received: more"}'),
+    ):
+        headers = b"Content-Encoding: %s\r\nContent-Length: %d" % (coding, len(body))
+        with post(server, headers, body) as connection:
             response = HTTPResponse(connection)
             response.begin()
             assert response.read().startswith(expected)
