@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from contextlib import suppress
 
 from gateway.errors import Unauthorized
+from gateway.fetch.urls import parse_authority
 
 # What browsers send: the host in ASCII, and no port that is the scheme's own.
 _ORIGIN = re.compile(
@@ -65,7 +67,7 @@ class Origins:
             ValueError: Some are not origins; the message lists them all.
         """
         self._origins = [each.strip().lower() for each in text.split(",") if each.strip()]
-        if bad := [each for each in self._origins if not _ORIGIN.fullmatch(each)]:
+        if bad := [each for each in self._origins if not _is_origin(each)]:
             raise ValueError(
                 "Expected origins as browsers send them, such as https://shop.example or http://localhost:3000,"
                 " separated by commas: without a path, * or the default port, and bücher.example as"
@@ -87,3 +89,11 @@ class Origins:
             )
             headers["Access-Control-Max-Age"] = "600"
         return headers
+
+
+def _is_origin(text: str) -> bool:
+    matched = _ORIGIN.fullmatch(text)
+    with suppress(ValueError):  # there is no such address or port
+        host, _ = parse_authority(text.partition("://")[2], default_port=1)
+        return matched is not None and (isinstance(host, str) or str(host) == matched[1].strip("[]"))
+    return False

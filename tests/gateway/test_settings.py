@@ -56,6 +56,7 @@ def test_all_bad_values_are_named_at_once() -> None:
         *(("MODEL_ADDRESS", each) for each in ("", "model", "::1", "::1:8500", "http://model:8500", "model:8500/")),
         *(("ALLOWED_ORIGINS", each) for each in ("https://me@shop.test", "https://shop.test:0", "https://")),
         *(("ALLOWED_ORIGINS", each) for each in ("https://shop.test:443", "http://[::1]:80", "https://Bücher.test")),
+        *(("ALLOWED_ORIGINS", f"http://{each}") for each in ("a.test:99999", "127.1", "[:::]", "[::0:1]:3000", "a..b")),
     ],
 )
 def test_what_no_request_would_match_is_refused(name: str, value: str) -> None:
@@ -70,6 +71,7 @@ def test_what_no_request_would_match_is_refused(name: str, value: str) -> None:
         ("HOST", ("0.0.0.0", "::", "[::1]", "::ffff:127.0.0.1", "localhost", "my_host")),
         ("MODEL_ADDRESS", ("model:8500", "[::1]:8500", "dns:///m.svc:8500", "unix:/run/m.sock", "ipv6:[::1]:8500")),
         ("PATH_PREFIX", ("", "/classifier", "/a/b-c_d.e~f/..g")),
+        ("ALLOWED_ORIGINS", ("http://localhost:3000,chrome-extension://abc", "http://[::1]:3000", "https://127.0.0.1")),
     ],
 )
 def test_values_have_many_forms(name: str, values: tuple[str, ...]) -> None:
