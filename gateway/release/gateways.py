@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
@@ -125,7 +124,8 @@ def wait_until_followed(
 ) -> list[Address]:
     """Wait until gateways follow a release of a model; return those that do not in time. A longer wait is said once.
 
-    Each is asked in a thread of its own, so that one that hangs does not make others late.
+    Each is asked in a thread of its own, so that one that hangs makes no other late, and one that never ends an answer
+    keeps nobody waiting.
     """
     begun, is_said, ended = time.monotonic(), False, threading.Event()
 
@@ -137,18 +137,23 @@ def wait_until_followed(
     def late() -> list[Address]:
         return [each for each in without_closed(addresses) if each.answers < ANSWERS_IN_A_ROW]
 
-    with ThreadPoolExecutor(len(addresses) or 1) as pool:
-        for each in addresses:
-            pool.submit(ask, each)
-        try:
-            while late() and (passed_s := time.monotonic() - begun) < wait_s:
-                lags = [f"{each} {each.lag}" for each in late() if each.lag]
-                if lags and not is_said and passed_s > SAY_AFTER_S:
-                    say(f"Waiting up to {wait_s:g} s, as {lags[0]}.")
-                    is_said = True
-                time.sleep(PAUSE_S)
-        finally:
-            ended.set()
+    threads = [threading.Thread(target=ask, args=(each,), daemon=True) for each in addresses]
+    try:
+        for thread in threads:
+            thread.start()
+        while late() and (passed_s := time.monotonic() - begun) < wait_s:
+            lags = [f"{each} {each.lag}" for each in late() if each.lag]
+            if lags and not is_said and passed_s > SAY_AFTER_S:
+                say(f"Waiting up to {wait_s:g} s, as {lags[0]}.")
+                is_said = True
+            time.sleep(PAUSE_S)
+    finally:
+        ended.set()
+    end = time.monotonic() + TIMEOUT_S
+    for address, thread in zip(addresses, threads, strict=True):
+        thread.join(max(0.0, end - time.monotonic()))
+        if thread.is_alive():
+            address.lag = address.lag or "does not answer in time"
     return [each for each in late() if each.lag]
 
 

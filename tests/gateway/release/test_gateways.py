@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,32 @@ def test_one_address_that_hangs(store: Store, serve: Serve, name: None, monkeypa
         status, _, err = store.run("promote", "1", "--gateway", f"http://gateways.test:{port}")
     assert status == 3 and "(127.0.0.2) does not follow release 1: it does not answer" in err
     assert "(127.0.0.1) does not" not in err
+
+
+def test_an_answer_that_never_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps nobody waiting, and follows nothing."""
+    monkeypatch.setattr("gateway.release.gateways.TIMEOUT_S", 0.1)
+    monkeypatch.setattr(command, "FOLLOW_S", 0.1)
+    ended, left = threading.Event(), threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        with server.accept()[0] as connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n")
+            for _ in range(200):
+                if ended.wait(0.02):
+                    left.set()
+                    break
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        status, _, err = store.run("promote", "1", "--gateway", url)
+        ended.set()
+        thread.join()
+    assert left.is_set() and status == 3
+    assert err == f"{url} does not follow release 1: it does not answer in time.\n"
 
 
 def test_a_gateway_that_answers_nothing(store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
