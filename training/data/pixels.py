@@ -197,7 +197,7 @@ def has_rows(file: Path, count: int) -> bool:
 
 
 def _check_room(needed: int, cache: Path) -> None:
-    """Refuse what would fill the disk, before hours of decoding."""
+    """Refuse what would fill the disk, before it is decoded."""
     if needed > (free := shutil.disk_usage(cache).free):
         raise DataError(
             f"Decoded, the photos need {needed / 1e9:.1f} GB in {cache.absolute()}, where {free / 1e9:.1f} GB are free."

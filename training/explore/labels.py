@@ -61,8 +61,9 @@ def features(pixels: Pixels) -> NDArray[np.float32]:
     """Return EfficientNet-Lite0's pooled features (n, 1280) of length 1, computed once for the same photos."""
     file = pixels.file.with_suffix(f".{_NETWORK}.npy")  # by which a second call finds them without TensorFlow
     if not has_rows(file, len(pixels.images)):
+        found = _compute(pixels.images)  # a draft without a new byte for an hour counts as abandoned
         with written_whole(file) as draft, draft.open("wb") as opened:
-            np.save(opened, _compute(pixels.images))
+            np.save(opened, found)
     computed = np.load(file)
     return computed / np.maximum(np.linalg.norm(computed, axis=1, keepdims=True), 1e-12)
 

@@ -350,5 +350,5 @@ def class_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32
 
 
 def one_hot(labels: NDArray[np.int64], model: keras.Model) -> NDArray[np.float32]:
-    """Return labels (n) as float32 (n, k), k the model's classes; each row is made when it is indexed."""
+    """Return labels (n) as float32 (n, k), k the model's classes; each row is taken from one table (k, k)."""
     return cast(NDArray[np.float32], Rows(np.eye(model.output_shape[-1], dtype=np.float32), labels))

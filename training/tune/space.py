@@ -95,13 +95,12 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
             )
         return Space(name, name, preset, epochs, dict(floats), [backbone(preset)])
     own = find_architecture(preset.architecture).name
-    named = list(dict.fromkeys(find_architecture(each).name for each in architectures)) or [own]
-    px: list[int | None] = [*dict.fromkeys(sizes)] or [preset.size]
+    named = sorted({find_architecture(each).name for each in architectures}) or [own]  # in whatever order they came
+    px: list[int | None] = [*sorted(set(sizes))] or [preset.size]
     known = preset.size or find_architecture(own).size_px
     start = preset.changed({"architecture": own if own in named else named[0], "size": known if known in px else px[0]})
     first = find_architecture(start.architecture, start.size)
-    others = {find_architecture(each, size) for each in named for size in px} - {first}
-    backbones = [first, *sorted(others, key=lambda each: (each.name, each.size_px))]
+    backbones = list(dict.fromkeys([first, *(find_architecture(each, size) for each in named for size in px)]))
     values: dict[str, BaseDistribution] = {}
     if len(named) > 1:  # in the order of the backbones, by which a search is found again: Optuna takes no other
         values["architecture"] = CategoricalDistribution(list(dict.fromkeys(each.name for each in backbones)))

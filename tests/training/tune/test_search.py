@@ -380,6 +380,7 @@ def test_a_start_is_among_the_choices() -> None:
         ([], [160, 192, 224]),
         ([f"efficientnet-lite{number}" for number in (2, 0, 1)], []),
         (["efficientnet-lite2", "efficientnet-lite0"], [160, 224]),
+        (["efficientnet-lite2", "efficientnet-lite1"], [192, 160]),
     ],
 )
 def test_the_same_choices_in_another_order_are_one_search(choices: tuple[list[Any], list[Any]]) -> None:
