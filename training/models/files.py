@@ -132,7 +132,9 @@ def load_weights(model: keras.Model, path: Path, advice: str) -> None:
         link = Path(folder) / ("linked.h5" if is_of_keras_2 else "linked.weights.h5")
         link.symlink_to(path.resolve())
         _loading(path, lambda: model.load_weights(link), advice)
-        if is_of_keras_2 or "layers/rescaling_1" in file:
+        names = file.attrs["layer_names"] if is_of_keras_2 else file.get("layers", ())
+        may_be_keras_own = is_of_keras_2 and getattr(model.layers[-1], "units", 1000) == 1000  # or without a top
+        if may_be_keras_own or sum("rescaling" in str(name) for name in names) > 1:
             _normalise_as_imagenet(model)
 
 
@@ -140,7 +142,8 @@ def _normalise_as_imagenet(model: keras.Model) -> None:
     """Do in EfficientNetB0 to B7 what Keras does by one more layer, which it builds only for `weights="imagenet"`.
 
     Their `Normalization` contains ImageNet's deviations in place of variances, and divides by their roots. The layer,
-    a second `Rescaling`, divides by the roots once more. Without it, photos have half of the contrast.
+    a second `Rescaling`, divides by the roots once more. Without it, photos have half of the contrast. Keras' own files
+    were written without it; what was tuned from them expects it only if it was there.
     """
     for layer in model.layers:
         if isinstance(layer, layers.Normalization) and layer.weights:
