@@ -72,7 +72,8 @@ def _runner(model: keras.Model) -> tuple[Callable[[NDArray[np.uint8]], Features]
     except ConverterError as exc:
         _log.info(f"Note: a release of this network will fail, as it does not convert to TFLite: {why_no_tflite(exc)}")
     except ServingError as exc:
-        _log.info(f"Note: Keras computes these features, as TFLite cannot: {exc}")
+        why = f"as TFLite could not run this network: {exc}"
+        _log.info(f"Note: Keras computes these features, and a release will probably fail, {why}")
     else:
         return by_tflite, INTERPRETERS
     return by_keras, 1

@@ -28,6 +28,7 @@ from contract.document import (
     identity_bits,
 )
 from serving.engines import TFLITE_FILES, open_engine
+from serving.errors import ServingError
 from training.cores import CORES
 from training.errors import ExportError
 from training.models.frozen import freeze
@@ -66,7 +67,7 @@ def export(
         int8: When an int8 file is good enough; without it, none is written.
 
     Raises:
-        ExportError: The files do not answer as the model does.
+        ExportError: The files do not answer as the model does, or what was converted does not load.
         ServingError: One of them does not load.
     """
     images = golden_images(contract.image, photos)
@@ -122,7 +123,10 @@ class _Files:
     def add_tflite(self, engine: str, contract: Contract, content: bytes) -> None:
         """Add a TFLite file that does not describe itself yet."""
         file = self.path / TFLITE_FILES[engine]
-        run = tflite.runner(content)
+        try:
+            run = tflite.runner(content)
+        except ServingError as exc:  # it names a temporary path
+            raise ExportError(f"The {engine} file does not load: {exc}") from exc
         self.add(engine, contract, run, lambda described: file.write_bytes(tflite.describe(content, described)))
 
     def _check(self, name: str, described: Contract) -> None:

@@ -253,6 +253,14 @@ def test_model_that_does_not_convert_is_refused(contract, tmp_path, capfd):
     assert_nothing_released(tmp_path)
 
 
+def test_a_tflite_file_that_does_not_load_is_named(model, contract, tmp_path, monkeypatch):
+    """Its path would say nothing: it was tried in a temporary folder."""
+    monkeypatch.setattr(export.tflite, "convert", lambda *_: b"none")
+    with pytest.raises(ExportError, match=r"^The tflite file does not load: Expected a TFLite model in "):
+        release(Source(model, contract), tmp_path)
+    assert_nothing_released(tmp_path)
+
+
 def test_full_disk_keeps_the_store_as_it_was(model, contract, tmp_path, version):
     """A write that fails is named with its cause; old versions stay and nothing half-written does."""
     (tmp_path / "tiny").mkdir()
