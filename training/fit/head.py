@@ -42,7 +42,7 @@ class Head:
     Attributes:
         kernel: Features (c) to logits (k).
         bias: Of each class (k).
-        accuracy: In cross-validation; None if there were too few photos.
+        accuracy: In cross-validation, on the classes of at least `FOLDS` photos; None if fewer than two are.
     """
 
     kernel: Array
@@ -78,25 +78,35 @@ def fit_head(features: Array, labels: NDArray[np.int64], *, seed: int, balanced:
     deviation = np.maximum(deviation, _LEAST_DEVIATION * deviation.mean() + 1e-6)
     scaled = (features - mean) / deviation
     accuracy, shrinkage, temperature = None, USUAL, 1.0
-    if np.bincount(labels).min() >= FOLDS:
-        some = pick_photos(labels, labels.max() + 1)
-        accuracy, shrinkage, logits = _cross_validate(scaled, labels, some, seed=seed, balanced=balanced)
+    often = np.flatnonzero(np.bincount(labels)[labels] >= FOLDS)
+    if len(often):
+        some = often[pick_photos(labels[often], labels.max() + 1)]
+        found, shrinkage, logits = _cross_validate(scaled, labels, often, some, seed=seed, balanced=balanced)
         temperature = best_temperature(logits, labels[some], bounds=TEMPERATURES, smoothing=1 / (len(some) + 2))
+        accuracy = found if len(np.unique(labels[often])) > 1 else None  # of one class alone, any head is right
     kernel, bias = _analyse(scaled, labels, balanced).head(shrinkage)
     kernel = kernel / deviation[:, np.newaxis] / temperature
     return Head(kernel, bias / temperature - mean @ kernel, accuracy)
 
 
 def _cross_validate(
-    scaled: Array, labels: NDArray[np.int64], some: NDArray[np.int64], *, seed: int, balanced: bool
+    scaled: Array,
+    labels: NDArray[np.int64],
+    often: NDArray[np.int64],
+    some: NDArray[np.int64],
+    *,
+    seed: int,
+    balanced: bool,
 ) -> tuple[float, float, Array]:
     """Return the best accuracy, its shrinkage, and the logits of some photos by heads that were fitted without them.
 
-    Those of all photos are only looked at fold by fold: with many classes they take much memory.
+    Those of all photos are only looked at fold by fold: with many classes they take much memory. Only photos of classes
+    that have them `often` enough are held out; the others are in each fit.
     """
+    splits = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(often, labels[often])
     folds = [
-        (held_out, _analyse(scaled[train], labels[train], balanced))
-        for train, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels)
+        (held_out, _analyse(np.delete(scaled, held_out, axis=0), np.delete(labels, held_out), balanced))
+        for held_out in (often[positions] for _, positions in splits)
     ]
 
     def judged(shrinkage: float) -> tuple[float, float, Array]:
@@ -108,7 +118,7 @@ def _cross_validate(
             right[held_out] = logits.argmax(axis=1) == labels[held_out]
             _, places, rows = np.intersect1d(some, held_out, return_indices=True)
             kept[places] = logits[rows]
-        return float(right.mean()), shrinkage, kept
+        return float(right[often].mean()), shrinkage, kept
 
     return max(map(judged, SHRINKAGES), key=itemgetter(0))
 
