@@ -1,7 +1,8 @@
-"""training/fit/batches.py: how far photos are changed."""
+"""training/fit/batches.py: in which order photos come, and how far they are changed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +35,28 @@ def test_the_extent_scales_all_changes() -> None:
     """0 leaves photos as they are, a little changes little, and 2 goes further than 1."""
     extents = [change(extent) for extent in (0.0, 0.05, 1.0, 2.0)]
     assert extents[0] == 0 < extents[1] < 4 < 3 * extents[1] < extents[2] < extents[3]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(batch_size=4, augmentation=0.0, cutmix=0.0),
+        Recipe(batch_size=8, augmentation=1.0, cutmix=0.0),
+        Recipe(batch_size=8, augmentation=0.0, cutmix=1.0),
+    ],
+)
+def test_the_seed_alone_decides_the_batches(recipe: Recipe) -> None:
+    """The order; then, with all photos in one batch, how they are changed, and the pasted squares."""
+    from training.fit import batches
+
+    images = np.stack([np.asarray(photo(32, 32, seed)) for seed in range(8)])
+
+    def first(seed: int) -> np.ndarray:
+        (batch, _) = next(iter(batches.shuffled(images, np.eye(8, dtype="f4"), replace(recipe, seed=seed), range(1))))
+        return np.asarray(batch)
+
+    np.testing.assert_array_equal(first(0), first(0))
+    assert (first(0) != first(1)).any()
 
 
 def test_pasted_squares_bring_their_part_of_the_class() -> None:

@@ -1,4 +1,4 @@
-"""The same training again: after a kill, with another seed, and on two devices."""
+"""The same training again: after a kill, and on two devices."""
 
 from __future__ import annotations
 
