@@ -7,9 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 import urllib3
 
@@ -22,6 +23,13 @@ ANSWERS_IN_A_ROW = 8
 PAUSE_S = 0.1
 TIMEOUT_S = 3.0
 SAY_AFTER_S = 2.0
+
+
+class Answer(NamedTuple):
+    """A status and a body."""
+
+    status: int
+    data: bytes
 
 
 @dataclass
@@ -52,8 +60,10 @@ class Address:
         url = urllib3.util.parse_url(self.url)
         return url.scheme, self.ip, _port(url), url.path, _name(self.url)
 
-    def get(self, path: str) -> urllib3.BaseHTTPResponse:
+    def get(self, path: str) -> Answer:
         """Ask on a connection of its own, so that any worker may answer, and note whether anything listens there.
+
+        The whole body has `TIMEOUT_S`, however steadily it comes.
 
         Raises:
             urllib3.exceptions.HTTPError: Nobody answers.
@@ -61,6 +71,7 @@ class Address:
         url = urllib3.util.parse_url(self.url)
         headers = {"Host": url.netloc or "", "Connection": "close", **key_header()}
         options: dict[str, Any] = {"timeout": TIMEOUT_S, "retries": False, "headers": headers}
+        body = bytearray()
         pool: urllib3.HTTPConnectionPool
         if url.scheme == "https":
             name = (url.host or "").strip("[]")
@@ -69,8 +80,13 @@ class Address:
             pool = urllib3.HTTPConnectionPool(self.ip, url.port, **options)
         self.is_closed = False
         try:
-            with pool:
-                return pool.request("GET", f"{url.path or ''}{path}")
+            with pool, pool.request("GET", f"{url.path or ''}{path}", preload_content=False) as response:
+                end = time.monotonic() + TIMEOUT_S
+                while part := response.read1(65_536):
+                    body += part
+                    if time.monotonic() > end:
+                        raise urllib3.exceptions.ReadTimeoutError(pool, path, "The answer does not end.")
+                return Answer(response.status, bytes(body))
         except urllib3.exceptions.NewConnectionError as exc:
             self.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
             raise
@@ -124,8 +140,7 @@ def wait_until_followed(
 ) -> list[Address]:
     """Wait until gateways follow a release of a model; return those that do not in time. A longer wait is said once.
 
-    Each is asked in a thread of its own, so that one that hangs makes no other late, and one that never ends an answer
-    keeps nobody waiting.
+    Each is asked in a thread of its own, so that one that hangs does not make others late.
     """
     begun, is_said, ended = time.monotonic(), False, threading.Event()
 
@@ -137,23 +152,18 @@ def wait_until_followed(
     def late() -> list[Address]:
         return [each for each in without_closed(addresses) if each.answers < ANSWERS_IN_A_ROW]
 
-    threads = [threading.Thread(target=ask, args=(each,), daemon=True) for each in addresses]
-    try:
-        for thread in threads:
-            thread.start()
-        while late() and (passed_s := time.monotonic() - begun) < wait_s:
-            lags = [f"{each} {each.lag}" for each in late() if each.lag]
-            if lags and not is_said and passed_s > SAY_AFTER_S:
-                say(f"Waiting up to {wait_s:g} s, as {lags[0]}.")
-                is_said = True
-            time.sleep(PAUSE_S)
-    finally:
-        ended.set()
-    end = time.monotonic() + TIMEOUT_S
-    for address, thread in zip(addresses, threads, strict=True):
-        thread.join(max(0.0, end - time.monotonic()))
-        if thread.is_alive():
-            address.lag = address.lag or "does not answer in time"
+    with ThreadPoolExecutor(len(addresses) or 1) as pool:
+        for each in addresses:
+            pool.submit(ask, each)
+        try:
+            while late() and (passed_s := time.monotonic() - begun) < wait_s:
+                lags = [f"{each} {each.lag}" for each in late() if each.lag]
+                if lags and not is_said and passed_s > SAY_AFTER_S:
+                    say(f"Waiting up to {wait_s:g} s, as {lags[0]}.")
+                    is_said = True
+                time.sleep(PAUSE_S)
+        finally:
+            ended.set()
     return [each for each in late() if each.lag]
 
 
@@ -169,7 +179,7 @@ def _look(address: Address, model: str, serial: int) -> None:
     address.answers = 0 if lag else address.answers + 1
 
 
-def _find_lag(response: urllib3.BaseHTTPResponse, model: str, serial: int) -> str:
+def _find_lag(response: Answer, model: str, serial: int) -> str:
     """Return why a gateway does not follow, by its answer; empty if it does."""
     try:
         health = json.loads(response.data)
