@@ -329,11 +329,11 @@ async function showModel() {
   const asked = key;
   const answer = await fetch("model", { cache: "no-store", headers: authorization() }).catch(() => null);
   if (key !== asked) return; // another one was entered meanwhile
+  const { code, contract, trial, ...model } = (await answer?.json().catch(() => null)) ?? {};
   if (answer?.status === 401) openAccess();
-  else if (answer) closeAccess(); // the key is right, whether or not a model is ready
-  else if (!$("access").hidden) openAccess(TITLES.no_connection);
+  else if (answer?.ok || code === "model_unavailable") closeAccess(); // the key is right, perhaps no model is ready
+  else if (!$("access").hidden) openAccess(TITLES.no_connection); // or only a proxy answers
   if (!answer?.ok) return;
-  const { contract, trial, ...model } = await answer.json();
   shown.version = versionText(model);
   shown.trial = trial;
   $("model").textContent = `${model.name}, ${shown.version}, ${number(contract.classes.length)} classes`;

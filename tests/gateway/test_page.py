@@ -561,10 +561,15 @@ def test_an_api_key_is_taken_while_no_model_is_ready(page: Page, gateway: Gatewa
     gateway.key = "secret"
     page.reload()
     page.fill("#key", "secret")
-    answers = iter([lambda route: route.abort(), lambda route: route.fulfill(status=503)])
-    page.route("**/model", lambda route: next(answers)(route))
+    fail = lambda route: route.abort()  # noqa: E731
+    page.route("**/model", lambda route: fail(route))
     page.keyboard.press("Enter")
     page.wait_for_selector("text=No connection to the classifier")
+    fail = lambda route: route.fulfill(status=502, body="of a proxy")  # noqa: E731
+    with page.expect_response("**/model"):
+        page.keyboard.press("Enter")
+    assert page.is_visible("text=No connection to the classifier")
+    fail = lambda route: route.fulfill(status=503, json={"code": "model_unavailable"})  # noqa: E731
     page.keyboard.press("Enter")
     page.wait_for_selector("#access", state="hidden")
     page.unroute("**/model")
