@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
@@ -42,7 +43,7 @@ class Head:
     Attributes:
         kernel: Features (c) to logits (k).
         bias: Of each class (k).
-        accuracy: In cross-validation, on the classes of at least `FOLDS` photos; None if fewer than two are.
+        accuracy: In cross-validation; None if a class has fewer than `FOLDS` photos.
     """
 
     kernel: Array
@@ -81,9 +82,10 @@ def fit_head(features: Array, labels: NDArray[np.int64], *, seed: int, balanced:
     often = np.flatnonzero(np.bincount(labels)[labels] >= FOLDS)
     if len(often):
         some = often[pick_photos(labels[often], labels.max() + 1)]
-        found, shrinkage, logits = _cross_validate(scaled, labels, often, some, seed=seed, balanced=balanced)
+        tried = SHRINKAGES if len(np.unique(labels[often])) > 1 else (USUAL,)  # for one class alone, all are right
+        found, shrinkage, logits = _cross_validate(scaled, labels, often, some, tried, seed=seed, balanced=balanced)
         temperature = best_temperature(logits, labels[some], bounds=TEMPERATURES, smoothing=1 / (len(some) + 2))
-        accuracy = found if len(np.unique(labels[often])) > 1 else None  # of one class alone, any head is right
+        accuracy = found if len(often) == len(labels) else None
     kernel, bias = _analyse(scaled, labels, balanced).head(shrinkage)
     kernel = kernel / deviation[:, np.newaxis] / temperature
     return Head(kernel, bias / temperature - mean @ kernel, accuracy)
@@ -94,6 +96,7 @@ def _cross_validate(
     labels: NDArray[np.int64],
     often: NDArray[np.int64],
     some: NDArray[np.int64],
+    tried: Sequence[float],
     *,
     seed: int,
     balanced: bool,
@@ -120,7 +123,7 @@ def _cross_validate(
             kept[places] = logits[rows]
         return float(right[often].mean()), shrinkage, kept
 
-    return max(map(judged, SHRINKAGES), key=itemgetter(0))
+    return max(map(judged, tried), key=itemgetter(0))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ _CUSTOM = re.compile(
     r"|(?:Could not locate function '|Could not interpret \w+ function identifier: )(?P<function>[^'\s]+)"
 )
 _IMAGENET_DEVIATIONS = (0.229, 0.224, 0.225)
-_IN_WEIGHTS = {"layers", "vars", "_layer_checkpoint_dependencies"}  # one of them is in each .weights.h5 of Keras 3
+_LAYERS_OF_2_13 = "_layer_checkpoint_dependencies"
+_IN_WEIGHTS = {"layers", "vars", _LAYERS_OF_2_13}  # one of them is in each .weights.h5 of Keras 3
 
 
 def load_file(
@@ -132,7 +133,7 @@ def load_weights(model: keras.Model, path: Path, advice: str) -> None:
         link = Path(folder) / ("linked.h5" if is_of_keras_2 else "linked.weights.h5")
         link.symlink_to(path.resolve())
         _loading(path, lambda: model.load_weights(link), advice)
-        names = file.attrs["layer_names"] if is_of_keras_2 else file.get("layers", ())
+        names = file.attrs["layer_names"] if is_of_keras_2 else file.get("layers") or file.get(_LAYERS_OF_2_13, ())
         may_be_keras_own = is_of_keras_2 and getattr(model.layers[-1], "units", 1000) == 1000  # or without a top
         if may_be_keras_own or sum("rescaling" in str(name) for name in names) > 1:
             _normalise_as_imagenet(model)
