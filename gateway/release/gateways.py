@@ -85,7 +85,7 @@ class Address:
                 while part := response.read1(65_536):
                     body += part
                     if time.monotonic() > end:
-                        raise urllib3.exceptions.ReadTimeoutError(pool, path, "The answer does not end.")
+                        raise urllib3.exceptions.ReadTimeoutError(pool, path, "The answer does not end")
                 return Answer(response.status, bytes(body))
         except urllib3.exceptions.NewConnectionError as exc:
             self.is_closed = isinstance(exc.__cause__, ConnectionRefusedError)
