@@ -309,10 +309,11 @@ def test_what_an_earlier_document_named_counts_no_more(store, start, caplog, doc
         store(number)
     file = store.path / "release.json"
     file.write_text(document)
-    lifecycle = start(Loader(), policy="specific { versions: 1 versions: 9 }")
+    lifecycle = start(Loader(), policy="specific { versions: 1 versions: 9 }", file_system_poll_wait_seconds=-1)
     wait_until(lambda: states(lifecycle) == [(1, AVAILABLE)])
     caplog.clear()
     file.unlink()
+    lifecycle.poll()
     wait_until(lambda: {number for number, state in states(lifecycle) if state == AVAILABLE} == {2, 3})
     assert "not found" not in caplog.text
 
