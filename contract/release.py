@@ -6,6 +6,7 @@ It is `<store>/<name>/release.json`. Without it, the newest accepted version ans
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from hashlib import sha256
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args
 
 FILE_NAME = "release.json"
 MOST_BYTES = 64 * 1024  # it is read twice a second, and a document takes 200 bytes
+REMOVED_S = 3.0  # longer than an editor, a copy or a slow disk takes to put a new file in the place of the old one
 
 Mode = Literal["shadow", "share"]
 
@@ -135,6 +137,35 @@ def read_release(file: Path) -> Release | None:
     except (ValueError, RecursionError) as exc:
         reason = str(exc) if isinstance(exc, ReleaseError) else f"Expected JSON. Received text that is not: {exc}"
         raise ReleaseError(f"{file}: {reason}") from exc
+
+
+class ReleaseFile:
+    """A document that is read again and again: one that is missing for a moment was not removed."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the file; nothing is read yet."""
+        self.path = path
+        self._is_known = False
+        self._missing_since: float | None = None
+
+    def read(self) -> Release | None:
+        """Return what the document says; None if none was there before, or if it was removed.
+
+        Raises:
+            ReleaseError: As of `read_release`; or it is missing, and nobody knows yet if it was removed.
+        """
+        missing_since, self._missing_since = self._missing_since or time.monotonic(), None
+        release = read_release(self.path)
+        if release or not self._is_known:
+            self._is_known = release is not None
+            return release
+        if not self.path.parent.is_dir():
+            raise ReleaseError(f"{self.path.parent} is not there")  # a volume may be away, which removes nothing
+        if time.monotonic() < missing_since + REMOVED_S:
+            self._missing_since = missing_since
+            raise ReleaseError(f"{self.path} is not there, which counts after {REMOVED_S:.0f} s")
+        self._is_known = False
+        return None
 
 
 def _members(kind: type, name: str, values: Any) -> dict[str, Any]:

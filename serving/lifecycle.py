@@ -21,7 +21,7 @@ from pathlib import Path
 
 from contract import messages_pb2 as messages
 from contract.messages_pb2 import Code
-from contract.release import FILE_NAME, Release, ReleaseError, read_release
+from contract.release import FILE_NAME, Release, ReleaseError, ReleaseFile
 from contract.store import find_versions
 from serving.engines import Engine
 from serving.errors import NotFoundError, ServingError
@@ -69,6 +69,7 @@ class Lifecycle:
     def __init__(self, settings: Settings, load: Callable[[Path], Engine]) -> None:
         self._models, self._settings, self._load = settings.models, settings, load
         self._versions: dict[str, dict[int, _Version]] = {model.name: {} for model in settings.models}
+        self._release_files = {model.name: ReleaseFile(Path(model.base_path, FILE_NAME)) for model in settings.models}
         self._releases: dict[str, Release | None] = {}
         self._release_problems: dict[str, ReleaseError] = {}
         self._changed = threading.Condition()  # guards everything in _versions, and _ended
@@ -176,7 +177,7 @@ class Lifecycle:
         document, such a policy says what an earlier one named, so it counts no more.
         """
         try:
-            release = read_release(Path(model.base_path, FILE_NAME))
+            release = self._release_files[model.name].read()
             if release and release.stable not in on_disk:
                 if release.previous in on_disk:
                     self._releases.setdefault(model.name, release)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from contract.release import Release, ReleaseError, read_release
+from contract.release import Release, ReleaseError, ReleaseFile
 from gateway.model.unloaded import LOADING_S
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Following:
 
     def __init__(self, file: str) -> None:
         """Follow a document; an empty name means none."""
-        self._file = Path(file) if file else None
+        self._file = ReleaseFile(Path(file)) if file else None
         self.release: Release | None = None
         self.error: str | None = None
         self.is_pending = bool(file)
@@ -38,21 +38,19 @@ class Following:
         """Read the document anew; `usable` are the numbers that are loaded and passed the golden gate."""
         if not self._file:
             return
-        error = None
+        path, error = self._file.path, None
         try:
-            found = read_release(self._file)
+            found = self._file.read()
         except ReleaseError as exc:
             error = str(exc)
         else:
-            if not found and self.release and not self._file.parent.is_dir():
-                error = f"{self._file.parent} is not there"  # a volume may be away, which releases nothing
-            elif not found or found.stable in usable:
+            if not found or found.stable in usable:
                 self._follow(found)
             else:
-                error = f"{self._file} names version {found.stable} as stable, which is not loaded or was refused"
+                error = f"{path} names version {found.stable} as stable, which is not loaded or was refused"
                 self._let_stand_in(found, usable)
             if found and found.trial and found.trial.version not in usable:
-                error = error or f"{self._file} tries version {found.trial.version}, which is not loaded or was refused"
+                error = error or f"{path} tries version {found.trial.version}, which is not loaded or was refused"
         if error and error != self.error:
             _log.warning("%s; %s", error, self._in_force())
         self.error = error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from contract.release import MOST_BYTES, Release, ReleaseError, Trial, read_release
+from contract import release
+from contract.release import MOST_BYTES, Release, ReleaseError, ReleaseFile, Trial, read_release
 
 WHOLE = Release(3, serial=7, trial=Trial(4, "share", 0.1, "2026-11-28T21:00:00Z", 6), previous=2)
 
@@ -31,6 +33,36 @@ def test_without_a_document_there_is_no_release(tmp_path: Path) -> None:
     """A missing file, and a missing folder, mean the newest version."""
     assert read_release(tmp_path / "release.json") is None
     assert read_release(tmp_path / "none" / "release.json") is None
+
+
+def test_a_document_that_is_missing_for_a_moment_was_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may replace it in two steps, and a volume may be away. Where none was before, there is none at once."""
+
+    def read_after(seconds: float) -> Release | str | None:
+        now.append(now[-1] + seconds)
+        try:
+            return file.read()
+        except ReleaseError as exc:
+            return str(exc)
+
+    now = [100.0]
+    monkeypatch.setattr(release, "time", SimpleNamespace(monotonic=lambda: now[-1]))
+    path, away = tmp_path / "store" / "release.json", tmp_path / "away"
+    file, missing = ReleaseFile(path), f"{path} is not there, which counts after 3 s"
+    assert read_after(0) is None
+    path.parent.mkdir()
+    for _ in range(2):
+        path.write_text(WHOLE.to_json())
+        assert read_after(0) == WHOLE
+        path.unlink()
+        assert [read_after(9), read_after(2.9)] == [missing] * 2
+    path.parent.rename(away)
+    assert read_after(9) == f"{path.parent} is not there"
+    away.rename(path.parent)
+    assert [read_after(9), read_after(2.9)] == [missing] * 2
+    assert read_after(0.2) is read_after(0) is None
 
 
 @pytest.mark.parametrize(

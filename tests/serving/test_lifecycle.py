@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import shutil
 import threading
 import time
@@ -248,8 +249,9 @@ def test_waiting_ends_when_every_model_has_a_version(store, start):
     assert result == [True]
 
 
-def test_release_document_decides_what_stays_loaded(store, start, caplog):
+def test_release_document_decides_what_stays_loaded(store, start, caplog, monkeypatch):
     """Stable, trial and previous, whatever the policy says; a bad document changes nothing; without one, the policy."""
+    monkeypatch.setattr("contract.release.REMOVED_S", math.inf)
     for number in (1, 2, 3, 4, 5):
         store(number)
     file = store.path / "release.json"
@@ -270,6 +272,9 @@ def test_release_document_decides_what_stays_loaded(store, start, caplog):
     file.write_text(Release(3, previous=2).to_json())
     wait_until(lambda: available() == {2, 3})
     file.unlink()
+    wait_until(lambda: "is not there, which counts after" in caplog.text)
+    assert available() == {2, 3}
+    monkeypatch.setattr("contract.release.REMOVED_S", 0.0)
     wait_until(lambda: available() == {5})
 
 
@@ -303,8 +308,9 @@ def test_a_document_without_its_stable_version_takes_no_answer_away(store, start
 
 
 @pytest.mark.parametrize("document", [Release(1).to_json(), "{"])
-def test_what_an_earlier_document_named_counts_no_more(store, start, caplog, document):
+def test_what_an_earlier_document_named_counts_no_more(store, start, caplog, monkeypatch, document):
     """The specific policy is as old as the start: without the document the newest two stay, and none is missed."""
+    monkeypatch.setattr("contract.release.REMOVED_S", 0.0)
     for number in (1, 2, 3):
         store(number)
     file = store.path / "release.json"

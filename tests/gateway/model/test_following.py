@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +51,9 @@ def order(client: Versions) -> list[int]:
     return client.health.versions
 
 
-def test_stable_version_answers_first(client: Versions, file: Path) -> None:
+def test_stable_version_answers_first(client: Versions, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then comes the one before it, then the older ones; what was never released comes last. No document: newest."""
+    monkeypatch.setattr("contract.release.REMOVED_S", 0.0)
     assert order(client) == [4, 3, 2, 1]
     file.write_text(Release(3, previous=1).to_json())
     assert order(client) == [3, 1, 2, 4]
@@ -90,15 +92,22 @@ def test_bad_document_changes_nothing_and_is_named(client: Versions, file: Path,
     assert client.health.release_error is None
 
 
-def test_a_store_that_is_away_releases_nothing(client: Versions, file: Path) -> None:
-    """A volume may be unmounted for a moment; only a document that is removed by itself gives up the release."""
-    file.write_text(Release(3).to_json())
+@pytest.mark.parametrize("missing", ["file", "folder"])
+def test_a_document_that_is_away_releases_nothing(
+    client: Versions, file: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """For a moment, as it is replaced or its volume unmounted: what was rolled back does not answer meanwhile."""
+    monkeypatch.setattr("contract.release.REMOVED_S", math.inf)
+    file.write_text(Release(3, previous=4).to_json())
     assert order(client)[0] == 3
-    away = file.parent.rename(file.parent.with_name("away"))
-    assert order(client)[0] == 3
-    assert f"{file.parent} is not there" in (client.health.release_error or "")
-    away.rename(file.parent)
+    path = file if missing == "file" else file.parent
+    away = path.rename(path.with_name("away"))
+    assert order(client)[0] == client.newest().number == 3
+    assert f"{path} is not there" in (client.health.release_error or "")
+    away.rename(path)
+    assert order(client)[0] == 3 and client.health.release_error is None
     file.unlink()
+    monkeypatch.setattr("contract.release.REMOVED_S", 0.0)
     assert order(client)[0] == 4 and client.health.release_error is None
 
 
