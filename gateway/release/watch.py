@@ -132,11 +132,11 @@ class Watch:
     def ended(self) -> Outcome | None:
         """Return the outcome if somebody else ended the trial."""
         state = self._ledger.read()
-        release, last = state.release, state.history.last
+        release, last = state.release, state.by_hand or state.history.last
         if release and release.trial and release.trial.serial == self.trial.serial:
             self.trial = release.trial  # its share may have grown
             return None
-        who = f" by {last.who}" if last and last.who else ""
+        who = f" by {last.who or 'hand'}" if last else ""
         is_promoted = release is not None and release.stable == self.trial.version
         return Outcome(is_promoted, (f"the trial was ended meanwhile{who}",))
 

@@ -496,15 +496,21 @@ def test_an_earlier_trial_of_the_version_does_not_count(store: Store, gateways: 
 
 
 def test_somebody_else_may_end_the_trial(store: Store, gateways: Callable[..., Gateway]) -> None:
-    """By a rollback, or a promotion."""
-    gateway = gateways()
-    for end, status, said in (("rollback", 4, "was rolled back"), ("promote", 0, "is good so far")):
+    """By a rollback, or a promotion, or by hand, which has no name."""
+
+    def edit(book: Ledger) -> None:
+        (book.home / "release.json").write_text('{"stable": 1, "serial": 9}')
+
+    gateway, user = gateways(), f"{store.lines[-1]['who']}."
+    for end, status, said, who in (
+        (edit, 4, "was rolled back", "hand."),
+        (Ledger.rollback, 4, "was rolled back", user),
+        (Ledger.promote, 0, "is good so far", user),
+    ):
         store.do("try", "2", "--shadow")
-        gateway.at_look = lambda _, end=end: (
-            Ledger(store.home).promote() if end == "promote" else Ledger(store.home).rollback()
-        )
+        gateway.at_look = lambda _, end=end: end(Ledger(store.home))
         found, out, _ = store.run("watch", *trial_of(gateway))
-        assert found == status and f"Version 2 {said}: the trial was ended meanwhile by " in out
+        assert found == status and f"Version 2 {said}: the trial was ended meanwhile by {who}\n" in out
 
 
 def test_somebody_else_may_end_the_trial_as_the_watch_decides(
