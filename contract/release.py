@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 FILE_NAME = "release.json"
 MOST_BYTES = 64 * 1024  # it is read twice a second, and a document takes 200 bytes
+SERIALS = 9 * 10**15  # a little below 2**53, where jq and metrics begin to round; nobody writes just the last of them
 REMOVED_S = 3.0  # longer than an editor, a copy or a slow disk takes to put a new file in the place of the old one
 
 Mode = Literal["shadow", "share"]
@@ -79,7 +80,7 @@ class Release:
 
     def __post_init__(self) -> None:
         _expect_number("stable", self.stable)
-        _expect_number("serial", self.serial)
+        expect_serial(self.serial)
         if self.previous is not None:
             _expect_number("previous", self.previous)
         if self.trial:
@@ -168,6 +169,15 @@ class ReleaseFile:
         return None
 
 
+def expect_serial(value: Any) -> None:
+    """Refuse what is no serial, or leaves no next one.
+
+    Raises:
+        ReleaseError: It is none.
+    """
+    _expect_number("serial", value, SERIALS)
+
+
 def _members(kind: type, name: str, values: Any) -> dict[str, Any]:
     _expect(isinstance(values, Mapping), f"{name} to be a JSON object", values)
     known = [each.name for each in fields(kind)]
@@ -178,9 +188,9 @@ def _members(kind: type, name: str, values: Any) -> dict[str, Any]:
     return dict(values)
 
 
-def _expect_number(name: str, value: Any) -> None:
-    is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-    _expect(is_number, f"{name} to be an integer from 0", value)
+def _expect_number(name: str, value: Any, end: int = 2**63) -> None:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end
+    _expect(is_number, f"{name} to be an integer from 0 and below {end}", value)
 
 
 def _expect(condition: object, expected: str, received: object) -> None:

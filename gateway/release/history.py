@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contract.release import Release
+from contract.release import Release, expect_serial
 
 FILE_NAME = "history.jsonl"
 BY_HAND = "by hand"
@@ -59,7 +59,8 @@ class Entry:
             texts = {name: str(values[name]) for name in ("when", "who", "what", "why", "before")}
             digests = {str(number): str(each) for number, each in values["digests"].items()}
             release = None if document is None else Release.from_dict(document)
-            entry = cls(serial=int(values["serial"]), document=release, digests=digests, **texts)
+            expect_serial(values["serial"])
+            entry = cls(serial=values["serial"], document=release, digests=digests, **texts)
             entry.time  # noqa: B018  # raises where it is none
         except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
             raise ValueError(f"It is no line of a history: {exc!r}") from exc

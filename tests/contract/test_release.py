@@ -80,6 +80,7 @@ def test_a_document_that_is_missing_for_a_moment_was_not_removed(
         ('{"stable": 3.0}', "stable to be an integer"),
         ('{"stable": -1}', "stable to be an integer"),
         ('{"stable": 9223372036854775808}', "stable to be an integer"),
+        ('{"stable": 3, "serial": 9007199254740991}', "serial to be an integer from 0 and below 9000000000000000. "),
         ('{"stable": 3, "trail": {}}', "Received: trail"),
         ('{"stable": 3, "trial": 4}', "trial to be a JSON object"),
         ('{"stable": 3, "trial": {}}', "with version and mode"),

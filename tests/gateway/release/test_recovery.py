@@ -222,7 +222,10 @@ def test_a_document_removed_by_hand(store: Store, changes: int) -> None:
     assert store.run("history")[2] == ""
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"stable": 77}', '{"stable": "x"}', "\x00" * 100_000, "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"stable": 77}', '{"stable": "x"}', f'{{"stable": 3, "serial": {2**63 - 1}}}', "\0" * 10**5, "\udcff"],
+)
 def test_a_document_that_cannot_be_used(store: Store, text: str) -> None:
     """It is named, and the history counts: going back works, as it must at night."""
     store.do("promote", "1")
@@ -239,6 +242,7 @@ def test_a_document_that_cannot_be_used(store: Store, text: str) -> None:
     ("edit", "problem"),
     [
         (lambda lines: [lines[0], lines[1].replace(b'"stable": 2', b'"stable": 4'), *lines[2:]], "continue line 2"),
+        (lambda lines: [lines[0], lines[1].replace(b"2", b"9" * 16, 1), *lines[2:]], "Line 2 cannot be read"),
         (lambda lines: [lines[0], *lines[2:]], "Line 2 does not continue line 1"),
         (lambda lines: lines[1:], "Line 1 "),
         (lambda lines: [lines[0], b"\xff\n", *lines[2:]], "Line 2 cannot be read"),
