@@ -1,12 +1,18 @@
 # What a person does, a verb each. `make run` and `make test` need Python 3.11 to 3.13 with venv, and nothing else.
 
+# Of .env, which docker compose reads, make takes the names below, without quotes or comments. The environment wins.
+define in-env-file
+$(shell sed -E "/^[^#[:alnum:]_]*(export[[:space:]]+)?$(1)[[:space:]]*=[[:space:]]*/!d; s///; \
+  /^[\"']/!s/[[:space:]]*([[:space:]]#.*)?\$$//; \
+  s/^\"([^\"]*)\".*/\1/; s/^'([^']*)'.*/\1/" .env 2>/dev/null | tail -n 1)
+endef
+$(foreach name,\
+  MODEL MODEL_NAME PORT ENGINE LOGS TAG PYTHON PYTHON_IMAGE SERVING_IMAGE DOCKER COMPOSE OVERLAY KUBE_LOAD REQUESTS,\
+  $(if $(call in-env-file,$(name)),$(eval $(name) ?= $$(call in-env-file,$(name)))))
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What docker compose reads too: MODEL_NAME, PORT, GATEWAY_API_KEYS and so on, a line each. The environment wins too.
-$(foreach name,$(shell sed -nE 's/^[[:space:]]*(export[[:space:]]+)?([A-Za-z0-9_]+)[[:space:]]*=.*/\2/p' .env 2>/dev/null),\
-  $(if $(filter environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
--include .env
 MODEL ?= $(or $(MODEL_NAME),imagenet)
 PORT ?= 9696
 ENGINE ?= auto
@@ -35,7 +41,7 @@ $(VENV)/installed: requirements/dev.txt
 	@touch $@
 
 run: setup  ## model server and gateway in the foreground; MODEL=, PORT= and ENGINE= choose, LOGS=- shows their logs
-	@MODEL=$(MODEL) PORT=$(PORT) ENGINE=$(ENGINE) LOGS=$(LOGS) $(BIN)/python run.py
+	@MODEL='$(MODEL)' PORT='$(PORT)' ENGINE='$(ENGINE)' LOGS='$(LOGS)' $(BIN)/python run.py
 
 images: model-image gateway-image single-image lambda-image  ## build the four images; MODEL=, PYTHON_IMAGE= and SERVING_IMAGE= choose what is in them
 	@! grep -qs '"trial": {' model-store/$(MODEL)/release.json || \
@@ -57,7 +63,7 @@ up: model-image gateway-image  ## docker compose up, in the background; MODEL_NA
 	@{ cat .env 2>/dev/null; env; } | sed -nE 's/^[[:space:]]*(export[[:space:]]+)?(GATEWAY_[A-Za-z0-9_]+).*/\2/p' | sort -u | \
 	  while read -r name; do grep -qE "^      - $$name( |$$)" docker-compose.yaml || \
 	  echo "Warning: $$name does not reach the gateway under Compose. docs/settings.md lists the settings; MODEL= and PORT= choose model and port" >&2; done
-	@MODEL_NAME=$(MODEL) PORT=$(PORT) TAG=$(TAG) $(COMPOSE) up --detach --no-build
+	@MODEL_NAME='$(MODEL)' PORT='$(PORT)' TAG='$(TAG)' $(COMPOSE) up --detach --no-build
 	@echo "==> Open http://localhost:$(PORT)/ in a browser"
 
 down:  ## docker compose down; the model-store stays

@@ -204,9 +204,11 @@ def test_make_builds_on_the_bases_that_are_set(tmp_path: Path) -> None:
 
     assert bases("model") == []
     assert bases("gateway", SERVING_IMAGE="embedded", PYTHON_IMAGE="python:here") == ["PYTHON_IMAGE=python:here"]
-    (tmp_path / ".env").write_text("SERVING_IMAGE=embedded\nPYTHON_IMAGE=python:here\n")
-    assert bases("model") == ["PYTHON_IMAGE=python:here", "SERVING_IMAGE=embedded"]
-    assert bases("model", SERVING_IMAGE="there") == ["PYTHON_IMAGE=python:here", "SERVING_IMAGE=there"]
+    for before, quote in (("", ""), ("export ", '"'), ("GATEWAY_KEY\nNOTE='a\nb'\n", "'")):
+        lines = (f"{before}SERVING_IMAGE={quote}embedded{quote}", f"PYTHON_IMAGE = {quote}python:here{quote}  # 3.11")
+        (tmp_path / ".env").write_text("\n".join(lines))
+        assert bases("model") == ["PYTHON_IMAGE=python:here", "SERVING_IMAGE=embedded"]
+        assert bases("model", SERVING_IMAGE="there") == ["PYTHON_IMAGE=python:here", "SERVING_IMAGE=there"]
 
 
 def test_make_warns_of_an_image_with_a_version_that_is_tried(tmp_path: Path) -> None:

@@ -113,6 +113,27 @@ def test_settings_in_a_file_are_read_as_compose_does(tmp_path: Path) -> None:
     assert run.read_settings(tmp_path / "none") == {}
 
 
+def test_make_takes_what_is_its_own_from_the_file(tmp_path: Path) -> None:
+    """Though Windows saved it; what is given for once counts more. The gateway's settings are left to run.py."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for file in ("requirements/dev.txt", ".venv/bin/python", ".venv/installed"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch(0o755)
+    (tmp_path / ".venv/bin/python").write_text("#!/bin/sh\nenv | grep -E '^(MODEL|PORT|ENGINE|LOGS|GATEWAY_.*)='\n")
+    lines = ['export MODEL_NAME="clothing"  # mine', "PORT=80", "LOGS='my logs #1'", "# PORT=81", "ENGINE=int8"]
+    lines += ['export GATEWAY_FETCH_USER_AGENT="bot $1 #1"', "GATEWAY_KEY", "PORT_OF_OURS=82"]
+    (tmp_path / ".env").write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+
+    def given(*options: str, **environ: str) -> dict[str, str]:
+        command, environ = ["make", "run", *options], {"PATH": os.environ["PATH"]} | environ
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    assert given() == {"MODEL": "clothing", "PORT": "80", "ENGINE": "int8", "LOGS": "my logs #1"}
+    once = given("LOGS=your logs", PORT="83", MODEL="hats")
+    assert once == {"MODEL": "hats", "PORT": "83", "ENGINE": "int8", "LOGS": "your logs"}
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
     [
