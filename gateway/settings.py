@@ -39,7 +39,8 @@ def _is_writable(folder: str) -> bool:
     return not folder or (Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK))
 
 
-_COUNT, _SECONDS = number(int, 1), number(float, 0.01)
+_COUNT = number(int, 1)
+_SECONDS = number(float, 0.01, 86400)  # a day; timers of gRPC, threads and sockets overflow beyond years
 _KEYS, _ORIGINS, _ADDRESSES = _checked(Keys), _checked(Origins), _checked(AllowList.parse)
 _NAME = expect("the name of a model", str.strip)
 _HOST = expect(

@@ -50,6 +50,7 @@ def test_all_bad_values_are_named_at_once() -> None:
         *(("MODEL_NAME", each) for each in ("", " ")),
         *(("TRIAL_FOLDER", each) for each in ("/none", "/dev/null")),
         ("MAX_PIXELS", "178956971"),
+        ("MODEL_TIMEOUT_S", "1e10"),
         ("MAX_HELD_BYTES", "33554431"),
         ("API_KEYS", sha256(b"").hexdigest()),
         ("API_KEYS", f"{'a' * 64},{sha256(b'').hexdigest()}"),
