@@ -9,6 +9,7 @@ from typing import Any
 
 from apig_wsgi import make_lambda_handler
 from flask import Flask
+from werkzeug.utils import redirect
 
 from gateway.app import create_app
 from gateway.model.protocol import Model
@@ -56,6 +57,10 @@ def _answers(app: Flask) -> Handler:
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         # Lambda's own identifier, which is in its log lines, unless the caller sent one.
         environ.setdefault("HTTP_X_REQUEST_ID", environ["apig_wsgi.context"].aws_request_id)
+        environ["wsgi.input_terminated"] = True  # a body that came in chunks is whole here
+        if not environ["PATH_INFO"]:  # relative links of the page would leave the stage
+            stage = environ["apig_wsgi.request_context"]["stage"]
+            return redirect(f"/{stage}/", 308)(environ, start_response)
         return app(environ, start_response)
 
     handler: Handler = make_lambda_handler(call, binary_support=True, non_binary_content_type_prefixes=TEXT)
@@ -63,7 +68,7 @@ def _answers(app: Flask) -> Handler:
 
 
 def _without_stage(event: Event) -> Event:
-    """Return an event without the stage in its path, where HTTP APIs put it: `/prod/predict`.
+    """Return an event without the stage in its path, where HTTP APIs put it: `/prod/predict`; `/prod` leaves none.
 
     REST APIs leave it out, and have no member `version`; behind a domain of your own there is none.
     """
@@ -73,4 +78,4 @@ def _without_stage(event: Event) -> Event:
     has_stage = rest != path and rest[:1] in ("", "/")
     if "version" not in event or not has_stage or ".execute-api." not in context.get("domainName", ".execute-api."):
         return event
-    return event | {member: rest or "/"}
+    return event | {member: rest}

@@ -84,9 +84,10 @@ def test_a_url_is_answered_as_by_the_gateway(
     assert list(answer["timing_ms"]) == ["fetch", "decode", "predict", "total"]
 
 
-def test_an_image_in_the_body_arrives_whole(handle: Handler, event: Callable[..., Event]) -> None:
-    """Bytes come in base64; top_k comes in the URL."""
-    sent = event("POST", "/predict", RED, {"Content-Type": "image/png"}, "top_k=2")
+@pytest.mark.parametrize("form", [{}, {"Transfer-Encoding": "chunked"}])
+def test_an_image_in_the_body_arrives_whole(handle: Handler, event: Callable[..., Event], form: dict[str, str]) -> None:
+    """Bytes come in base64, also those that a client sent in chunks; top_k comes in the URL."""
+    sent = event("POST", "/predict", RED, {"Content-Type": "image/png"} | form, "top_k=2")
     assert sent["isBase64Encoded"]
     status, _, answer = ask(handle, sent)
     assert (status, answer["image"]["bytes"], len(answer["predictions"])) == (200, len(RED), 2)
@@ -145,7 +146,7 @@ def test_the_request_id_is_the_callers_or_lambdas(handle: Handler, event: Callab
     ("path", "stage", "members", "status"),
     [
         ("/prod/livez", "prod", {}, 200),
-        ("/prod", "prod", {}, 200),
+        ("/prod", "prod", {}, 308),
         ("/prod/", "prod", {}, 200),
         ("/production/livez", "prod", {}, 404),
         ("/livez", "livez", {"domainName": "photos.example.com"}, 200),
@@ -155,10 +156,11 @@ def test_the_request_id_is_the_callers_or_lambdas(handle: Handler, event: Callab
 def test_the_stage_of_an_http_api_is_no_part_of_the_path(
     handle: Handler, path: str, stage: str, members: dict[str, str], status: int
 ) -> None:
-    """A named stage is in front of it, except behind a domain of your own."""
+    """A named stage is in front of it, except behind a domain of your own; the page's links need a slash after it."""
     event = http_event("GET", path, b"", {})
     event["requestContext"] |= {"domainName": "id.execute-api.eu-west-1.amazonaws.com", "stage": stage} | members
-    assert ask(handle, event)[0] == status
+    received, headers, _ = ask(handle, event)
+    assert (received, headers.get("location")) == (status, "/prod/" if status == 308 else None)
 
 
 def test_a_path_of_a_domain_of_your_own_is_a_prefix(
