@@ -28,6 +28,7 @@ _AROUND = (
     "(?:dataset|data|set|images?|imgs?|photos?|pictures|pics|samples|split|folder|dir|seg|daten|bilder|donnees|datos)*"
 )
 _PATTERNS = {split: re.compile(f"{_AROUND}(?:{'|'.join(names)}){_AROUND}") for split, names in SPLIT_NAMES.items()}
+_EVALUATION = re.compile(f"{_AROUND}(?:evaluation|eval){_AROUND}")  # a test split beside one for validation
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,18 @@ def _words(name: str) -> list[str]:
 def splits_of(names: Collection[str]) -> dict[str, str]:
     """Return the splits that folders beside each other stand for, by name.
 
-    Words that all such names share do not count: `pets-train` and `pets-test` are splits.
+    Words that all such names share do not count: `pets-train` and `pets-test` are splits. Without a test split,
+    `evaluation` beside `validation` is that.
     """
     words = {name: _words(name) for name in names if any(map(split_of, _words(name))) or split_of(name)}
     shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
-    found = {name: split_of(name) or _split_of_words(set(words[name]) - shared) for name in words}
-    return {name: split for name, split in found.items() if split}
+    named = {name: split_of(name) or _split_of_words(set(words[name]) - shared) for name in words}
+    found = {name: split for name, split in named.items() if split}
+    validations = {name for name, split in found.items() if split == "validation"}
+    evaluations = {name for name in validations if any(map(_EVALUATION.fullmatch, words[name]))}
+    if "test" not in found.values() and evaluations < validations:
+        found |= dict.fromkeys(evaluations, "test")
+    return found
 
 
 def read_like_splits(names: Collection[str]) -> bool:
@@ -116,7 +123,7 @@ def find_splits(folder: Path) -> Splits:
         return Splits(folder, {}, tuple(classes))
     folders: dict[str, Path] = {}
     remarks = [f"Left out {path.name}/: it does not read like a split" for path in others]
-    for path in sorted(named, key=lambda path: (len(path.name), path.name)):
+    for path in sorted(named, key=lambda path: (path.name.lower() not in SPLIT_NAMES, len(path.name), path.name)):
         split = split_names[path.name]
         if path not in named_with_classes:
             remarks.append(f"Left out {path.name}/: it has no class folders")

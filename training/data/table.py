@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import errno
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.splits import split_of
+from training.data.splits import split_of, splits_of
 from training.errors import DataError
 
 WHOLE = "all"  # a split's name for photos that are not split
@@ -47,14 +48,15 @@ def read_table(path: Path) -> list[Row]:
     """Read the rows of a CSV; paths in it are relative to its folder.
 
     Raises:
-        DataError: It is no CSV in UTF-8, has no columns for path and label, or a cell of these with a line break.
+        DataError: It is no CSV in UTF-8, has no columns for path and label, splits in another column than `split`, or a
+            cell of these with a line break.
     """
     rows, ends = list[dict[str, str]](), list[int]()  # and the line in which each ends
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for cells in reader:
-                rows.append({str(name).strip().lower(): cell or "" for name, cell in cells.items()})
+                rows.append({name.strip().lower(): cell or "" for name, cell in cells.items() if name is not None})
                 ends.append(reader.line_num)
     except UnicodeDecodeError as exc:
         raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
@@ -67,8 +69,11 @@ def read_table(path: Path) -> list[Row]:
             f"Expected columns path and label, and perhaps split, with commas between them, in {path}."
             f" Received: {', '.join(names) or 'no rows'}"
         )
-    result = []
-    for row, end in zip(rows, ends, strict=True):
+    if not columns["split"]:
+        _check_others(rows, set(names) - set(columns.values()), path)
+    named = [row[columns["split"]].strip().lower() if columns["split"] else "" for row in rows]
+    result, splits = [], splits_of(set(named)) | {WHOLE: ""}
+    for row, split, end in zip(rows, named, ends, strict=True):
         # A stray quote swallows rows until the next one.
         if "\n" in "".join(row[name] for name in columns.values() if name):
             start = end - sum(cell.count("\n") for cell in row.values())
@@ -76,7 +81,17 @@ def read_table(path: Path) -> list[Row]:
                 f"Expected paths, labels and splits without line breaks. Received others in {path}, from line {start}"
                 " on. Is there a quote too many, or too few?"
             )
-        split = (row[columns["split"]] if columns["split"] else "").strip().lower()
         photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
-        result.append(Row(photo, row[columns["label"]], "" if split == WHOLE else split_of(split) or split))
+        result.append(Row(photo, row[columns["label"]], splits.get(split, split)))
     return result
+
+
+def _check_others(rows: Sequence[dict[str, str]], columns: Iterable[str], path: Path) -> None:
+    """Refuse splits in a column of another name: photos to test with would be trained on."""
+    for column in sorted(columns):
+        cells = {row[column].strip() for row in rows}
+        if len(cells) > 1 and all(map(split_of, cells - {""})):
+            raise DataError(
+                f"Expected the splits of {path} in a column split. Received them in another: {column}. Call it split,"
+                " or remove it if it says something else."
+            )

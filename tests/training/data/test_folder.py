@@ -35,6 +35,13 @@ def test_classes_are_the_folders_in_order_of_their_names(fill):
         ({"seg_train/seg_train": {"cat": 10, "dog": 10}, "seg_test/seg_test": {"cat": 2, "dog": 2}}, (18, 2, 4)),
         ({"archive/training_set/training_set": {"cat": 5, "dog": 5}, "archive/dev": {"cat": 2, "dog": 2}}, (10, 4)),
         *(
+            (
+                {"training": {"cat": 5, "dog": 5}, validation: {"cat": 2, "dog": 2}, test: {"cat": 1, "dog": 3}},
+                (10, 4, 4),
+            )
+            for validation, test in [("validation", "evaluation"), ("dev", "eval"), ("ValidationSet", "EvaluationSet")]
+        ),
+        *(
             ({train: {"cat": 10, "dog": 10}, test: {"cat": 3, "dog": 3}}, (18, 2, 6))
             for train, test in [
                 *(("train", "test"), ("pets-train", "pets-test"), ("train_small", "test_small"), ("x_train", "x_test")),
@@ -117,6 +124,10 @@ def test_classes_may_be_named_like_splits(fill):
     [
         ({"train": 1, "training_set": 1, "val": 1}, ["Left out training_set/: train/ is taken for train"]),
         ({"train": 1, "extra": 1, "val": 1}, ["Left out extra/: it does not read like a split"]),
+        (
+            {"train": 1, "val": 1, "validation": 1, "evaluation": 1, "test": 1},
+            [f"Left out {name}/: validation/ is taken for validation" for name in ("val", "evaluation")],
+        ),
         (
             {"color": 1, "gray": 1, "masks": 1},
             ["Warning: color/, gray/, masks/ contain only folders, by the same names (cat, cow, dog). If those are"],

@@ -69,6 +69,13 @@ def test_a_csv_may_name_splits(table):
     assert dataset.remarks == (left_out,)
 
 
+def test_evaluation_beside_validation_is_the_test_split(table):
+    """As among folders."""
+    splits = ("training", "validation", "evaluation")
+    rows = [f"{folder}/00{position}.jpg,{folder},{split}" for folder in "ab" for position, split in enumerate(splits)]
+    assert set(read_folder(table("path,label,split", *rows)).splits) == {"train", "validation", "test"}
+
+
 @pytest.mark.parametrize(("others", "explored"), [("all", {"all"}), ("", {"all"}), ("dev", {"train", "validation"})])
 def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored):
     """Those of the split `all`, or of none; `explore` shows them as that too."""
@@ -93,13 +100,15 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
         (("path,label", "a/000.jpg,a\tb", "b/000.jpg,b"), r"control characters.*csv: b'a\\tb'. Correct its rows\.$"),
         (("path,label", "a/000.jpg,train", "b/000.jpg,test"), "of classes in .*csv. .* like splits, .*: test, train$"),
         (("path,label", "a/000.jpg,cat", "b/000.jpg,dog"), "3 photos in each class of .*csv, .*: 1 of cat, 1 of dog$"),
+        (("path,label,set", "a/000.jpg,cat,train", "b/000.jpg,dog,val"), "in a column split. .* in another: set. Ca"),
+        (("path,label,fold,,x", "a/000.jpg,cat,1,,Test,", "b/000.jpg,dog,0,,"), "Received them in another: x. Call it"),
         (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
 )
 def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
     """A photo of two classes, an unknown class, one class, a column for each class, quotes, no train, and no file.
 
-    Labels that are splits, and too few photos, as well.
+    Labels that are splits, splits in a column of another name, and too few photos, as well.
     """
     with pytest.raises(DataError, match=message):
         read_folder(table(*rows))
