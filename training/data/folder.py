@@ -195,11 +195,11 @@ def _check_order(class_paths: Sequence[Path]) -> None:
             f"Expected a folder for each class. Received parts of one set, with folders inside:"
             f" {_some(str(path) for path in class_paths)}. Put the folders of all parts together."
         )
-    if all(map(read_like_splits, inside.values())):
-        path, names = next(iter(inside.items()))
+    if path := next((path for path, names in inside.items() if read_like_splits(names)), None):
+        split = inside[path][0]
         raise DataError(
-            f"Expected class folders inside each split. Received splits inside each folder: {path / names[0]}."
-            f" If {path.name} is a class, move {names[0]} above it; if it is a set of photos, train on it alone."
+            f"Expected class folders inside each split. Received splits inside a folder: {path / split}."
+            f" If {path.name} is a class, move {split} above it; if it is a set of photos, train on it alone."
         )
 
 

@@ -299,7 +299,8 @@ def test_missing_folder_is_named(tmp_path):
         ({"": {"cat": 3, "dog": 3, "test": 3}}, r"both in .*: test/ reads like a split, but has no class folders\."),
         ({"": {"training_set": 3, "test_set": 3}}, "read like splits, and no classes inside these: test_set, train"),
         ({"": {"train_cat": 3, "test_cat": 3}}, "read like splits, and no classes inside these: test_cat, train_cat"),
-        ({"cat": {"train": 3, "val": 3}, "dog": {"train": 3, "val": 3}}, "splits inside each folder: .*cat/train"),
+        ({"cat": {"train": 3, "val": 3}, "dog": {"train": 3, "val": 3}}, "splits inside a folder: .*cat/train"),
+        ({"": {"cat": 3, "elk": 3}, "dog": {"train": 3, "val": 3}}, "splits inside a folder: .*dog/train"),
         ({"fold1": {"cat": 3, "dog": 3}, "fold2": {"cat": 3, "dog": 3}}, "parts of one set, .*fold1, .*fold2"),
         ({"train": {"cat": 3, "dog": 3}, "": {"unlabeled": 3}}, "If train is a split, move unlabeled/ elsewhere"),
         *(
