@@ -80,7 +80,7 @@ def read_folder(folder: Path) -> Dataset:
         if split in found.folders:
             splits[split] = read_split(found.folders[split], classes, complete=False)
     read = [train_folder, *(folder for folder in found.folders.values() if folder != train_folder)]
-    remarks = [*found.remarks, *_suspicions(class_paths), *_strays(read), *left_out_files(read)]
+    remarks = [*found.remarks, *_suspicions(class_paths), *left_out_files(read)]
     return Dataset(classes, _complete(splits, classes, train_folder), tuple(remarks))
 
 
@@ -252,11 +252,12 @@ def _strays(folders: Sequence[Path]) -> list[str]:
 
 
 def left_out_files(folders: Sequence[Path]) -> list[str]:
-    """Return a line with how many files in folders of class folders are no photos, by suffix."""
+    """Return lines with the photos beside class folders, and how many files in these are no photos, by suffix."""
     files = [path for folder in folders for inside in class_folders(folder) for path in files_in(inside)]
     images = sorted({path.suffix.lower() for path in files}.intersection(_CONVERTIBLE))
     advice = f". Convert {' and '.join(images)} to JPEG to train on them, too" if images else ""
-    return [f"{line}{advice}"] if (line := describe_others(files)) else []
+    others = describe_others(files)
+    return [*_strays(folders), *([f"{others}{advice}"] if others else [])]
 
 
 def _is_visible_file(path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from contract.document import Contract
 from training import page
-from training.data.folder import Photo, read_rows, read_split
+from training.data.folder import Photo, left_out_files, read_rows, read_split
 from training.data.pixels import Photos
 from training.data.splits import find_splits
 from training.data.table import is_table
@@ -107,12 +107,18 @@ def _splits(folder: Path, classes: Sequence[str]) -> dict[str, tuple[str, Callab
     else:
         found = find_splits(folder)
         remarks, places = found.remarks, found.folders or {"": found.root}
-        splits = {
-            split: (str(path), partial(read_split, path, classes, complete=False)) for split, path in places.items()
-        }
+        splits = {split: (str(path), partial(_read_split, path, classes)) for split, path in places.items()}
     for remark in remarks:
         _log.info(remark)
     return splits
+
+
+def _read_split(folder: Path, classes: Sequence[str]) -> list[Photo]:
+    """Return the photos of a folder of class folders, and log what is left out of it."""
+    photos = read_split(folder, classes, complete=False)
+    for remark in left_out_files([folder]):
+        _log.info(remark)
+    return photos
 
 
 def _find_held_out(photos: Photos, contract: Contract, split: str) -> list[Photo]:
