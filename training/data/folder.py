@@ -13,7 +13,7 @@ from pathlib import Path
 
 from contract.photos import SUFFIXES, describe_others, files_in, is_hidden, photos_in
 from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits
-from training.data.table import Row, is_table, read_table, real_path
+from training.data.table import Row, is_table, left_out_rows, no_photos, read_table, real_path
 from training.errors import DataError
 from training.words import counted
 
@@ -98,12 +98,9 @@ def read_rows(
     # Each once, by whichever of its paths.
     kept = {(file, class_name(row.label), row.split or "train"): row for row, file in files.items()}
     left_out = [row.path for row in rows if row not in files]
-    remarks: list[str] = []
-    if left_out:
-        rows_left_out = f"{counted(len(left_out), 'row')} without a file or a label, such as {left_out[0]}"
-        remarks.append(f"Left out {rows_left_out}; paths start at the CSV's folder")
     if not kept:
-        raise DataError(f"Expected photos with a label in {table}. Received: none. {remarks[0]}")
+        raise no_photos(table, left_out)
+    remarks = [left_out_rows(left_out)] if left_out else []
     file, count = Counter(file for file, *_ in kept).most_common(1)[0]
     if count > 1:
         received = _some(dict.fromkeys(str(row.path) for (each, *_), row in kept.items() if each == file))

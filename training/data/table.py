@@ -11,6 +11,7 @@ from pathlib import Path
 
 from training.data.splits import split_of, splits_of
 from training.errors import DataError
+from training.words import counted
 
 WHOLE = "all"  # a split's name for photos that are not split
 COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
@@ -84,6 +85,17 @@ def read_table(path: Path) -> list[Row]:
         photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
         result.append(Row(photo, row[columns["label"]], splits.get(split, split)))
     return result
+
+
+def no_photos(table: Path, left_out: Sequence[Path]) -> DataError:
+    """Return the error of a CSV of which every row is left out."""
+    return DataError(f"Expected photos with a label in {table}. Received: none. {left_out_rows(left_out)}")
+
+
+def left_out_rows(paths: Sequence[Path]) -> str:
+    """Return a line with how many rows of a CSV are left out; it names the first."""
+    rows = f"{counted(len(paths), 'row')} without a file or a label, such as {paths[0]}"
+    return f"Left out {rows}; paths start at the CSV's folder"
 
 
 def _check_others(rows: Sequence[dict[str, str]], columns: Iterable[str], path: Path) -> None:

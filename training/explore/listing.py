@@ -13,7 +13,7 @@ from pathlib import Path
 from contract.photos import SUFFIXES, files_in, photos_in
 from training.data.folder import left_out_files
 from training.data.splits import class_folders, class_name, find_splits
-from training.data.table import WHOLE, is_table, read_table, real_path
+from training.data.table import WHOLE, is_table, no_photos, read_table, real_path
 from training.errors import DataError
 
 
@@ -77,8 +77,10 @@ def read(source: Path) -> Listing:
         listing = _read_csv(source)
     else:
         raise DataError(f"Expected a folder of photos, or a .csv of path and label. Received: {source}")
+    if not listing.photos and is_table(source):
+        raise no_photos(source, [*listing.missing, *listing.unlabelled])
     if not listing.photos:
-        received = ". ".join(["none", *(left_out_files([source]) if source.is_dir() else [])])
+        received = ". ".join(["none", *left_out_files([source])])
         raise DataError(f"Expected photos ({', '.join(SUFFIXES)}) in class folders of {source}. Received: {received}")
     return listing
 

@@ -26,14 +26,14 @@ def explore(source: Path, out: Path, cache: Path) -> list[Finding]:
     Raises:
         DataError: There is no photo that decodes.
     """
-    if (before := report.source_of(out)) not in ("", str(source)):
-        _log.info(f"Note: this replaces the report of {before} in {out}. To keep it, name another folder: --out")
     inspected = inspection.inspect(listing.read(source), cache)
     _log.info(f"Comparing {counted(len(inspected.photos), 'photo')} with each other")
     groups = duplicates.find_groups(inspected)
     suspects = labels.find_suspects(inspected, labels.features(inspected.pixels))
     found = find_findings(source, inspected, groups, suspects)
     report.log_findings(found, inspected)
+    if (before := report.source_of(out)) not in ("", str(source)):
+        _log.info(f"\nNote: this replaces the report of {before} in {out}. To keep both, name another folder: --out")
     page = report.write(found, inspected, source, out)
     _log.info(f"\nWrote {page}, and explore.json beside it")
     return found

@@ -107,10 +107,19 @@ def test_a_file_in_several_rows_is_one_photo(fill: Fill) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a,b\n1,2\n", "Expected columns path and label"), ("path,label\n", "Received: no rows"), (None, "Received: ")],
+    [
+        ("a,b\n1,2\n", "Expected columns path and label"),
+        ("path,label\n", "Received: no rows"),
+        (
+            "path,label\ngone.jpg,cat\nlist.csv,\n",
+            "with a label in .* Left out 2 rows without a file or a label, such as .*/gone.jpg; paths start at the CSV",
+        ),
+        ("path,label,set\n1.jpg,cat,train\n2.jpg,cat,test\n", "in another: set. Call it split"),
+        (None, "Received: "),
+    ],
 )
 def test_a_source_without_photos_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
-    """A CSV with other columns, an empty one, and a path that does not exist."""
+    """A CSV with other columns, an empty one, rows without a file or a label, other splits, and no such path."""
     if content is not None:
         (tmp_path / "list.csv").write_text(content)
     with pytest.raises(DataError, match=message):
@@ -346,7 +355,7 @@ def test_names_of_any_bytes_are_shown(fill: Fill, tmp_path: Path) -> None:
 def test_the_report_of_other_photos_is_not_replaced_without_a_word(
     fill: Fill, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same photos again, or a file that is no report, need none."""
+    """The same photos again, or a file that is no report, need none; and what is refused replaces nothing."""
     folder, out = fill(cat=4, dog=4), tmp_path / "out"
     other = shutil.copytree(folder, tmp_path / "other")
     out.mkdir()
@@ -354,6 +363,10 @@ def test_the_report_of_other_photos_is_not_replaced_without_a_word(
     for name, is_other in ((folder, False), (folder, False), (other, True)):
         assert main(["explore", str(name), "--out", str(out), "--cache", str(tmp_path)]) == 0
         assert (f"Note: this replaces the report of {folder} in {out}. " in capsys.readouterr().out) == is_other
+    for path in folder.rglob("*.jpg"):
+        path.write_bytes(b"")
+    assert main(["explore", str(folder), "--out", str(out), "--cache", str(tmp_path)]) == 1
+    assert "Note: " not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("left", [0, 20, 300])
