@@ -66,7 +66,10 @@ _WORDS = {
         ),
         "unlabelled": ("{files} of the CSV without a label", "Fill in the label, or delete the row."),
         "large": ("{files} too large and skipped by training", "Save smaller copies in their place."),
-        "corrupt": ("{files} corrupt and skipped by training", "Copy the original files again, or delete these."),
+        "corrupt": (
+            "{files} unreadable and skipped by training",
+            "Do what their lines advise. Where they advise nothing, copy the original files again, or delete these.",
+        ),
         "conflict": (
             "{photos} in two classes at once",
             "One of the labels is wrong: keep only the copy in the right class.",
@@ -103,6 +106,10 @@ _WORDS = {
     },
     NOTE: {
         "remarks": ("What train says of these photos", "Check that each is as you mean it."),
+        "outside": (
+            "{photos} outside the class folders that train reads",
+            "Move those of a class into its folder, and the others elsewhere.",
+        ),
         "ignored": (
             "{files} not read as photos ({suffixes})",
             "If they are photos, save them as JPEG, PNG or WebP inside the folder of their class.",
@@ -183,7 +190,7 @@ def _in_names(listing: Listing) -> Found:
     for split in sorted(set(listing.classes) - {WHOLE, *SPLIT_NAMES}):
         photos = sum(listing.counts[split, name] for name in listing.classes[split])
         yield "unknown", Item((), f"{split}: {counted(photos, 'photo')}")
-    for kind in ("missing", "unlabelled", "ignored"):
+    for kind in ("missing", "unlabelled", "outside", "ignored"):
         for path in getattr(listing, kind):
             yield kind, Item((path,))
 

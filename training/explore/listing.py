@@ -34,7 +34,8 @@ class Listing:
         root: Reports name paths relative to it.
         photos: By split, class and path.
         classes: The classes of each split, also those without photos.
-        ignored: Files outside the class folders, or with a suffix that no photo has.
+        outside: Photos that are in no class folder, or in one of a folder that is left out.
+        ignored: Files with a suffix that no photo has.
         missing: Paths in a CSV without a file.
         unlabelled: Files in a CSV without a label.
     """
@@ -42,6 +43,7 @@ class Listing:
     root: Path
     photos: list[Listed] = field(default_factory=list)
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    outside: list[Path] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
     missing: list[Path] = field(default_factory=list)
     unlabelled: list[Path] = field(default_factory=list)
@@ -93,7 +95,9 @@ def _read_folder(folder: Path) -> Listing:
         listing.classes[split] = tuple(sorted({class_name(each.name) for each in folders}))
         listing.photos += [Listed(photo, split, class_name(each.name)) for each in folders for photo in photos_in(each)]
     read = {photo.path for photo in listing.photos}
-    listing.ignored = [path for path in files_in(folder) if path not in read]
+    for path in files_in(folder):
+        if path not in read:
+            (listing.outside if path.suffix.lower() in SUFFIXES else listing.ignored).append(path)
     return listing
 
 

@@ -188,6 +188,7 @@ def test_what_train_says_of_photos_that_it_takes_is_a_note(fill: Fill) -> None:
     """A folder that it leaves out would be missed; what it warns of is a suspicion."""
     found = find(fill(train__cat=20, train__dog=20, val__cat=1, val__dog=1, extra__dog=1))
     assert [each.severity for each in found.values()] == ["note", "note"]
+    assert found["outside"].title == "1 photo outside the class folders that train reads"
     assert notes(found["remarks"]) == ["Left out extra/: it does not read like a split"]
     found = find(fill(train__Dog=20))
     assert found["warnings"].severity == "suspicion"
@@ -212,6 +213,7 @@ def test_corrupt_large_dark_blurred_small_and_misnamed_photos_are_found(fill: Fi
     for path in folder.rglob("*.jpg"):  # texture, so that a photo without any stands out
         path.write_bytes(encode(Image.blend(Image.open(path), noise, 0.3)))
     (folder / "cat" / "half.jpg").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (folder / "cat" / "heic.jpg").write_bytes(b"\0\0\0\x18ftypheic")
     Image.new("L", (9000, 9000)).save(folder / "cat" / "large.png")
     (folder / "dog" / "flipped.png").write_bytes(flip_bit(encode(Image.open(good), "PNG")))
     (folder / "dog" / "dark.png").write_bytes(encode(ImageEnhance.Brightness(Image.open(good)).enhance(0.02), "PNG"))
@@ -220,8 +222,9 @@ def test_corrupt_large_dark_blurred_small_and_misnamed_photos_are_found(fill: Fi
     (folder / "cat" / "small.jpg").write_bytes(encode(Image.open(folder / "dog" / "00.jpg").crop((0, 0, 90, 90))))
     (folder / "cat" / "long.webp").write_bytes(encode(photo(700, 300, 997), "WEBP"))
     found = find(folder)
-    assert names(found["corrupt"]) == [["half.jpg"], ["flipped.png"]]
-    assert "do not decode" in notes(found["corrupt"])[0]
+    assert names(found["corrupt"]) == [["half.jpg"], ["heic.jpg"], ["flipped.png"]]
+    assert "do not decode" in notes(found["corrupt"])[0] and notes(found["corrupt"])[1].endswith("Convert it to JPEG")
+    assert found["corrupt"].advice.startswith("Do what their lines advise. ")
     assert names(found["large"]) == [["large.png"]] and "9000 by 9000" in notes(found["large"])[0]
     assert names(found["dark"]) == [["dark.png"]]
     assert ["blurred.jpg"] in names(found["blurred"])
@@ -467,7 +470,7 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     [
         r"SUSPICION: 1 photo more than once in a class\n  train/discs/00.jpg, train/discs/copy.jpg: the same bytes",
         r"PROBLEM: 1 photo in two splits.*\n  train/squares/03.jpg, validation/squares/leak.jpg: look the same",
-        r"PROBLEM: 1 file corrupt and skipped by training\n  train/stripes/broken.jpg: Expected a complete",
+        r"PROBLEM: 1 file unreadable and skipped by training\n  train/stripes/broken.jpg: Expected a complete",
         r"PROBLEM: Train refuses these photos\n  Expected photos in each class of .* Received empty folders: rings",
         r"PROBLEM: 1 folder without a photo\n  train/rings has no photo",
         r"PROBLEM: 1 folder with photos that look like another class\n"
