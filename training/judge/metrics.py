@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 BINS = 15  # of confidence. Source: C. Guo et al., On Calibration of Modern Neural Networks (2017)
 THRESHOLDS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # of confidence
@@ -97,6 +97,9 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
     precision, recall, f1, counts = precision_recall_fscore_support(
         labels, predicted, labels=present, average=None, zero_division=0
     )
+    rows, columns = np.searchsorted(present, labels), np.searchsorted(present, predicted)
+    confusion = np.zeros((len(present), len(present)), np.int64)
+    np.add.at(confusion, (rows, columns), 1)
     of_label = probabilities[np.arange(len(labels)), labels]
     confidence, right = probabilities.max(axis=1), predicted == labels
     reliability = _reliability(confidence, right)
@@ -104,14 +107,14 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], names
         photos=len(labels),
         accuracy=_accuracy(int(right.sum()), len(labels)),
         top_5=_top_5(probabilities, labels) if probabilities.shape[1] > 5 else None,
-        macro_f1=_macro_f1(np.searchsorted(present, labels), np.searchsorted(present, predicted), len(present)),
+        macro_f1=_macro_f1(rows, columns, len(present)),
         log_loss=float(np.log(1 / np.maximum(of_label, 1e-7)).mean()),  # 0, not -0, where all are certain
         calibration_error=sum(each.photos * abs(each.accuracy - each.confidence) for each in reliability) / len(labels),
         classes=[
             ClassFigures(names[index], int(count), *map(float, row))
             for index, count, *row in zip(present, counts, precision, recall, f1, strict=True)
         ],
-        confusion=confusion_matrix(labels, predicted, labels=present).tolist(),
+        confusion=confusion.tolist(),
         reliability=reliability,
         thresholds=[_above(probability, confidence, right) for probability in THRESHOLDS],
     )

@@ -45,6 +45,13 @@ def test_precision_and_recall_follow_from_the_confusion_matrix(labels: np.ndarra
     assert third.name == "class 2" and third.photos == confusion[2].sum() == (labels == 2).sum()
     assert third.recall == pytest.approx(confusion[2, 2] / confusion[2].sum())
     assert third.precision == pytest.approx(confusion[2, 2] / confusion[:, 2].sum())
+    assert confusion[2, 5] == ((labels == 2) & (probabilities.argmax(axis=1) == 5)).sum() != confusion[5, 2]
+
+
+def test_photos_of_one_class_that_are_all_right_have_figures() -> None:
+    """Without a warning, which would be an error here."""
+    figures = metrics.measure(np.eye(2, dtype=np.float32)[[1, 1]], np.array([1, 1]), ["a", "b"])
+    assert (figures.confusion, [each.name for each in figures.classes]) == ([[2]], ["b"])
 
 
 def test_memory_does_not_grow_with_the_resamples() -> None:
