@@ -34,7 +34,7 @@ def _summary(run: Run) -> list[str]:
     try:
         origin, metrics = run.contract.origin, run.contract.metrics
     except TrainingError:
-        return ["not finished"]
+        return ["unreadable contract" if (run.path / "contract.json").exists() else "not finished"]
     accuracies = [_figure(metrics.get(f"{split}_accuracy", "")) for split in ("validation", "test")]
     minutes = "" if origin.training_s is None else f"{origin.training_s / 60:.1f}"
     return [origin.architecture, *accuracies, minutes, _versions(run)]

@@ -57,18 +57,24 @@ class Run:
     @property
     def name(self) -> str:
         """The model's name and the time, as the folders are named."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        path = self.path.resolve()  # that of "." has no name
+        return f"{path.parent.name}/{path.name}"
 
     @cached_property
     def contract(self) -> Contract:
         """The contract, without golden examples.
 
         Raises:
-            TrainingError: There is no such folder, or training did not finish it.
+            TrainingError: There is no such folder, training did not finish it, or its contract cannot be read.
         """
         try:
             return Contract.from_json((self.path / "contract.json").read_bytes())
-        except (OSError, ContractError) as exc:
+        except ContractError as exc:
+            raise TrainingError(
+                f"The contract of {self.path} cannot be read, as it is damaged or of another release: {exc}."
+                " Use the release that trained it, or train again."
+            ) from exc
+        except OSError as exc:
             raise TrainingError(
                 "Expected a run folder that train has finished; `python -m training runs` lists them."
                 f" Received: {self.path} ({exc})"

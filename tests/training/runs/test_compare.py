@@ -18,7 +18,7 @@ ARCHITECTURE = "[small]" * 12  # is not cut at 80 columns where the output is no
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Two runs of a model that differ in their weights and dropout, and one that was stopped."""
+    """Two runs of a model that differ in their weights and dropout, one that was stopped, one of another release."""
     for time, dropout, accuracy in (("20260101-000000", 0.3, 0.91), ("20260102-000000", 0.5, 0.89)):
         run = tmp_path / "runs" / "clothing" / time
         run.mkdir(parents=True)
@@ -29,27 +29,32 @@ def runs(tmp_path: Path) -> Path:
         record_release(run, Path(name, str(number)), "0123456789abcdef")
         with (run / "releases.jsonl").open("a") as history:
             history.write('{"identity": "01')  # a release was killed
-    (tmp_path / "runs" / "clothing" / "20260103-000000").mkdir()
+    for name in ("20260103-000000", "20260104-000000"):
+        (tmp_path / "runs" / "clothing" / name).mkdir()
+    (tmp_path / "runs" / "clothing" / name / "contract.json").write_text('{"contract_version": 0}')
     return tmp_path / "runs"
 
 
 def test_runs_are_listed_newest_first(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line for each: the path that other commands take, its figures and versions, or that it is not finished."""
+    """One line for each: the path that other commands take, its figures and versions, or why it has none."""
     monkeypatch.chdir(runs.parent)
     assert main(["runs"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["runs/clothing/20260104-000000", "unreadable", "contract"],
         ["runs/clothing/20260103-000000", "not", "finished"],
         ["runs/clothing/20260102-000000", ARCHITECTURE, "0.89", "1.5", "…", "2,", "other/1,", "10"],
         ["runs/clothing/20260101-000000", ARCHITECTURE, "0.91", "1.5"],
     ]
 
 
-def test_compared_runs_show_figures_and_what_differs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compared_runs_show_figures_and_what_differs(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The weights and the dropout differ; the seed and the architecture do not, so they are not shown."""
-    paths = [str(runs / "clothing" / time) for time in ("20260101-000000", "20260102-000000")]
-    assert main(["runs", *paths]) == 0
+    monkeypatch.chdir(runs / "clothing" / "20260101-000000")
+    assert main(["runs", ".", "../20260102-000000"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["clothing/20260101-000000", "clothing/20260102-000000"],
         ["validation_accuracy", "0.91", "0.89"],
@@ -64,12 +69,13 @@ def test_compared_runs_show_figures_and_what_differs(runs: Path, capsys: pytest.
         (["--runs", "{runs}/none"], "Expected runs in {runs}/none, which train leaves there. Received: none"),
         (["{runs}/none"], "Expected a run folder that train has finished; `python -m training runs` lists them. Rec"),
         (["{runs}/clothing/20260103-000000"], "lists them. Received: {runs}/clothing/20260103-000000 ("),
+        (["{runs}/clothing/20260104-000000"], "{runs}/clothing/20260104-000000 cannot be read, as it is damaged or of"),
     ],
 )
 def test_missing_and_unfinished_runs_are_refused(
     runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    """A folder without runs, no such run, and one that was stopped."""
+    """A folder without runs, no such run, one that was stopped, one of another release."""
     assert main(["runs", *(argument.format(runs=runs) for argument in arguments)]) == 1
     assert message.format(runs=runs) in capsys.readouterr().err
 
