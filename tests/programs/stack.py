@@ -116,12 +116,12 @@ def embedded_server(store: Path, *flags: str, name: str = "tiny") -> Iterator[st
 
 @contextmanager
 def gateway(address: str, name: str = "tiny", **settings: str) -> Iterator[Gateway]:
-    """Run the gateway in front of a model server; yield it when it is ready."""
+    """Run the gateway in front of a model server; yield it when all its workers are ready."""
     port = free_port()
     environ = {"GATEWAY_PORT": str(port), "GATEWAY_MODEL_NAME": name, "GATEWAY_MODEL_ADDRESS": address}
     with running("-m", "gateway", **environ, **settings) as process:
         client = Gateway(port, process.pid)
-        client.wait(lambda: client.get("/readyz")[0] == 200)
+        client.wait_until_ready()
         yield client
 
 
@@ -158,6 +158,10 @@ class Gateway:
     def wait(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
         """Wait until a condition is true; show /readyz if it does not come true in time."""
         wait_until(condition, timeout_s, lambda: f"/readyz answers {self.get('/readyz')}")
+
+    def wait_until_ready(self) -> None:
+        """Wait until all workers are ready: each finds a model server for itself, and connections go to any of them."""
+        self.wait(lambda: all(self.get("/readyz")[0] == 200 for _ in range(20)))
 
     def refusal(self, version: int) -> str:
         """Wait until a worker refuses a version while it stays ready, and return the reason."""
