@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from contract.document import Contract, ImageSpec, Origin
+from tests.programs.stack import wait_until
 from training.__main__ import main
 from training.data.folder import Dataset
 from training.errors import TrainingError
@@ -50,11 +50,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def wait_for(tracking: Tracking, steps: int) -> None:
     """Wait until so many epochs have arrived."""
-    for _ in range(600):
-        if tracking._tracker and tracking._tracker.steps == steps:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{steps} epochs did not arrive")
+    wait_until(lambda: getattr(tracking._tracker, "steps", None) == steps, 120)
 
 
 def track(run: Path, name: str, interrupted: bool = True) -> None:
@@ -128,10 +124,7 @@ def test_wandb(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     files = {path.name for path in (folder / "files").iterdir()}
     assert {"contract.json", "history.json", "report.html", "curves.png"} <= files and "model.keras" not in files
     log = next(folder.glob("*.wandb"))
-    for _ in range(100):  # a process of its own writes it
-        if b"validation_accuracy" in log.read_bytes():
-            break
-        time.sleep(0.1)
+    wait_until(lambda: b"validation_accuracy" in log.read_bytes(), 60)  # a process of its own writes it
     for logged in ("head/loss", "network/loss", "validation_accuracy", "0.875", "recipe.dropout", "a" * 64):
         assert logged.encode() in log.read_bytes()
 
@@ -152,9 +145,10 @@ def test_a_missing_package_is_reported_before_training(
 class Broken:
     """A tracker that fails."""
 
-    steps = 0
+    steps = tries = 0
 
     def __init__(self, *_: Any) -> None:
+        Broken.tries += 1
         raise OSError("no route to host")
 
     log = finish = __init__
@@ -196,13 +190,16 @@ def test_a_tracker_that_hangs_or_fails_gets_the_curves_later(tmp_path: Path, lin
     assert lines == ["The tracker did not take the curves, and training continues: no route to host"]
 
 
-def test_a_tracker_that_fails_is_reported(run: Path, tmp_path: Path, lines: list[str]) -> None:
+def test_a_tracker_that_fails_is_reported(
+    run: Path, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line says it during training, whatever the number of epochs; at the end the message names the run."""
+    monkeypatch.setattr(Broken, "tries", 0)
     tracking = Tracking(Broken)
     follow = tracking.start("clothing", tmp_path)
-    for epochs in (1, 2):
+    for epochs in (1, 2, 3):
         follow("head", {"loss": [3.0] * epochs})
-        time.sleep(0.1)
+        wait_until(lambda tries=epochs: Broken.tries == tries, 60)  # by the third, the first two have been reported
     assert lines == ["The tracker did not take the curves, and training continues: no route to host"]
     with pytest.raises(TrainingError, match=r"The tracker did not take .*20260101-000000: no route to host"):
         tracking.finish(run)
