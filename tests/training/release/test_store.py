@@ -1,12 +1,12 @@
 """training/release/store.py: a version appears whole or not at all, and its number is never used twice."""
 
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from contract.store import versions_of
+from tests.programs.stack import wait_until
 from training.errors import ExportError
 from training.release.store import check_name, publish, staged_version
 
@@ -66,17 +66,17 @@ def test_leftovers_of_a_killed_export_are_cleared(tmp_path):
 def test_second_export_of_a_model_waits(tmp_path, monkeypatch, lines):
     """One export at a time writes a model, and the next one waits for its end; another model does not wait."""
     with ThreadPoolExecutor() as pool, staged_version(tmp_path, "tiny") as staging:
+        with monkeypatch.context() as patch, pytest.raises(ExportError, match="Another export of 'tiny' is running"):
+            patch.setattr("training.release.store.WAIT_S", 0)
+            release(tmp_path)
+        lines.clear()
         later = pool.submit(release, tmp_path)
-        while not lines:  # that it waits
-            time.sleep(0.01)
+        wait_until(lambda: lines, 60)  # that it waits
         assert lines == ["Waiting until another export of 'tiny' has ended"]
-        monkeypatch.setattr("training.release.store.WAIT_S", 0)
-        with pytest.raises(ExportError, match="Another export of 'tiny' is running"), staged_version(tmp_path, "tiny"):
-            pass
         assert staging.is_dir()
         assert release(tmp_path, "other") == 1
         publish(staging)
-    assert later.result(5) == 2
+    assert later.result(60) == 2
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "my model", "-x", "ä", "a\n"])
