@@ -67,7 +67,7 @@ def connect() -> Iterator[Callable[[str], Versions]]:
     clients: list[Versions] = []
 
     def connect(address: str) -> Versions:
-        client = Versions(Settings(model_address=address, model_name="tiny", model_poll_s=0.05, model_timeout_s=2.0))
+        client = Versions(Settings(model_address=address, model_name="tiny", model_poll_s=0.05, model_timeout_s=20.0))
         clients.append(client)
         return client
 

@@ -15,6 +15,7 @@ from gateway import errors
 from gateway.settings import Settings
 from tests.conftest import ROOT, Origin
 from tests.programs.photos import encode, photo
+from tests.programs.stack import wait_until
 
 FOLDER = ROOT / "monitoring"
 RULES = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
@@ -22,9 +23,12 @@ RULES = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules
 
 @pytest.fixture
 def exported(gateway: FlaskClient, origin: Origin) -> str:
-    """The gateway's metrics after an answer and a failure."""
-    gateway.post("/predict", json={"url": origin.add("photo.jpg", encode(photo()))})
-    gateway.post("/predict", json={"url": f"http://{origin.authority}/none.jpg"})
+    """The gateway's metrics after an answer and a failure, each once, and perhaps others of a slow machine before."""
+    for url, status in {
+        origin.add("photo.jpg", encode(photo())): 200,
+        f"http://{origin.authority}/none.jpg": 502,
+    }.items():
+        wait_until(lambda url=url, end=status: gateway.post("/predict", json={"url": url}).status_code == end, 60)
     return gateway.get("/metrics").get_data(as_text=True)
 
 
