@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from pathlib import Path
 
@@ -98,8 +99,11 @@ def test_a_soft_head_fits_smoothed_labels() -> None:
 
 
 @pytest.mark.tensorflow
-def test_features_are_those_of_keras_and_are_kept(tmp_path: Path, lines: list[str]) -> None:
+def test_features_are_those_of_keras_and_are_kept(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are computed once for the parts of a split, and again for other weights or another preprocessing."""
+    monkeypatch.setattr("training.progress.WAIT_S", math.inf)  # a slow machine would log how long it takes
     import keras
 
     from tests.programs.small_training import SMALL, draw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -135,7 +136,7 @@ def test_only_photos_to_train_on_are_read(tuned: tuple[Path, str]) -> None:
 
 
 def test_upper_layers_are_trained_on_the_photos_of_other_folds(
-    clock: Clock, pixels: Pixels, tmp_path: Path, lines: list[str]
+    clock: Clock, pixels: Pixels, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the head on features that are computed once, what is not in a fold teaches to tell what is.
 
@@ -143,6 +144,7 @@ def test_upper_layers_are_trained_on_the_photos_of_other_folds(
     """
     from training.tune.folds import Folds
 
+    monkeypatch.setattr("training.progress.WAIT_S", math.inf)  # a slow machine would log how long it takes
     recipe = Recipe(epochs=4, learning_rate=0.02, batch_size=8, unfreeze=1.0)
     epochs: list[int] = []
 
