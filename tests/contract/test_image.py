@@ -378,10 +378,10 @@ SCAN = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0"  # of one component's AC coefficien
 )
 def test_what_takes_far_longer_to_decode_than_to_write_is_too_large(data: bytes, message: str) -> None:
     """Each costs seconds or minutes at ten megabytes, and is refused by what it is made of."""
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(ImageTooLargeError, match=f"Expected .*{message}"):
         decode(data, SPEC)
-    assert time.process_time() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 def test_parts_that_real_files_have_are_taken() -> None:
@@ -428,10 +428,10 @@ def test_a_bmp_of_runs_is_unsupported() -> None:
     lines = b"\x01\x05\0\0" * 3000 + b"\0\x01"
     header = struct.pack("<IiiHHIIiiII", 40, 16_000, 3000, 1, 8, 1, len(lines), 0, 0, 256, 0)
     data = b"BM" + struct.pack("<IHHI", 1078 + len(lines), 0, 0, 1078) + header + b"\0\1\2\0" * 256 + lines
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(UnsupportedImageError, match="BMP without run-length encoding"):
         decode(data, SPEC)
-    assert time.process_time() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 def test_the_preprocessor_is_decode_behind_keras_image_helpers_interface(tmp_path: Path) -> None:
