@@ -21,7 +21,7 @@ from gateway.batch import __main__ as batch
 from gateway.release.__main__ import main as release
 from tests.documents.pages import PAGES, commands
 from tests.programs import pictures
-from tests.programs.stack import ROOT, Gateway, embedded_server, free_port, gateway, running
+from tests.programs.stack import ROOT, Gateway, embedded_server, free_port, gateway, running, wait_until_open
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.processes]
 
@@ -51,6 +51,7 @@ class Follower:
                 return self._train(arguments)
             case ["python", "-m", "http.server", *options, folder]:
                 self._start(running("-m", "http.server", *options, str(Path(folder).resolve())))
+                wait_until_open(f"127.0.0.1:{self._origin}")
             case ["python", "-m", "gateway.batch", *arguments]:
                 assert batch.main([*arguments, "--gateway", f"http://127.0.0.1:{self._gateway.port}"]) == 0
             case [setting, "make", "run", model]:
@@ -75,9 +76,9 @@ class Follower:
         return output.getvalue()
 
     def _release(self, arguments: list[str]) -> str:
-        """Run `python -m gateway.release`, with a watch of few requests and at most a minute."""
+        """Run `python -m gateway.release`, with a watch of few requests and at most ten minutes."""
         arguments = [FEW_REQUESTS if each.isdecimal() and int(each) > 10 else each for each in arguments]
-        arguments += ["--within", "60s"] if "watch" in arguments else []
+        arguments += ["--within", "600s"] if "watch" in arguments else []
         with redirect_stdout(StringIO()) as output, redirect_stderr(output):
             assert release(arguments) == 0, output.getvalue()
         return output.getvalue()
