@@ -62,12 +62,13 @@ def model_server(golden: list[bytes]) -> Iterator[FakeModelServer]:
 
 
 @pytest.fixture
-def connect() -> Iterator[Callable[[str], Versions]]:
+def connect() -> Iterator[Callable[..., Versions]]:
     """A function that connects a model client to an address; it looks only when asked."""
     clients: list[Versions] = []
 
-    def connect(address: str) -> Versions:
-        client = Versions(Settings(model_address=address, model_name="tiny", model_poll_s=0.05, model_timeout_s=20.0))
+    def connect(address: str, timeout_s: float = 20.0) -> Versions:
+        settings = Settings(model_address=address, model_name="tiny", model_poll_s=0.05, model_timeout_s=timeout_s)
+        client = Versions(settings)
         clients.append(client)
         return client
 

@@ -88,20 +88,18 @@ class Exports:
         self._replicas, self._model = replicas, model
         self._known: dict[tuple[int, str, str], _Known] = {}
         self._looks = 0
-        self._is_patient = False
 
-    def look(self, available: Iterable[int], *, is_thorough: bool, is_patient: bool) -> dict[Export, str]:
+    def look(self, available: Iterable[int], *, is_thorough: bool) -> dict[Export, str]:
         """Find out which exports are under the numbers that are loaded, and try new ones at the golden gate.
 
         Args:
             available: The numbers.
             is_thorough: Whether to ask also for exports that were met before.
-            is_patient: Whether to ask once more where a replica hangs.
 
         Returns:
             What could not be asked or tried, and why; the next look tries again.
         """
-        self._looks, self._is_patient, started_s = self._looks + 1, is_patient, time.monotonic()
+        self._looks, started_s = self._looks + 1, time.monotonic()
         unasked = {Export(number): reason for number in available if (reason := self._meet_all(number, is_thorough))}
         self._known = {key: known for key, known in self._known.items() if started_s - known.seen_s < FORGET_AFTER_S}
         return unasked
@@ -228,12 +226,10 @@ class Exports:
         return {each for each in asked - {description} if _identity(each) == known.identity}
 
     def _ask(self, call: Callable[[], Answer], give_up: float) -> Answer:
-        """Make a call of the gate; the watch makes it again if it reached a replica that hangs, as they take turns."""
+        """Make a call of the gate, and once more if it reached a replica that hangs, as they take turns."""
         try:
             return search(call, give_up)
         except ModelTimeout:
-            if not self._is_patient:
-                raise
             return search(call, give_up)
 
     def _is_told_apart(self, known: _Known) -> bool:

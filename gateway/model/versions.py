@@ -53,19 +53,21 @@ class Versions:
         self._described_after = 0
         self._failed_looks, self._silent_looks = 0, 0
         self.health = Health()
-        self._looking = threading.Lock()
-        self._looks = 0
-        self._looked = threading.Event()
-        self._stopped = threading.Event()
+        self._turn = threading.Condition()  # of what the watch and those who wait for it share
+        self._is_watched, self._is_wanted, self._is_closed = False, False, False
+        self._poll_s: float | None = None  # until the start, the watch looks only when asked
+        self._looks, self._ended = 0, 0  # how many looks began, and which of them ended last
 
     def start(self, wait_s: float = 0.0) -> None:
         """Look for versions from now on, in the background; wait at most so long for the first look to end."""
-        threading.Thread(target=self._watch, name="model-watch", daemon=True).start()
-        self._looked.wait(wait_s)
+        self._poll_s = self._settings.model_poll_s
+        self._look_again(time.monotonic() + wait_s)
 
     def close(self) -> None:
-        """Stop looking, and close the channel."""
-        self._stopped.set()
+        """Stop looking, let nobody wait for a look any more, and close the channel."""
+        with self._turn:
+            self._is_closed = True
+            self._turn.notify_all()
         self._replicas.close()
 
     def newest(self) -> Version:
@@ -102,12 +104,13 @@ class Versions:
         versions = self._current(self._usable)
         while True:
             yield from versions
-            tried = bool(versions)
-            self._look_again(give_up)
+            tried, is_left = bool(versions), bool(self._current(self._usable))
+            # A look may take long, as it tries new versions. Meanwhile another replica may still have an old one.
+            looked = self._look_again(min(give_up, time.monotonic() + SEARCH_PAUSE_S) if is_left else give_up)
             versions = self._current(self._usable)
             if tried:
                 versions = random.sample(versions, len(versions)) * random.choice((1, 2))  # noqa: S311  # no secret
-            if not (versions and self._available) or time.monotonic() > give_up:
+            if (looked and not (versions and self._available)) or time.monotonic() > give_up:
                 raise ModelUnavailable("There is no usable version of the model at the moment; /readyz says why.")
             time.sleep(SEARCH_PAUSE_S)
 
@@ -149,34 +152,46 @@ class Versions:
             raise VersionGone("Another export may have answered.")
         return outputs
 
-    def _watch(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._look_again(is_thorough=self._looks % LOOKS_UNTIL_THOROUGH == 0)
-            except Exception:
-                if not self._stopped.is_set():  # a closed channel ends the watch; anything else must not
-                    _log.exception("looking for versions failed")
-            self._looked.set()
-            self._stopped.wait(self._settings.model_poll_s)
+    def _look_again(self, deadline: float = math.inf) -> bool:
+        """Let the watch look, and wait for a look that began after this call, but not beyond the deadline.
 
-    def _look_again(self, deadline: float = math.inf, is_thorough: bool = True) -> None:
-        """Look now, or wait for a look that began after this call, but not beyond the deadline."""
-        asked = self._looks
-        if not self._looking.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
-            return
-        try:
-            if self._looks == asked:  # none has begun since this call: one that was already under way is not enough
-                self._look(is_thorough, is_patient=deadline == math.inf)
-        finally:
-            self._looking.release()
+        Only the watch looks, since a look may try a version at the golden gate, for longer than a request has.
+
+        Returns:
+            Whether nothing is left to wait for: such a look ended, or the client is closed.
+        """
+        with self._turn:
+            if not (self._is_watched or self._is_closed):
+                threading.Thread(target=self._watch, name="model-watch", daemon=True).start()
+                self._is_watched = True
+            asked, self._is_wanted = self._looks, True
+            self._turn.notify_all()
+            timeout_s = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+            return self._turn.wait_for(lambda: self._ended > asked or self._is_closed, timeout_s)
+
+    def _watch(self) -> None:
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: self._is_wanted or self._is_closed, self._poll_s)
+                if self._is_closed:
+                    return
+                is_thorough = self._is_wanted or self._looks % LOOKS_UNTIL_THOROUGH == 0
+                self._looks, self._is_wanted = self._looks + 1, False
+            try:
+                self._look(is_thorough)
+            except Exception:
+                if not self._is_closed:  # a closed channel ends the watch; anything else must not
+                    _log.exception("looking for versions failed")
+            with self._turn:
+                self._ended = self._looks
+                self._turn.notify_all()
 
     def _current(self, versions: list[Version]) -> list[Version]:
         """Return the versions, without those that another export could answer for: no identity, and a break since."""
         described = self._described_after == self._replicas.breaks
         return [version for version in versions if described or version.contract.identity]
 
-    def _look(self, is_thorough: bool, is_patient: bool) -> None:
-        self._looks += 1
+    def _look(self, is_thorough: bool) -> None:
         breaks = self._replicas.breaks
         try:
             statuses = self._replicas.statuses()
@@ -193,7 +208,7 @@ class Versions:
             return
         self._failed_looks, self._silent_looks = 0, 0
         available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
-        unasked = self._exports.look(available, is_thorough=is_thorough, is_patient=is_patient)
+        unasked = self._exports.look(available, is_thorough=is_thorough)
         self._follow(self._exports.usable(), self._exports.loaded() if available else [])
         self._available, self._described_after = bool(available), breaks
         refused = self._unloaded.name(statuses, available) | unasked | self._exports.refused()

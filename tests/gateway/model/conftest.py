@@ -21,7 +21,7 @@ from gateway.telemetry.metrics import Metrics
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode, photo
 
-Connect = Callable[[str], Versions]
+Connect = Callable[..., Versions]
 
 
 Serve = Callable[..., FakeModelServer]

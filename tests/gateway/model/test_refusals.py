@@ -73,11 +73,11 @@ def test_replicas_that_run_different_files_of_an_export_are_accepted(
             return describe(number)
 
         monkeypatch.setattr(client._replicas, "describe", hang_twice)
-        wait_until(lambda: bool(client._look_again() or client.health.versions))
+        wait_until(lambda: client._look_again() and client.health.versions)
         assert next(calls) > 3 and client.health.versions == [1]
         files[1].versions[1].predict = constant(0.4, 0.3, 0.3)
         client = connect(both(*files))
-        wait_until(lambda: bool(client._look_again() or client.health.refused))
+        wait_until(lambda: client._look_again() and client.health.refused)
         assert client.health.versions == []
     finally:
         for each in files:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,65 @@ def test_a_new_version_takes_over(model_server: FakeModelServer, client: Version
     del model_server.versions[2]
     assert ask(client)[0] == 1
     wait_until(lambda: client.health.versions == [1])
+
+
+def held(golden: list[bytes]) -> tuple[FakeVersion, threading.Event]:
+    """Return a version that answers nothing, the golden gate neither, until an event is set."""
+    version, may_answer = FakeVersion.of(golden), threading.Event()
+    quick = version.predict
+    version.predict = lambda pixels: (may_answer.wait(60), quick(pixels))[1]
+    return version, may_answer
+
+
+def is_tried(server: FakeModelServer, number: int) -> bool:
+    """Tell whether a version was asked for an answer, as the gate does before anyone else."""
+    return f"export_{server.versions[number].identity} {number}" in server.calls
+
+
+def test_a_request_does_not_wait_for_the_golden_gate_beyond_its_deadline(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes]
+) -> None:
+    """Or the gateway would end its worker. The watch goes on with the gate; a client that closes leaves nobody waiting.
+
+    The version answers as soon as the gate is through with it.
+    """
+    client = connect(model_server.address, timeout_s=60.0)
+    ask(client)
+    (two, may_answer), (three, may_end) = held(golden), held(golden)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        stack.callback(may_answer.set)
+        stack.callback(may_end.set)
+        model_server.versions = {2: two}
+        request = pool.submit(lambda: [*client.candidates(time.monotonic() + 0.5)])
+        assert isinstance(request.exception(timeout=10), ModelUnavailable)
+        wait_until(lambda: is_tried(model_server, 2))
+        may_answer.set()
+        wait_until(lambda: client.health.versions[:1] == [2])
+        assert ask(client)[0] == 2
+        model_server.versions[3] = three
+        look = pool.submit(client._look_again)
+        wait_until(lambda: is_tried(model_server, 3))
+        client.close()
+        look.result(timeout=10)
+
+
+def test_while_the_gate_tries_a_version_a_replica_with_the_old_one_answers(
+    model_server: FakeModelServer, connect: Connect, golden: list[bytes], serve: Serve
+) -> None:
+    """However long the gate takes: a request that meets the other replica goes on to this one."""
+    other = serve()
+    other.versions = model_server.versions
+    client = connect(both(model_server, other), timeout_s=60.0)
+    client.start()
+    ask(client)
+    version, may_answer = held(golden)
+    with ExitStack() as stack:
+        stack.callback(may_answer.set)
+        other.versions = {2: version}
+        wait_until(lambda: is_tried(other, 2))
+        assert {ask(client)[0] for _ in range(20)} == {1}
+        may_answer.set()
+        wait_until(lambda: 2 in client.health.versions)
 
 
 def test_a_swap_under_load_loses_nothing(model_server: FakeModelServer, client: Versions, golden: list[bytes]) -> None:

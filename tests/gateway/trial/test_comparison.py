@@ -163,7 +163,7 @@ def test_only_the_stable_version_is_compared_with(tried: Tried, golden: list[byt
     assert tried.count("gateway_comparisons_total") == 1
     tried.server.versions[0] = FakeVersion.of(golden)
     del tried.server.versions[1]
-    wait_until(lambda: tried.model._look_again() or tried.model.newest().number == 0)
+    wait_until(lambda: tried.model._look_again() and tried.model.newest().number == 0)
     comparisons._compare(active, IMAGE)
     assert tried.count("gateway_comparisons_total") == 1
 
