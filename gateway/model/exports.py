@@ -142,13 +142,12 @@ class Exports:
         Returns:
             Why it could not be asked or tried, if so; the next look tries again.
         """
-        give_up = time.monotonic() + SEARCH_S
         before = [known for known in self._known.values() if known.number == number]
         if not is_thorough and len(before) == 1 and before[0].identity and before[0].is_decided:
             self._see(number, before[0].identity, "")  # another export there could not answer in its name
             return None
         try:
-            known, description = self._identify(number, 0.0 if before else give_up)
+            known, description = self._identify(number, 0.0 if before else SEARCH_S)
         except GatewayError as exc:
             kept = [known for known in before if known.look >= self._looks - 1]
             for known in kept:  # what the last look found there is still so
@@ -157,7 +156,7 @@ class Exports:
         if known.is_decided or not self._is_told_apart(known):
             return None
         try:
-            self._admit(known, description, give_up)
+            self._admit(known, description)
         except (ModelUnavailable, Overloaded, ModelTimeout) as exc:
             return f"{NOT_TRIED}: {exc.detail}"
         except Exception as exc:  # one bad version must not keep others from answering
@@ -169,13 +168,13 @@ class Exports:
                 _log.exception("version %s of %s cannot be used", known.export, self._model)
         return None
 
-    def _identify(self, number: int, give_up: float) -> tuple[_Known, bytes]:
+    def _identify(self, number: int, search_s: float) -> tuple[_Known, bytes]:
         """Return the export that is under a number where the calls arrive, and its contract if that was needed.
 
         Raises:
             GatewayError: It could not be asked.
         """
-        signatures = self._ask(lambda: self._replicas.signatures(number), give_up)
+        signatures = self._ask(lambda: self._replicas.signatures(number), search_s)
         identity = find_identity(signatures)
         if DESCRIBE_SIGNATURE not in signatures:
             known = self._see(number, identity, "")
@@ -184,7 +183,7 @@ class Exports:
         if identity and (number, identity, "") in self._known and self._known[number, identity, ""].is_decided:
             return self._see(number, identity, ""), b""
         for _ in range(DESCRIPTIONS):
-            description = self._ask(lambda: self._replicas.describe(number), give_up)
+            description = self._ask(lambda: self._replicas.describe(number), search_s)
             digest = sha256(description).hexdigest()
             if not identity and (number, "", digest) in self._known:
                 return self._see(number, "", digest), description
@@ -197,7 +196,7 @@ class Exports:
         known.look, known.seen_s = self._looks, time.monotonic()
         return known
 
-    def _admit(self, known: _Known, description: bytes, give_up: float) -> None:
+    def _admit(self, known: _Known, description: bytes) -> None:
         """Try an export at the golden gate.
 
         Raises:
@@ -206,31 +205,34 @@ class Exports:
         """
 
         def predict(contract: Contract, pixels: NDArray[np.uint8]) -> Outputs:
-            return self._ask(lambda: self._replicas.predict(known.number, contract, pixels), give_up)
+            return self._ask(lambda: self._replicas.predict(known.number, contract, pixels))
 
         try:
             contract = open_gate(description, predict)
         except Refusal:
-            others = self._other_files(known, description, give_up)
+            others = self._other_files(known, description)
             if not others:
                 raise
             contract = open_gate(description, predict, others)
         known.version, known.refusal = Version(known.number, contract), None
         _log.info("version %s of %s passed the golden gate", known.export, self._model)
 
-    def _other_files(self, known: _Known, description: bytes, give_up: float) -> set[bytes]:
+    def _other_files(self, known: _Known, description: bytes) -> set[bytes]:
         """Return the contracts of an export's other files: each embedded server runs the one that is faster there."""
         if not known.identity:
             return set()
-        asked = {self._ask(lambda: self._replicas.describe(known.number), give_up) for _ in range(FILES_ASKED)}
+        asked = {self._ask(lambda: self._replicas.describe(known.number)) for _ in range(FILES_ASKED)}
         return {each for each in asked - {description} if _identity(each) == known.identity}
 
-    def _ask(self, call: Callable[[], Answer], give_up: float) -> Answer:
-        """Make a call of the gate, and once more if it reached a replica that hangs, as they take turns."""
+    def _ask(self, call: Callable[[], Answer], search_s: float = SEARCH_S) -> Answer:
+        """Make a call of the gate, and once more if it reached a replica that hangs, as they take turns.
+
+        Each call has its own time to reach a replica that has the export, however long those before it took.
+        """
         try:
-            return search(call, give_up)
+            return search(call, time.monotonic() + search_s)
         except ModelTimeout:
-            return search(call, give_up)
+            return search(call, time.monotonic() + search_s)
 
     def _is_told_apart(self, known: _Known) -> bool:
         """Tell whether an answer must be this export's: it has an identity, or there is no other under its number."""

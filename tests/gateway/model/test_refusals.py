@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 from PIL import Image
 
 from contract import messages_pb2 as messages
+from contract.answers import Outputs
 from contract.document import Novelty
-from gateway.errors import ModelTimeout, ModelUnavailable
+from gateway.errors import ModelTimeout, ModelUnavailable, VersionGone
+from gateway.model.client import SEARCH_S
 from gateway.model.protocol import Export
 from gateway.model.unloaded import END, LOADING
 from gateway.model.versions import Versions
@@ -82,6 +85,25 @@ def test_replicas_that_run_different_files_of_an_export_are_accepted(
     finally:
         for each in files:
             each.stop()
+
+
+def test_each_golden_example_has_its_own_time_to_reach_a_replica_with_the_version(
+    client: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one that took long, the next may meet a replica without the version first, as in a roll-out."""
+    predict, calls = client._replicas.predict, itertools.count()
+
+    def meet(*asked: Any) -> Outputs:
+        call = next(calls)
+        if call == 0:
+            time.sleep(SEARCH_S)
+        if call == 1:
+            raise VersionGone("No version of the model is loaded at the moment.")
+        return predict(*asked)
+
+    monkeypatch.setattr(client._replicas, "predict", meet)
+    client._look_again()
+    assert (client.health.versions, next(calls)) == ([1], 3)
 
 
 def of_another_score(golden: list[bytes]) -> FakeVersion:
