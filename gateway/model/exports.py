@@ -32,7 +32,7 @@ NO_CONTRACT = (
 NOT_TRIED = "The golden gate could not try it"
 DESCRIPTIONS = 5  # how often replicas are asked until one describes the export that another was asked about
 FILES_ASKED = 12  # how often replicas are asked for another file of a refused export: twice for each of six
-RECENT_LOOKS = 4  # replicas take turns, so what one of the last looks met counts as loaded
+RECENT_S = 3.0  # replicas take turns, so what a look met so shortly before the last two counts as loaded
 MEETINGS = 4  # how often a look asks for a number under which several exports were met: one may be on each replica
 ATTEMPTS_UNTIL_REFUSED = 3  # how often an export may fail in the model server before it is refused
 
@@ -88,6 +88,7 @@ class Exports:
         self._replicas, self._model = replicas, model
         self._known: dict[tuple[int, str, str], _Known] = {}
         self._looks = 0
+        self._began_s, self._before_s = 0.0, 0.0  # when the last look began, and the one before it
 
     def look(self, available: Iterable[int], *, is_thorough: bool) -> dict[Export, str]:
         """Find out which exports are under the numbers that are loaded, and try new ones at the golden gate.
@@ -99,27 +100,37 @@ class Exports:
         Returns:
             What could not be asked or tried, and why; the next look tries again.
         """
-        self._looks, started_s = self._looks + 1, time.monotonic()
+        self._begin()
         unasked = {Export(number): reason for number in available if (reason := self._meet_all(number, is_thorough))}
-        self._known = {key: known for key, known in self._known.items() if started_s - known.seen_s < FORGET_AFTER_S}
+        self._known = {key: known for key, known in self._known.items() if self._is_recent(known, FORGET_AFTER_S)}
         return unasked
 
     def miss(self) -> None:
         """Count a look that found no model server: what the look before it met must be asked again."""
-        self._looks += 1
+        self._begin()
 
     def usable(self) -> list[Version]:
         """Return what passed the gate, and whose answers are surely its own; the newest comes first."""
         return [version for _, version in self._usable()]
 
     def loaded(self) -> list[Version]:
-        """Return those of the usable versions that the last looks met."""
-        return [version for known, version in self._usable() if known.look > self._looks - RECENT_LOOKS]
+        """Return those of the usable versions that were met recently."""
+        return [version for known, version in self._usable() if self._is_recent(known, RECENT_S)]
 
     def refused(self) -> dict[Export, str]:
         """Return what may not answer, and why; the newest comes first."""
         hidden = {known.export: AMONG_OTHERS for known in self._newest_first() if not self._is_told_apart(known)}
         return hidden | {known.export: known.refusal for known in self._newest_first() if known.refusal}
+
+    def _begin(self) -> None:
+        self._looks, self._before_s, self._began_s = self._looks + 1, self._began_s, time.monotonic()
+
+    def _is_recent(self, known: _Known, within_s: float) -> bool:
+        """Tell whether the last two looks met an export, or one at most so long before them.
+
+        Looks are not counted, as those that requests cause are milliseconds apart; others may be minutes apart.
+        """
+        return known.seen_s > self._before_s - within_s
 
     def _usable(self) -> list[tuple[_Known, Version]]:
         return [(each, each.version) for each in self._newest_first() if each.version and self._is_told_apart(each)]
@@ -146,13 +157,14 @@ class Exports:
         if not is_thorough and len(before) == 1 and before[0].identity and before[0].is_decided:
             self._see(number, before[0].identity, "")  # another export there could not answer in its name
             return None
+        is_known = any(known.is_decided and self._is_recent(known, RECENT_S) for known in before)
         try:
-            known, description = self._identify(number, 0.0 if before else SEARCH_S)
+            known, description = self._identify(number, 0.0 if is_known else SEARCH_S)
         except GatewayError as exc:
-            kept = [known for known in before if known.look >= self._looks - 1]
-            for known in kept:  # what the last look found there is still so
-                known.look, known.seen_s = self._looks, time.monotonic()
-            return None if any(known.is_decided for known in kept) else f"{NOT_TRIED}: {_reason(exc)}"
+            for known in before:
+                if known.look >= self._looks - 1:  # what the last look found there is still so
+                    known.look, known.seen_s = self._looks, time.monotonic()
+            return None if is_known else f"{NOT_TRIED}: {_reason(exc)}"
         if known.is_decided or not self._is_told_apart(known):
             return None
         try:

@@ -141,16 +141,23 @@ def test_trial_begins_once_its_version_is_accepted(
     assert client.health.release_error is None
 
 
+@pytest.mark.parametrize(("recent_s", "looks"), [(60.0, 20), (0.0, 1)], ids=["often", "seldom"])
 def test_a_replica_without_the_stable_version_changes_nothing(
-    client: Versions, server: FakeModelServer, file: Path
+    client: Versions, server: FakeModelServer, file: Path, monkeypatch: pytest.MonkeyPatch, recent_s: float, looks: int
 ) -> None:
-    """Looks in a row may reach it: the trial goes on, and nothing alerts. After some, the version is gone."""
+    """Looks in a row may reach it: the trial goes on, and nothing alerts. After a while, the version is gone.
+
+    However seldom looks are, one that does not meet it is not enough.
+    """
+    for limit in ("RECENT_S", "FORGET_AFTER_S"):
+        monkeypatch.setattr(f"gateway.model.exports.{limit}", recent_s)
     file.write_text(Release(3, trial=Trial(4, "shadow"), previous=2).to_json())
     assert order(client)[0] == 3
     del server.versions[3]
-    for _ in range(3):
+    for _ in range(looks):
         assert order(client)[0] == client.newest().number == 3
         assert client.trial() and client.health.release_error is None
+    monkeypatch.setattr("gateway.model.exports.RECENT_S", 0.0)
     assert order(client)[0] == client.newest().number == 2
     assert "version 3 as stable" in (client.health.release_error or "")
 

@@ -179,18 +179,23 @@ def test_many_images_find_one_of_two_exports(model_server: FakeModelServer, conn
 
 
 def test_replicas_with_different_versions_lose_and_mix_nothing(connect: Connect, serve: Serve) -> None:
-    """A call that reaches the replica without its version goes on to the other version."""
+    """A call that reaches the replica without its version goes on to the other version; neither ends readiness."""
     old = serve(("old", "old"), ImageSpec(4, 4), constant(0.9, 0.1))
     new = serve(("new", "new"), ImageSpec(6, 6), constant(0.1, 0.9), number=2)
     client = connect(both(old, new))
     client.start()
     assert {ask(client) for _ in range(100)} == {(1, "old"), (2, "new")}
+    wait_until(lambda: client.health.versions == [2, 1])
+    for _ in range(200):
+        client._look_again()  # as requests let it
+        assert client.health.ready and client.health.versions == [2, 1] and not client.health.refused
 
 
 def test_a_bad_export_under_an_accepted_number_is_refused(
-    model_server: FakeModelServer, client: Versions, golden: list[bytes]
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever was accepted under the number before, the bad one does not answer; health names the export."""
+    monkeypatch.setattr("gateway.model.exports.RECENT_S", 0.0)
     ask(client)
     bad = model_server.versions[1] = FakeVersion.of(golden, predict=constant(0.1, 0.2, 0.7))
     bad.predict = constant(0.7, 0.2, 0.1)
