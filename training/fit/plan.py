@@ -14,7 +14,8 @@ from contract.disk import sync, written_whole
 from training.errors import TrainingError
 from training.fit import phases
 from training.fit.preset import Preset
-from training.fit.rehearsal import rehearse
+from training.fit.rehearsal import Speed, rehearse
+from training.models.novelty import SCORE_PHOTOS
 from training.runs.unfinished import read_kept, spent_s
 from training.words import counted
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# After training, for features, the report and the release; and for each photo of test, or of validation without one, to
-# search an int8 file.
-AFTER_S, AFTER_S_A_PHOTO = 60, 0.05
+# After training, for the report and the release; and for each photo of test, or of validation without one, to search an
+# int8 file on the CPU, by EfficientNet-Lite0. It looks at a photo for as long as six of validation take with Keras.
+AFTER_S, AFTER_S_A_PHOTO, AFTER_PASSES = 50, 0.05, 6
 # Trainings of one network from one head, if the time suffices for all of their epochs; the weights are averaged. 30
 # photos of each class of clothing and trash together, 2,209 held out, 40 epochs: 0.831 on average of three, and 0.846
 # for their weights' average, log loss 0.664 and 0.592. With many it changes little: trash, 240 of each class, 360 held
@@ -100,14 +101,12 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float) -> Pl
     """
     started, most = time.monotonic(), preset.recipe.epochs
     train, held_out = (len(data.splits[split].labels) for split in ("train", "validation"))
-    measured = len(data.splits.get("test", data.splits["validation"]).labels)
     networks = [(preset, 1)]
     if preset.larger and train < FEW_PHOTOS * len(data.classes):
         networks.insert(0, (preset.changed({"architecture": preset.larger}), min(most, LARGER_EPOCHS)))
     for chosen, enough in networks:
         speed = rehearse(chosen, len(data.classes))
-        epoch_s, choices = speed.epoch_s(train, held_out), CHOICES if preset.pretrained else 0
-        after_s = AFTER_S + measured * AFTER_S_A_PHOTO + choices * speed.epoch_s(0, held_out)
+        epoch_s, after_s = speed.epoch_s(train, held_out), _after_s(chosen, speed, data)
         left_s = 60 * minutes - passed_s - after_s - (time.monotonic() - started)
         epochs = int((left_s - speed.once_s) / epoch_s)
         if epochs >= enough:
@@ -133,3 +132,13 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float) -> Pl
         plan += f". For cheaper answers: --architecture {preset.architecture}"
     _log.info(plan)
     return Plan(chosen, minutes, left_s, trainings, plan)
+
+
+def _after_s(preset: Preset, speed: Speed, data: Data) -> float:
+    """Return the seconds from the end of the last epoch to the release, most of which depend on the network."""
+    train, held_out = (len(data.splits[split].labels) for split in ("train", "validation"))
+    measured = len(data.splits.get("test", data.splits["validation"]).labels)
+    choices_s = (CHOICES if preset.pretrained else 0) * speed.epoch_s(0, held_out)
+    features_s = speed.epoch_s(0, min(train, SCORE_PHOTOS))
+    int8_s = max(measured * AFTER_S_A_PHOTO, AFTER_PASSES * speed.epoch_s(0, measured))
+    return AFTER_S + choices_s + features_s + int8_s

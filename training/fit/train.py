@@ -38,7 +38,6 @@ from training.words import counted
 _log = logging.getLogger(__name__)
 
 GOLDEN_PHOTOS = 3
-SCORE_PHOTOS = 1000  # of train, whose features the score is fitted to; all 3,068 of clothing made it no better
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def _compute_features(
     network: phases.Network, splits: Mapping[str, Pixels], recipe: Recipe
 ) -> dict[str, NDArray[np.float32]]:
     """Return the features (n, c) of each split; of train, those of some photos spread over it."""
-    some = splits["train"].part(spread(len(splits["train"].labels), SCORE_PHOTOS))
+    some = splits["train"].part(spread(len(splits["train"].labels), novelty.SCORE_PHOTOS))
     chosen, model = {**splits, "train": some}, network.features
     if recipe.epochs:
         images = (np.asarray(pixels.images[:]) for pixels in chosen.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,24 +242,43 @@ def test_a_plan_leaves_time_for_the_photos_that_int8_is_measured_on(
     assert [plan.limit_s for plan in (without, few, many)] == [1800 - 32, 1800 - 10, 1800 - 1000]
 
 
+@pytest.mark.parametrize(
+    ("weights", "photos", "test", "batches"),
+    [
+        ("imagenet", 32, 0, 6 + 1 + 6),  # of choices of weights, of features, and of int8
+        ("imagenet", 2000, 320, 6 * 63 + 32 + 6 * 10),  # of a thousand features, at most
+        ("none", 32, 0, 1 + 6),
+    ],
+)
+def test_a_slower_network_has_more_time_after_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, photos: int, test: int, batches: int
+) -> None:
+    """Features and an int8 file take as long as some passes over their photos; a network from scratch has no choices."""
+    monkeypatch.setattr("training.fit.plan.AFTER_S_A_PHOTO", 0)
+    speeds = Speeds(monkeypatch, large=1, validate=2)
+    speeds.preset = replace(speeds.preset, weights=weights, larger="")
+    plan = speeds.plan(tmp_path, minutes=60, photos=photos, test=test)
+    assert plan.limit_s == 3600 - 2 * batches
+
+
 class Speeds:
     """Plans for a small network and a large one, whose epochs take some seconds."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, *, large: float, epochs: int = 40) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, *, large: float, epochs: int = 40, validate: float = 0) -> None:
         from tests.programs.small_training import Small
         from training.models.catalogue import ARCHITECTURES
 
         patch.setitem(ARCHITECTURES, "large", Small("large", 24, "±1"))
         patch.setattr("training.fit.plan.rehearse", lambda preset, _: self._speed(preset))
         patch.setattr("training.fit.plan.time", SimpleNamespace(monotonic=lambda: 0.0))
-        self.large = large
+        self.large, self.validate = large, validate
         self.preset = Preset("a", "c", "e", "small", "imagenet", larger="large", recipe=Recipe(epochs=epochs))
 
     def _speed(self, preset: Preset) -> Any:
         from training.fit.rehearsal import Speed
 
         seconds = self.large if preset.architecture == "large" else 10
-        return Speed(once_s=0, batch_size=32, train_s=seconds, validate_s=0)
+        return Speed(once_s=0, batch_size=32, train_s=seconds, validate_s=self.validate)
 
     def plan(self, folder: Path, minutes: float | None, photos: int = 32, test: int = 0) -> Any:
         """Return the plan for some photos, which are held out, too, and for some of test."""
