@@ -16,7 +16,7 @@ from training.fit import phases
 from training.fit.preset import Preset
 from training.fit.rehearsal import Speed, rehearse
 from training.models.novelty import SCORE_PHOTOS
-from training.runs.unfinished import read_kept, spent_s
+from training.runs.unfinished import phases_begun, read_kept, spent_s
 from training.words import counted
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Plan:
         minutes: That were given; None if only the epochs count.
         limit_s: Seconds of the run after which training ends; None if only its epochs count.
         trainings: How often the network trains; the weights are averaged.
-        text: The same in words; empty without a limit.
+        text: The same in words; empty without epochs.
     """
 
     preset: Preset
@@ -61,12 +61,12 @@ class Plan:
 
 
 def find_plan(file: Path, preset: Preset, data: Data, minutes: float | None, passed_s: float) -> Plan:
-    """Return what an interrupted training of as many minutes planned, or plan anew and write the file.
+    """Return what an interrupted training of as many minutes planned, or plan anew and write the file; log which.
 
     Other minutes mean another plan, but for the same network if epochs of it are there.
 
     Args:
-        file: Where the plan is, or will be.
+        file: Where the plan is, or will be; beside it are the epochs.
         preset: What to train; see `make_plan` for the others.
 
     Raises:
@@ -76,10 +76,12 @@ def find_plan(file: Path, preset: Preset, data: Data, minutes: float | None, pas
     planned, is_same = before.pop("architecture", None), before.get("minutes", math.nan) == minutes
     chosen = preset.changed({"architecture": planned if is_same or spent_s(file.parent) else None})
     if is_same:
-        if minutes:
+        if before["text"]:
             _log.info(f"Going on by the plan that it began with. {before['text']}")
         return Plan(chosen, **before)
-    plan = make_plan(chosen, data, minutes, passed_s) if minutes else Plan(chosen)
+    plan = make_plan(chosen, data, minutes, passed_s, file.parent) if minutes else _without_limit(chosen, data)
+    if plan.text:
+        _log.info(plan.text)
     with written_whole(file) as draft:
         values = {name: value for name, value in vars(plan).items() if name != "preset"}
         draft.write_text(json.dumps({**values, "architecture": plan.preset.architecture}))
@@ -87,22 +89,23 @@ def find_plan(file: Path, preset: Preset, data: Data, minutes: float | None, pas
     return plan
 
 
-def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float) -> Plan:
-    """Measure a few steps, and log what the minutes suffice for.
+def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float, folder: Path) -> Plan:
+    """Measure a few steps, and plan what the minutes suffice for.
 
     Args:
         preset: What to train.
         data: The photos.
         minutes: For all, from the first version to the release.
         passed_s: Seconds of them that have passed.
+        folder: Where the epochs of an interrupted training are; these take of the minutes too.
 
     Raises:
-        TrainingError: They do not suffice for one epoch.
+        TrainingError: They do not suffice for one epoch, and none is there.
     """
     started, most = time.monotonic(), preset.recipe.epochs
     train, held_out = (len(data.splits[split].labels) for split in ("train", "validation"))
     networks = [(preset, 1)]
-    if preset.larger and train < FEW_PHOTOS * len(data.classes):
+    if preset.larger and is_few(train, len(data.classes)):
         networks.insert(0, (preset.changed({"architecture": preset.larger}), min(most, LARGER_EPOCHS)))
     for chosen, enough in networks:
         speed = rehearse(chosen, len(data.classes))
@@ -111,27 +114,50 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float) -> Pl
         epochs = int((left_s - speed.once_s) / epoch_s)
         if epochs >= enough:
             break
-    else:
+    spent = spent_s(folder)
+    if spent and left_s < spent + speed.once_s + epoch_s:
+        text = f"Plan for {minutes:g} minutes: no more epochs, as {spent / 60:.1f} minutes were spent on those before"
+        return Plan(chosen, minutes, spent, phases_begun(folder), f"{text}. The best of them is taken")
+    if epochs < 1:
         enough = math.ceil(minutes + (speed.once_s + epoch_s - left_s) / 60)
-        fewer = " A first version is not made again, so fewer may do." if preset.pretrained else ""
+        before = " What was released stays. A first version is not made again, so fewer may do."
         raise TrainingError(
             f"Expected --minutes {enough} or more. Received: {minutes:g}. {60 * minutes - after_s - left_s:.0f} s have"
             f" passed, starting takes {speed.once_s:.0f} s, an epoch {epoch_s:.0f} s, and report and release up to"
-            f" {after_s:.0f} s. What was released stays.{fewer}"
+            f" {after_s:.0f} s.{before if preset.pretrained else ''}"
         )
-    network, whole_s = phases.start_of(chosen), speed.once_s + most * epoch_s
+    whole_s = speed.once_s + most * epoch_s
     trainings = max(1, min(MOST_TRAININGS, int(left_s / whole_s))) if preset.pretrained else 1
     count = f"all {most} epochs" if epochs >= most else f"about {epochs} of at most {most} epochs"
-    plan = f"Plan for {minutes:g} minutes: {count} of {network.name} at {network.size_px} px, {epoch_s:.0f} s each"
+    text = f"Plan for {minutes:g} minutes: {count} of {_network(chosen)}, {epoch_s:.0f} s each"
     if trainings > 1:
-        plan += f", {trainings} times, and the average of the weights"
+        text += f", {trainings} times, and the average of the weights"
     if epochs >= most:  # more than the preset's do not help: see its comments
         unused_s = left_s - trainings * whole_s
-        plan += f"; about {counted(math.ceil(minutes - unused_s / 60), 'minute')} in all"
+        text += f"; about {counted(math.ceil(minutes - unused_s / 60), 'minute')} in all"
     if chosen is not preset:
-        plan += f". For cheaper answers: --architecture {preset.architecture}"
-    _log.info(plan)
-    return Plan(chosen, minutes, left_s, trainings, plan)
+        text += f". For cheaper answers: --architecture {preset.architecture}"
+    return Plan(chosen, minutes, left_s, trainings, text)
+
+
+def is_few(photos: int, classes: int) -> bool:
+    """Tell whether a preset's larger network is for as many photos to train on."""
+    return photos < FEW_PHOTOS * classes
+
+
+def _without_limit(preset: Preset, data: Data) -> Plan:
+    """Plan all epochs, however long they take; a first version has none, and needs no plan."""
+    if not preset.recipe.epochs:
+        return Plan(preset)
+    text = f"Plan: at most {counted(preset.recipe.epochs, 'epoch')} of {_network(preset)}, without a limit of time"
+    if preset.larger and is_few(len(data.splits["train"].labels), len(data.classes)):
+        text += f". For so few photos, {preset.larger} may be better: give --minutes or --architecture"
+    return Plan(preset, text=text)
+
+
+def _network(preset: Preset) -> str:
+    start = phases.start_of(preset)
+    return f"{start.name} at {start.size_px} px"
 
 
 def _after_s(preset: Preset, speed: Speed, data: Data) -> float:

@@ -76,6 +76,11 @@ def spent_s(path: Path) -> float:
     return max((read_kept(state)["spent_s"] for state in path.glob(f"*/{_STATE}")), default=0.0)
 
 
+def phases_begun(path: Path) -> int:
+    """Return how many phases have an epoch in the folder of a run."""
+    return len([*path.glob(f"*/{_STATE}")])
+
+
 def read_kept(file: Path) -> dict[str, Any]:
     """Return what a file in the folder of a training keeps.
 

@@ -208,6 +208,20 @@ def test_a_resumed_training_keeps_to_its_plan(
     other = speed.plan(tmp_path, minutes=90)
     assert other.preset == before.preset and "about 5 of at most 40 epochs of large" in other.text
     assert speed.plan(tmp_path, minutes=None).preset == before.preset
+    (tmp_path / "network-2").mkdir()
+    (tmp_path / "network-2" / "state.json").write_text('{"spent_s": 1500}')
+    for minutes in (1, 10, 40):  # they are over, or end before another epoch
+        over = speed.plan(tmp_path, minutes=minutes)
+        assert (over.preset, over.limit_s, over.trainings) == (before.preset, 1500, 2)
+        assert (
+            over.text
+            == lines[-1]
+            == (
+                f"Plan for {minutes} minutes: no more epochs, as 25.0 minutes were spent on those before. The best of them is"
+                " taken"
+            )
+        )
+    (tmp_path / "network-2" / "state.json").unlink()
     (tmp_path / "network" / "state.json").unlink()  # no epoch had ended
     assert speed.plan(tmp_path, minutes=60).preset.architecture == "small"
 
@@ -232,6 +246,21 @@ def test_a_plan_takes_the_larger_network_for_few_photos_where_enough_epochs_fit(
     assert many.preset.architecture == "small"
 
 
+def test_without_minutes_the_smaller_network_trains_and_the_plan_says_so(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept, as one with minutes is; a first version has no epochs, and no plan."""
+    speeds = Speeds(monkeypatch, large=1, epochs=5)
+    plans = [speeds.plan(tmp_path / str(photos), minutes=None, photos=photos) for photos in (300, 32, 32)]
+    assert [plan.preset.architecture for plan in plans] == ["small"] * 3
+    said = "Plan: at most 5 epochs of small at 16 px, without a limit of time"
+    few = f"{said}. For so few photos, large may be better: give --minutes or --architecture"
+    assert [plan.text for plan in plans] == [said, few, few]
+    assert lines == [said, few, f"Going on by the plan that it began with. {few}"]
+    speeds.preset = speeds.preset.first
+    assert [speeds.plan(tmp_path / "first", minutes=None).text for _ in range(2)] == ["", ""] and len(lines) == 3
+
+
 def test_a_plan_leaves_time_for_the_photos_that_int8_is_measured_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +282,7 @@ def test_a_plan_leaves_time_for_the_photos_that_int8_is_measured_on(
 def test_a_slower_network_has_more_time_after_its_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, photos: int, test: int, batches: int
 ) -> None:
-    """Features and an int8 file take as long as some passes over their photos; a network from scratch has no choices."""
+    """Features and an int8 file take as long as some passes over photos; a network from scratch has no choices."""
     monkeypatch.setattr("training.fit.plan.AFTER_S_A_PHOTO", 0)
     speeds = Speeds(monkeypatch, large=1, validate=2)
     speeds.preset = replace(speeds.preset, weights=weights, larger="")
