@@ -105,6 +105,10 @@ def run_train(options: argparse.Namespace) -> int:
         raise TrainingError("Expected weights to begin with, for a first version. Received: --weights none")
     _check_start(preset, options.architecture)
     strategy = find_strategy("none" if options.first_only else options.distribute, preset.recipe.batch_size)
+    minutes = options.minutes or (MINUTES if options.epochs is None else None)
+    if minutes and not options.first_only:
+        before = ", first for a version with the head alone, then for the network" if preset.pretrained else ""
+        _log.info(f"Time for all: {minutes:g} min (--minutes){before}")
     photos = Photos(options.folder, options.cache)
     dataset = photos.splits()
     if not options.replace_classes:
@@ -120,7 +124,7 @@ def run_train(options: argparse.Namespace) -> int:
                 _track(first, tracking, options.track)
     if options.first_only or status:
         return status
-    passed_s, minutes = time.monotonic() - started, options.minutes or (MINUTES if options.epochs is None else None)
+    passed_s = time.monotonic() - started
     with train(data, preset, **how, minutes=minutes, passed_s=passed_s, tracking=tracking, first=first) as run:
         status = _release(_better(run, first), options)
         _track(run, tracking, options.track)
