@@ -76,17 +76,17 @@ class Costs:
         """Refuse a search for which the start, another trial and the comparison of both are too long.
 
         Raises:
-            TrainingError: They are, with the backbone that takes longest.
+            TrainingError: They are, with the backbone that takes longest, of those that were measured until then.
         """
-        first, longest = self.space.backbones[0], max(self.space.backbones, key=lambda each: self[each].most_s)
-        trainings = 1 + FEWEST_COMPARED
-        shared = f", half of them with {first.name} at {first.size_px} px" * (longest != first)
-        left.check(
-            trainings * (self[first].least_s + self[longest].least_s),
-            trainings * (self[first].most_s + self[longest].most_s),
-            f"A training with {longest.name} at {longest.size_px} px takes {self[longest].range}, and a search needs"
-            f" {2 * trainings} trainings{shared}",
-        )
+        backbones, trainings = self.space.backbones, 1 + FEWEST_COMPARED
+        first = longest = backbones[0]
+        for more, each in zip(reversed(range(len(backbones))), backbones, strict=True):
+            longest = max(longest, each, key=lambda one: self[one].most_s)
+            shared = f", half of them with {first.name} at {first.size_px} px" * (longest != first)
+            why = f"A training with {longest.name} at {longest.size_px} px takes {self[longest].range}, and a search"
+            why += f" needs {2 * trainings} trainings{shared}" + f". Not measured yet: {more} more" * bool(more)
+            least_s, most_s = self[first].least_s + self[longest].least_s, self[first].most_s + self[longest].most_s
+            left.check(trainings * least_s, trainings * most_s, why)
 
     def _cost(self, preset: Preset) -> Cost:
         """Estimate what a preset's training costs."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -337,6 +337,36 @@ def test_too_little_time_is_told_at_once(
     assert "Expected --minutes 6 or more. Received: 2.9. A training with plain-cnn at 96 px takes " in said
     assert f"px takes {range}, and a search needs 6 trainings\n" in said
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("minutes", "measured", "enough", "why"),
+    [
+        (5, 1, 6, "EfficientNetB0 at 160 px takes 60 s, and a search needs 6 trainings. Not measured yet: 3 more"),
+        (
+            10,
+            2,
+            18,
+            "EfficientNetB0 at 192 px takes 300 s, and a search needs 6 trainings, half of them with EfficientNetB0 at"
+            " 160 px. Not measured yet: 2 more",
+        ),
+        (20, 4, None, ""),
+    ],
+)
+def test_backbones_are_measured_until_one_takes_too_long(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, minutes: int, measured: int, enough: int | None, why: str
+) -> None:
+    """A search that cannot be is refused before the others are measured, each of which may take a minute."""
+    from training.tune import costs
+    from training.tune.space import find_space
+
+    space = find_space(find_preset("default"), "default", ["efficientnetb0", "efficientnet-lite2"], [160, 192])
+    monkeypatch.setattr(costs.Costs, "_cost", lambda _, each: costs.Cost(*[300 if each.size == 192 else 60] * 2))
+    of_search = costs.Costs(space, 100, 3)
+    refusal = pytest.raises(TrainingError, match=f"Expected --minutes {enough} or more. .* {why}$")
+    with refusal if enough else nullcontext():
+        of_search.check(costs.Time(minutes, clock.now + 60 * minutes))
+    assert len(of_search.known) == measured
 
 
 def test_a_training_that_takes_longer_than_it_might_is_kept(search: Callable[[Judge, float], str]) -> None:
