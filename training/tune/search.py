@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from training.data.pixels import Photos, decoder
 from training.errors import TrainingError
+from training.fit.plan import is_few
 from training.fit.preset import Preset, write_preset
 from training.fit.train import memory_watched
 from training.models.catalogue import Architecture
@@ -59,6 +60,11 @@ def tune(photos: Photos, space: Space, minutes: float, *, out: Path, runs: Path)
     dataset = photos.splits()
     for line in dataset.describe():
         _log.info(line)
+    if start.larger and is_few(len(dataset.splits["train"]), len(dataset.classes)):
+        _log.info(
+            f"Note: trials train {start.architecture}. With so few photos, train takes {start.larger} if its minutes"
+            f" suffice. To tune that: --architectures {start.larger}"
+        )
     costs = Costs(space, len(dataset.splits["train"]), len(dataset.classes))
     if not any(tuning.glob(f"{glob.escape(space.name)}-*")):  # a search that continues needs less
         costs.check(left)

@@ -35,7 +35,7 @@ class Space:
 
     Attributes:
         name: The name of the preset that it starts from.
-        label: The name, and the backbone and size if they are not the preset's own.
+        label: The name, and the backbone and size if they are not the preset's own, or its larger network is left out.
         start: That preset, with few epochs; its backbone or size is the first to choose from, if its own is not among
             these.
         epochs: How many it has itself.
@@ -98,7 +98,10 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
     named = sorted({find_architecture(each).name for each in architectures}) or [own]  # in whatever order they came
     px: list[int | None] = [*sorted(set(sizes))] or [preset.size]
     known = preset.size or find_architecture(own).size_px
-    start = preset.changed({"architecture": own if own in named else named[0], "size": known if known in px else px[0]})
+    chosen = (
+        (own if own in named else named[0]) if architectures else None
+    )  # a network that was named has no larger one
+    start = preset.changed({"architecture": chosen, "size": known if known in px else px[0]})
     first = find_architecture(start.architecture, start.size)
     backbones = list(dict.fromkeys([first, *(find_architecture(each, size) for each in named for size in px)]))
     values: dict[str, BaseDistribution] = {}
@@ -107,6 +110,6 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
     if len(px) > 1:
         values["size"] = CategoricalDistribution(list(dict.fromkeys(each.size_px for each in backbones)))
     values |= floats
-    changed = first != find_architecture(own, preset.size)
+    changed = first != find_architecture(own, preset.size) or start.larger != preset.larger
     label = f"{name} with {first.name} at {first.size_px} px" if changed else name
     return Space(name, label, start, epochs, values, backbones)

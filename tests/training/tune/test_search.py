@@ -395,6 +395,32 @@ def test_a_backbone_and_a_size_are_found(
     assert (found.architecture, found.size) == ("tiny", 20) and "architecture tiny, size 20" in capsys.readouterr().out
 
 
+def test_a_larger_network_of_a_preset_is_kept(
+    photos: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless a network or a size is chosen. A line says that trials train the smaller one, though photos are few."""
+    from tests.programs.small_training import SMALL
+    from training.models.catalogue import ARCHITECTURES
+    from training.tune.folds import Folds
+
+    def accuracy(self: Folds, recipe: Recipe, fold: int, watch: Any = ()) -> float:
+        clock.now += 60
+        return 0.5
+
+    monkeypatch.setitem(ARCHITECTURES, "large", replace(SMALL, name="large"))
+    monkeypatch.setattr(Folds, "accuracy", accuracy)
+    arguments, start = command(photos, tmp_path, 20, START), tmp_path / "start.toml"
+    start.write_text(start.read_text().replace("weights", 'larger = "large"\nweights'))
+    for choices, kept in ([], "large"), (["--architectures", "small"], ""), (["--sizes", "16,20"], ""):
+        assert main([*arguments, *choices]) == 0
+        found = find_preset(str(tmp_path / "tuned.toml"))
+        assert (found.architecture, found.larger) == ("small", kept)
+        label = "start with small at 16 px" if choices else "start"
+        assert f"these are the values of {label}, and nothing better was found" in found.expected
+        note = "Note: trials train small. With so few photos, train takes large if its minutes suffice. To tune that: "
+        assert (f"{note}--architectures large\n" in capsys.readouterr().out) != bool(choices)
+
+
 def test_a_start_is_among_the_choices() -> None:
     """Where the preset's own backbone is none of them, the first is the start, and its name says so."""
     from training.tune.space import find_space
@@ -403,7 +429,9 @@ def test_a_start_is_among_the_choices() -> None:
     space = find_space(preset, "default", ["efficientnetb0", "EfficientNet-Lite2"], [160, 192])
     assert (space.start.architecture, space.start.size) == ("EfficientNetB0", 160)
     assert space.label == "default with EfficientNetB0 at 160 px" and len(space.backbones) == 4
-    assert find_space(preset, "default", ["efficientnet-lite2", "efficientnet-lite0"], []).label == "default"
+    for choices in (["efficientnet-lite2", "efficientnet-lite0"], []), ([], [160, 224]):  # which leave out the larger
+        space = find_space(preset, "default", *choices)
+        assert space.label == "default with efficientnet-lite0 at 224 px" and not space.start.larger
 
 
 @pytest.mark.parametrize(
