@@ -43,7 +43,7 @@ sys.exit(status)
 OURS = re.compile(
     r"Photos to train on|Held-out |Read(?:ing)? |Note: |Comput(?:ed|ing) |Fitted |Better |Not better |Divided |"
     r"Accuracy |Saved |Compared |No score |Running |Writing |Nothing to compare with|Checked |Converting |Calibrating|"
-    r"Predicting |int8|No int8 file|Released |Nothing is released, as |Evaluating |Asking |Epoch |Least loss "
+    r"Predicting |int8|No int8 file|Released |Nothing is released, as |Evaluating |Asking |Plan: |Epoch |Least loss "
 )
 
 
