@@ -98,10 +98,9 @@ def find_space(preset: Preset, name: str, architectures: Sequence[str], sizes: S
     named = sorted({find_architecture(each).name for each in architectures}) or [own]  # in whatever order they came
     px: list[int | None] = [*sorted(set(sizes))] or [preset.size]
     known = preset.size or find_architecture(own).size_px
-    chosen = (
-        (own if own in named else named[0]) if architectures else None
-    )  # a network that was named has no larger one
-    start = preset.changed({"architecture": chosen, "size": known if known in px else px[0]})
+    chosen = own if own in named else named[0]
+    # One that was named has no larger network, by which few photos are trained.
+    start = preset.changed({"architecture": chosen if architectures else None, "size": known if known in px else px[0]})
     first = find_architecture(start.architecture, start.size)
     backbones = list(dict.fromkeys([first, *(find_architecture(each, size) for each in named for size in px)]))
     values: dict[str, BaseDistribution] = {}
