@@ -156,7 +156,11 @@ class ReleaseFile:
             ReleaseError: As of `read_release`; or it is missing, and nobody knows yet if it was removed.
         """
         missing_since, self._missing_since = self._missing_since or time.monotonic(), None
-        release = read_release(self.path)
+        try:
+            release = read_release(self.path)
+        except ReleaseError as exc:
+            self._is_known |= not isinstance(exc.__cause__, OSError)  # a bad one was there; a disk may fail without one
+            raise
         if release or not self._is_known:
             self._is_known = release is not None
             return release

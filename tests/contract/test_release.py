@@ -38,7 +38,10 @@ def test_without_a_document_there_is_no_release(tmp_path: Path) -> None:
 def test_a_document_that_is_missing_for_a_moment_was_not_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody may replace it in two steps, and a volume may be away. Where none was before, there is none at once."""
+    """Somebody may replace it in two steps, and a volume may be away. Where none was before, there is none at once.
+
+    One that was there but could not be used was one too.
+    """
 
     def read_after(seconds: float) -> Release | str | None:
         now.append(now[-1] + seconds)
@@ -53,9 +56,9 @@ def test_a_document_that_is_missing_for_a_moment_was_not_removed(
     file, missing = ReleaseFile(path), f"{path} is not there, which counts after 3 s"
     assert read_after(0) is None
     path.parent.mkdir()
-    for _ in range(2):
-        path.write_text(WHOLE.to_json())
-        assert read_after(0) == WHOLE
+    for text in ("{", WHOLE.to_json(), WHOLE.to_json()):
+        path.write_text(text)
+        assert (read_after(0) == WHOLE) == (text != "{")
         path.unlink()
         assert [read_after(9), read_after(2.9)] == [missing] * 2
     path.parent.rename(away)
