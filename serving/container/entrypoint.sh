@@ -63,22 +63,28 @@ fi
 [ "$(id -u)" != 0 ] ||
   exec setpriv "--reuid=$server_uid" "--regid=$server_uid" --clear-groups --inh-caps=-all --no-new-privs "$0" "$@"
 
-# The numbers of the versions on disk that the store's models.config names for this model; `python -m gateway.release`
-# writes that file. Without a release document, it counts no more.
+# The versions on disk that the store's models.config names for this model; `python -m gateway.release` writes that
+# file. Without a release document, it counts no more.
 named_versions() {
   [ ! -e "$home/release.json" ] || awk -v "name=\"$MODEL_NAME\"" '
     $1 == "name:" { ours = $2 == name }
     ours && $1 == "versions:" { print $2 }' "$home/models.config" 2>/dev/null |
-    grep -Fx "$(versions "$home" | sed 's|.*/0*\([0-9]\)|\1|')"
+    grep -Fx "$(versions "$home" | sed 's|.*/0*\([0-9]\)|\1|')" |
+    sed 's/.*/versions: &/'
 }
 
 # Write what the server reads again every 5 seconds, whole or not at all. If nothing is named, the last two versions stay
 # loaded, so that an old one still answers where a gateway refuses the new one.
 config=$(mktemp)
+policy=
 write_config() {
+  named=$(named_versions)
+  if [ -z "$named" ] && [ "${policy%% *}" = specific ]; then
+    sleep 3  # a file that is replaced may be missing for a moment
+    named=$(named_versions)
+  fi
   [ -d "$home" ] || return 0  # a volume may be away, which releases nothing
-  policy=$(named_versions | sed 's/.*/versions: &/')
-  if [ -n "$policy" ]; then policy="specific { $policy }"; else policy="latest { num_versions: 2 }"; fi
+  if [ -n "$named" ]; then policy="specific { $named }"; else policy="latest { num_versions: 2 }"; fi
   cat >"$config.draft" <<EOF
 model_config_list {
   config {

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -134,7 +135,10 @@ def make_store(store: Path, *folders: str) -> Ledger:
 
 @pytest.mark.tensorflow
 def test_the_entrypoint_follows_the_release(entrypoint: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    """The server reads which versions to keep, as the command wrote it elsewhere, from the start and at each change."""
+    """The server reads which versions to keep, as the command wrote it elsewhere, from the start and at each change.
+
+    A document that is missing for a moment was not removed.
+    """
     from google.protobuf import text_format
     from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
@@ -156,6 +160,13 @@ def test_the_entrypoint_follows_the_release(entrypoint: Callable[..., subprocess
         assert list(read().model_version_policy.specific.versions) == [1, 2, 10]
         ledger.rollback()
         wait_until(lambda: list(read().model_version_policy.specific.versions) == [1, 10])
+        away = (written.parent / "release.json").rename(tmp_path / "away")
+        time.sleep(1.5)  # longer than between two looks
+        assert list(read().model_version_policy.specific.versions) == [1, 10]
+        away.rename(written.parent / "release.json")
+        ledger.try_version(3, "shadow")
+        wait_until(lambda: list(read().model_version_policy.specific.versions) != [1, 10])
+        assert list(read().model_version_policy.specific.versions) == [1, 3, 10]
         (written.parent / "release.json").unlink()
         wait_until(lambda: read().model_version_policy.latest.num_versions == 2)
 
