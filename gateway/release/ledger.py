@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from contract.disk import locked, sync, written_whole
-from contract.release import FILE_NAME, Mode, Release, ReleaseError, Trial, read_release
+from contract.release import FILE_NAME, REMOVED_S, Mode, Release, ReleaseError, Trial, read_release
 from contract.store import find_versions
 from gateway.release import history, model_config
 from gateway.release.history import BY_HAND, Entry, History, append, digest, read_history
@@ -227,7 +227,7 @@ class Ledger:
         file, last = self.home / FILE_NAME, past.last
         logged = last.document if last else None
         try:
-            found = read_release(file)
+            found = self._find(file, logged)
             if found and found != logged and found.stable not in on_disk:
                 raise ReleaseError(f"{file} names version {found.stable} as stable, which is not on disk")
         except ReleaseError as exc:
@@ -247,6 +247,14 @@ class Ledger:
         entry = Entry(found.serial if found else past.next_serial, _text(when), "", BY_HAND, edited, found, {})
         note = f"{FILE_NAME} was {edited} by hand; the next change adds that to {history.FILE_NAME}."
         return State(found, past, on_disk, (note,), by_hand=entry)
+
+    def _find(self, file: Path, logged: Release | None) -> Release | None:
+        """Return the document; of one that has just gone, wait until it is back, or was removed."""
+        found = read_release(file)
+        while logged and not found and 0 <= time.time() - self.home.stat().st_mtime < REMOVED_S:
+            time.sleep(0.1)
+            found = read_release(file)
+        return found
 
     def _recover(self, state: State) -> tuple[State, str]:
         """Finish what an ended command left undone; return what the store says then, and what went wrong."""

@@ -137,8 +137,8 @@ class Watch:
             self.trial = release.trial  # its share may have grown
             return None
         who = f" by {last.who or 'hand'}" if last else ""
-        is_promoted = release is not None and release.stable == self.trial.version
-        return Outcome(is_promoted, (f"the trial was ended meanwhile{who}",))
+        stable = release.stable if release else max(state.on_disk, default=None)  # without one, the newest answers
+        return Outcome(stable == self.trial.version, (f"the trial was ended meanwhile{who}",))
 
     def _alarms(self, findings: Sequence[Finding]) -> tuple[str, ...]:
         alarms = sorted((each for each in findings if each.alarms), key=lambda each: -each.log_evidence)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +34,16 @@ class Store:
     @property
     def document(self) -> dict[str, Any]:
         return json.loads((self.home / "release.json").read_text())
+
+    def remove_document(self) -> None:
+        """Remove the document, a while ago."""
+        (self.home / "release.json").unlink()
+        os.utime(self.home, (0, 0))
+
+    def remove_document_for_a_moment(self) -> None:
+        """Remove the document, and put it back in another thread."""
+        file = self.home / "release.json"
+        threading.Timer(0.3, file.rename(self.path / "away").rename, [file]).start()
 
     @property
     def lines(self) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ def test_a_change_reads_a_history_once(store: Store, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ledger, "read_history", read)
     store.do("promote", "2")
     assert read.call_count == 1
-    (store.home / "release.json").unlink()
+    store.remove_document()
     store.do("promote", "3")
     assert read.call_count == 3
 
@@ -210,8 +210,8 @@ def test_a_document_removed_by_hand(store: Store, changes: int) -> None:
     """The newest version answers again, and the next change says so in the history."""
     for number in range(changes):
         store.do("promote", str(number + 1))
-    for name in ("release.json", "models.config"):
-        (store.home / name).unlink()
+    (store.home / "models.config").unlink()
+    store.remove_document()
     _, out, err = store.run("status")
     assert "no release yet" in out and "removed by hand" in err
     assert "First say which version is stable" in store.run("try", "3", "--shadow")[2]
@@ -220,6 +220,17 @@ def test_a_document_removed_by_hand(store: Store, changes: int) -> None:
     assert [line["what"] for line in store.lines] == ["promote"] * changes + ["by hand", "promote"]
     assert store.document == {"serial": changes + 2, "stable": 4, "previous": None, "trial": None}
     assert store.run("history")[2] == ""
+
+
+def test_a_document_that_is_missing_for_a_moment_was_not_removed(store: Store) -> None:
+    """Somebody may replace it in two steps. A command waits until it is back."""
+    for number in ("1", "2"):
+        store.do("promote", number)
+    store.remove_document_for_a_moment()
+    assert "answers      version 2" in store.do("status")
+    store.remove_document_for_a_moment()
+    store.do("rollback")
+    assert [line["what"] for line in store.lines] == ["promote", "promote", "rollback"]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class Gateway:
             }
         trial = release["trial"] if not self.refuses else None
         contract = {name: value for name, value in CONTRACT.to_dict().items() if name != "golden"}
-        described = {"version": 2, "contract": contract} if trial else None
+        described = {"version": trial["version"], "contract": contract} if trial else None
         return {"name": self.model, "version": 1, "trial": described}
 
 
@@ -496,21 +496,42 @@ def test_an_earlier_trial_of_the_version_does_not_count(store: Store, gateways: 
 
 
 def test_somebody_else_may_end_the_trial(store: Store, gateways: Callable[..., Gateway]) -> None:
-    """By a rollback, or a promotion, or by hand, which has no name."""
+    """By a rollback, or a promotion, or by hand, which has no name. Without a document, the newest version answers."""
 
     def edit(book: Ledger) -> None:
         (book.home / "release.json").write_text('{"stable": 1, "serial": 9}')
 
+    def remove(_: Ledger) -> None:
+        store.remove_document()
+
     gateway, user = gateways(), f"{store.lines[-1]['who']}."
-    for end, status, said, who in (
-        (edit, 4, "was rolled back", "hand."),
-        (Ledger.rollback, 4, "was rolled back", user),
-        (Ledger.promote, 0, "is good so far", user),
+    for tried, end, status, said, who in (
+        ("2", edit, 4, "was rolled back", "hand."),
+        ("2", Ledger.rollback, 4, "was rolled back", user),
+        ("2", Ledger.promote, 0, "is good so far", user),
+        ("3", remove, 4, "was rolled back", "hand."),
+        ("4", remove, 0, "is good so far", "hand."),
     ):
-        store.do("try", "2", "--shadow")
+        store.run("promote", "1")
+        store.do("try", tried, "--shadow")
         gateway.at_look = lambda _, end=end: end(Ledger(store.home))
         found, out, _ = store.run("watch", *trial_of(gateway))
-        assert found == status and f"Version 2 {said}: the trial was ended meanwhile by {who}\n" in out
+        assert found == status and f"Version {tried} {said}: the trial was ended meanwhile by {who}\n" in out
+
+
+def test_a_document_that_is_missing_for_a_moment_ends_no_trial(store: Store, gateways: Callable[..., Gateway]) -> None:
+    """Somebody may replace it in two steps."""
+    looks: list[int] = []
+
+    def look_and_remove(gateway: Gateway) -> None:
+        looks.append(1)
+        gateway.counted.add(150)
+        if len(looks) == 1:
+            store.remove_document_for_a_moment()
+
+    gateway = gateways(look_and_remove)
+    store.do("try", "2", "--shadow")
+    assert "Version 2 was promoted" in store.do("watch", "--promote-after", "300", *trial_of(gateway))
 
 
 def test_somebody_else_may_end_the_trial_as_the_watch_decides(
