@@ -110,7 +110,7 @@ def read_rows(
         by_split.setdefault(row.split or "train", []).append(row)
     if others := sorted(set(by_split) - set(SPLIT_NAMES)):
         known = ", ".join(SPLIT_NAMES)
-        remarks.append(f"Left out rows of: {_some(others)}. That does not read like a split, such as {known}")
+        remarks.append(f"Left out rows of: {_some(others)}. That is taken for none of {known}")
     read = {split: by_split[split] for split in SPLIT_NAMES if split in by_split}
     if not read or not (classes or "train" in read):
         expected = "a split" if classes else "the split train"

@@ -66,24 +66,30 @@ def _words(name: str) -> list[str]:
 def splits_of(names: Collection[str]) -> dict[str, str]:
     """Return the splits that folders beside each other stand for, by name.
 
-    Words that all such names share do not count: `pets-train` and `pets-test` are splits. Without a test split,
-    `evaluation` beside `validation` is that.
+    Words that all such names share do not count: `pets-train` and `pets-test` are splits. `evaluation` beside
+    `validation` is the test split, or none if there is another.
     """
-    words = {name: _words(name) for name in names if any(map(split_of, _words(name))) or split_of(name)}
+    words = {name: _words(name) for name in names if _splits_in(name)}
     shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
     named = {name: split_of(name) or _split_of_words(set(words[name]) - shared) for name in words}
     found = {name: split for name, split in named.items() if split}
     validations = {name for name, split in found.items() if split == "validation"}
     evaluations = {name for name in validations if any(map(_EVALUATION.fullmatch, words[name]))}
-    if "test" not in found.values() and evaluations < validations:
-        found |= dict.fromkeys(evaluations, "test")
-    return found
+    if evaluations == validations:
+        return found
+    others = {name: split for name, split in found.items() if name not in evaluations}
+    return others if "test" in others.values() else others | dict.fromkeys(evaluations, "test")
 
 
 def read_like_splits(names: Collection[str]) -> bool:
     """Tell whether each name has the word of a split, and not all of the same: `train_cat`, `test_cat`."""
-    found = [{split_of(word) for word in (*_words(name), name)} - {None} for name in names]
+    found = [_splits_in(name) for name in names]
     return all(found) and len(set().union(*found)) > 1
+
+
+def _splits_in(name: str) -> set[str]:
+    """Return the splits that a name, or a word of it, stands for."""
+    return {split for word in (*_words(name), name) if (split := split_of(word))}
 
 
 def find_splits(folder: Path) -> Splits:
@@ -98,16 +104,14 @@ def find_splits(folder: Path) -> Splits:
     if not folder.is_dir():
         received = "a file" if folder.exists() else "a path where there is none"
         raise DataError(f"Expected a folder of photos. Received {received}: {folder}")
-    _check_links(folder)
-    while len(only := class_folders(folder)) == 1 and not _has_photos(folder):
-        if split_of(only[0].name) or not class_folders(only[0]):
-            break
-        folder = only[0]
-        _check_links(folder)
+    folder = _root(folder)
     inside = class_folders(folder)
-    split_names = splits_of([path.name for path in inside])
+    classes_in = {path: {each.name for each in class_folders(path)} for path in inside if _splits_in(path.name)}
+    # `evaluation` stands for the test split also beside a `test` without labels.
+    split_names = splits_of([path.name for path, names in classes_in.items() if names])
+    split_names |= splits_of([path.name for path in classes_in])
     others = [path for path in inside if path.name not in split_names]
-    named = {path: {each.name for each in class_folders(path)} for path in inside if path.name in split_names}
+    named = {path: names for path, names in classes_in.items() if path.name in split_names}
     named_with_classes = {path: names for path, names in named.items() if names}
     if not named_with_classes:
         held_out = [path.name for path in named if split_names[path.name] != "train"]
@@ -122,7 +126,7 @@ def find_splits(folder: Path) -> Splits:
         classes = [f"{path.name}/ is taken for a class: folders beside it have photos" for path in named_with_classes]
         return Splits(folder, {}, tuple(classes))
     folders: dict[str, Path] = {}
-    remarks = [f"Left out {path.name}/: it does not read like a split" for path in others]
+    remarks = [f"Left out {path.name}/: it is taken for no split" for path in others]
     for path in sorted(named, key=lambda path: (path.name.lower() not in SPLIT_NAMES, len(path.name), path.name)):
         split = split_names[path.name]
         if path not in named_with_classes:
@@ -136,6 +140,17 @@ def find_splits(folder: Path) -> Splits:
         folders[split] = _unwrap(folders[split], known)
         known |= _class_names(folders[split])
     return Splits(folder, {split: folders[split] for split in SPLIT_NAMES if split in folders}, tuple(remarks))
+
+
+def _root(folder: Path) -> Path:
+    """Return a folder, or the one inside that an archive wrapped in it."""
+    _check_links(folder)
+    while len(only := class_folders(folder)) == 1 and not _has_photos(folder):
+        if split_of(only[0].name) or not class_folders(only[0]):
+            break
+        folder = only[0]
+        _check_links(folder)
+    return folder
 
 
 def _are_classes(named: dict[Path, set[str]], others: Collection[Path]) -> bool:

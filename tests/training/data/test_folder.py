@@ -123,10 +123,14 @@ def test_classes_may_be_named_like_splits(fill):
     ("folders", "remarks"),
     [
         ({"train": 1, "training_set": 1, "val": 1}, ["Left out training_set/: train/ is taken for train"]),
-        ({"train": 1, "extra": 1, "val": 1}, ["Left out extra/: it does not read like a split"]),
+        (
+            {"train": 1, "validation_set": 1, "eval": 1, "test": 1},
+            ["Left out eval/: it is taken for no split"],
+        ),
+        ({"train": 1, "extra": 1, "val": 1}, ["Left out extra/: it is taken for no split"]),
         (
             {"train": 1, "val": 1, "validation": 1, "evaluation": 1, "test": 1},
-            [f"Left out {name}/: validation/ is taken for validation" for name in ("val", "evaluation")],
+            ["Left out evaluation/: it is taken for no split", "Left out val/: validation/ is taken for validation"],
         ),
         (
             {"color": 1, "gray": 1, "masks": 1},
@@ -146,12 +150,16 @@ def test_what_is_left_out_or_looks_wrong_is_said(fill, folders, remarks):
 
 
 def test_a_split_without_class_folders_is_left_out_with_a_word(fill, jpegs):
-    """A test folder of photos without labels, as in competitions, is no class."""
+    """A test folder of photos without labels, as in competitions, is no class, and evaluation tests in its place."""
     folder = fill({"cat": 10, "dog": 10}, "train")
     (folder / "test1").mkdir()
     (folder / "test1" / "1.jpg").write_bytes(jpegs[0])
     dataset = read_folder(folder)
     assert dataset.classes == ("cat", "dog")
+    assert dataset.remarks == ("Left out test1/: it has no class folders",)
+    fill({"cat": 1, "dog": 2}, "val")
+    dataset = read_folder(fill({"cat": 2, "dog": 2}, "evaluation"))
+    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 20, "validation": 3, "test": 4}
     assert dataset.remarks == ("Left out test1/: it has no class folders",)
 
 

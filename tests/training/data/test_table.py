@@ -65,15 +65,19 @@ def test_a_csv_may_name_splits(table):
         "train": [0, 1],
         "validation": [0, 1],
     }
-    left_out = "Left out rows of: x. That does not read like a split, such as train, validation, test"
+    left_out = "Left out rows of: x. That is taken for none of train, validation, test"
     assert dataset.remarks == (left_out,)
 
 
 def test_evaluation_beside_validation_is_the_test_split(table):
-    """As among folders."""
+    """As among folders; it is left out if there is another."""
     splits = ("training", "validation", "evaluation")
     rows = [f"{folder}/00{position}.jpg,{folder},{split}" for folder in "ab" for position, split in enumerate(splits)]
     assert set(read_folder(table("path,label,split", *rows)).splits) == {"train", "validation", "test"}
+    rows[:2] = ["a/000.jpg,a,test", "a/001.jpg,a,training"]
+    splits, _, remarks = read_rows(table("path,label,split", *rows), ("a", "b"))
+    assert {split: len(photos) for split, photos in splits.items()} == {"train": 2, "validation": 1, "test": 1}
+    assert [each.partition(". ")[0] for each in remarks] == ["Left out rows of: evaluation"]
 
 
 @pytest.mark.parametrize(("others", "explored"), [("all", {"all"}), ("", {"all"}), ("dev", {"train", "validation"})])
@@ -96,7 +100,7 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', 'b/000.jpg,dog",x'), "line breaks. .*csv, from line 3 on"),
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', '"b/000.jpg",dog'), "csv, from line 3 on: ',' expected"),
         (("path,label,split", "a/000.jpg,cat,val", "b/000.jpg,dog,test"), "train in .* Received: validation, test$"),
-        (("path,label,split", "a/000.jpg,cat,x"), "none. Left out rows of: x. .* such as train, validation, test$"),
+        (("path,label,split", "a/000.jpg,cat,x"), "none. Left out rows of: x. .* none of train, validation, test$"),
         (("path,label", "a/000.jpg,a\tb", "b/000.jpg,b"), r"control characters.*csv: b'a\\tb'. Correct its rows\.$"),
         (("path,label", "a/000.jpg,train", "b/000.jpg,test"), "of classes in .*csv. .* like splits, .*: test, train$"),
         (("path,label", "a/000.jpg,cat", "b/000.jpg,dog"), "3 photos in each class of .*csv, .*: 1 of cat, 1 of dog$"),
