@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.splits import split_of, splits_of
+from training.data.splits import read_like_splits, splits_of
 from training.errors import DataError
 from training.words import counted
 
 WHOLE = "all"  # a split's name for photos that are not split
 COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
+_MOST_SPLITS = 20  # different values of a column that may be one of splits
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def read_table(path: Path) -> list[Row]:
             f"Expected columns path and label, and perhaps split, with commas between them, in {path}."
             f" Received: {', '.join(names) or 'no rows'}"
         )
-    if not columns["split"]:
-        _check_others(rows, set(names) - set(columns.values()), path)
     named = [row[columns["split"]].strip().lower() if columns["split"] else "" for row in rows]
+    if not any(named):
+        _check_others(rows, set(names) - {*COLUMNS["path"], *COLUMNS["label"]}, path)
     result, splits = [], splits_of(set(named)) | {WHOLE: ""}
     for row, split, end in zip(rows, named, ends, strict=True):
         # A stray quote swallows rows until the next one.
@@ -101,9 +102,11 @@ def left_out_rows(paths: Sequence[Path]) -> str:
 def _check_others(rows: Sequence[dict[str, str]], columns: Iterable[str], path: Path) -> None:
     """Refuse splits in a column of another name: photos to test with would be trained on."""
     for column in sorted(columns):
-        cells = {row[column].strip() for row in rows}
-        if len(cells) > 1 and all(map(split_of, cells - {""})):
+        cells = {row[column].strip() for row in rows} - {""}
+        if len(cells) > _MOST_SPLITS:
+            continue
+        if len(set(splits_of(cells).values())) > 1 or read_like_splits(cells):
             raise DataError(
-                f"Expected the splits of {path} in a column split. Received them in another: {column}. Call it split,"
-                " or remove it if it says something else."
+                f"Expected the splits of {path} in a column split. Received them in another:"
+                f" {column or 'one without a name'}. Call it split, or remove it if it says something else."
             )

@@ -89,6 +89,21 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
 
 
 @pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("id", lambda number: f"Train_{number}"),
+        ("checked", lambda number: ("valid", "")[number % 2]),
+        ("class", lambda number: ("train", "test")[number % 2]),
+        ("note", lambda number: f"{('train', 'test')[number % 2]} {number} {chr(65 + number)}"),
+    ],
+)
+def test_a_column_that_says_something_else_is_no_column_of_splits(table, column, value):
+    """Ids, a column of one split's word, the labels in other words, and a column of many values."""
+    rows = [f"{'ab'[number % 2]}/00{number // 2 % 3}.jpg,{'ab'[number % 2]},{value(number)}" for number in range(24)]
+    assert read_folder(table(f"path,label,{column}", *rows)).remarks == ()
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         (("path,label", "a/000.jpg,cat", "a/000.jpg,dog"), "one class and one split for each photo.*000.jpg"),
@@ -105,7 +120,16 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
         (("path,label", "a/000.jpg,train", "b/000.jpg,test"), "of classes in .*csv. .* like splits, .*: test, train$"),
         (("path,label", "a/000.jpg,cat", "b/000.jpg,dog"), "3 photos in each class of .*csv, .*: 1 of cat, 1 of dog$"),
         (("path,label,set", "a/000.jpg,cat,train", "b/000.jpg,dog,val"), "in a column split. .* in another: set. Ca"),
-        (("path,label,fold,,x", "a/000.jpg,cat,1,,Test,", "b/000.jpg,dog,0,,"), "Received them in another: x. Call it"),
+        (
+            ("path,label,fold,x,y", "a/000.jpg,cat,1,Test,?", "b/000.jpg,dog,0,train,?", "b/001.jpg,dog,0,unused,"),
+            "Received them in another: x. Call it",
+        ),
+        (("path,label,", "a/000.jpg,cat,pets-train", "b/000.jpg,dog,pets-val"), "another: one without a name. Call it"),
+        (("path,label,split,set", "a/000.jpg,cat,,train", "b/000.jpg,dog,,val"), "them in another: set. Call it"),
+        (
+            ("path,label,Usage", "a/000.jpg,cat,Training", "b/000.jpg,dog,PublicTest", "b/001.jpg,dog,PrivateTest"),
+            "them in another: usage. Call it",
+        ),
         (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
 )
