@@ -252,7 +252,7 @@ def left_out_files(folders: Sequence[Path]) -> list[str]:
     """Return lines with the photos beside class folders, and how many files in these are no photos, by suffix."""
     files = [path for folder in folders for inside in class_folders(folder) for path in files_in(inside)]
     images = sorted({path.suffix.lower() for path in files}.intersection(_CONVERTIBLE))
-    advice = f". Convert {' and '.join(images)} to JPEG to train on them, too" if images else ""
+    advice = f". Convert {' and '.join(images)} to JPEG" if images else ""
     others = describe_others(files)
     return [*_strays(folders), *([f"{others}{advice}"] if others else [])]
 
@@ -277,7 +277,8 @@ def read_split(folder: Path, classes: Sequence[str], complete: bool) -> list[Pho
         raise DataError(f"Expected photos in each class of {folder}. Received empty folders: {received}")
     photos = [Photo(path, label) for label, name in enumerate(classes) for path in found.get(name, [])]
     if not photos:
-        raise DataError(f"Expected class folders with photos in {folder}. Received a folder without any")
+        received = ". ".join(["a folder without any", *left_out_files([folder])])
+        raise DataError(f"Expected class folders with photos in {folder}. Received {received}")
     return photos
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,15 @@ from training.words import counted
 _log = logging.getLogger(__name__)
 
 Models = Sequence[tuple[str, Contract]]  # titles and contracts
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Where the photos of a split are, in words; their folder, if it is not a CSV that names them; what reads them."""
+
+    place: str
+    folders: tuple[Path, ...]
+    read: Callable[[], list[Photo]]
 
 
 def evaluate(photos: Photos, predictors: Sequence[Predictor], split: str, out: Path) -> list[Result]:
@@ -77,9 +87,8 @@ def choose_photos(photos: Photos, models: Models, split: str) -> tuple[list[Phot
     splits = _splits(folder, contract.classes)
     for name in {"auto": ("test", "validation"), "all": ()}.get(split, (split,)):
         if name in splits:
-            place, read = splits[name]
-            chosen = read()
-            description = f"{counted(len(chosen), 'photo')} of {place}"
+            chosen = _read([splits[name]])
+            description = f"{counted(len(chosen), 'photo')} of {splits[name].place}"
         elif name != "train" and (chosen := _find_held_out(photos, contract, name)):
             description = f"{counted(len(chosen), 'photo')} of {folder}, which training held out for {name}"
         else:
@@ -93,30 +102,34 @@ def choose_photos(photos: Photos, models: Models, split: str) -> tuple[list[Phot
             f"Expected a {split} split in {folder}{or_same}."
             f" Received: {', '.join(filter(None, splits)) or 'class folders'}.{other}"
         )
-    chosen = [photo for _, read in splits.values() for photo in read()]
+    chosen = _read(splits.values())
     description = f"all of {folder}, {counted(len(chosen), 'photo')}"
     return chosen, description + _warning(photos, chosen, models, maybe_trained_on=True)
 
 
-def _splits(folder: Path, classes: Sequence[str]) -> dict[str, tuple[str, Callable[[], list[Photo]]]]:
-    """Return where each split of a folder or a CSV is, and what reads it; photos that are not split have no name."""
-    splits: dict[str, tuple[str, Callable[[], list[Photo]]]]
+def _splits(folder: Path, classes: Sequence[str]) -> dict[str, _Split]:
+    """Return the splits of a folder or a CSV; photos that are not split have no name."""
     if is_table(folder):
         rows, _, remarks = read_rows(folder, classes)
-        splits = {split: (f"{split} in {folder}", partial(list[Photo], chosen)) for split, chosen in rows.items()}
+        splits = {
+            split: _Split(f"{split} in {folder}", (), partial(list[Photo], chosen)) for split, chosen in rows.items()
+        }
     else:
         found = find_splits(folder)
         remarks, places = found.remarks, found.folders or {"": found.root}
-        splits = {split: (str(path), partial(_read_split, path, classes)) for split, path in places.items()}
+        splits = {
+            split: _Split(str(path), (path,), partial(read_split, path, classes, complete=False))
+            for split, path in places.items()
+        }
     for remark in remarks:
         _log.info(remark)
     return splits
 
 
-def _read_split(folder: Path, classes: Sequence[str]) -> list[Photo]:
-    """Return the photos of a folder of class folders, and log what is left out of it."""
-    photos = read_split(folder, classes, complete=False)
-    for remark in left_out_files([folder]):
+def _read(splits: Iterable[_Split]) -> list[Photo]:
+    """Return the photos of splits, and log what is left out of their folders."""
+    photos = [photo for split in splits for photo in split.read()]
+    for remark in left_out_files([folder for split in splits for folder in split.folders]):
         _log.info(remark)
     return photos
 

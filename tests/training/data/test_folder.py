@@ -1,6 +1,7 @@
 """training/data/folder.py: folders of photos in every shape that people have."""
 
 import os
+import shutil
 from collections import Counter
 
 import pytest
@@ -86,12 +87,16 @@ def test_names_that_look_the_same_are_one_class(fill):
 
 
 def test_a_class_of_photos_that_must_be_converted_is_refused_with_a_word(fill):
-    """An iPhone's photos are named, not only the empty class."""
+    """An iPhone's photos are named, not only the empty class; also where no photo is left to measure with."""
     folder = fill({"cat": 3, "dog": 3})
     for path in (folder / "cat").iterdir():
         path.rename(path.with_suffix(".HEIC"))
-    with pytest.raises(DataError, match=r"empty folders: cat\. Left out 3 files .*: 3 .heic. Convert .heic to JPEG"):
+    left_out = r"\. Left out 3 files .*: 3 .heic. Convert .heic to JPEG$"
+    with pytest.raises(DataError, match=f"empty folders: cat{left_out}"):
         read_folder(folder)
+    shutil.rmtree(folder / "dog")
+    with pytest.raises(DataError, match=f"a folder without any{left_out}"):
+        read_split(folder, ("cat", "dog"), complete=False)
 
 
 def test_photos_beside_class_folders_and_files_of_other_splits_are_counted(fill):
@@ -172,7 +177,7 @@ def test_its_description_counts_each_class_and_what_is_left_out(fill):
     assert classes == "Photos to train on, by class: cat 8, dog 16"
     assert held_out == "Held-out photos: 3 for validation, 3 for test"
     assert left_out.startswith("Left out 4 files that cannot be read (.jpg, ")
-    assert left_out.endswith(": 2 .heic, 1 .txt, 1 without a suffix. Convert .heic to JPEG to train on them, too")
+    assert left_out.endswith(": 2 .heic, 1 .txt, 1 without a suffix. Convert .heic to JPEG")
 
 
 def test_of_many_classes_those_with_the_fewest_photos_are_named(fill):
