@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from contract.photos import SUFFIXES, describe_others, files_in, is_hidden, photos_in
-from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits
+from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits, split_of
 from training.data.table import Row, is_table, left_out_rows, no_photos, read_table, real_path
 from training.errors import DataError
 from training.words import counted
@@ -192,11 +192,17 @@ def _check_order(class_paths: Sequence[Path]) -> None:
             f"Expected a folder for each class. Received parts of one set, with folders inside:"
             f" {_some(str(path) for path in class_paths)}. Put the folders of all parts together."
         )
-    if path := next((path for path, names in inside.items() if read_like_splits(names)), None):
-        split = inside[path][0]
+    splits = [path / names[0] for path, names in inside.items() if read_like_splits(names)]
+    below = [path / name for path, names in inside.items() for name in names]
+    held_out = [path for path in below if split_of(path.name) in ("validation", "test")]
+    if len({path.parent for path in held_out}) > 1:  # in one class alone, it may be no split
+        splits += held_out
+    if splits:
+        split, name = splits[0].name, splits[0].parent.name
         raise DataError(
-            f"Expected class folders inside each split. Received splits inside a folder: {path / split}."
-            f" If {path.name} is a class, move {split} above it; if it is a set of photos, train on it alone."
+            f"Expected class folders inside each split. Received splits inside a folder: {splits[0]}. If {name} is a"
+            f" class, move {split} above it; if it is a set of photos, train on it alone. If {split} is no split,"
+            " rename it."
         )
 
 

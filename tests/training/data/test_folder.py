@@ -113,12 +113,17 @@ def test_photos_beside_class_folders_and_files_of_other_splits_are_counted(fill)
 
 
 def test_classes_may_be_named_like_splits(fill):
-    """A folder `train` beside class folders with photos is a class, also where it has folders of its own."""
+    """A folder `train` beside class folders with photos is a class, also where it has folders of its own.
+
+    So may be a folder in one class; several with `test` inside are refused.
+    """
     assert read_folder(fill({"valid": 3, "invalid": 3}, "../checks").parent / "checks").classes == ("invalid", "valid")
     dataset = read_folder(fill({"bus": 3, "train": 3}))
     assert dataset.classes == ("bus", "train")
     assert dataset.remarks == ("train/ is taken for a class, not for a split: it has no class folders",)
     fill({"steam": 3, "diesel": 3}, "train")
+    fill({"train": 1}, "bus")
+    fill({"test": 1}, "car")
     dataset = read_folder(fill({"car": 3}))
     assert dataset.classes == ("bus", "car", "train")
     assert dataset.remarks[0] == "train/ is taken for a class: folders beside it have photos"
@@ -314,6 +319,10 @@ def test_missing_folder_is_named(tmp_path):
         ({"": {"train_cat": 3, "test_cat": 3}}, "read like splits, and no classes inside these: test_cat, train_cat"),
         ({"cat": {"train": 3, "val": 3}, "dog": {"train": 3, "val": 3}}, "splits inside a folder: .*cat/train"),
         ({"": {"cat": 3, "elk": 3}, "dog": {"train": 3, "val": 3}}, "splits inside a folder: .*dog/train"),
+        (
+            {"": {"cat": 3, "dog": 3}, "cat": {"old": 1, "test": 1}, "dog": {"test": 1}},
+            "splits inside a folder: .*cat/test. If cat is a class, move test above it; .* If test is no split, rename",
+        ),
         ({"fold1": {"cat": 3, "dog": 3}, "fold2": {"cat": 3, "dog": 3}}, "parts of one set, .*fold1, .*fold2"),
         ({"train": {"cat": 3, "dog": 3}, "": {"unlabeled": 3}}, "If train is a split, move unlabeled/ elsewhere"),
         *(
