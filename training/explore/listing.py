@@ -94,9 +94,9 @@ def _read_folder(folder: Path) -> Listing:
         folders = class_folders(path)
         listing.classes[split] = tuple(sorted({class_name(each.name) for each in folders}))
         listing.photos += [Listed(photo, split, class_name(each.name)) for each in folders for photo in photos_in(each)]
-    read = {photo.path for photo in listing.photos}
+    read = {real_path(photo.path) for photo in listing.photos}  # also where a link leads to them
     for path in files_in(folder):
-        if path not in read:
+        if real_path(path) not in read:
             (listing.outside if path.suffix.lower() in SUFFIXES else listing.ignored).append(path)
     return listing
 

@@ -185,11 +185,13 @@ def test_what_train_refuses_comes_first(fill: Fill, counts: dict[str, int], mess
 
 
 def test_what_train_says_of_photos_that_it_takes_is_a_note(fill: Fill) -> None:
-    """A folder that it leaves out would be missed; what it warns of is a suspicion."""
+    """A folder that it leaves out would be missed, but not a link to one that it reads; a warning is a suspicion."""
     found = find(fill(train__cat=20, train__dog=20, val__cat=1, val__dog=1, extra__dog=1))
     assert [each.severity for each in found.values()] == ["note", "note"]
     assert found["outside"].title == "1 photo outside the class folders that train reads"
     assert notes(found["remarks"]) == ["Left out extra/: it is taken for no split"]
+    (fill() / "extra" / "linked").symlink_to(fill() / "train" / "cat")
+    assert find(fill())["outside"].title == "1 photo outside the class folders that train reads"
     found = find(fill(train__Dog=20))
     assert found["warnings"].severity == "suspicion"
     assert notes(found["warnings"]) == ["classes that differ only in upper and lower case: Dog, dog"]
