@@ -9,7 +9,7 @@ from typing import Any
 
 from apig_wsgi import make_lambda_handler
 from flask import Flask
-from werkzeug.utils import redirect
+from werkzeug.utils import append_slash_redirect
 
 from gateway.app import create_app
 from gateway.model.protocol import Model
@@ -60,7 +60,7 @@ def _answers(app: Flask) -> Handler:
         environ["wsgi.input_terminated"] = True  # a body that came in chunks is whole here
         if not environ["PATH_INFO"]:  # relative links of the page would leave the stage
             stage = environ["apig_wsgi.request_context"]["stage"]
-            return redirect(f"/{stage}/", 308)(environ, start_response)
+            return append_slash_redirect(environ | {"PATH_INFO": f"/{stage}"})(environ, start_response)
         return app(environ, start_response)
 
     handler: Handler = make_lambda_handler(call, binary_support=True, non_binary_content_type_prefixes=TEXT)
@@ -73,9 +73,9 @@ def _without_stage(event: Event) -> Event:
     REST APIs leave it out, and have no member `version`; behind a domain of your own there is none.
     """
     context, member = event["requestContext"], "rawPath" if "rawPath" in event else "path"
-    path = event.get(member, "")
+    path = event.get(member) or "/"  # so that only a stage leaves an empty one
     rest = path.removeprefix(f"/{context.get('stage')}")
     has_stage = rest != path and rest[:1] in ("", "/")
     if "version" not in event or not has_stage or ".execute-api." not in context.get("domainName", ".execute-api."):
-        return event
+        rest = path
     return event | {member: rest}

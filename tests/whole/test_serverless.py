@@ -124,7 +124,7 @@ def test_a_key_opens_a_closed_function(model_server: FakeModelServer, connect: C
 
 @pytest.mark.parametrize(
     "path",
-    ["/", *(f"/page/{name}" for name in ("page.js", "page.css", "icon.svg")),
+    ["", "/", *(f"/page/{name}" for name in ("page.js", "page.css", "icon.svg")),
      *(f"/docs/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png"))],
 )  # fmt: skip
 def test_files_arrive_whole(handle: Handler, event: Callable[..., Event], path: str) -> None:
@@ -157,10 +157,10 @@ def test_the_stage_of_an_http_api_is_no_part_of_the_path(
     handle: Handler, path: str, stage: str, members: dict[str, str], status: int
 ) -> None:
     """A named stage is in front of it, except behind a domain of your own; the page's links need a slash after it."""
-    event = http_event("GET", path, b"", {})
+    event = http_event("GET", path, b"", {}, "top_k=2")
     event["requestContext"] |= {"domainName": "id.execute-api.eu-west-1.amazonaws.com", "stage": stage} | members
     received, headers, _ = ask(handle, event)
-    assert (received, headers.get("location")) == (status, "/prod/" if status == 308 else None)
+    assert (received, headers.get("location")) == (status, "prod/?top_k=2" if status == 308 else None)
 
 
 def test_a_path_of_a_domain_of_your_own_is_a_prefix(
