@@ -2,13 +2,14 @@
 
 # Of .env, which docker compose reads, make takes the names below, without quotes or comments. The environment wins.
 define in-env-file
-$(shell sed -E "/^[^#[:alnum:]_]*(export[[:space:]]+)?$(1)[[:space:]]*=[[:space:]]*/!d; s///; \
-  /^[\"']/!s/[[:space:]]*([[:space:]]#.*)?\$$//; \
-  s/^\"([^\"]*)\".*/\1/; s/^'([^']*)'.*/\1/" .env 2>/dev/null | tail -n 1)
+$(shell sed -E "/^[^#[:alnum:]_]*(export[[:space:]]+)?$(1)[[:space:]]*=/!d; s///; /^[[:space:]]*[\"']/!s/[[:space:]]#.*//; \
+  s/^[[:space:]]+|[[:space:]]+\$$//g; s/^\"([^\"]*)\".*|^'([^']*)'.*/\1\2/" .env 2>/dev/null | tail -n 1)
 endef
 $(foreach name,\
   MODEL MODEL_NAME PORT ENGINE LOGS TAG PYTHON PYTHON_IMAGE SERVING_IMAGE DOCKER COMPOSE OVERLAY KUBE_LOAD REQUESTS,\
-  $(if $(call in-env-file,$(name)),$(eval $(name) ?= $$(call in-env-file,$(name)))))
+  $(if $(filter undefined,$(origin $(name))),$(eval found := $$(call in-env-file,$(name)))\
+    $(if $(findstring $$,$(found)),$(error Expected $(name) in .env without $$, which make does not expand. Received: $(found)))\
+    $(if $(found),$(eval $(name) := $$(found)))))
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,6 +24,8 @@ DOCKER ?= docker
 COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
 OVERLAY ?= local
 KUBE_LOAD ?= kind load docker-image
+# What a command gets of these names, whose values may have blanks and quotes.
+with = $(foreach name,$(1),$(name)='$(subst ','\'',$($(name)))')
 # By uv, apart from .venv: it pins dozens of packages.
 CHECKOV := checkov@3.3.30
 
@@ -41,7 +44,7 @@ $(VENV)/installed: requirements/dev.txt
 	@touch $@
 
 run: setup  ## model server and gateway in the foreground; MODEL=, PORT= and ENGINE= choose, LOGS=- shows their logs
-	@MODEL='$(MODEL)' PORT='$(PORT)' ENGINE='$(ENGINE)' LOGS='$(LOGS)' $(BIN)/python run.py
+	@$(call with,MODEL PORT ENGINE LOGS) $(BIN)/python run.py
 
 images: model-image gateway-image single-image lambda-image  ## build the four images; MODEL=, PYTHON_IMAGE= and SERVING_IMAGE= choose what is in them
 	@! grep -qs '"trial": {' model-store/$(MODEL)/release.json || \
@@ -63,7 +66,7 @@ up: model-image gateway-image  ## docker compose up, in the background; MODEL_NA
 	@{ cat .env 2>/dev/null; env; } | sed -nE 's/^[[:space:]]*(export[[:space:]]+)?(GATEWAY_[A-Za-z0-9_]+).*/\2/p' | sort -u | \
 	  while read -r name; do grep -qE "^      - $$name( |$$)" docker-compose.yaml || \
 	  echo "Warning: $$name does not reach the gateway under Compose. docs/settings.md lists the settings; MODEL= and PORT= choose model and port" >&2; done
-	@MODEL_NAME='$(MODEL)' PORT='$(PORT)' TAG='$(TAG)' $(COMPOSE) up --detach --no-build
+	@MODEL_NAME='$(MODEL)' $(call with,PORT TAG) $(COMPOSE) up --detach --no-build
 	@echo "==> Open http://localhost:$(PORT)/ in a browser"
 
 down:  ## docker compose down; the model-store stays
@@ -73,10 +76,10 @@ test: setup  ## the whole test suite, but for what needs Docker or a cluster
 	@$(BIN)/python -m pytest -m "not docker and not kube"
 
 test-docker: setup  ## build the images and test them, and the stack; DOCKER= is the client
-	@DOCKER=$(DOCKER) $(BIN)/python -m pytest -m docker
+	@$(call with,DOCKER) $(BIN)/python -m pytest -m docker
 
 test-kube: setup  ## deploy to the cluster that kubectl points at, under names of the tests' own; KUBE_LOAD= loads images there
-	@DOCKER=$(DOCKER) KUBE_LOAD="$(KUBE_LOAD)" $(BIN)/python -m pytest -m kube
+	@$(call with,DOCKER KUBE_LOAD) $(BIN)/python -m pytest -m kube
 
 check: setup  ## formatting, lint and types
 	@$(BIN)/ruff format --check .
@@ -106,7 +109,7 @@ benchmark-overhead: setup  ## CPU that the gateway itself spends on a request
 	@$(BIN)/python -m benchmarks.overhead
 
 soak: setup  ## memory of the whole stack over REQUESTS= requests
-	@REQUESTS=$(REQUESTS) $(BIN)/python -m benchmarks.soak
+	@$(call with,REQUESTS) $(BIN)/python -m benchmarks.soak
 
 faults: setup  ## inject each fault into the running stack, and print what is seen beside what is expected
 	@$(BIN)/python -m benchmarks.faults

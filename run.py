@@ -42,7 +42,8 @@ LOGS = os.environ.get("LOGS") or "logs"
 LOG_FOLDER = Path(LOGS, PORT)  # another stack may run from here, at another port
 ENV_FILE = Path(".env")
 ENV_LINE = re.compile(
-    r"""(?:export\s+)?(?P<name>GATEWAY_\w+)\s*=\s*(?:(?P<quote>["'])(?P<text>.*?)(?P=quote)|(?P<plain>.*?))(?:\s+#.*)?"""
+    r"""(?:export\s+)?(?P<name>GATEWAY_\w+)\s*=\s*"""
+    r"""(?:(?P<quote>["'])(?P<text>.*?)(?P=quote)|(?P<plain>.*?))(?:\s*(?<=\s)#.*)?"""
 )
 PHOTO = Path(__file__).resolve().parent / "docs" / "pictures" / "jeans.jpg"
 
@@ -92,6 +93,8 @@ def main() -> int:
 
 def read_settings(file: Path) -> dict[str, str]:
     """Return the gateway's variables in a file as Compose reads it: with quotes, comments and `export`, or without.
+
+    A comment alone is no value, though most releases of Compose take it for one.
 
     Raises:
         SettingsError: It is not UTF-8.

@@ -7,6 +7,7 @@ server, unless `SERVING_IMAGE` says otherwise.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,22 +18,22 @@ from pathlib import Path
 
 from tests.programs.stack import ROOT, Gateway, free_port, wait_until
 
-DOCKER = os.environ.get("DOCKER", "docker")
+DOCKER = shlex.split(os.environ.get("DOCKER") or "docker")
 ENVIRON = {
     **os.environ,
-    "DOCKER": DOCKER,
+    "DOCKER": shlex.join(DOCKER),
     "DOCKER_BUILDKIT": "1",
     "SERVING_IMAGE": os.environ.get("SERVING_IMAGE", "embedded"),
     "TAG": "test",
     "COMPOSE_PROJECT_NAME": "image-classifier-test",
     # docker-compose 1.29 builds by calling `docker`.
-    "PATH": f"{Path(shutil.which(DOCKER) or DOCKER).parent}:{os.environ['PATH']}",
+    "PATH": f"{Path(shutil.which(DOCKER[0]) or DOCKER[0]).parent}:{os.environ['PATH']}",
 }
 
 
 def docker(*arguments: str) -> str:
     """Run the client; return what it printed."""
-    return run(DOCKER, *arguments)
+    return run(*DOCKER, *arguments)
 
 
 def run(*command: str, cwd: Path = ROOT, **environ: str) -> str:
@@ -44,13 +45,13 @@ def run(*command: str, cwd: Path = ROOT, **environ: str) -> str:
 
 def has_engine() -> bool:
     """Tell whether a Docker engine answers."""
-    return bool(shutil.which(DOCKER)) and subprocess.run([DOCKER, "info"], capture_output=True).returncode == 0
+    return bool(shutil.which(DOCKER[0])) and subprocess.run([*DOCKER, "info"], capture_output=True).returncode == 0
 
 
 def compose() -> list[str]:
     """Return Compose's command, as the Makefile finds it: the client's plugin, or else docker-compose 1.29."""
-    plugin = subprocess.run([DOCKER, "compose", "version"], capture_output=True).returncode == 0
-    return [DOCKER, "compose"] if plugin else ["docker-compose"]
+    plugin = subprocess.run([*DOCKER, "compose", "version"], capture_output=True).returncode == 0
+    return [*DOCKER, "compose"] if plugin else ["docker-compose"]
 
 
 def clone(folder: Path) -> Path:
@@ -81,7 +82,7 @@ class Container:
         return docker("exec", "--user", user, self.name, *command)
 
     def logs(self) -> str:
-        result = subprocess.run([DOCKER, "logs", self.name], capture_output=True, text=True)
+        result = subprocess.run([*DOCKER, "logs", self.name], capture_output=True, text=True)
         return result.stdout + result.stderr
 
     def wait(self, template: str, expected: str, timeout_s: float = 60.0) -> None:

@@ -101,6 +101,7 @@ def test_settings_in_a_file_are_read_as_compose_does(tmp_path: Path) -> None:
     """In quotes or not, with comments, `export`, spaces and what Windows adds; other names are make's."""
     lines = ["GATEWAY_WORKERS=3  # three", "export GATEWAY_TOP_K = 4", "GATEWAY_FETCH_USER_AGENT='a/1 (#1)' # 'us'"]
     lines += ['GATEWAY_FETCH_ALLOW="a:1,b:2"', "GATEWAY_FETCH_PROXY=http://u:p$#x@h:1", "PORT=80", "# GATEWAY_HOST=x"]
+    lines += ["GATEWAY_TRIAL_FOLDER= # none", "GATEWAY_PATH_PREFIX=#a"]
     (tmp_path / ".env").write_text("\r\n".join([*lines, "GATEWAY_API_KEYS="]), encoding="utf-8-sig", newline="")
     assert run.read_settings(tmp_path / ".env") == {
         "GATEWAY_WORKERS": "3",
@@ -108,6 +109,8 @@ def test_settings_in_a_file_are_read_as_compose_does(tmp_path: Path) -> None:
         "GATEWAY_FETCH_USER_AGENT": "a/1 (#1)",
         "GATEWAY_FETCH_ALLOW": "a:1,b:2",
         "GATEWAY_FETCH_PROXY": "http://u:p$#x@h:1",
+        "GATEWAY_TRIAL_FOLDER": "",
+        "GATEWAY_PATH_PREFIX": "#a",
         "GATEWAY_API_KEYS": "",
     }
     assert run.read_settings(tmp_path / "none") == {}
@@ -119,19 +122,34 @@ def test_make_takes_what_is_its_own_from_the_file(tmp_path: Path) -> None:
     for file in ("requirements/dev.txt", ".venv/bin/python", ".venv/installed"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch(0o755)
-    (tmp_path / ".venv/bin/python").write_text("#!/bin/sh\nenv | grep -E '^(MODEL|PORT|ENGINE|LOGS|GATEWAY_.*)='\n")
-    lines = ['export MODEL_NAME="clothing"  # mine', "PORT=80", "LOGS='my logs #1'", "# PORT=81", "ENGINE=int8"]
+    (tmp_path / ".venv/bin/python").write_text(
+        "#!/bin/sh\nenv | grep -E '^(MODEL|PORT|ENGINE|LOGS|DOCKER|KUBE_LOAD|GATEWAY_.*)='\n"
+    )
+    lines = ['export MODEL_NAME="clothing"  # mine', "PORT=80", 'LOGS="my o\'logs= #1"', "# PORT=81", "ENGINE= # auto"]
     lines += ['export GATEWAY_FETCH_USER_AGENT="bot $1 #1"', "GATEWAY_KEY", "PORT_OF_OURS=82"]
+    lines += ["REGISTRY=$HOST", "KUBE_LOAD = kind  load"]
     (tmp_path / ".env").write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
 
-    def given(*options: str, **environ: str) -> dict[str, str]:
-        command, environ = ["make", "run", *options], {"PATH": os.environ["PATH"]} | environ
+    def given(verb: str, *options: str, **environ: str) -> dict[str, str]:
+        command, environ = ["make", verb, *options], {"PATH": os.environ["PATH"]} | environ
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
         return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
-    assert given() == {"MODEL": "clothing", "PORT": "80", "ENGINE": "int8", "LOGS": "my logs #1"}
-    once = given("LOGS=your logs", PORT="83", MODEL="hats")
+    assert given("run") == {"MODEL": "clothing", "PORT": "80", "ENGINE": "auto", "LOGS": "my o'logs= #1"}
+    once = given("run", "LOGS=your logs", "ENGINE=int8", PORT="83", MODEL="hats")
     assert once == {"MODEL": "hats", "PORT": "83", "ENGINE": "int8", "LOGS": "your logs"}
+    assert given("test-kube", DOCKER="sudo docker") == {"DOCKER": "sudo docker", "KUBE_LOAD": "kind  load"}
+
+
+@pytest.mark.parametrize("value", ["${REGISTRY}/python:3.12", '"$REGISTRY/python" # a', "'python:$TAG'"])
+def test_make_refuses_what_it_does_not_expand(tmp_path: Path, value: str) -> None:
+    """Unless the value is given for once."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".env").write_text(f"REGISTRY=reg.example\nPYTHON_IMAGE={value}\n")
+    done = subprocess.run(["make", "help"], cwd=tmp_path, capture_output=True, text=True)
+    expected = "Expected PYTHON_IMAGE in .env without $, which make does not expand. Received: "
+    assert done.returncode == 2 and expected + value.split(" #")[0].strip("\"'") in done.stderr
+    subprocess.run(["make", "help", "PYTHON_IMAGE=python"], cwd=tmp_path, capture_output=True, check=True)
 
 
 @pytest.mark.parametrize(
