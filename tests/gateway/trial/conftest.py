@@ -56,6 +56,12 @@ class Tried:
         assert response.status_code == 200, response.text
         return response.get_json()
 
+    @property
+    def is_comparing(self) -> bool:
+        """Whether a photo is being compared; until that ends, others are let go."""
+        predict: Any = self.client.application.view_functions["predict"]
+        return bool(predict.__self__._comparisons._is_busy)
+
     def count(self, line: str) -> float:
         """Return the value of a metric; the start of its line says which, without the identity."""
         identity = self.server.versions[2].identity

@@ -41,10 +41,11 @@ def every_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def compare(tried: Tried, count: int = 4) -> None:
     """Ask so often that so many photos are compared; version 1 answers."""
-    for done in range(count):
+    for _ in range(count):
+        before = tried.count("gateway_comparisons_total")
         assert tried.ask()["model"]["version"] == 1
-        wait_until(lambda: tried.count("gateway_comparisons_total") > done)  # noqa: B023
-    time.sleep(0.05)  # signs are counted right after
+        wait_until(lambda: not tried.is_comparing)
+        assert tried.count("gateway_comparisons_total") == before + 1
 
 
 def signs(tried: Tried) -> dict[str, float]:
@@ -141,7 +142,7 @@ def test_failures_in_the_shadow_stop_the_trial(tried: Tried, status: grpc.Status
     assert signs(tried) == {"failed": 5}
     assert tried.count("gateway_trial_stopped") == 1
     tried.ask()
-    time.sleep(0.1)
+    wait_until(lambda: not tried.is_comparing)
     assert tried.count("gateway_comparisons_total") == 5
 
 
@@ -212,16 +213,17 @@ def test_one_photo_is_kept_at_most(tried: Tried) -> None:
 def test_one_of_many_requests_is_compared(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a share, the requests of other versions count too."""
     monkeypatch.setattr("gateway.trial.comparison.EVERY", {"shadow": 10, "share": 20})
+    monkeypatch.setattr("gateway.trial.comparison.LONGEST_WAIT_S", 1e9)
     tried.start(SHADOW)
     for _ in range(30):
         tried.ask()
-        time.sleep(0.02)
-    wait_until(lambda: tried.count("gateway_comparisons_total") == 3)
+        wait_until(lambda: not tried.is_comparing)
+    assert tried.count("gateway_comparisons_total") == 3
     tried.follow(Trial(2, "share", 0.999, serial=2))
     for _ in range(25):
         tried.ask()
-        time.sleep(0.02)
-    wait_until(lambda: tried.count("gateway_comparisons_total") == 4)
+        wait_until(lambda: not tried.is_comparing)
+    assert tried.count("gateway_comparisons_total") == 4
 
 
 def test_each_photo_of_a_request_counts(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +234,8 @@ def test_each_photo_of_a_request_counts(tried: Tried, monkeypatch: pytest.Monkey
     images = [base64.b64encode(encode(photo(64 + i))).decode() for i in range(5)]
     for done in (0, 1, 1, 2):
         assert tried.client.post("/predict", json={"images": images}).status_code == 200
-        wait_until(lambda expected=done: tried.count("gateway_comparisons_total") == expected)  # type: ignore[misc]
+        wait_until(lambda: not tried.is_comparing)
+        assert tried.count("gateway_comparisons_total") == done
 
 
 def test_photo_that_comes_again_is_no_new_evidence(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +246,7 @@ def test_photo_that_comes_again_is_no_new_evidence(tried: Tried, monkeypatch: py
         tried.follow(Trial(2, "shadow", serial=serial))
         for _ in range(5):
             tried.ask()
-            time.sleep(0.05)
+            wait_until(lambda: not tried.is_comparing)
         assert tried.count("gateway_comparisons_total") == 2 * (serial + 1)
 
 
@@ -258,13 +261,13 @@ def test_photos_that_differ_are_kept_where_a_folder_is_named(
     compare(tried, 1)
     assert not list(folder.iterdir())
     tried.replace(classes=("blue", "red", "green"))
-    tried.ask()
-    wait_until(lambda: list(folder.glob("*.json")))
+    compare(tried, 1)
     (answers,) = folder.glob("*.json")
     assert answers.with_suffix("").read_bytes() == IMAGE
     assert set(json.loads(answers.read_text())) == {"1", "2"}
     tried.client.post("/predict", data=encode(photo(seed=4)), content_type="image/jpeg")
-    wait_until(lambda: tried.count("gateway_comparisons_total") == 3)
+    wait_until(lambda: not tried.is_comparing)
+    assert tried.count("gateway_comparisons_total") == 3
     tried.follow(Trial(2, "shadow", serial=7))
     wait_until(lambda: tried.ask() and list(folder.glob("2-7-*.json")))
     assert len(list(folder.glob("*.json"))) == 2
@@ -280,8 +283,7 @@ def test_a_photo_that_fills_the_disk_is_not_kept(
     tried.replace(classes=("blue", "red", "green"))
     tried.start(SHADOW, trial_folder=str(folder))
     if is_kept:
-        tried.ask()
-        wait_until(lambda: list(folder.glob("*.json")))
+        compare(tried, 1)
     before, tries = {path: path.read_bytes() for path in folder.iterdir()}, []
 
     def fill(*_: object) -> None:
