@@ -31,7 +31,7 @@ class Tried:
         self.server, self._file, self._golden = server, file, golden
         self.metrics = Metrics()
         settings = Settings(
-            model_address=server.address, model_name="tiny", model_timeout_s=2.0, release_file=str(file)
+            model_address=server.address, model_name="tiny", model_timeout_s=10.0, release_file=str(file)
         )
         self.model = Versions(settings, self.metrics.show)
         self.client: FlaskClient

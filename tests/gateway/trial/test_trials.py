@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from io import BytesIO
 
@@ -151,19 +152,23 @@ def test_what_the_stable_version_fails_as_often_does_not_stop_a_trial(tried: Tri
     assert tried.count("gateway_trial_stopped") == 1
 
 
-def test_a_stable_version_that_takes_too_long_for_a_trial_counts(tried: Tried) -> None:
+def test_a_stable_version_that_takes_too_long_for_a_trial_counts(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tried version gets half of the time, so that is what both are measured by."""
-    tried.start(Trial(2, "shadow", 1.0, serial=1), request_timeout_s=1.0)
-    tried.server.versions[1].predict = lambda pixels: (time.sleep(0.7), mean_colour(pixels))[1]
+    now, later_s = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now() + later_s[-1])
+    tried.start(Trial(2, "shadow", 1.0, serial=1), request_timeout_s=60.0)
+    tried.server.versions[1].predict = lambda pixels: (later_s.append(40.0), mean_colour(pixels))[1]
     assert tried.ask()["model"]["version"] == 1
     assert tried.count('gateway_trial_requests_total{outcome="stable_failed"') == 1
 
 
 def test_slow_trial_leaves_time_for_the_stable_version(tried: Tried) -> None:
     """A tried version that does not answer takes half of the time."""
-    tried.start(share(), request_timeout_s=1.0)
-    tried.server.versions[2].predict = lambda pixels: (time.sleep(0.8), mean_colour(pixels))[1]
+    may_answer = threading.Event()
+    tried.start(share(), request_timeout_s=3.0)
+    tried.server.versions[2].predict = lambda pixels: (may_answer.wait(10), mean_colour(pixels))[1]
     assert tried.ask()["model"]["version"] == 1
+    may_answer.set()
 
 
 def test_tried_version_that_is_gone_is_no_failure(tried: Tried) -> None:
