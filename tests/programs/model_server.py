@@ -155,9 +155,11 @@ class FakeModelServer:
     def _version(self, number: int, context: grpc.ServicerContext) -> FakeVersion:
         if self.failure is not None:
             context.abort(self.failure, "as the test wants it")
-        if number not in self.versions:
+        try:
+            return self.versions[number]  # which a test may take away at any time
+        except KeyError:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Specific(tiny, {number})")
-        return self.versions[number]
+            raise
 
     def _metadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         version = self._version(request.model_spec.version.value, context)
@@ -174,14 +176,15 @@ class FakeModelServer:
         self.may_tell_status.wait(10)
         if self.status_failure is not None:
             context.abort(self.status_failure, "as the test wants it")
-        if not self.versions and not self.unloaded:
+        versions = dict(self.versions)
+        if not versions and not self.unloaded:
             context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model tiny")
         return messages.GetModelStatusResponse(
             model_version_status=[
                 messages.ModelVersionStatus(
-                    version=number, state=messages.ModelVersionStatus.AVAILABLE, engine=self.versions[number].engine
+                    version=number, state=messages.ModelVersionStatus.AVAILABLE, engine=versions[number].engine
                 )
-                for number in sorted(self.versions, reverse=True)
+                for number in sorted(versions, reverse=True)
             ]
             + self.unloaded
         )

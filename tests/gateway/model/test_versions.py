@@ -125,19 +125,19 @@ def test_a_swap_under_load_loses_nothing(model_server: FakeModelServer, client: 
         while not stop.is_set():
             answers[ask(client)] += 1
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool, ExitStack() as load_stops:
+        load_stops.callback(stop.set)
         runs = [pool.submit(load) for _ in range(4)]
         for number in range(2, 8):
-            time.sleep(0.15)
+            wait_until(lambda number=number: number - 1 in {each for each, _ in list(answers)})  # type: ignore[misc]
             wins = number % 2
             facts = tuple(f"{name}-{number}" for name in names), ImageSpec(4 + number, 4), constant(1 - wins, wins)
             model_server.versions[number] = FakeVersion.of(golden, *facts)
             wait_until(lambda number=number: number in client.health.versions)  # type: ignore[misc]
-            time.sleep(0.05)
+            wait_until(lambda number=number: number in {each for each, _ in list(answers)})  # type: ignore[misc]
             model_server.versions.pop(number - 1)
-        stop.set()
     assert [run.result() for run in runs] == [None] * 4
-    assert {number for number, _ in answers} >= {1, 2, 7}
+    assert {number for number, _ in answers} == {*range(1, 8)}
     for number, name in answers:
         assert number == 1 or name == f"{names[number % 2]}-{number}"
 
@@ -216,7 +216,6 @@ def test_a_version_without_an_identity_is_described_and_gated_again(
     model_server: FakeModelServer, client: Versions, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What came in its place answers only once the other has not been seen for a while; until then none does."""
-    monkeypatch.setattr("gateway.model.exports.FORGET_AFTER_S", 0.5)
     model_server.versions[1] = without_identity(golden)
     client.start()
     assert ask(client) == (1, "blue")
@@ -225,6 +224,7 @@ def test_a_version_without_an_identity_is_described_and_gated_again(
     assert "no identity, and another export" in client.health.reason(1)
     with pytest.raises(ModelUnavailable):
         ask(client)
+    monkeypatch.setattr("gateway.model.exports.FORGET_AFTER_S", 0.5)
     wait_until(lambda: client.health.ready)
     assert ask(client) == (1, "fly")
 
