@@ -95,7 +95,7 @@ PACKED = gzip.compress(b"a" * 1_000_000)
 )
 def test_other_answers_fail(listen: Listen, answer: bytes, message: str) -> None:
     """Fail on broken answers (S11, F7), unpack nothing (S11), and name a status that is not 200 (S12, F7)."""
-    with takes(0, 1), pytest.raises(FetchFailed, match=f"^The image's host {message}"):
+    with takes(0, 3), pytest.raises(FetchFailed, match=f"^The image's host {message}"):
         fetch(listen(answer))
 
 
