@@ -41,10 +41,15 @@ def test_a_long_list_gets_its_places_beside_others() -> None:
 
 def test_who_finds_no_place_in_time_is_refused() -> None:
     """While slow work takes all places."""
-    stage, may_end = Stage("fetch", 1, wait_s=0.1), threading.Event()
-    slow = threading.Thread(target=lambda: stage.map(lambda _: may_end.wait(10), [0], time.monotonic() + 10))
+    stage, has_begun, may_end = Stage("fetch", 1, wait_s=0.1), threading.Event(), threading.Event()
+
+    def work(_: int) -> bool:
+        has_begun.set()
+        return may_end.wait(10)
+
+    slow = threading.Thread(target=lambda: stage.map(work, [0], time.monotonic() + 10))
     slow.start()
-    time.sleep(0.05)
+    assert has_begun.wait(5)
     started = time.monotonic()
     (refused,) = stage.map(lambda item: item, [1], started + 10)
     assert isinstance(refused, Overloaded) and time.monotonic() - started < 1

@@ -190,7 +190,7 @@ def test_a_client_that_stays_silent_or_leaves_is_no_defect(server, monkeypatch, 
     """A body that does not come is an error with words; neither client gets a traceback."""
     with post(server, b"Content-Length: 5") as leaving:
         leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that the close resets
-    monkeypatch.setattr(_Handler, "timeout", 0.1)
+    monkeypatch.setattr(_Handler, "timeout", 2)
     with post(server, b"Content-Length: 5") as silent:
         assert answer(silent) == (400, False)
     wait_until(lambda: not any("process_request" in thread.name for thread in threading.enumerate()))

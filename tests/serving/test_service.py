@@ -18,6 +18,7 @@ from serving import service
 from serving.errors import DeadlineExceededError, GraphError, UnavailableError
 from serving.service import Server
 from serving.settings import Settings
+from tests.programs.stack import wait_until
 from tests.serving.conftest import echo, failure, predict
 
 
@@ -124,15 +125,17 @@ def test_more_requests_than_threads_are_refused(client, engine):
 def test_the_clients_deadline_reaches_the_engine(client, engine):
     """Requests that wait for the engine end there with their deadline, and free their threads, all three."""
     engine.gate.clear()
-    for future in [client.predict.future(ask(), timeout=0.3) for _ in range(3)]:
+    for future in [client.predict.future(ask(), timeout=2) for _ in range(3)]:
         assert future.exception().code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert len(engine.timeouts) == 3 and all(0 < timeout_s < 0.35 for timeout_s in engine.timeouts)
+    assert len(engine.timeouts) == 3 and all(0 < timeout_s < 2.05 for timeout_s in engine.timeouts)
     engine.gate.set()
-    deadline = time.monotonic() + 2
-    while len(engine.timeouts) < 6 and time.monotonic() < deadline:
+
+    def has_answered_three():
         with suppress(grpc.RpcError):  # a thread that is not free yet refuses
             client.predict(ask())
-    assert len(engine.timeouts) == 6
+        return len(engine.timeouts) == 6
+
+    wait_until(has_answered_three)
 
 
 def test_an_answer_says_how_long_the_engine_ran(client, engine):
@@ -159,12 +162,11 @@ def test_drain_finishes_what_is_under_way(server, client, engine):
     engine.gate.clear()
     running = client.predict.future(ask())
     assert engine.running.acquire(timeout=5)
-    drain = threading.Thread(target=server.drain, args=(5,))
+    drain = threading.Thread(target=server.drain, args=(60,))
     drain.start()
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()
-    time.sleep(0.1)
-    assert failure(client.predict, ask())[0] == "UNAVAILABLE"
+    wait_until(lambda: failure(client.predict, ask(), timeout=0.2)[0] == "UNAVAILABLE")
     engine.gate.set()
     assert running.result(5).outputs
     drain.join(5)

@@ -28,6 +28,7 @@ from tests.conftest import Origin
 from tests.gateway.batch.conftest import Scripted, answered, asked
 from tests.programs.model_server import FakeModelServer
 from tests.programs.photos import encode, photo
+from tests.programs.stack import wait_until
 from tests.programs.web import serving
 
 
@@ -127,6 +128,7 @@ def test_a_gateway_that_hangs_is_asked_twice(folder: Path) -> None:
     with serving(hang) as gateway:
         image = str(folder / "a.jpg")
         answer = Client(gateway, top_k=1, concurrency=1, timeout_s=0.3).ask([image]).answers[image]
+        wait_until(lambda: len(asked) == 2)
         may_end.set()
     assert (answer["error"], len(asked)) == ("unreachable", 2)
 

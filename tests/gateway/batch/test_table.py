@@ -10,9 +10,10 @@ import os
 import re
 import subprocess
 import sys
-import time
+import threading
 import tracemalloc
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -151,13 +152,21 @@ def test_a_full_disk_ends_what_waits(
 ) -> None:
     """Of eight requests, four of which run, no more is begun; one may be until the first answer is written."""
     begun: list[Sequence[str]] = []
+    has_ended = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *args: Any, **options: Any) -> None:
+            super().shutdown(*args, **options)
+            has_ended.set()
 
     def ask(_: Client, images: Sequence[str]) -> Asked:
         begun.append(images)
-        time.sleep(0.5 if len(begun) > 1 else 0.0)
+        if len(begun) > 1:
+            has_ended.wait(10)
         return Asked({image: {"error": "bad_image", "detail": ""} for image in images}, 1.0, is_too_large=False)
 
     monkeypatch.setattr(Client, "ask", ask)
+    monkeypatch.setattr("gateway.batch.__main__.ThreadPoolExecutor", Pool)
     monkeypatch.setattr("gateway.batch.table._open_alone", lambda *_: io.BufferedWriter(Full()))
     out = str(tmp_path / "out.csv")
     assert main([str(photos), "--gateway", address, "--out", out, "--concurrency", "4"]) == 1
