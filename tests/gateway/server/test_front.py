@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 
 import pytest
 
@@ -15,7 +14,7 @@ from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.gateway.server.conftest import IMAGE, in_threads, post, start, status_of, working
 from tests.programs.model_server import FakeModelServer
-from tests.programs.stack import Gateway
+from tests.programs.stack import Gateway, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -27,21 +26,21 @@ def test_beyond_threads_and_line_requests_are_refused_at_once_and_health_is_answ
 ) -> None:
     """Two at work, two in line; the rest get 503 with Retry-After in well under a second (F14)."""
     server.gate.clear()
-    calls = in_threads(4, status_of, client.port)
-    time.sleep(0.5)
-    started = time.monotonic()
-    status, problem, headers = post(client.port)
+    calls = in_threads(5, post, client.port)
+    wait_until(lambda: any(call.done() for call in calls))
+    (refused,) = (call for call in calls if call.done())
+    status, problem, headers = refused.result()
     assert (status, problem["code"], headers["retry-after"]) == (503, "overloaded", "1")
     assert client.get("/livez")[0] == 200
     assert client.get("/readyz")[0] == 200
-    assert time.monotonic() - started < 0.5
+    assert [call for call in calls if call.done()] == [refused]
     server.gate.set()
-    assert [call.result() for call in calls] == [200] * 4
+    assert sorted(call.result()[0] for call in calls) == [200, 200, 200, 200, 503]
 
 
 def test_a_request_that_waited_for_half_of_its_time_is_refused(server: FakeModelServer) -> None:
     """Those at work reach their deadline; for those in line no work begins that would be in vain (F14)."""
-    with start(server, GATEWAY_REQUEST_TIMEOUT_S="2") as (gateway, _):
+    with start(server, GATEWAY_REQUEST_TIMEOUT_S="4") as (gateway, _):
         server.gate.clear()
         codes = sorted(call.result()[1]["code"] for call in in_threads(4, post, gateway.port))
         server.gate.set()
@@ -53,11 +52,12 @@ def test_clients_that_leave_keep_their_places_until_their_work_ends(client: Gate
     server.gate.clear()
     head = "POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n" + f"Content-Length: {len(IMAGE)}\r\n\r\n"
     for _ in range(2):  # the two threads
+        before = len(server.calls)
         with socket.create_connection(("127.0.0.1", client.port)) as connection:
             connection.sendall(head.encode() + IMAGE)
-            time.sleep(0.3)
+            wait_until(lambda before=before: len(server.calls) > before)  # type: ignore[misc]
     calls = in_threads(6, status_of, client.port)
-    time.sleep(1)
+    wait_until(lambda: sum(call.done() for call in calls) == 4)
     assert [call.result() for call in calls if call.done()] == [503] * 4  # two wait in line
     server.gate.set()
     assert sorted(call.result() for call in calls) == [200, 200, 503, 503, 503, 503]
@@ -113,17 +113,27 @@ def test_a_thread_that_cannot_start_keeps_no_bytes(monkeypatch: pytest.MonkeyPat
     assert len(worked) == 1, "what was refused is not done later"
 
 
-@pytest.mark.parametrize(("work_s", "ends"), [(0.05, []), (1.0, [1])])
+@pytest.mark.parametrize(("work_s", "ends"), [(20.0, []), (31.0, [1])])
 def test_a_request_that_hangs_ends_the_process(monkeypatch: pytest.MonkeyPatch, work_s: float, ends: list[int]) -> None:
     """Nothing else ends a library that does not return; gunicorn starts another process in its place."""
-    ended: list[int] = []
-    monkeypatch.setattr("gateway.server.front.STUCK_AFTER_S", 0.1)
+    begun, may_end, ended = threading.Event(), threading.Event(), list[int]()
     monkeypatch.setattr("gateway.server.front.os._exit", ended.append)
 
     async def ask() -> None:
-        app = working(lambda: time.sleep(work_s))
-        await send_to(Front(app, Settings(request_timeout_s=0.2), Metrics(), Room(1000)))
-        await asyncio.sleep(0.5)
+        loop = asyncio.get_running_loop()
+        now = loop.time
+
+        async def pass_s(seconds: float) -> None:
+            monkeypatch.setattr(loop, "time", lambda: now() + seconds)
+            await asyncio.sleep(0.01)
+
+        app = working(lambda: (begun.set(), may_end.wait(10)))
+        request = asyncio.create_task(send_to(Front(app, Settings(), Metrics(), Room(1000))))
+        await asyncio.to_thread(begun.wait, 10)
+        await pass_s(work_s)
+        may_end.set()
+        await request
+        await pass_s(60.0)
 
     asyncio.run(ask())
     assert ended == ends
