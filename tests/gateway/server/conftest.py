@@ -9,7 +9,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -59,16 +59,19 @@ def start(server: FakeModelServer, **settings: str) -> Iterator[tuple[Gateway, s
         yield gateway, process
 
 
+def send(port: int, body: Any = IMAGE, **options: bool) -> http.client.HTTPConnection:
+    """Send an image; nobody waits for the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("POST", "/predict", body, {"Content-Type": "image/jpeg"}, **options)
+    return connection
+
+
 def post(port: int, body: Any = IMAGE, **options: bool) -> tuple[int, Any, dict[str, str]]:
     """Send an image and return status, JSON and headers, with names in lower case."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request("POST", "/predict", body, {"Content-Type": "image/jpeg"}, **options)
+    with closing(send(port, body, **options)) as connection:
         response = connection.getresponse()
         headers = {name.lower(): value for name, value in response.headers.items()}
         return response.status, json.loads(response.read()), headers
-    finally:
-        connection.close()
 
 
 def status_of(port: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.server.conftest import SETTINGS, in_threads, metrics, post, start, status_of
+from tests.gateway.server.conftest import SETTINGS, metrics, post, send, start
 from tests.programs.model_server import FakeModelServer
 from tests.programs.origins import Origin
 from tests.programs.stack import Gateway, free_port, running, wait_until
@@ -30,13 +30,12 @@ def test_a_signal_lets_accepted_requests_finish_and_exits_with_0(
     """What was accepted is answered (F11), also if the workers get the signal too, as from a terminal and systemd."""
     with start(server) as (gateway, process):
         server.gate.clear()
-        calls = in_threads(3, status_of, gateway.port)
-        time.sleep(0.5)
+        calls = [send(gateway.port) for _ in range(3)]
         for pid in (process.pid, *gateway.worker_pids()):
             os.kill(pid, number)
         time.sleep(0.5)
         server.gate.set()
-        assert [call.result() for call in calls] == [200] * 3
+        assert [call.getresponse().status for call in calls] == [200] * 3
         assert process.wait(20) == 0
 
 
@@ -56,14 +55,17 @@ def test_a_second_ctrl_c_ends_at_once(server: FakeModelServer) -> None:
     """Without waiting for requests."""
     with start(server) as (gateway, process):
         server.gate.clear()
-        calls = in_threads(2, post, gateway.port)
-        time.sleep(0.5)
+        before = len(server.calls)
+        calls = [send(gateway.port) for _ in range(2)]
+        wait_until(lambda: len(server.calls) == before + 2)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        gateway.wait(lambda: gateway.get("/readyz")[0] != 200)
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == 0
         server.gate.set()
-        assert all(isinstance(call.exception(), http.client.RemoteDisconnected) for call in calls)
+        for call in calls:
+            with pytest.raises(http.client.RemoteDisconnected):
+                call.getresponse()
 
 
 def test_signals_for_other_kinds_of_gunicorn_change_nothing(server: FakeModelServer) -> None:
@@ -88,10 +90,9 @@ def test_sigterm_ends_workers_that_still_start(is_asked: bool) -> None:
         environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": silent.authority, "GATEWAY_PORT": str(free_port())}
         with running("-m", "gateway", **environ) as process:
             wait_until(lambda: silent.connections, 20)
-            calls = in_threads(1, status_of, int(environ["GATEWAY_PORT"])) if is_asked else []
-            time.sleep(0.3 if is_asked else 0.0)
+            calls = [send(int(environ["GATEWAY_PORT"]))] if is_asked else []
             process.send_signal(signal.SIGTERM)
-            assert [call.result() for call in calls] == [503] * len(calls)
+            assert [call.getresponse().status for call in calls] == [503] * len(calls)
             assert process.wait(20 if is_asked else 4) == 0
 
 
