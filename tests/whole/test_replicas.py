@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gateway.model.versions import Versions
+from gateway.settings import Settings
 from tests.gateway.model.conftest import ask
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.name_server import NameServer
@@ -87,19 +88,21 @@ def replicas(*stores: Path, port: int) -> Iterator[list[subprocess.Popen[str]]]:
 
 @pytest.mark.tensorflow
 def test_what_a_replica_was_working_on_when_it_died_is_done_by_another(
-    tiny_store: Path, connect: Callable[[str], Versions], name_server: NameServer
+    tiny_store: Path, name_server: NameServer
 ) -> None:
     """Twenty calls wait for a replica that hangs; when it is killed, all of them are tried again elsewhere."""
     port = free_port()
     name_server.addresses = list(HOSTS[:2])
-    with replicas(tiny_store, tiny_store, port=port) as processes, ThreadPoolExecutor(40) as pool:
-        client = connect(name_server.target(port))
+    settings = Settings(model_address=name_server.target(port), model_name="tiny", model_timeout_s=20.0)
+    with replicas(tiny_store, tiny_store, port=port) as processes, ThreadPoolExecutor(40) as pool, ExitStack() as stack:
+        client = Versions(settings)
+        stack.callback(client.close)
         version = client.newest()
         pixels = np.zeros((1, version.contract.image.height, version.contract.image.width, 3), np.uint8)
         for _ in range(20):  # until both are connected
-            client.predict(version, pixels, time.monotonic() + 5)
+            client.predict(version, pixels, time.monotonic() + 20)
         processes[0].send_signal(signal.SIGSTOP)
-        calls = [pool.submit(client.predict, version, pixels, time.monotonic() + 5) for _ in range(40)]
+        calls = [pool.submit(client.predict, version, pixels, time.monotonic() + 20) for _ in range(40)]
         wait_until(lambda: sum(call.done() for call in calls) >= 15)
         assert sum(call.done() for call in calls) < 40
         processes[0].kill()

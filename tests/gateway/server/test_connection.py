@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,13 @@ from tests.programs.model_server import FakeModelServer
 from tests.programs.stack import Gateway
 
 pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def hasty(server: FakeModelServer) -> Iterator[Gateway]:
+    """A gateway that gives clients a second for a body, or for taking an answer."""
+    with start(server, GATEWAY_BODY_TIMEOUT_S="1") as (gateway, _):
+        yield gateway
 
 
 def test_a_body_in_chunks_is_a_body(client: Gateway) -> None:
@@ -178,7 +186,7 @@ def test_requests_on_one_connection_are_answered_in_order(client: Gateway) -> No
     assert (status, body) == (200, None) and int(headers["Content-Length"]) > 0
 
 
-def test_a_client_that_waits_for_100_continue_gets_it(client: Gateway) -> None:
+def test_a_client_that_waits_for_100_continue_gets_it(client: Gateway, hasty: Gateway) -> None:
     """Before it sends its body."""
     with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
         connection.sendall(head("Content-Type: image/jpeg", f"Content-Length: {len(IMAGE)}", "Expect: 100-Continue"))
@@ -186,7 +194,7 @@ def test_a_client_that_waits_for_100_continue_gets_it(client: Gateway) -> None:
         connection.sendall(IMAGE)
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     before_1_1 = head("Content-Length: 1", "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
-    assert [status for status, _, _ in exchange(client.port, before_1_1)] == [408]
+    assert [status for status, _, _ in exchange(hasty.port, before_1_1)] == [408]
 
 
 def test_clients_that_never_stop_asking_take_no_memory(client: Gateway, server: FakeModelServer) -> None:
@@ -229,11 +237,11 @@ def memory_bytes(pid: int) -> int:
 
 
 @pytest.mark.parametrize("data", [head("Content-Length: 50000"), CHUNKED + b"FFFF\r\n"])
-def test_a_byte_at_the_last_moment_wins_no_time(client: Gateway, data: bytes) -> None:
+def test_a_byte_at_the_last_moment_wins_no_time(hasty: Gateway, data: bytes) -> None:
     """A hundred bodies that come a byte each millisecond all end with 408 at the limit of a second."""
 
     async def drip() -> tuple[bytes, float]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)
         started = time.monotonic()
         writer.write(data)
         answer = asyncio.create_task(reader.read(12))
@@ -248,7 +256,7 @@ def test_a_byte_at_the_last_moment_wins_no_time(client: Gateway, data: bytes) ->
 
     for answer, seconds in asyncio.run(drip_all()):
         assert answer == b"HTTP/1.1 408"
-        assert seconds < 2
+        assert seconds < 10  # without the limit it would be 50
 
 
 def test_bodies_in_short_chunks_delay_nobody(server: FakeModelServer) -> None:
@@ -283,9 +291,9 @@ def test_clients_that_dribble_take_no_thread(client: Gateway) -> None:
         started = time.monotonic()
         assert post(client.port)[0] == 200
         assert client.get("/livez")[0] == 200
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 2
     for connection in slow:
-        connection.settimeout(5)
+        connection.settimeout(20)
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
         connection.close()
 
@@ -339,12 +347,12 @@ def test_connections_without_a_request_end_in_time(server: FakeModelServer) -> N
             connection.close()
 
 
-def test_an_answer_that_is_not_taken_is_given_up(server: FakeModelServer) -> None:
+def test_an_answer_that_is_not_taken_is_given_up(hasty: Gateway) -> None:
     """The gateway keeps answers for a client that never reads no longer than a request may take."""
-    with start(server, GATEWAY_BODY_TIMEOUT_S="1") as (gateway, _), socket.socket() as connection:
+    with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(10)
-        connection.connect(("127.0.0.1", gateway.port))
+        connection.connect(("127.0.0.1", hasty.port))
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 500)
         time.sleep(4)
         received = b""
