@@ -20,6 +20,7 @@ from flask.testing import FlaskClient
 from gateway import errors
 from gateway.page import page as blueprint
 from tests.programs.photos import encode, photo
+from tests.programs.stack import wait_until
 from tests.programs.web import serving
 
 if TYPE_CHECKING:
@@ -330,8 +331,8 @@ def test_an_image_unlike_all_is_said_to_be_none_of_the_classes(page: Page) -> No
     assert (page.text_content("#status") or "").startswith("None of these, most likely")
     assert findings(page) == NO_FINDINGS
     classify_url(page, CAT)
-    page.wait_for_selector("#unknown", state="hidden")
-    assert (page.text_content("#status") or "").startswith("Egyptian cat")
+    page.wait_for_selector("#status >> text=/^Egyptian cat/", state="attached")
+    assert not page.is_visible("#unknown")
 
 
 @pytest.mark.parametrize("left_out", ["https://", "https:"])
@@ -434,6 +435,7 @@ def test_a_file_chosen_before_the_script_came_is_sent(page: Page, gateway: Gatew
     page.route("**/page.js", lambda route: held.append(route), times=1)
     page.goto(gateway.address, wait_until="commit")
     page.set_input_files("#file", tmp_path / "a.png")
+    wait_until(lambda: page.wait_for_timeout(10) or held)  # type: ignore[func-returns-value]
     held[0].continue_()
     wait_for_result(page)
     assert gateway.requests == [("top_k=5", "image/png", PNG, "")]
@@ -445,8 +447,8 @@ def test_a_data_url_is_the_image_itself(page: Page, gateway: Gateway) -> None:
     wait_for_result(page)
     assert gateway.requests == [("top_k=5", "image/png", PNG, "")]
     assert page.text_content("#name") == "image.png"
-    classify_url(page, "data:image/png;base64,A")
-    wait_for_result(page)
+    with page.expect_response("**/predict*"):
+        classify_url(page, "data:image/png;base64,A")
     assert gateway.requests[1][2] == b'{"url":"data:image/png;base64,A","top_k":5}'
 
 
