@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -221,6 +222,16 @@ def slow_model(tmp_path):
     return version.parent
 
 
+def cpu_s(pid):
+    """Return how many seconds of a processor each thread of a process has used."""
+    used = {}
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            used[stat.parent.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
 def refuses_connections(port):
     with socket.socket() as connection:
         return connection.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
@@ -241,9 +252,10 @@ def test_sigterm_drains(serve, slow_model):
     )
     idle = socket.create_connection(("127.0.0.1", rest))
     with idle, grpc.insecure_channel(f"127.0.0.1:{process.port}") as channel, ThreadPoolExecutor() as pool:
+        before = cpu_s(process.pid)
         running = predict(channel).future(images(1), timeout=60)
         by_rest = pool.submit(urllib.request.urlopen, query, timeout=60)
-        time.sleep(0.5)
+        wait_until(lambda: sum(s - before.get(thread, 0) > 0.2 for thread, s in cpu_s(process.pid).items()) >= 2, 30)
         process.send_signal(signal.SIGTERM)
         process.wait_for("Draining")
         process.send_signal(signal.SIGTERM)

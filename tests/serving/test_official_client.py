@@ -359,7 +359,7 @@ def test_a_swap_under_load(swapping):
     first = client.predict(name="tiny", inputs={"images": IMAGES}).outputs["probabilities"].float_val[0]
     assert abs(first - 1 / 3) > 1e-4
     expected = {1: first, 0: 1 / 3}
-    done = threading.Event()
+    begun, done = threading.Barrier(5), threading.Event()
 
     def ask():
         answers, is_last = [], False
@@ -367,11 +367,14 @@ def test_a_swap_under_load(swapping):
             is_last = done.is_set()  # a request that began before may have an older version's answer
             response = client.predict(name="tiny", inputs={"images": IMAGES})
             answers.append((response.model_spec.version.value, response.outputs["probabilities"].float_val[0]))
+            if len(answers) == 1:
+                begun.wait(60)
         return answers
 
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(ask) for _ in range(4)]
         try:
+            begun.wait(60)
             for number in range(2, 9):
                 shutil.copytree(base_path / ("1" if number % 2 else "staged"), base_path / f"{number}.tmp")
                 (base_path / f"{number}.tmp").rename(base_path / str(number))
