@@ -53,7 +53,7 @@ def scored() -> Source:
     model, noise = build_convolutions(0), np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8)
     features = keras.Model(model.inputs, model.get_layer("head_dropout").input)
     train, held_out = np.split(features.predict(noise, verbose=0), 2)
-    score = fit(train, held_out, classes=3)
+    score = fit(train, np.zeros(len(train), np.int64), held_out, classes=3)
     assert score is not None
     return Source(model, Contract("tiny", CLASSES, SPEC, novelty=score.novelty), directions=score.directions)
 

@@ -125,6 +125,18 @@ def spread(count: int, most: int) -> NDArray[np.int64]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
+def spread_by_class(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return the positions of at most so many photos with labels (n): all of rare classes, equally many of the others.
+
+    Of more classes than that, some have none.
+    """
+    counts = np.bincount(labels)
+    each = max((n for n in range(1, most + 1) if np.minimum(counts, n).sum() <= most), default=1)
+    of_classes = np.split(np.argsort(labels, kind="stable"), counts.cumsum()[:-1])
+    chosen = np.concatenate([positions[spread(len(positions), each)] for positions in of_classes])
+    return np.sort(chosen[spread(len(chosen), most)])
+
+
 def load_pixels(photos: Sequence[Photo], spec: ImageSpec, cache: Path) -> Pixels:
     """Decode photos with the contract's decode, on all cores, or map what an earlier call left in the cache.
 

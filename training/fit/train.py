@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from contract.document import Contract
 from training.data.folder import Dataset
-from training.data.pixels import Photos, Pixels, decoder, spread
+from training.data.pixels import Photos, Pixels, decoder, spread_by_class
 from training.errors import TrainingError
 from training.fit import phases
 from training.fit.features import frozen_features
@@ -171,7 +171,8 @@ def _train(data: Data, plan: Plan, name: str, unfinished: Unfinished, *, runs: P
     network = phases.build(preset, len(data.classes))
     _log_class_weights(network.model, splits["train"], data.classes, recipe)
     history = phases.Phases(network, preset, unfinished, limit_s=plan.limit_s, trainings=plan.trainings).fit(splits)
-    features = _compute_features(network, splits, recipe)
+    some = splits["train"].part(spread_by_class(splits["train"].labels, novelty.SCORE_PHOTOS))
+    features = _compute_features(network, {**splits, "train": some}, recipe)
     known: dict[str, Any] = {
         **start.origin(preset.weights),
         "data_digest": {split: pixels.digest for split, pixels in splits.items()},
@@ -186,7 +187,7 @@ def _train(data: Data, plan: Plan, name: str, unfinished: Unfinished, *, runs: P
         for split in ("validation", "test")
         if split in splits
     }
-    score = novelty.fit(features["train"], features["validation"], len(data.classes))
+    score = novelty.fit(features["train"], some.labels, features["validation"], len(data.classes))
     if score:
         contract = replace(contract, novelty=score.novelty)
         results = {
@@ -205,13 +206,11 @@ def _train(data: Data, plan: Plan, name: str, unfinished: Unfinished, *, runs: P
 def _compute_features(
     network: phases.Network, splits: Mapping[str, Pixels], recipe: Recipe
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the features (n, c) of each split; of train, those of some photos spread over it."""
-    some = splits["train"].part(spread(len(splits["train"].labels), novelty.SCORE_PHOTOS))
-    chosen, model = {**splits, "train": some}, network.features
+    """Return the features (n, c) of each split."""
     if recipe.epochs:
-        images = (np.asarray(pixels.images[:]) for pixels in chosen.values())
-        return dict(zip(chosen, compute_features(model, *images), strict=True))
-    return dict(zip(chosen, frozen_features(model, *chosen.values()), strict=True))
+        images = (np.asarray(pixels.images[:]) for pixels in splits.values())
+        return dict(zip(splits, compute_features(network.features, *images), strict=True))
+    return dict(zip(splits, frozen_features(network.features, *splits.values()), strict=True))
 
 
 def _calibrate(network: phases.Network, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -15,7 +15,7 @@ from contract.image import decode
 from tests.programs.photos import encode, flip_bit, photo
 from training.data import pixels
 from training.data.folder import Photo
-from training.data.pixels import ABANDONED_S, Photos, load_pixels
+from training.data.pixels import ABANDONED_S, Photos, load_pixels, spread_by_class
 from training.errors import DataError
 
 SPEC = ImageSpec(8, 8)
@@ -245,3 +245,19 @@ def test_digest_follows_content_and_labels(photos, cache, tmp_path, jpegs):
     assert load_pixels([Photo(moved, 1), *photos[1:]], SPEC, cache).digest != digest
     moved.write_bytes(jpegs[20])
     assert load_pixels([Photo(moved, 0), *photos[1:]], SPEC, cache).digest != digest
+
+
+@pytest.mark.parametrize(
+    ("photos", "most", "chosen"),
+    [
+        ([5, 4], 20, [5, 4]),
+        ([50, 0, 2, 50], 20, [9, 0, 2, 9]),
+        ([60, 3, 40], 100, [57, 3, 40]),
+        ([1, 1, 1, 1, 1], 3, [1, 0, 1, 0, 1]),
+    ],
+)
+def test_of_rare_classes_all_photos_are_chosen(photos, most, chosen):
+    """In whatever order they are; equally many of the others, as far as they go."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(photos)), photos))
+    positions = spread_by_class(labels, most)
+    assert (np.diff(positions) > 0).all() and np.bincount(labels[positions], minlength=len(photos)).tolist() == chosen
