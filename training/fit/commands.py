@@ -107,8 +107,7 @@ def run_train(options: argparse.Namespace) -> int:
     strategy = find_strategy("none" if options.first_only else options.distribute, preset.recipe.batch_size)
     minutes = options.minutes or (MINUTES if options.epochs is None else None)
     if minutes and not options.first_only:
-        before = ", first for a version with the head alone, then for the network" if preset.pretrained else ""
-        _log.info(f"Time for all: {minutes:g} min (--minutes){before}")
+        _log.info(f"Time for all: {minutes:g} min (--minutes)")
     photos = Photos(options.folder, options.cache)
     dataset = photos.splits()
     if not options.replace_classes:

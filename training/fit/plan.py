@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # After training, for the report and the release; and for each photo of test, or of validation without one, to search an
-# int8 file on the CPU, by EfficientNet-Lite0. It looks at a photo for as long as six of validation take with Keras.
-AFTER_S, AFTER_S_A_PHOTO, AFTER_PASSES = 50, 0.05, 6
+# int8 file on the CPU: at least what EfficientNet-Lite0 takes, or as long as three of validation take with Keras.
+AFTER_S, AFTER_S_A_PHOTO, AFTER_PASSES = 50, 0.05, 3
 # Trainings of one network from one head, if the time suffices for all of their epochs; the weights are averaged. 30
 # photos of each class of clothing and trash together, 2,209 held out, 40 epochs: 0.831 on average of three, and 0.846
 # for their weights' average, log loss 0.664 and 0.592. With many it changes little: trash, 240 of each class, 360 held
@@ -38,7 +38,8 @@ MOST_TRAININGS = 3
 # 80 of each, 2,004 held out: 0.888 after 12 epochs, where Lite0 has 0.872 after 24, in about the same time (one each).
 # Trash, 240 of each class, two fifths held out: 0.964 and 0.919, where Lite0 has 0.961 and 0.922.
 FEW_PHOTOS, LARGER_EPOCHS = 100, 12
-CHOICES = 2 + len(phases.SHARES)  # of the weights of one training, each with a pass over validation, at most
+# Of weights, each with a pass over validation, at most: of the last training, of all and their average, of shares.
+CHOICES = 2 + (MOST_TRAININGS + 1) + len(phases.SHARES)
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ def find_plan(file: Path, preset: Preset, data: Data, minutes: float | None, pas
     Raises:
         TrainingError: The file is not whole, or the minutes do not suffice.
     """
-    before = read_kept(file) if file.is_file() else {}
+    folder, before = file.parent, read_kept(file) if file.is_file() else {}
     planned, is_same = before.pop("architecture", None), before.get("minutes", math.nan) == minutes
-    chosen = preset.changed({"architecture": planned if is_same or spent_s(file.parent) else None})
+    chosen = preset.changed({"architecture": planned if is_same or spent_s(folder) else None})
     if is_same:
         if before["text"]:
             _log.info(f"Going on by the plan that it began with. {before['text']}")
         return Plan(chosen, **before)
-    plan = make_plan(chosen, data, minutes, passed_s, file.parent) if minutes else _without_limit(chosen, data)
+    plan = make_plan(chosen, data, minutes, passed_s, folder) if minutes else _without_limit(chosen, data, folder)
     if plan.text:
         _log.info(plan.text)
     with written_whole(file) as draft:
@@ -127,7 +128,7 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float, folde
             f" {after_s:.0f} s.{before if preset.pretrained else ''}"
         )
     whole_s = speed.once_s + most * epoch_s
-    trainings = max(1, min(MOST_TRAININGS, int(left_s / whole_s))) if preset.pretrained else 1
+    trainings = max(1, phases_begun(folder), min(MOST_TRAININGS, int(left_s / whole_s)) if preset.pretrained else 1)
     count = f"all {most} epochs" if epochs >= most else f"about {epochs} of at most {most} epochs"
     text = f"Plan for {minutes:g} minutes: {count} of {_network(chosen)}, {epoch_s:.0f} s each"
     if trainings > 1:
@@ -145,14 +146,14 @@ def is_few(photos: int, classes: int) -> bool:
     return photos < FEW_PHOTOS * classes
 
 
-def _without_limit(preset: Preset, data: Data) -> Plan:
-    """Plan all epochs, however long they take; a first version has none, and needs no plan."""
+def _without_limit(preset: Preset, data: Data, folder: Path) -> Plan:
+    """Plan all epochs, however long they take, of what was begun; a first version has none, and needs no plan."""
     if not preset.recipe.epochs:
         return Plan(preset)
     text = f"Plan: at most {counted(preset.recipe.epochs, 'epoch')} of {_network(preset)}, without a limit of time"
     if preset.larger and is_few(len(data.splits["train"].labels), len(data.classes)):
         text += f". For so few photos, {preset.larger} may be better: give --minutes or --architecture"
-    return Plan(preset, text=text)
+    return Plan(preset, trainings=max(1, phases_begun(folder)), text=text)
 
 
 def _network(preset: Preset) -> str:
