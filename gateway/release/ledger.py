@@ -34,6 +34,7 @@ from gateway.release.history import BY_HAND, Entry, History, append, digest, rea
 
 LOCK_NAME = ".release-lock"  # it contains the serial of the last change whose document was written
 LOCK_WAIT_S = 10.0  # the longest step of a change is the digest of a version, at about a second for a gigabyte
+RECENT_S = 60.0  # of a folder's last change, by a file server's clock, which may differ from ours
 NUMBERS_SHOWN = 20  # of the versions on disk, in a refusal
 
 
@@ -98,6 +99,7 @@ class Ledger:
     def __init__(self, home: Path) -> None:
         """Open a model's folder."""
         self.home = home
+        self._seen: Release | None = None  # the last document that could be used, unless it was removed
 
     def read(self) -> State:
         """Return what the store says, and change nothing."""
@@ -232,7 +234,9 @@ class Ledger:
                 raise ReleaseError(f"{file} names version {found.stable} as stable, which is not on disk")
         except ReleaseError as exc:
             instead = f"release {logged.serial} of the history counts" if logged else "it does not count"
-            return State(logged, past, on_disk, (f"{exc}. So {instead}, and the next change replaces the document.",))
+            note = f"{exc}. So {instead}, and the next change replaces the document."
+            return State(logged or self._seen, past, on_disk, (note,))
+        self._seen = found
         if found == logged:
             return State(found, past, on_disk)
         if last and found == past.before_last and not self._is_published(last):
@@ -250,8 +254,10 @@ class Ledger:
 
     def _find(self, file: Path, logged: Release | None) -> Release | None:
         """Return the document; of one that has just gone, wait until it is back, or was removed."""
-        found = read_release(file)
-        while logged and not found and 0 <= time.time() - self.home.stat().st_mtime < REMOVED_S:
+        found, give_up = read_release(file), time.monotonic() + REMOVED_S
+        age = time.time() - self.home.stat().st_mtime
+        was_there = self._seen or (logged and abs(age) < RECENT_S)
+        while was_there and not found and time.monotonic() < give_up:
             time.sleep(0.1)
             found = read_release(file)
         return found

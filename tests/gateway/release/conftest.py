@@ -40,10 +40,13 @@ class Store:
         (self.home / "release.json").unlink()
         os.utime(self.home, (0, 0))
 
-    def remove_document_for_a_moment(self) -> None:
-        """Remove the document, and put it back in another thread."""
+    def remove_document_for_a_moment(self, instead: str = "") -> None:
+        """Remove the document, perhaps with another text in its place, and put it back in another thread."""
         file = self.home / "release.json"
-        threading.Timer(0.3, file.rename(self.path / "away").rename, [file]).start()
+        away = file.rename(self.path / "away")
+        if instead:
+            file.write_text(instead)
+        threading.Timer(0.3, away.rename, [file]).start()
 
     @property
     def lines(self) -> list[dict[str, Any]]:

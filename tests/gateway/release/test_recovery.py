@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -222,15 +223,32 @@ def test_a_document_removed_by_hand(store: Store, changes: int) -> None:
     assert store.run("history")[2] == ""
 
 
-def test_a_document_that_is_missing_for_a_moment_was_not_removed(store: Store) -> None:
-    """Somebody may replace it in two steps. A command waits until it is back."""
+@pytest.mark.parametrize("ahead_s", [-30, 0, 30])
+def test_a_document_that_is_missing_for_a_moment_was_not_removed(store: Store, ahead_s: float) -> None:
+    """Somebody may replace it in two steps. A command waits until it is back, whatever a file server's clock says."""
     for number in ("1", "2"):
         store.do("promote", number)
-    store.remove_document_for_a_moment()
-    assert "answers      version 2" in store.do("status")
-    store.remove_document_for_a_moment()
-    store.do("rollback")
+    for command in ("status", "rollback"):
+        store.remove_document_for_a_moment()
+        os.utime(store.home, (time.time() + ahead_s,) * 2)
+        assert f"version {2 if command == 'status' else 1}" in store.do(command)
     assert [line["what"] for line in store.lines] == ["promote", "promote", "rollback"]
+
+
+def test_what_else_happens_in_the_folder_prolongs_no_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may export into it while a command waits under the lock for a document that was removed."""
+
+    def read_and_touch(file: Path) -> Release | None:
+        os.utime(store.home)
+        assert next(reads)
+        return read_release(file)
+
+    store.do("promote", "1")
+    (store.home / "release.json").unlink()
+    reads = iter([True] * 40 + [False])
+    monkeypatch.setattr(ledger, "REMOVED_S", 0.3)
+    monkeypatch.setattr(ledger, "read_release", read_and_touch)
+    assert "removed by hand" in store.run("status")[2]
 
 
 @pytest.mark.parametrize(

@@ -495,7 +495,9 @@ def test_an_earlier_trial_of_the_version_does_not_count(store: Store, gateways: 
     assert "Version 2 was promoted: 300 photos" in store.do("watch", "--promote-after", "300", *trial_of(gateway))
 
 
-def test_somebody_else_may_end_the_trial(store: Store, gateways: Callable[..., Gateway]) -> None:
+def test_somebody_else_may_end_the_trial(
+    store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a rollback, or a promotion, or by hand, which has no name. Without a document, the newest version answers."""
 
     def edit(book: Ledger) -> None:
@@ -504,6 +506,7 @@ def test_somebody_else_may_end_the_trial(store: Store, gateways: Callable[..., G
     def remove(_: Ledger) -> None:
         store.remove_document()
 
+    monkeypatch.setattr(ledger, "REMOVED_S", 0.1)
     gateway, user = gateways(), f"{store.lines[-1]['who']}."
     for tried, end, status, said, who in (
         ("2", edit, 4, "was rolled back", "hand."),
@@ -519,18 +522,24 @@ def test_somebody_else_may_end_the_trial(store: Store, gateways: Callable[..., G
         assert found == status and f"Version {tried} {said}: the trial was ended meanwhile by {who}\n" in out
 
 
-def test_a_document_that_is_missing_for_a_moment_ends_no_trial(store: Store, gateways: Callable[..., Gateway]) -> None:
-    """Somebody may replace it in two steps."""
+@pytest.mark.parametrize("instead", ["", "{"])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_document_that_is_missing_for_a_moment_ends_no_trial(
+    store: Store, gateways: Callable[..., Gateway], is_known: bool, instead: str
+) -> None:
+    """Somebody may replace it in two steps, or have only half written it; the history may not know it."""
     looks: list[int] = []
 
     def look_and_remove(gateway: Gateway) -> None:
         looks.append(1)
         gateway.counted.add(150)
         if len(looks) == 1:
-            store.remove_document_for_a_moment()
+            store.remove_document_for_a_moment(instead)
 
     gateway = gateways(look_and_remove)
     store.do("try", "2", "--shadow")
+    if not is_known:
+        (store.home / "history.jsonl").unlink()
     assert "Version 2 was promoted" in store.do("watch", "--promote-after", "300", *trial_of(gateway))
 
 
