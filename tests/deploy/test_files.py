@@ -161,12 +161,11 @@ def test_the_entrypoint_follows_the_release(entrypoint: Callable[..., subprocess
         ledger.rollback()
         wait_until(lambda: list(read().model_version_policy.specific.versions) == [1, 10])
         away = (written.parent / "release.json").rename(tmp_path / "away")
-        time.sleep(1.5)  # longer than between two looks
+        time.sleep(1.1)  # longer than between two looks
         assert list(read().model_version_policy.specific.versions) == [1, 10]
         away.rename(written.parent / "release.json")
         ledger.try_version(3, "shadow")
-        wait_until(lambda: list(read().model_version_policy.specific.versions) != [1, 10])
-        assert list(read().model_version_policy.specific.versions) == [1, 3, 10]
+        wait_until(lambda: list(read().model_version_policy.specific.versions) == [1, 3, 10])
         (written.parent / "release.json").unlink()
         wait_until(lambda: read().model_version_policy.latest.num_versions == 2)
 
