@@ -49,6 +49,7 @@ class _Known:
         identity: The export's; empty if it is from before there were identities.
         digest: The contract's, to recognize an export without an identity; empty if it has an identity, or no contract.
         look: The last look that met it; `seen_s` is when that was.
+        breaks: How many calls had found no server when the look began that described it last.
         attempts: How often in a row the model server failed while the gate was open for it.
         version: Set once it passed the gate.
         refusal: Why it may not answer; `refused_s` is since when.
@@ -59,6 +60,7 @@ class _Known:
     digest: str = ""
     look: int = 0
     seen_s: float = 0.0
+    breaks: int = 0
     attempts: int = 0
     version: Version | None = None
     refusal: str | None = None
@@ -87,20 +89,22 @@ class Exports:
         """Ask the replicas of a model server; the model's name is for the log."""
         self._replicas, self._model = replicas, model
         self._known: dict[tuple[int, str, str], _Known] = {}
-        self._looks = 0
+        self._looks, self._breaks = 0, 0
         self._began_s, self._before_s = 0.0, 0.0  # when the last look began, and the one before it
 
-    def look(self, available: Iterable[int], *, is_thorough: bool) -> dict[Export, str]:
+    def look(self, available: Iterable[int], breaks: int, *, is_thorough: bool) -> dict[Export, str]:
         """Find out which exports are under the numbers that are loaded, and try new ones at the golden gate.
 
         Args:
             available: The numbers.
+            breaks: How many calls had found no server when the look began.
             is_thorough: Whether to ask also for exports that were met before.
 
         Returns:
             What could not be asked or tried, and why; the next look tries again.
         """
         self._begin()
+        self._breaks = breaks
         unasked = {Export(number): reason for number in available if (reason := self._meet_all(number, is_thorough))}
         self._known = {key: known for key, known in self._known.items() if self._is_recent(known, FORGET_AFTER_S)}
         return unasked
@@ -133,7 +137,8 @@ class Exports:
         return known.seen_s > self._before_s - within_s
 
     def _usable(self) -> list[tuple[_Known, Version]]:
-        return [(each, each.version) for each in self._newest_first() if each.version and self._is_told_apart(each)]
+        surely = (each for each in self._newest_first() if self._is_told_apart(each) and self._is_described(each))
+        return [(each, each.version) for each in surely if each.version]
 
     def _newest_first(self) -> list[_Known]:
         return sorted(self._known.values(), key=lambda each: (each.number, each.seen_s), reverse=True)
@@ -157,7 +162,8 @@ class Exports:
         if not is_thorough and len(before) == 1 and before[0].identity and before[0].is_decided:
             self._see(number, before[0].identity, "")  # another export there could not answer in its name
             return None
-        is_known = any(known.is_decided and self._is_recent(known, RECENT_S) for known in before)
+        recent = [known for known in before if self._is_recent(known, RECENT_S)]
+        is_known = any(known.is_decided and self._is_described(known) for known in recent)
         try:
             known, description = self._identify(number, 0.0 if is_known else SEARCH_S)
         except GatewayError as exc:
@@ -205,7 +211,7 @@ class Exports:
 
     def _see(self, number: int, identity: str, digest: str) -> _Known:
         known = self._known.setdefault((number, identity, digest), _Known(number, identity, digest))
-        known.look, known.seen_s = self._looks, time.monotonic()
+        known.look, known.seen_s, known.breaks = self._looks, time.monotonic(), self._breaks
         return known
 
     def _admit(self, known: _Known, description: bytes) -> None:
@@ -251,6 +257,13 @@ class Exports:
         return bool(known.identity) or all(
             other is known or other.number != known.number for other in self._known.values()
         )
+
+    def _is_described(self, known: _Known) -> bool:
+        """Tell whether no other export can have come into its place unseen: it has an identity, or no break came since.
+
+        A look that cannot ask for it leaves it there, but after a break, another server may have its address.
+        """
+        return bool(known.identity) or known.breaks == self._breaks
 
 
 def _identity(description: bytes) -> str:

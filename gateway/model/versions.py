@@ -208,7 +208,7 @@ class Versions:
             return
         self._failed_looks, self._silent_looks = 0, 0
         available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
-        unasked = self._exports.look(available, is_thorough=is_thorough)
+        unasked = self._exports.look(available, breaks, is_thorough=is_thorough)
         self._follow(self._exports.usable(), self._exports.loaded() if available else [])
         self._available, self._described_after = bool(available), breaks
         refused = self._unloaded.name(statuses, available) | unasked | self._exports.refused()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -240,17 +241,32 @@ def test_a_version_without_an_identity_does_not_answer_beside_another_export(
     assert {name for _, name in ask_many(client)} == {"fly"}
 
 
+@pytest.mark.parametrize("failure", [None, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED])
 def test_after_a_broken_connection_a_version_without_an_identity_is_described_again(
-    model_server: FakeModelServer, client: Versions, golden: list[bytes], serve: Serve
+    model_server: FakeModelServer,
+    client: Versions,
+    golden: list[bytes],
+    serve: Serve,
+    failure: grpc.StatusCode | None,
 ) -> None:
-    """Another server took the address: the first request finds that out, before the next look."""
+    """Another server took the address: the first request finds that out, before the next look.
+
+    While that server cannot say what it has, nothing answers.
+    """
     model_server.versions[1] = without_identity(golden)
     assert ask(client) == (1, "blue")
     version = client.newest()
     model_server.stop()
     with pytest.raises(ModelUnavailable):
         client.predict(version, PIXELS, time.monotonic() + 1)
-    serve(*FLIES, address=model_server.address)
+    other = serve(*FLIES, address=model_server.address)
+    if failure:
+        other.metadata_failure = failure
+        wait_until(lambda: client._look_again() and "could not try it" in str(client.health.reason(1)))
+        assert not client.health.ready
+        with pytest.raises(ModelUnavailable):
+            ask(client)
+        other.metadata_failure = None
     answers: list[tuple[int, str]] = []
 
     def answered() -> bool:
