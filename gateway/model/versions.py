@@ -31,6 +31,7 @@ LOOKS_UNTIL_THOROUGH = 4
 LOOKS_UNTIL_AWAY = 2  # after so many looks in a row that nobody answered, nor a request, requests fail at once
 LOOKS_UNTIL_SILENT = 20  # after every so many that nobody answered, though requests were, the log says so
 LOOKS_UNTIL_RENEWED = 10  # after every so many such looks, its address is looked up again
+LONGEST_PAUSE_S = 0.1  # between two tries of a request while a look takes long; each sends all its pixels
 AVAILABLE = messages.ModelVersionStatus.AVAILABLE
 
 _log = logging.getLogger(__name__)
@@ -101,12 +102,13 @@ class Versions:
             ModelUnavailable: No accepted version is loaded anywhere, or the deadline passed.
         """
         give_up = min(deadline, time.monotonic() + SEARCH_S)
-        versions = self._current(self._usable)
+        versions, pause_s = self._current(self._usable), SEARCH_PAUSE_S
         while True:
             yield from versions
             tried, is_left = bool(versions), bool(self._current(self._usable))
             # A look may take long, as it tries new versions. Meanwhile another replica may still have an old one.
-            looked = self._look_again(min(give_up, time.monotonic() + SEARCH_PAUSE_S) if is_left else give_up)
+            looked = self._look_again(min(give_up, time.monotonic() + pause_s) if is_left else give_up)
+            pause_s = SEARCH_PAUSE_S if looked else min(2 * pause_s, LONGEST_PAUSE_S)
             versions = self._current(self._usable)
             if tried:
                 versions = random.sample(versions, len(versions)) * random.choice((1, 2))  # noqa: S311  # no secret

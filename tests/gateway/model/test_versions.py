@@ -15,7 +15,7 @@ import pytest
 
 from contract.document import ImageSpec
 from gateway.errors import ModelUnavailable, VersionGone
-from gateway.model.protocol import Export
+from gateway.model.protocol import Export, Version
 from gateway.model.versions import Versions
 from tests.gateway.model.conftest import (
     FLIES,
@@ -73,17 +73,19 @@ def test_a_request_does_not_wait_for_the_golden_gate_beyond_its_deadline(
 ) -> None:
     """Or the gateway would end its worker. The watch goes on with the gate; a client that closes leaves nobody waiting.
 
-    The version answers as soon as the gate is through with it.
+    The request tries the old version ever more seldom. The new one answers as soon as the gate is through with it.
     """
     client = connect(model_server.address, timeout_s=60.0)
     ask(client)
+    tries: list[Version] = []
     (two, may_answer), (three, may_end) = held(golden), held(golden)
     with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         stack.callback(may_answer.set)
         stack.callback(may_end.set)
         model_server.versions = {2: two}
-        request = pool.submit(lambda: [*client.candidates(time.monotonic() + 0.5)])
+        request = pool.submit(lambda: [tries.append(each) for each in client.candidates(time.monotonic() + 0.5)])
         assert isinstance(request.exception(timeout=10), ModelUnavailable)
+        assert 2 <= len(tries) <= 20  # with pauses that do not grow, it would be 70
         wait_until(lambda: is_tried(model_server, 2))
         may_answer.set()
         wait_until(lambda: client.health.versions[:1] == [2])
