@@ -85,9 +85,12 @@ class _Known:
 class Exports:
     """What the looks at a model server met. Not safe for threads: one look at a time."""
 
-    def __init__(self, replicas: ModelClient, model: str) -> None:
-        """Ask the replicas of a model server; the model's name is for the log."""
-        self._replicas, self._model = replicas, model
+    def __init__(self, replicas: ModelClient, model: str, on_call: Callable[[], None]) -> None:
+        """Ask the replicas of a model server; the model's name is for the log.
+
+        A look may take long, so `on_call` is called before each call of it.
+        """
+        self._replicas, self._model, self._on_call = replicas, model, on_call
         self._known: dict[tuple[int, str, str], _Known] = {}
         self._looks, self._breaks = 0, 0
         self._began_s, self._before_s = 0.0, 0.0  # when the last look began, and the one before it
@@ -247,9 +250,11 @@ class Exports:
 
         Each call has its own time to reach a replica that has the export, however long those before it took.
         """
+        self._on_call()
         try:
             return search(call, time.monotonic() + search_s)
         except ModelTimeout:
+            self._on_call()
             return search(call, time.monotonic() + search_s)
 
     def _is_told_apart(self, known: _Known) -> bool:

@@ -45,7 +45,7 @@ class Versions:
         self.model = settings.model_name
         self._settings, self._on_health = settings, on_health
         self._replicas = ModelClient(settings.model_address, settings.model_name, settings.model_timeout_s)
-        self._exports = Exports(self._replicas, self.model)
+        self._exports = Exports(self._replicas, self.model, self._keep)
         self._unloaded = Unloaded()
         self._following = Following(settings.release_file)
         self._usable: list[Version] = []

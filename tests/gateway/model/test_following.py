@@ -6,13 +6,16 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from contract import messages_pb2 as messages
+from contract.answers import Outputs
 from contract.release import Release, Trial
 from gateway.app import create_app
+from gateway.errors import ModelTimeout
 from gateway.model.following import Following
 from gateway.model.versions import Versions
 from gateway.settings import Settings
@@ -75,6 +78,26 @@ def test_a_busy_model_server_holds_up_no_rollback(server: FakeModelServer, clien
     file.write_text("{")
     client._look_again()
     assert client.newest().number == 3 and str(file) in (client.health.release_error or "")
+
+
+def test_a_rollback_is_followed_while_the_gate_tries_a_version(
+    client: Versions, server: FakeModelServer, golden: list[bytes], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each call of the gate, which may have many that take long; also after one that a replica left hanging."""
+    file.write_text(Release(4).to_json())
+    order(client)
+    predict, answers = client._replicas.predict, []
+
+    def hang_once(*asked: Any) -> Outputs:
+        answers.append(client.newest().number)
+        file.write_text(Release(answers[-1] - 1).to_json())
+        if len(answers) == 1:
+            raise ModelTimeout("The prediction did not arrive in time.")
+        return predict(*asked)
+
+    monkeypatch.setattr(client._replicas, "predict", hang_once)
+    server.versions[5] = FakeVersion.of(golden)
+    assert (order(client)[0], answers) == (1, [4, 3, 2])
 
 
 @pytest.mark.parametrize("text", ["{", "", '{"stable": 9}', '{"stable": 4, "trail": 1}'])
