@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +51,10 @@ def read_table(path: Path) -> list[Row]:
     """Read the rows of a CSV; paths in it are relative to its folder.
 
     Raises:
-        DataError: It is no CSV in UTF-8, has no columns for path and label, splits in another column than `split`, or a
-            cell of these with a line break.
+        DataError: It is no CSV in UTF-8, has no columns for path and label, two columns of one name, splits in another
+            column than `split`, or a cell of these with a line break.
     """
-    rows, ends = list[dict[str, str]](), list[int]()  # and the line in which each ends
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for cells in reader:
-                rows.append({name.strip().lower(): cell or "" for name, cell in cells.items() if name is not None})
-                ends.append(reader.line_num)
-    except UnicodeDecodeError as exc:
-        raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
-    except csv.Error as exc:
-        raise DataError(f"Expected a CSV. Received {path}, from line {reader.line_num + 1} on: {exc}") from exc
+    rows, ends = _read_cells(path)
     names = list(rows[0]) if rows else []
     columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
     if not (columns["path"] and columns["label"]):
@@ -88,6 +79,29 @@ def read_table(path: Path) -> list[Row]:
     return result
 
 
+def _read_cells(path: Path) -> tuple[list[dict[str, str]], list[int]]:
+    """Return each row's cells by the column's name, in lower case, and the line in which it ends."""
+    rows, ends = list[dict[str, str]](), list[int]()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            names = [name.strip().lower() or f"column {at}" for at, name in enumerate(reader.fieldnames or (), 1)]
+            if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+                raise DataError(
+                    f"Expected columns of different names in {path}. Received several of one name: {', '.join(twice)}."
+                    " Rename or remove all but one."
+                )
+            reader.fieldnames = names
+            for cells in reader:
+                rows.append({name: cell or "" for name, cell in cells.items() if name is not None})
+                ends.append(reader.line_num)
+    except UnicodeDecodeError as exc:
+        raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
+    except csv.Error as exc:
+        raise DataError(f"Expected a CSV. Received {path}, from line {reader.line_num + 1} on: {exc}") from exc
+    return rows, ends
+
+
 def no_photos(table: Path, left_out: Sequence[Path]) -> DataError:
     """Return the error of a CSV of which every row is left out."""
     return DataError(f"Expected photos with a label in {table}. Received: none. {left_out_rows(left_out)}")
@@ -107,6 +121,6 @@ def _check_others(rows: Sequence[dict[str, str]], columns: Iterable[str], path: 
             continue
         if len(set(splits_of(cells).values())) > 1 or read_like_splits(cells):
             raise DataError(
-                f"Expected the splits of {path} in a column split. Received them in another:"
-                f" {column or 'one without a name'}. Call it split, or remove it if it says something else."
+                f"Expected the splits of {path} in a column split. Received them in another: {column}."
+                f" Write train, validation or test into the column split, or remove {column} if it says something else."
             )

@@ -119,16 +119,23 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
         (("path,label", "a/000.jpg,a\tb", "b/000.jpg,b"), r"control characters.*csv: b'a\\tb'. Correct its rows\.$"),
         (("path,label", "a/000.jpg,train", "b/000.jpg,test"), "of classes in .*csv. .* like splits, .*: test, train$"),
         (("path,label", "a/000.jpg,cat", "b/000.jpg,dog"), "3 photos in each class of .*csv, .*: 1 of cat, 1 of dog$"),
-        (("path,label,set", "a/000.jpg,cat,train", "b/000.jpg,dog,val"), "in a column split. .* in another: set. Ca"),
+        (
+            ("path,label,set", "a/000.jpg,cat,train", "b/000.jpg,dog,val"),
+            "in a column split. .* in another: set. Write train, validation or test into",
+        ),
         (
             ("path,label,fold,x,y", "a/000.jpg,cat,1,Test,?", "b/000.jpg,dog,0,train,?", "b/001.jpg,dog,0,unused,"),
-            "Received them in another: x. Call it",
+            "Received them in another: x. Write",
         ),
-        (("path,label,", "a/000.jpg,cat,pets-train", "b/000.jpg,dog,pets-val"), "another: one without a name. Call it"),
-        (("path,label,split,set", "a/000.jpg,cat,,train", "b/000.jpg,dog,,val"), "them in another: set. Call it"),
+        (("path,label,", "a/000.jpg,cat,pets-train", "b/000.jpg,dog,pets-val"), "another: column 3. Write"),
+        (("path,label,split,set", "a/000.jpg,cat,,train", "b/000.jpg,dog,,val"), "them in another: set. Write"),
         (
             ("path,label,Usage", "a/000.jpg,cat,Training", "b/000.jpg,dog,PublicTest", "b/001.jpg,dog,PrivateTest"),
-            "them in another: usage. Call it",
+            "them in another: usage. Write",
+        ),
+        (
+            ("path,label,split, Split", "a/000.jpg,cat,train,"),
+            "different names in .* of one name: split. Rename or rem",
         ),
         (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
@@ -136,7 +143,7 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
 def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
     """A photo of two classes, an unknown class, one class, a column for each class, quotes, no train, and no file.
 
-    Labels that are splits, splits in a column of another name, and too few photos, as well.
+    Labels that are splits, splits in a column of another name, two columns of one name, and too few photos, as well.
     """
     with pytest.raises(DataError, match=message):
         read_folder(table(*rows))

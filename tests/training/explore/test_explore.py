@@ -114,7 +114,7 @@ def test_a_file_in_several_rows_is_one_photo(fill: Fill) -> None:
             "path,label\ngone.jpg,cat\nlist.csv,\n",
             "with a label in .* Left out 2 rows without a file or a label, such as .*/gone.jpg; paths start at the CSV",
         ),
-        ("path,label,set\n1.jpg,cat,train\n2.jpg,cat,test\n", "in another: set. Call it split"),
+        ("path,label,set\n1.jpg,cat,train\n2.jpg,cat,test\n", "in another: set. Write train, validation or test"),
         (None, "Received: "),
     ],
 )
