@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,22 +63,24 @@ def _words(name: str) -> list[str]:
     return re.findall(r"\w+", plain)
 
 
-def splits_of(names: Collection[str]) -> dict[str, str]:
-    """Return the splits that folders beside each other stand for, by name.
+def splits_of(names: Collection[str], unlabelled: Container[str] = ()) -> dict[str, str]:
+    """Return the splits that folders beside each other, or the values of a column, stand for, by name.
 
-    Words that all such names share do not count: `pets-train` and `pets-test` are splits. `evaluation` beside
-    `validation` is the test split, or none if there is another.
+    Where a name has other words too, those that all such names share do not count: `pets-train` and `pets-test`.
+    `evaluation` beside `validation` is the test split, or none if there is another that is not `unlabelled`.
     """
-    words = {name: _words(name) for name in names if _splits_in(name)}
-    shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
-    named = {name: split_of(name) or _split_of_words(set(words[name]) - shared) for name in words}
-    found = {name: split for name, split in named.items() if split}
+    found = {name: split for name in names if (split := split_of(name))}
+    longer = {name: _words(name) for name in names if name not in found and _splits_in(name)}
+    shared = set.intersection(*map(set, longer.values())) if len(longer) > 1 else set()
+    rests = {name: [word for word in words if word not in shared] for name, words in longer.items()}
+    found |= {name: split for name, rest in rests.items() if (split := _split_of_words(rest))}
     validations = {name for name, split in found.items() if split == "validation"}
-    evaluations = {name for name in validations if any(map(_EVALUATION.fullmatch, words[name]))}
+    evaluations = {name for name in validations if any(map(_EVALUATION.fullmatch, _words(name)))}
     if evaluations == validations:
         return found
     others = {name: split for name, split in found.items() if name not in evaluations}
-    return others if "test" in others.values() else others | dict.fromkeys(evaluations, "test")
+    has_test = any(split == "test" and name not in unlabelled for name, split in others.items())
+    return others if has_test else others | dict.fromkeys(evaluations, "test")
 
 
 def read_like_splits(names: Collection[str]) -> bool:
@@ -107,9 +109,8 @@ def find_splits(folder: Path) -> Splits:
     folder = _root(folder)
     inside = class_folders(folder)
     classes_in = {path: {each.name for each in class_folders(path)} for path in inside if _splits_in(path.name)}
-    # `evaluation` stands for the test split also beside a `test` without labels.
-    split_names = splits_of([path.name for path, names in classes_in.items() if names])
-    split_names |= splits_of([path.name for path in classes_in])
+    unlabelled = {path.name for path, names in classes_in.items() if not names}
+    split_names = splits_of([path.name for path in classes_in], unlabelled)
     others = [path for path in inside if path.name not in split_names]
     named = {path: names for path, names in classes_in.items() if path.name in split_names}
     named_with_classes = {path: names for path, names in named.items() if names}

@@ -65,7 +65,8 @@ def read_table(path: Path) -> list[Row]:
     named = [row[columns["split"]].strip().lower() if columns["split"] else "" for row in rows]
     if not any(named):
         _check_others(rows, set(names) - {*COLUMNS["path"], *COLUMNS["label"]}, path)
-    result, splits = [], splits_of(set(named)) | {WHOLE: ""}
+    labelled = {split for row, split in zip(rows, named, strict=True) if row[columns["label"]].strip()}
+    result, splits = [], splits_of(set(named), set(named) - labelled) | {WHOLE: ""}
     for row, split, end in zip(rows, named, ends, strict=True):
         # A stray quote swallows rows until the next one.
         if "\n" in "".join(row[name] for name in columns.values() if name):

@@ -31,7 +31,10 @@ def test_classes_are_the_folders_in_order_of_their_names(fill):
     [
         *(
             ({train: {"cat": 4, "dog": 3}, validation: {"cat": 2, "dog": 1}, test: {"cat": 1, "dog": 1}}, (7, 3, 2))
-            for train, validation, test in [("train", "valid", "test"), ("TRAIN_DIR/training", "Val", "Testing")]
+            for train, validation, test in [
+                *(("train", "valid", "test"), ("TRAIN_DIR/training", "Val", "Testing")),
+                ("train", "pets-val", "pets-test"),
+            ]
         ),
         ({"seg_train/seg_train": {"cat": 10, "dog": 10}, "seg_test/seg_test": {"cat": 2, "dog": 2}}, (18, 2, 4)),
         ({"archive/training_set/training_set": {"cat": 5, "dog": 5}, "archive/dev": {"cat": 2, "dog": 2}}, (10, 4)),
@@ -171,6 +174,12 @@ def test_a_split_without_class_folders_is_left_out_with_a_word(fill, jpegs):
     dataset = read_folder(fill({"cat": 2, "dog": 2}, "evaluation"))
     assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 20, "validation": 3, "test": 4}
     assert dataset.remarks == ("Left out test1/: it has no class folders",)
+    shutil.rmtree(folder / "val")
+    (folder / "test1").rename(folder / "val")
+    (folder / "test").mkdir()
+    dataset = read_folder(folder)
+    assert {split: len(photos) for split, photos in dataset.splits.items()} == {"train": 18, "validation": 2, "test": 4}
+    assert dataset.remarks == tuple(f"Left out {name}/: it has no class folders" for name in ("test", "val"))
 
 
 def test_its_description_counts_each_class_and_what_is_left_out(fill):

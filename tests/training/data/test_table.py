@@ -70,10 +70,16 @@ def test_a_csv_may_name_splits(table):
 
 
 def test_evaluation_beside_validation_is_the_test_split(table):
-    """As among folders; it is left out if there is another."""
+    """As among folders; it is left out if there is another, but not for one without labels."""
     splits = ("training", "validation", "evaluation")
     rows = [f"{folder}/00{position}.jpg,{folder},{split}" for folder in "ab" for position, split in enumerate(splits)]
-    assert set(read_folder(table("path,label,split", *rows)).splits) == {"train", "validation", "test"}
+    for unlabelled in ((), ("a/000.jpg,,test",)):
+        dataset = read_folder(table("path,label,split", *rows, *unlabelled))
+        assert {split: len(photos) for split, photos in dataset.splits.items()} == {
+            "train": 2,
+            "validation": 2,
+            "test": 2,
+        }
     rows[:2] = ["a/000.jpg,a,test", "a/001.jpg,a,training"]
     splits, _, remarks = read_rows(table("path,label,split", *rows), ("a", "b"))
     assert {split: len(photos) for split, photos in splits.items()} == {"train": 2, "validation": 1, "test": 1}
