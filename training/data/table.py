@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from training.data.splits import read_like_splits, splits_of
@@ -51,7 +51,7 @@ def read_table(path: Path) -> list[Row]:
     """Read the rows of a CSV; paths in it are relative to its folder.
 
     Raises:
-        DataError: It is no CSV in UTF-8, has no columns for path and label, two columns of one name, splits in another
+        DataError: It is no CSV in UTF-8, has no columns for path and label, two of one name, splits in another
             column than `split`, or a cell of these with a line break.
     """
     rows, ends = _read_cells(path)
@@ -87,9 +87,9 @@ def _read_cells(path: Path) -> tuple[list[dict[str, str]], list[int]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             names = [name.strip().lower() or f"column {at}" for at, name in enumerate(reader.fieldnames or (), 1)]
-            if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+            if twice := [name for name in chain(*COLUMNS.values()) if names.count(name) > 1]:
                 raise DataError(
-                    f"Expected columns of different names in {path}. Received several of one name: {', '.join(twice)}."
+                    f"Expected one column of each name in {path}. Received several: {', '.join(twice)}."
                     " Rename or remove all but one."
                 )
             reader.fieldnames = names

@@ -141,7 +141,7 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
         ),
         (
             ("path,label,split, Split", "a/000.jpg,cat,train,"),
-            "different names in .* of one name: split. Rename or rem",
+            "one column of each name in .* several: split. Rename or remove",
         ),
         (("path,label", "x.jpg,cat"), "none. Left out 1 row without a file .* paths start at the CSV's folder"),
     ],
