@@ -22,7 +22,7 @@ from gateway.model.client import SEARCH_S
 from gateway.model.protocol import Export
 from gateway.model.unloaded import END, LOADING
 from gateway.model.versions import Versions
-from tests.gateway.model.conftest import Connect, Serve, ask, both, constant, without_identity
+from tests.gateway.model.conftest import PIXELS, Connect, Serve, ask, both, constant, without_identity
 from tests.programs.model_server import FakeModelServer, FakeVersion
 from tests.programs.photos import encode
 from tests.programs.stack import free_port, wait_until
@@ -360,6 +360,16 @@ def test_a_tensor_that_would_kill_tensorflow_serving_is_never_sent(
         client.predict(version, np.zeros(shape, kind), time.monotonic() + 1)
     nothing = client.predict(version, np.zeros((0, 8, 8, 3), np.uint8), time.monotonic() + 1)
     assert (nothing.probabilities.shape, len(model_server.calls)) == ((0, 3), calls)
+
+
+def test_a_call_ends_with_its_limit(model_server: FakeModelServer, client: Versions) -> None:
+    """However much time its request has left."""
+    version = client.newest()
+    client._replicas._timeout_s = 0.2
+    model_server.gate.clear()
+    with pytest.raises(ModelTimeout):
+        client.predict(version, PIXELS, time.monotonic() + 60)
+    model_server.gate.set()
 
 
 def test_a_refused_export_beside_a_good_one_does_not_end_readiness(
