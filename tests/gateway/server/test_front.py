@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import threading
 
 import pytest
@@ -55,6 +56,8 @@ def test_clients_that_leave_keep_their_places_until_their_work_ends(client: Gate
         before = len(server.calls)
         with socket.create_connection(("127.0.0.1", client.port)) as connection:
             connection.sendall(head.encode() + IMAGE)
+            reset = struct.pack("ii", 1, 0)  # when it closes: the end of its half would leave the request as it is
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
             wait_until(lambda before=before: len(server.calls) > before)  # type: ignore[misc]
     calls = in_threads(6, status_of, client.port)
     wait_until(lambda: sum(call.done() for call in calls) == 4)
