@@ -43,13 +43,16 @@ def test_no_proxy_stands_between(
     assert ask(connect(model_server.address))[0] == 1
 
 
-def test_a_new_version_takes_over(model_server: FakeModelServer, client: Versions, golden: list[bytes]) -> None:
+def test_a_new_version_takes_over(
+    model_server: FakeModelServer, client: Versions, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Forward, and back when it is removed, with each version's own pixels and names."""
     client.start()
     assert ask(client)[0] == 1
     model_server.versions[2] = FakeVersion.of(golden, ("x", "y"), ImageSpec(4, 6), constant(0.2, 0.8))
     wait_until(lambda: client.health.versions == [2, 1])
     assert ask(client) == (2, "y")
+    monkeypatch.setattr("gateway.model.exports.RECENT_S", 0.0)
     del model_server.versions[2]
     assert ask(client)[0] == 1
     wait_until(lambda: client.health.versions == [1])

@@ -151,7 +151,9 @@ def test_failures_in_the_shadow_stop_the_trial(tried: Tried, status: grpc.Status
     assert tried.count("gateway_comparisons_total") == 5
 
 
-def test_only_the_stable_version_is_compared_with(tried: Tried, golden: list[bytes]) -> None:
+def test_only_the_stable_version_is_compared_with(
+    tried: Tried, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another stands in for it where it is gone; the export's limits are not for that."""
     tried.start(SHADOW)
     active = tried.model.trial()
@@ -167,6 +169,7 @@ def test_only_the_stable_version_is_compared_with(tried: Tried, golden: list[byt
     )
     comparisons._compare(active, IMAGE)
     assert tried.count("gateway_comparisons_total") == 1
+    monkeypatch.setattr("gateway.model.exports.RECENT_S", 0.0)
     tried.server.versions[0] = FakeVersion.of(golden)
     del tried.server.versions[1]
     wait_until(lambda: tried.model._look_again() and tried.model.newest().number == 0)
