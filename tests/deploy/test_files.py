@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -142,6 +141,11 @@ def test_the_entrypoint_follows_the_release(entrypoint: Callable[..., subprocess
     from google.protobuf import text_format
     from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
+    document, away = tmp_path / "models" / "m" / "release.json", tmp_path / "away"
+    returns = f'[ "$1" != 3 ] || mv {away} {document} 2>&-'  # while the entrypoint waits for it
+    notes = f"cat {tmp_path}/tmp.* >>{tmp_path}/configs"
+    (tmp_path / "sleep").write_text(f"#!/bin/sh\n{returns}\n{notes}\nexec /bin/sleep 0.1\n")
+    (tmp_path / "sleep").chmod(0o755)
     ledger = make_store(tmp_path / "models", "1", "2", "3", "010", "draft")
     ledger.promote(1)
     ledger.promote(10)
@@ -160,13 +164,13 @@ def test_the_entrypoint_follows_the_release(entrypoint: Callable[..., subprocess
         assert list(read().model_version_policy.specific.versions) == [1, 2, 10]
         ledger.rollback()
         wait_until(lambda: list(read().model_version_policy.specific.versions) == [1, 10])
-        away = (written.parent / "release.json").rename(tmp_path / "away")
-        time.sleep(1.1)  # longer than between two looks
+        document.rename(away)
+        wait_until(document.exists)
         assert list(read().model_version_policy.specific.versions) == [1, 10]
-        away.rename(written.parent / "release.json")
         ledger.try_version(3, "shadow")
         wait_until(lambda: list(read().model_version_policy.specific.versions) == [1, 3, 10])
-        (written.parent / "release.json").unlink()
+        assert "latest" not in (tmp_path / "configs").read_text()
+        document.unlink()
         wait_until(lambda: read().model_version_policy.latest.num_versions == 2)
 
 
