@@ -240,13 +240,13 @@ class Versions:
 
     def _keep(self) -> None:
         """Leave what the last look found as it is, but for what is released."""
-        if self._loaded:
+        if self._usable:
             self._follow(self._usable, self._loaded)
             self._set_health()
 
     def _follow(self, usable: list[Version], loaded: list[Version]) -> None:
         """Read the release document anew, and keep the versions in its order."""
-        self._following.look([version.number for version in loaded])
+        self._following.look([version.number for version in loaded or usable])
         self._usable, self._loaded = self._in_order(usable), self._in_order(loaded)
 
     def _in_order(self, versions: list[Version]) -> list[Version]:

@@ -100,6 +100,7 @@ class Ledger:
         """Open a model's folder."""
         self.home = home
         self._seen: Release | None = None  # the last document that could be used, unless it was removed
+        self._is_removed = False  # as far as the last look waited to see
 
     def read(self) -> State:
         """Return what the store says, and change nothing."""
@@ -256,10 +257,11 @@ class Ledger:
         """Return the document; of one that has just gone, wait until it is back, or was removed."""
         found, give_up = read_release(file), time.monotonic() + REMOVED_S
         age = time.time() - self.home.stat().st_mtime
-        was_there = self._seen or (logged and abs(age) < RECENT_S)
+        was_there = self._seen or (logged and abs(age) < RECENT_S and not self._is_removed)
         while was_there and not found and time.monotonic() < give_up:
             time.sleep(0.1)
             found = read_release(file)
+        self._is_removed = found is None
         return found
 
     def _recover(self, state: State) -> tuple[State, str]:

@@ -73,7 +73,9 @@ def splits_of(names: Collection[str], unlabelled: Container[str] = ()) -> dict[s
     longer = {name: _words(name) for name in names if name not in found and _splits_in(name)}
     shared = set.intersection(*map(set, longer.values())) if len(longer) > 1 else set()
     rests = {name: [word for word in words if word not in shared] for name, words in longer.items()}
-    found |= {name: split for name, rest in rests.items() if (split := _split_of_words(rest))}
+    more = {name: split for name, rest in rests.items() if (split := _split_of_words(rest))}
+    if not set(more.values()) & set(found.values()):  # or they are others: `train_small` and `val_small`
+        found |= more
     validations = {name for name, split in found.items() if split == "validation"}
     evaluations = {name for name in validations if any(map(_EVALUATION.fullmatch, _words(name)))}
     if evaluations == validations:

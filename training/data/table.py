@@ -7,7 +7,6 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from training.data.splits import read_like_splits, splits_of
@@ -54,13 +53,17 @@ def read_table(path: Path) -> list[Row]:
         DataError: It is no CSV in UTF-8, has no columns for path and label, two of one name, splits in another
             column than `split`, or a cell of these with a line break.
     """
-    rows, ends = _read_cells(path)
-    names = list(rows[0]) if rows else []
+    names, rows, ends = _read_cells(path)
     columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
-    if not (columns["path"] and columns["label"]):
+    if twice := [name for name in columns.values() if names.count(name) > 1]:
+        raise DataError(
+            f"Expected one column of each name in {path}. Received several: {', '.join(twice)}."
+            " Rename or remove all but one."
+        )
+    if not (rows and columns["path"] and columns["label"]):
         raise DataError(
             f"Expected columns path and label, and perhaps split, with commas between them, in {path}."
-            f" Received: {', '.join(names) or 'no rows'}"
+            f" Received: {', '.join(names) if rows else 'no rows'}"
         )
     named = [row[columns["split"]].strip().lower() if columns["split"] else "" for row in rows]
     if not any(named):
@@ -80,18 +83,13 @@ def read_table(path: Path) -> list[Row]:
     return result
 
 
-def _read_cells(path: Path) -> tuple[list[dict[str, str]], list[int]]:
-    """Return each row's cells by the column's name, in lower case, and the line in which it ends."""
+def _read_cells(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
+    """Return the columns' names in lower case, each row's cells by them, and the line in which it ends."""
     rows, ends = list[dict[str, str]](), list[int]()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             names = [name.strip().lower() or f"column {at}" for at, name in enumerate(reader.fieldnames or (), 1)]
-            if twice := [name for name in chain(*COLUMNS.values()) if names.count(name) > 1]:
-                raise DataError(
-                    f"Expected one column of each name in {path}. Received several: {', '.join(twice)}."
-                    " Rename or remove all but one."
-                )
             reader.fieldnames = names
             for cells in reader:
                 rows.append({name: cell or "" for name, cell in cells.items() if name is not None})
@@ -100,7 +98,7 @@ def _read_cells(path: Path) -> tuple[list[dict[str, str]], list[int]]:
         raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
     except csv.Error as exc:
         raise DataError(f"Expected a CSV. Received {path}, from line {reader.line_num + 1} on: {exc}") from exc
-    return rows, ends
+    return names, rows, ends
 
 
 def no_photos(table: Path, left_out: Sequence[Path]) -> DataError:

@@ -112,14 +112,13 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float, folde
         speed = rehearse(chosen, len(data.classes))
         epoch_s, after_s = speed.epoch_s(train, held_out), _after_s(chosen, speed, data)
         left_s = 60 * minutes - passed_s - after_s - (time.monotonic() - started)
-        epochs = int((left_s - speed.once_s) / epoch_s)
-        if epochs >= enough:
+        if int((left_s - speed.once_s) / epoch_s) >= enough:
             break
     spent = spent_s(folder)
     if spent and left_s < spent + speed.once_s + epoch_s:
         text = f"Plan for {minutes:g} minutes: no more epochs, as {spent / 60:.1f} minutes were spent on those before"
         return Plan(chosen, minutes, spent, phases_begun(folder), f"{text}. The best of them is taken")
-    if epochs < 1:
+    if left_s < speed.once_s + epoch_s:
         enough = math.ceil(minutes + (speed.once_s + epoch_s - left_s) / 60)
         before = " What was released stays. A first version is not made again, so fewer may do."
         raise TrainingError(
@@ -129,6 +128,7 @@ def make_plan(preset: Preset, data: Data, minutes: float, passed_s: float, folde
         )
     whole_s = speed.once_s + most * epoch_s
     trainings = max(1, phases_begun(folder), min(MOST_TRAININGS, int(left_s / whole_s)) if preset.pretrained else 1)
+    epochs = max(1, int((left_s / trainings - speed.once_s) / epoch_s))
     count = f"all {most} epochs" if epochs >= most else f"about {epochs} of at most {most} epochs"
     text = f"Plan for {minutes:g} minutes: {count} of {_network(chosen)}, {epoch_s:.0f} s each"
     if trainings > 1:

@@ -80,12 +80,24 @@ def test_a_busy_model_server_holds_up_no_rollback(server: FakeModelServer, clien
     assert client.newest().number == 3 and str(file) in (client.health.release_error or "")
 
 
+@pytest.mark.parametrize("failure", [None, grpc.StatusCode.UNAVAILABLE])
 def test_a_rollback_is_followed_while_the_gate_tries_a_version(
-    client: Versions, server: FakeModelServer, golden: list[bytes], file: Path, monkeypatch: pytest.MonkeyPatch
+    client: Versions,
+    server: FakeModelServer,
+    golden: list[bytes],
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: grpc.StatusCode | None,
 ) -> None:
-    """Before each call of the gate, which may have many that take long; also after one that a replica left hanging."""
+    """Before each call of the gate, which may have many that take long; also after one that a replica left hanging.
+
+    And where the look before it found no model server: requests are answered by what was loaded then.
+    """
     file.write_text(Release(4).to_json())
     order(client)
+    server.status_failure = failure
+    client._look_again()
+    server.status_failure = None
     predict, answers = client._replicas.predict, []
 
     def hang_once(*asked: Any) -> Outputs:

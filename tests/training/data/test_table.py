@@ -94,12 +94,21 @@ def test_photos_that_a_csv_does_not_split_are_trained_on(table, others, explored
     assert read_folder(path).remarks == () and set(listing.read(path).classes) == explored
 
 
+@pytest.mark.parametrize("others", [("id_val", "id_test"), ("train_noisy", "test_noisy"), ("train_more", "val_more")])
+def test_words_beside_splits_are_others(table, others):
+    """Of `train` and `val_more`, nobody knows if they belong together, so such rows are left out with a word."""
+    splits = ("train", "train", "val", *others)
+    rows = [f"{'ab'[number % 2]}/00{number // 2}.jpg,{'ab'[number % 2]},{splits[number]}" for number in range(5)]
+    (remark,) = read_folder(table("path,label,split", *rows)).remarks
+    assert all(other in remark for other in others)
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [
         ("id", lambda number: f"Train_{number}"),
         ("checked", lambda number: ("valid", "")[number % 2]),
-        ("class", lambda number: ("train", "test")[number % 2]),
+        ("class,class", lambda number: ("train,", "test,")[number % 2]),
         ("note", lambda number: f"{('train', 'test')[number % 2]} {number} {chr(65 + number)}"),
     ],
 )
