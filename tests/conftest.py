@@ -16,6 +16,7 @@ from flask.testing import FlaskClient
 
 from gateway.app import create_app
 from gateway.model.versions import Versions
+from gateway.release.ledger import Ledger, open_ledger
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from tests.programs.model_server import FakeModelServer, FakeVersion
@@ -100,3 +101,11 @@ def run_export(store: Path, name: str, *models: dict[str, Any]) -> None:
         check=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
     )
+
+
+def make_store(store: Path, *folders: str) -> Ledger:
+    """Make a store with folders of a model m; return what changes its release."""
+    for name in folders:
+        (store / "m" / name).mkdir(parents=True, exist_ok=True)
+        (store / "m" / name / "model.tflite").touch()
+    return open_ledger(store, "m")

@@ -15,18 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from contract.release import read_release
 from gateway.app import create_app
 from gateway.model.versions import Versions
 from gateway.release.__main__ import _parser as release_parser
-from gateway.release.ledger import Ledger, open_ledger
 from gateway.settings import PREFIX, Settings
 from gateway.telemetry.metrics import Metrics
 from serving.settings import Settings as ServingSettings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_store
 from tests.programs.origins import Origin, http_answer
-from tests.programs.stack import wait_until
-from training.release.carried import carry
 
 GATEWAY_PORT, GRPC_PORT, REST_PORT = 9696, 8500, 8501
 OTHER_PORTS = {80, 53, 443, 9090}  # of the cluster's Service, of the DNS, of image hosts, and of Prometheus
@@ -72,138 +68,6 @@ def test_scripts_of_the_model_image_may_be_run() -> None:
     """Git keeps the right to execute them, and that of the cluster's."""
     scripts = [path for linter, path in LINTED if linter == "shellcheck"]
     assert len(scripts) >= 4 and all(path.stat().st_mode & 0o111 for path in scripts)
-
-
-@pytest.fixture
-def entrypoint(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """A function that starts the entrypoint on `models`, with a server that prints its flags, then waits for input."""
-    (tmp_path / "models" / "m" / "1").mkdir(parents=True)
-    server = 'printf "%s\\n" "$@"; exec 1>&-; read -r _'
-    for name, line in {"tensorflow_model_server": server, "id": "echo 10001", "nproc": "echo 7"}.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
-        (tmp_path / name).chmod(0o755)
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": f"{tmp_path}"}
-    environ |= {"MODEL_NAME": "m", "MODEL_BASE_PATH": f"{tmp_path}/models"}
-    command = ROOT / "serving" / "container" / "entrypoint.sh"
-
-    def start(*flags: str) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        # Root may read everything, but for these.
-        unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-        return subprocess.Popen([*unprivileged, command, *flags], env=environ, text=True, **pipes)
-
-    return start
-
-
-def read_flags(server: subprocess.Popen[str]) -> dict[str, str]:
-    """Return the flags that a server was started with."""
-    assert server.stdout
-    lines = iter(server.stdout.readline, "--port=1\n")
-    return dict(line.strip().removeprefix("--").partition("=")[::2] for line in lines)
-
-
-def test_the_entrypoint_starts_the_server_with_its_flags(entrypoint: Callable[..., subprocess.Popen[str]]) -> None:
-    """One thread for each operation and as many operations at a time as there are cores; arguments come last."""
-    with entrypoint("--port=1") as server:
-        flags = read_flags(server)
-    assert (flags["tensorflow_intra_op_parallelism"], flags["tensorflow_inter_op_parallelism"]) == ("1", "7")
-    assert (flags["grpc_max_threads"], flags["port"]) == ("256", "8500")
-    assert flags["model_config_file_poll_wait_seconds"] == "5"
-
-
-@pytest.mark.parametrize("folder", ["models", "models/m"])
-def test_the_entrypoint_names_a_folder_that_it_cannot_read(
-    entrypoint: Callable[..., subprocess.Popen[str]], tmp_path: Path, folder: str
-) -> None:
-    """As a checkout with umask 077 leaves one; it looks empty, and was said to need a version."""
-    (tmp_path / folder).chmod(0o000)
-    with entrypoint() as server:
-        _, said = server.communicate(timeout=20)
-    (tmp_path / folder).chmod(0o755)
-    instead = "Run `chmod -R a+rX` on the folder that is mounted there"
-    assert (server.returncode, said) == (1, f"User 10001 cannot read {tmp_path / folder}. {instead}\n")
-
-
-def make_store(store: Path, *folders: str) -> Ledger:
-    """Make a store with folders of a model m; return what changes its release."""
-    for name in folders:
-        (store / "m" / name).mkdir(parents=True, exist_ok=True)
-        (store / "m" / name / "model.tflite").touch()
-    return open_ledger(store, "m")
-
-
-@pytest.mark.tensorflow
-def test_the_entrypoint_follows_the_release(entrypoint: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    """The server reads which versions to keep, as the command wrote it elsewhere, from the start and at each change.
-
-    A document that is missing for a moment was not removed.
-    """
-    from google.protobuf import text_format
-    from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
-
-    document, away = tmp_path / "models" / "m" / "release.json", tmp_path / "away"
-    returns = f'[ "$1" != 3 ] || mv {away} {document} 2>&-'  # while the entrypoint waits for it
-    notes = f"cat {tmp_path}/tmp.* >>{tmp_path}/configs"
-    (tmp_path / "sleep").write_text(f"#!/bin/sh\n{returns}\n{notes}\nexec /bin/sleep 0.1\n")
-    (tmp_path / "sleep").chmod(0o755)
-    ledger = make_store(tmp_path / "models", "1", "2", "3", "010", "draft")
-    ledger.promote(1)
-    ledger.promote(10)
-    ledger.try_version(2, "shadow")
-    written = ledger.home / "models.config"
-    other = 'config { name: "n"\n base_path: "/n"\n model_version_policy { specific {\n versions: 3\n } } }'
-    written.write_text(written.read_text().replace('/m"', '/elsewhere/m"').replace("{\n", "{\n" + other, 1))
-    with entrypoint("--port=1") as server:
-        config = Path(read_flags(server)["model_config_file"])
-
-        def read() -> ModelConfig:
-            (model,) = text_format.Parse(config.read_text(), ModelServerConfig()).model_config_list.config
-            assert (model.name, model.base_path, model.model_platform) == ("m", f"{tmp_path}/models/m", "tensorflow")
-            return model
-
-        assert list(read().model_version_policy.specific.versions) == [1, 2, 10]
-        ledger.rollback()
-        wait_until(lambda: list(read().model_version_policy.specific.versions) == [1, 10])
-        document.rename(away)
-        wait_until(document.exists)
-        assert list(read().model_version_policy.specific.versions) == [1, 10]
-        ledger.try_version(3, "shadow")
-        wait_until(lambda: list(read().model_version_policy.specific.versions) == [1, 3, 10])
-        assert "latest" not in (tmp_path / "configs").read_text()
-        document.unlink()
-        wait_until(lambda: read().model_version_policy.latest.num_versions == 2)
-
-
-def test_an_image_carries_what_the_release_names(tmp_path: Path) -> None:
-    """The last two versions; with a document those that it names, itself, and the same for TensorFlow Serving."""
-    ledger = make_store(tmp_path / "store", "0", "1", "2", "9", "10", "draft")
-    home = ledger.home
-    carry(home, tmp_path / "plain")
-    assert {path.name for path in (tmp_path / "plain").iterdir()} == {"9", "10"}
-    ledger.promote(0)
-    ledger.promote(2)
-    ledger.try_version(9, "share", 0.1)
-    carry(home, tmp_path / "carried")
-    assert {path.name for path in (tmp_path / "carried").iterdir()} == {"0", "2", "9", "release.json", "models.config"}
-    assert read_release(tmp_path / "carried" / "release.json") == read_release(home / "release.json")
-    (model,) = ServingSettings.from_argv([f"--model_config_file={tmp_path}/carried/models.config"]).models
-    assert list(model.model_version_policy.specific.versions) == [0, 2, 9]
-    (home / "2").rename(home / "gone")
-    with pytest.raises(ValueError, match="names version 2 as stable, which is not on disk"):
-        carry(home, tmp_path / "none")
-
-
-def test_an_image_leaves_out_what_was_rolled_back(tmp_path: Path) -> None:
-    """A gateway without the document would take it for the newest; one that is tried is carried."""
-    ledger = make_store(tmp_path / "store", "1", "2", "3")
-    for number in (1, 2):
-        ledger.promote(number)
-    ledger.rollback()
-    carry(ledger.home, tmp_path / "back")
-    assert {path.name for path in (tmp_path / "back").iterdir()} == {"1", "release.json", "models.config"}
-    ledger.try_version(3, "shadow")
-    carry(ledger.home, tmp_path / "tried")
-    assert {path.name for path in (tmp_path / "tried").iterdir()} == {"1", "3", "release.json", "models.config"}
 
 
 def test_make_builds_on_the_bases_that_are_set(tmp_path: Path) -> None:
