@@ -23,6 +23,7 @@ class Following:
         error: What is wrong with the document as it is now, or None.
         is_pending: Whether nothing should answer, as since the start the document could not be used: what is newest, or
             only tried, might be a version that nobody promoted. The one that answered before stands in after a while.
+        is_missed: Whether no look has met the stable version for as long as such a gateway waits.
     """
 
     def __init__(self, file: str) -> None:
@@ -30,15 +31,15 @@ class Following:
         self._file = ReleaseFile(Path(file)) if file else None
         self.release: Release | None = None
         self.error: str | None = None
-        self.is_pending = bool(file)
-        self._awaited: Release | None = None  # a document whose stable version is missing
+        self.is_pending, self.is_missed = bool(file), False
+        self._awaited: Release | None = None  # what is in force, or should be, while its stable version is missing
         self._waits_until = 0.0
 
     def look(self, usable: Collection[int]) -> None:
         """Read the document anew; `usable` are the numbers that are loaded and passed the golden gate."""
         if not self._file:
             return
-        path, error = self._file.path, None
+        path, error, found = self._file.path, None, None
         try:
             found = self._file.read()
         except ReleaseError as exc:
@@ -48,28 +49,40 @@ class Following:
                 self._follow(found)
             else:
                 error = f"{path} names version {found.stable} as stable, which is not loaded or was refused"
-                self._let_stand_in(found, usable)
             if found and found.trial and found.trial.version not in usable:
                 error = error or f"{path} tries version {found.trial.version}, which is not loaded or was refused"
+        self._miss(self.release or found, usable)
         if error and error != self.error:
             _log.warning("%s; %s", error, self._in_force())
         self.error = error
 
     def rank(self, number: int) -> Any:
-        """Return the key of an order: what answers first comes first, and what was never released comes last."""
+        """Return the key of an order: what answers first comes first, and what is newer than the stable one last."""
         if not self.release:
             return -number
         stable = self.release.stable
-        return number != stable, number != self.release.previous, number > stable, -number
+        return number != stable, number > stable, number != self.release.previous, -number
+
+    def lets_answer(self, number: int) -> bool:
+        """Tell whether a version may answer: what is newer than the stable one is only tried, or was rolled back."""
+        return not self.release or number <= self.release.stable or self.is_missed
+
+    def _miss(self, awaited: Release | None, usable: Collection[int]) -> None:
+        """Find out for how long no look has met a stable version; at a start, the one before it then stands in."""
+        if not awaited or not usable or awaited.stable in usable:
+            awaited = None  # while nothing is loaded, a model server has only begun to load
+        elif awaited != self._awaited:
+            self._waits_until = time.monotonic() + LOADING_S
+        self._awaited = awaited
+        self.is_missed = awaited is not None and time.monotonic() >= self._waits_until
+        if awaited and self.is_missed and self.is_pending:
+            self._let_stand_in(awaited, usable)
 
     def _let_stand_in(self, found: Release, usable: Collection[int]) -> None:
         """Follow the version that was stable before, if it is older: a newer one was probably rolled back."""
         before = found.previous
-        if not self.is_pending or before is None or before > found.stable or before not in usable:
-            return
-        if found != self._awaited:
-            self._awaited, self._waits_until = found, time.monotonic() + LOADING_S
-        if time.monotonic() >= self._waits_until:
+        if before is not None and before < found.stable and before in usable:
+            self.is_missed = False
             self._follow(replace(found, stable=before, previous=None, trial=None))
 
     def _follow(self, found: Release | None) -> None:

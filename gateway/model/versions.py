@@ -79,7 +79,7 @@ class Versions:
         """
         if self._failed_looks >= LOOKS_UNTIL_AWAY:
             raise ModelUnavailable(self.health.error or "The model server does not answer.")
-        loaded = self._current(self._loaded)
+        loaded = self._answering(self._loaded)
         return loaded[0] if loaded else next(self.candidates(time.monotonic() + SEARCH_S))
 
     def trial(self) -> ActiveTrial | None:
@@ -102,14 +102,14 @@ class Versions:
             ModelUnavailable: No accepted version is loaded anywhere, or the deadline passed.
         """
         give_up = min(deadline, time.monotonic() + SEARCH_S)
-        versions, pause_s = self._current(self._usable), SEARCH_PAUSE_S
+        versions, pause_s = self._answering(self._usable), SEARCH_PAUSE_S
         while True:
             yield from versions
-            tried, is_left = bool(versions), bool(self._current(self._usable))
+            tried, is_left = bool(versions), bool(self._answering(self._usable))
             # A look may take long, as it tries new versions. Meanwhile another replica may still have an old one.
             looked = self._look_again(min(give_up, time.monotonic() + pause_s) if is_left else give_up)
             pause_s = SEARCH_PAUSE_S if looked else min(2 * pause_s, LONGEST_PAUSE_S)
-            versions = self._current(self._usable)
+            versions = self._answering(self._usable)
             if tried:
                 versions = random.sample(versions, len(versions)) * random.choice((1, 2))  # noqa: S311  # no secret
             if (looked and not (versions and self._available)) or time.monotonic() > give_up:
@@ -193,6 +193,10 @@ class Versions:
         described = self._described_after == self._replicas.breaks
         return [version for version in versions if described or version.contract.identity]
 
+    def _answering(self, versions: list[Version]) -> list[Version]:
+        """Return the current versions, without those that may only be tried."""
+        return [version for version in self._current(versions) if self._following.lets_answer(version.number)]
+
     def _look(self, is_thorough: bool) -> None:
         breaks = self._replicas.breaks
         try:
@@ -218,7 +222,8 @@ class Versions:
             _log.warning("version %s of %s is refused: %s", export, self.model, refused[export])
         nothing = f"No usable version of {self.model!r} is loaded at the model server"
         reasons = filter(None, (self._following.error, *refused.values(), nothing))
-        error = None if self._loaded else next(reasons)
+        is_answered = any(self._following.lets_answer(version.number) for version in self._loaded)
+        error = None if is_answered else next(reasons)
         engines = {each.version: each.engine for each in statuses if each.engine}
         self._set_health(refused=refused, error=error, engines=engines)
 
@@ -250,7 +255,7 @@ class Versions:
         self._usable, self._loaded = self._in_order(usable), self._in_order(loaded)
 
     def _in_order(self, versions: list[Version]) -> list[Version]:
-        """Return the versions that may answer; what answers first comes first."""
+        """Return the versions, unless nothing may answer; what answers first comes first."""
         if self._following.is_pending:
             return []
         return sorted(versions, key=lambda version: self._following.rank(version.number))

@@ -15,11 +15,12 @@ from contract import messages_pb2 as messages
 from contract.answers import Outputs
 from contract.release import Release, Trial
 from gateway.app import create_app
-from gateway.errors import ModelTimeout
+from gateway.errors import ModelTimeout, ModelUnavailable
 from gateway.model.following import Following
 from gateway.model.versions import Versions
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
+from tests.gateway.model.conftest import ask, both
 from tests.programs.model_server import FakeModelServer, FakeVersion
 
 LOADING = messages.ModelVersionStatus(version=3, state=messages.ModelVersionStatus.LOADING)
@@ -55,7 +56,7 @@ def order(client: Versions) -> list[int]:
 
 
 def test_stable_version_answers_first(client: Versions, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then comes the one before it, then the older ones; what was never released comes last. No document: newest."""
+    """Then comes the one before it, then the older ones; what is newer comes last. No document: newest."""
     monkeypatch.setattr("contract.release.REMOVED_S", 0.0)
     assert order(client) == [4, 3, 2, 1]
     file.write_text(Release(3, previous=1).to_json())
@@ -74,7 +75,7 @@ def test_a_busy_model_server_holds_up_no_rollback(server: FakeModelServer, clien
     file.write_text(Release(3, 2, previous=4).to_json())
     client._look_again()
     assert client.newest().number == 3 and client.health.release == Release(3, 2, previous=4)
-    assert client.health.versions == [3, 4, 2, 1]
+    assert client.health.versions == [3, 2, 1, 4]
     file.write_text("{")
     client._look_again()
     assert client.newest().number == 3 and str(file) in (client.health.release_error or "")
@@ -197,6 +198,58 @@ def test_a_replica_without_the_stable_version_changes_nothing(
     assert "version 3 as stable" in (client.health.release_error or "")
 
 
+NOT_PROMOTED = {
+    "in shadow": Release(3, 7, trial=Trial(4, "shadow")),
+    "beyond its share": Release(3, 7, trial=Trial(4, "share", 1e-9)),
+    "rolled back": Release(3, 7, previous=4),
+}
+
+
+@pytest.mark.parametrize("release", NOT_PROMOTED.values(), ids=NOT_PROMOTED)
+def test_what_is_newer_does_not_answer_where_a_replica_lacks_the_stable_version(
+    server: FakeModelServer, file: Path, golden: list[bytes], release: Release
+) -> None:
+    """The other replica answers all requests; they take turns."""
+    versions = {number: FakeVersion.of(golden) for number in (3, 4)}
+    server.versions, other = dict(versions), FakeModelServer(dict(versions))
+    file.write_text(release.to_json())
+    client = Versions(Settings(model_address=both(server, other), model_name="tiny", release_file=str(file)))
+    try:
+        assert order(client) == [3, 4]
+        del other.versions[3]
+        assert {ask(client)[0] for _ in range(20)} == {3}
+        assert client.health.ready
+    finally:
+        client.close()
+        other.stop()
+
+
+@pytest.mark.parametrize("release", NOT_PROMOTED.values(), ids=NOT_PROMOTED)
+def test_what_is_newer_answers_once_the_stable_version_was_missed_for_long(
+    client: Versions, server: FakeModelServer, file: Path, monkeypatch: pytest.MonkeyPatch, release: Release
+) -> None:
+    """A model server that restarts may load it first. Until then it is only tried; what is older answers at once."""
+    for limit in ("RECENT_S", "FORGET_AFTER_S"):
+        monkeypatch.setattr(f"gateway.model.exports.{limit}", 0.0)
+    all_versions = server.versions
+    file.write_text(release.to_json())
+    for wait_s, loaded, answers in ((math.inf, (2, 4), 2), (math.inf, (4,), None), (0.0, (2, 4), 2), (0.0, (4,), 4)):
+        monkeypatch.setattr("gateway.model.following.LOADING_S", wait_s)
+        server.versions = all_versions
+        assert order(client)[0] == client.newest().number == 3 and client.health.ready
+        server.versions = {number: all_versions[number] for number in loaded}
+        client._look_again()  # and again, as one look that does not meet a version is not enough
+        assert set(order(client)) == set(loaded) and bool(client.trial()) == bool(release.trial)
+        assert "version 3 as stable" in (client.health.release_error or "")
+        assert client.health.ready == bool(answers)
+        if answers:
+            assert ask(client)[0] == client.newest().number == answers
+            continue
+        assert "version 3 as stable" in (client.health.error or "")
+        with pytest.raises(ModelUnavailable):
+            ask(client)
+
+
 def test_at_a_start_nothing_answers_before_the_stable_version(
     client: Versions, server: FakeModelServer, file: Path, golden: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +261,8 @@ def test_at_a_start_nothing_answers_before_the_stable_version(
     assert "version 3 as stable" in (client.health.error or "")
     monkeypatch.setattr("gateway.model.following.LOADING_S", 0.2)
     client._following = Following(str(file))
-    time.sleep(0.3)  # a model server that comes late has as much time as one that was there
+    client._following.look([])
+    time.sleep(0.3)  # a model server that comes late, or has loaded nothing yet, has as much time as one that was there
     assert order(client) == []
     time.sleep(0.3)
     assert order(client)[0] == 2 and client.trial() is None
