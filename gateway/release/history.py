@@ -160,9 +160,12 @@ def append(file: Path, history: History, entry: Entry) -> None:
     try:
         os.ftruncate(handle, history.size)
         if os.write(handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(handle)  # a file system of another machine may say only now that it is full
+    except OSError as exc:
+        with suppress(OSError):
             os.ftruncate(handle, history.size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-        os.fsync(handle)
+        raise OSError(exc.errno, exc.strerror, str(file)) from exc
     finally:
         os.close(handle)
 

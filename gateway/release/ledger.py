@@ -9,6 +9,8 @@ What a command that was killed leaves, the next change finds and finishes:
 | the document | new | new | old | old | writes the lock and models.config |
 | the lock | new | new | new | old | writes models.config |
 
+A `rollback` that finishes another change is refused after that, unless it ends a trial.
+
 If the document is the old one though the lock has the serial of the new one, a person put it back: that counts as a
 change by hand, as does any other document that the history's last line does not have.
 """
@@ -59,7 +61,7 @@ class State:
         history: What changed before.
         on_disk: The folder of each version.
         notes: What is wrong, and what the next change does about it.
-        is_owed: Whether the document still lacks what the last line of the history says.
+        is_owed: Whether the document lacks what the last line of the history says, or did until this change.
         by_hand: The line that the history lacks, because somebody edited the document.
     """
 
@@ -183,10 +185,13 @@ class Ledger:
             _expect_trial(release.trial, trial_serial)
             if release.trial:
                 return replace(release, serial=serial, trial=None)
-            if last and last.what == "rollback":  # two people in a hurry would bring the bad version back
+            if last and (last.what == "rollback" or state.is_owed):
+                # Two people in a hurry would bring the bad version back. So would one who wants to go back from the
+                # version that answered until now, when this command finished the change after it.
+                what = "was a rollback already, by" if last.what == "rollback" else f"is finished now: {last.what} by"
                 before = f"; before it was version {release.previous}" if release.previous is not None else ""
                 raise Refused(
-                    f"The last change was a rollback already, by {last.who} at {last.when}."
+                    f"The last change {what} {last.who} at {last.when}."
                     f" Version {release.stable} is the stable one{before}. {instead}"
                 )
             if release.previous in (None, release.stable):
@@ -274,7 +279,9 @@ class Ledger:
             lag = self._write(_with_digests(state.by_hand, last.digests if last else {}, state.on_disk), state.history)
         elif last:
             lag = self._publish(last)
-        return replace(self._look(), notes=state.notes) if state.is_unfinished else state, lag
+        if not state.is_unfinished:
+            return state, lag
+        return replace(self._look(), notes=state.notes, is_owed=state.is_owed), lag
 
     def _write(self, entry: Entry, past: History) -> str:
         """Make a change: the history first, so that it can be finished when this command is ended; return as below."""

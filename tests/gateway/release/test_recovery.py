@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -314,30 +315,55 @@ def test_a_damaged_version_keeps_no_other_from_answering(store: Store) -> None:
     assert [list(line["digests"]) for line in store.lines] == [["1"], ["1"]]
 
 
-def test_a_refusal_says_what_was_finished_before_it(store: Store) -> None:
-    """A rollback that was killed is not made twice."""
+@pytest.mark.parametrize(
+    ("killed", "stable", "why"), [("rollback", 1, "was a rollback already, by"), ("promote 4", 4, "now: promote by")]
+)
+def test_a_refusal_says_what_was_finished_before_it(store: Store, killed: str, stable: int, why: str) -> None:
+    """A rollback that was killed is not made twice, nor one made from a version that nobody knew to answer."""
     store.do("promote", "1")
     store.do("promote", "2")
     names = ("release.json", "models.config", ".release-lock")
     old = {name: (store.home / name).read_bytes() for name in names}
-    store.do("rollback")
+    store.do(*killed.split())
     for name, content in old.items():
         (store.home / name).write_bytes(content)
     status, _, err = store.run("rollback")
-    assert status == 1 and "was ended before it wrote release.json" in err and "Version 1 is the stable one" in err
-    assert store.document["stable"] == 1 and len(store.lines) == 3
+    assert status == 1 and "was ended before it wrote release.json" in err and why in err
+    assert f"Version {stable} is the stable one; before it was version 2." in err
+    assert store.document["stable"] == stable and len(store.lines) == 3
 
 
-def test_a_full_disk_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a line is taken back, and so is a line without its document."""
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_for_a_line(handle: int) -> None:
+    if Path(f"/proc/self/fd/{handle}").readlink().name == "history.jsonl":
+        full()
+
+
+write = os.write
+
+
+@pytest.mark.parametrize(
+    ("call", "fails"),
+    [
+        ("os.write", full),
+        ("os.write", lambda handle, line: write(handle, line[:50])),
+        ("os.fsync", full_for_a_line),
+        ("pathlib.Path.rename", full),
+    ],
+    ids=["none of a line", "half of it", "all of it, to say so later", "no document"],
+)
+def test_a_full_disk_changes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, call: str, fails: Callable[..., object]
+) -> None:
+    """What was written of a line is taken back, so that no later command finishes the change."""
     store.do("promote", "1")
-    write = os.write
     with monkeypatch.context() as patch:
-        patch.setattr(history.os, "write", lambda handle, line: write(handle, line[:50]))
-        assert "No space left" in store.refuse("promote", "2")
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        assert "No space left" in store.refuse("promote", "2")
+        patch.setattr(call, fails)
+        why = store.refuse("promote", "2")
+    assert "No space left" in why and ("history.jsonl: " in why or call == "pathlib.Path.rename")
     store.do("promote", "2")
     assert store.run("history")[2] == ""
 
