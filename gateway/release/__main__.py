@@ -155,11 +155,11 @@ def _watch(ledger: Ledger, options: argparse.Namespace, begun: Change | None = N
         return NOT_FOLLOWED
     try:
         outcome = watch.run(options.promote_after, WITHIN_S if options.within is None else options.within)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Refused) as exc:
         if _is_over(ledger, watch.trial):
             raise
-        _warn_unwatched("Stopped.", watch.trial.version)
-        return INTERRUPTED
+        _warn_unwatched(str(exc) or "Stopped.", watch.trial.version)
+        return REFUSED if isinstance(exc, Refused) else INTERRUPTED
     status = {True: DONE, False: ROLLED_BACK, None: NOT_ENOUGH}[outcome.is_good]
     version = {DONE: "is good so far", ROLLED_BACK: "was rolled back", NOT_ENOUGH: "cannot be judged yet"}[status]
     if outcome.change and outcome.is_good:

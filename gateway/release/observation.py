@@ -135,8 +135,8 @@ class Observation:
             if each.turns >= MOST_TURNS:
                 raise Refused(
                     f"The counters of {each.address} fell and came back {each.turns} times, as if several gateways"
-                    f" answered there in turn. The trial of version {self._trial.version} goes on, and nobody watches"
-                    " it. Name each gateway with --gateway, or a name that resolves to all of their addresses."
+                    " answered there in turn. Name each gateway with --gateway, or a name that resolves to all of their"
+                    " addresses."
                 )
 
     def _find(self) -> list[_Seen]:

@@ -219,6 +219,19 @@ def test_a_watch_that_is_stopped_says_that_the_trial_goes_on(store: Store, gatew
     assert err.startswith("Stopped. The trial of version 2 goes on, and nobody watches it. `watch` does; ")
 
 
+def test_a_watch_whose_promotion_is_refused_says_that_the_trial_goes_on(
+    store: Store, gateways: Callable[..., Gateway]
+) -> None:
+    """As the files are others than those that were tried; the version still gets its share."""
+    store.do("try", "2", "--share", "50%")
+    before = store.document
+    (store.home / "2" / ".DS_Store").touch()
+    status, _, err = store.run("watch", "--promote-after", "9", *trial_of(gateways(steadily(answered=20))))
+    assert status == 1 and store.document == before
+    assert err.startswith("The files of version 2 have changed since its trial began. Release it anew. The trial of")
+    assert "goes on, and nobody watches it. `watch` does; " in err
+
+
 def test_a_watch_that_is_stopped_while_the_store_is_away(
     store: Store, gateways: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
