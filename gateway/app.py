@@ -39,8 +39,8 @@ HEALTH_PATHS = ("/livez", "/readyz", "/metrics")
 # its time begins, and whether the gateway is shutting down.
 RECEIVED, DRAINING = "gateway.received", "gateway.draining"
 
-# Failures that say nothing of a version: its server is busy, or lacks it.
-NOT_OF_THE_VERSION = (Overloaded, VersionGone)
+# Failures that say nothing of a version: its server is busy, or lacks it, or the request asks for too much.
+NOT_OF_THE_VERSION = (Overloaded, VersionGone, TooLarge)
 
 _log = logging.getLogger(__name__)
 
@@ -97,14 +97,12 @@ class Views:
         """Answer images, one or a list."""
         query = read_query(request, self._settings)
         clock, deadline = Clock(), request.environ.get(RECEIVED, time.monotonic()) + self._settings.request_timeout_s
-        newest = self._model.newest()  # without a usable version nothing is fetched
-        if (count := len(query.images) * min(query.top_k, len(newest.contract.classes))) > MAX_PREDICTIONS:
-            raise TooLarge(f"Expected at most {MAX_PREDICTIONS:,} predictions in an answer. Received: {count:,}")
+        self._model.newest()  # without a usable version nothing is fetched
         with clock.time("fetch"):
             images = self._stages.fetch(query.images, deadline, g.held)
         active = self._trials.choose(self._release_key())
         tried = active if active and active.trial.mode == "share" else None
-        version, decoded, outputs, _ = self._ask(images, tried, clock, deadline)
+        version, decoded, outputs, _ = self._ask(images, query.top_k, tried, clock, deadline)
         if active and (tried is None or version is tried.version):
             self._comparisons.offer(active, images)
         answers = iter(self._answers(version, outputs, query.top_k))
@@ -125,7 +123,7 @@ class Views:
         return jsonify(body | {"timing_ms": clock.milliseconds()})
 
     def _ask(
-        self, images: list[bytes | GatewayError], tried: ActiveTrial | None, clock: Clock, deadline: float
+        self, images: list[bytes | GatewayError], top_k: int, tried: ActiveTrial | None, clock: Clock, deadline: float
     ) -> _Asked:
         """Ask the version that is tried, if any, in half of the time that is left.
 
@@ -138,6 +136,8 @@ class Views:
                 return self._stages.decode(images, spec, deadline)
 
         def ask(version: Version, *, is_tried: bool) -> _Asked:
+            if (count := len(images) * min(top_k, len(version.contract.classes))) > MAX_PREDICTIONS:
+                raise TooLarge(f"Expected at most {MAX_PREDICTIONS:,} predictions in an answer. Received: {count:,}")
             decoded, half = decode(version.contract.image), (time.monotonic() + deadline) / 2
             with clock.time("predict"):
                 outputs = self._model.predict(version, stack_pixels(decoded, version), half if is_tried else deadline)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 import time
 from io import BytesIO
 
 import grpc
+import numpy as np
 import pytest
 
 from contract.release import Trial
@@ -169,6 +171,18 @@ def test_slow_trial_leaves_time_for_the_stable_version(tried: Tried) -> None:
     tried.server.versions[2].predict = lambda pixels: (may_answer.wait(10), mean_colour(pixels))[1]
     assert tried.ask()["model"]["version"] == 1
     may_answer.set()
+
+
+def test_an_answer_of_too_many_predictions_is_left_to_the_stable_version(tried: Tried) -> None:
+    """Which has fewer classes; when the version with more answers everything, it refuses."""
+    client = tried.start(share())
+    even = lambda pixels: np.full((len(pixels), 10**5), 1e-5, np.float32)  # noqa: E731
+    tried.replace(classes=tuple(map(str, range(10**5))), predict=even)
+    many = {"images": [base64.b64encode(IMAGE).decode()] * 2, "top_k": 10**5}
+    assert client.post("/predict", json=many).get_json()["model"]["version"] == 1
+    assert b'gateway_trial_requests_total{identity="' not in tried.metrics.render()
+    tried.follow(None, stable=2)
+    assert client.post("/predict", json=many).get_json()["code"] == "too_large"
 
 
 def test_tried_version_that_is_gone_is_no_failure(tried: Tried) -> None:
