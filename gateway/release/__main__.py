@@ -228,7 +228,7 @@ def _history(ledger: Ledger, options: argparse.Namespace) -> int:
     state = ledger.read()
     for entry in state.history.entries:
         say(f"release {entry.serial}  {_when_and_why(entry)}: {_describe(entry.document)}")
-    warn(*state.notes)
+    warn(*state.notes, *state.history.clock_notes)
     if state.history.problems:
         return REFUSED
     say(f"{len(state.history.entries)} changes; each line continues the one before it.")
@@ -244,7 +244,7 @@ def _at(ledger: Ledger, options: argparse.Namespace) -> int:
     if time > datetime.now(UTC):
         raise Refused(f"Expected a time that has passed. Received: {time.isoformat(' ', 'seconds')}")
     state = ledger.read()
-    warn(*state.notes)
+    warn(*state.notes, *state.history.clock_notes)
     entry = state.history.at(time, is_owed=state.is_owed)
     if state.by_hand and state.by_hand.time <= time:
         entry = state.by_hand

@@ -12,7 +12,8 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from contract.release import Release, expect_serial
 
 FILE_NAME = "history.jsonl"
 BY_HAND = "by hand"
+CLOCKS_DIFFER = timedelta(minutes=1)  # at most, of machines that make changes, while none is wrong
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,16 @@ class History:
     def next_serial(self) -> int:
         """A serial that no line has."""
         return max((each.serial for each in self.entries), default=0) + 1
+
+    @property
+    def clock_notes(self) -> list[str]:
+        """Which lines are later than the next one, or than now; `at` goes by their times."""
+        times = [(each.time, f"release {each.serial}") for each in self.entries] + [(datetime.now(UTC), "now")]
+        return [
+            f"The time of {which} is later than {following}: a clock was wrong, so `at` may name another version."
+            for (time, which), (limit, following) in pairwise(times)
+            if time > limit + CLOCKS_DIFFER
+        ]
 
     def at(self, time: datetime, *, is_owed: bool) -> Entry | None:
         """Return the last change up to a time; what the last line says has not happened while it is owed."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from contract.release import read_release
+from gateway.release import ledger
 from gateway.release.__main__ import main
 from tests.gateway.release.conftest import Store, add_version
 
@@ -216,6 +217,21 @@ def test_history(store: Store) -> None:
     lines = store.do("history").splitlines()
     assert " UTC, promote by " in lines[0] and lines[0].endswith("(the first): version 1 answers")
     assert lines[2] == "2 changes; each line continues the one before it."
+
+
+@pytest.mark.parametrize(
+    ("days", "said"), [(1, "release 2 is later than now"), (-365, "release 1 is later than release 2")]
+)
+def test_a_clock_that_was_wrong_is_named(store: Store, monkeypatch: pytest.MonkeyPatch, days: int, said: str) -> None:
+    """By what shows times, which is no damage of the history."""
+    store.do("promote", "1")
+    text = ledger._text
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_text", lambda time: text(time + timedelta(days=days)))
+        store.do("promote", "2")
+    for command in (["history"], ["at", datetime.now().isoformat()]):
+        status, _, err = store.run(*command)
+        assert status == 0 and f"The time of {said}: a clock was wrong, so `at` may name another version." in err
 
 
 def test_who_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
