@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -35,7 +36,14 @@ RETRIES = urllib3.Retry(
 KEPT = ("model", "predictions", "unknown", "image")
 NO_GATEWAY = {"unreachable", "not_a_gateway", "unauthorized", "not_found", "method_not_allowed"}
 PASSING = NO_GATEWAY | {
-    *("request_timeout", "fetch_timeout", "overloaded", "model_unavailable", "model_timeout", "internal_error")
+    *("request_timeout", "fetch_timeout", "overloaded", "model_unavailable", "model_timeout", "internal_error"),
+    "read_failed",
+}
+# Why a file cannot be read, now or later; None is of a path that can be none, such as one with a NUL. Anything else, as
+# of a disk or of too many open files, may pass.
+UNREADABLE = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    None,
 }
 # The details of `fetch_failed` where the host, or the way to it, fails for the moment.
 _PASSING_FETCH = re.compile(
@@ -121,8 +129,9 @@ class Client:
         for image in images:
             try:
                 bodies[image] = b"" if _is_url(image) else Path(image).read_bytes()
-            except (OSError, ValueError) as exc:  # no path has a NUL
-                answers[image] = {"error": "unreadable", "detail": str(exc)}
+            except (OSError, ValueError) as exc:
+                code = "unreadable" if getattr(exc, "errno", None) in UNREADABLE else "read_failed"
+                answers[image] = {"error": code, "detail": str(exc)}
         together, is_too_large = self._ask_together(bodies) if len(bodies) > 1 else ({}, False)
         answers |= together
         for image in bodies.keys() - answers.keys():

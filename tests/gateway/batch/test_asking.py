@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -230,6 +231,29 @@ def test_a_host_that_fails_for_a_moment_is_worth_another_run(
     part, whole = tmp_path / "part.csv", tmp_path / "whole.csv"
     assert main([url, "--gateway", address, "--out", str(part)]) == status
     assert main(["--merge", str(part), "--out", str(whole)]) == status
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(errno.EIO, 1), (errno.ESTALE, 1), (errno.EMFILE, 1), (errno.EACCES, 3), (errno.ELOOP, 3)],
+)
+def test_a_disk_that_fails_for_a_moment_is_worth_another_run(
+    address: str, folder: Path, tmp_path: Path, number: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is mounted does; what belongs to the file fails again."""
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "a.jpg":
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    part, whole = tmp_path / "part.csv", tmp_path / "whole.csv"
+    images = [str(folder / name) for name in ("a.jpg", "b.png")]
+    assert main([*images, "--gateway", address, "--out", str(part)]) == status
+    assert main(["--merge", str(part), "--out", str(whole)]) == status
+    assert ("unreadable" if status == 3 else "read_failed") in whole.read_text()
 
 
 def test_an_image_on_which_the_model_fails_costs_the_others_nothing(
