@@ -176,6 +176,14 @@ def test_a_gateway_that_is_not_there_is_one_message(
     assert capsys.readouterr().err.startswith("python -m gateway.batch: argument --gateway: Expected http://HOST:PORT")
 
 
+@pytest.fixture
+def every_request_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is."""
+    monkeypatch.setattr("gateway.batch.asking.QUICK_S", 60.0)
+    monkeypatch.setattr("gateway.batch.asking.SLOW_S", 60.0)
+
+
+@pytest.mark.usefixtures("every_request_is_quick")
 def test_a_request_carries_several_images(
     address: str, photos: Path, tmp_path: Path, model_server: FakeModelServer
 ) -> None:
@@ -189,6 +197,7 @@ def test_a_request_carries_several_images(
     assert sorted(together.read_text().splitlines()) == sorted(alone.read_text().splitlines())
 
 
+@pytest.mark.usefixtures("every_request_is_quick")
 def test_urls_go_together(address: str, origin: Origin, tmp_path: Path, model_server: FakeModelServer) -> None:
     """One URL that cannot be fetched fails alone."""
     urls = [origin.add(f"{i}.png", encode(photo(40 + i), "PNG")) for i in range(20)]
