@@ -128,7 +128,7 @@ def _rows_in(path: Path, content: bytes) -> Iterator[tuple[str, Row]]:
     Raises:
         ValueError: No run wrote it.
     """
-    other, taken = f"Expected a file of an earlier run in {path}. Received another", list[str]()
+    taken = list[str]()
 
     def lines() -> Iterator[str]:
         for line in io.TextIOWrapper(io.BytesIO(content), "utf-8", ANY_BYTES, newline=""):  # without a copy of it
@@ -146,11 +146,15 @@ def _rows_in(path: Path, content: bytes) -> Iterator[tuple[str, Row]]:
         for row in rows:
             row["source"]
             if None in row:  # a field too many
-                raise ValueError(other)
+                raise ValueError(_other(path))
             yield "".join(taken), row
             taken.clear()
     except (csv.Error, json.JSONDecodeError, KeyError, TypeError) as exc:
-        raise ValueError(other) from exc
+        raise ValueError(_other(path)) from exc
+
+
+def _other(path: Path) -> str:
+    return f"Expected a file of an earlier run in {path}. Received another"
 
 
 def _open_alone(path: Path, size_bytes: int) -> BinaryIO:
@@ -181,7 +185,14 @@ def _without_errors(path: Path, content: bytes, images: Set[str]) -> bytes:
 
 
 def _complete(path: Path, content: bytes) -> bytes:
-    """Return what is in a file, without the last image if a run was killed before all of its rows were there."""
+    """Return what is in a file, without the last image if a run was killed before all of its rows were there.
+
+    Raises:
+        ValueError: No run wrote it.
+    """
+    start = b",".join(map(str.encode, COLUMNS)) + b"\r\n" if path.suffix == ".csv" else b'{"source": '
+    if b"\n" not in content and content[: len(start)] != start[: len(content)]:  # else it was cut in its first line
+        raise ValueError(_other(path))
     end = b"\r\n" if path.suffix == ".csv" and b"\r\n" in content else b"\n"  # unlike a line break in a name
     kept = content[: content.rfind(end) + len(end)] if end in content else b""
     if path.suffix != ".csv":

@@ -309,6 +309,9 @@ def test_a_file_system_without_locks_is_named(
         ("a.jsonl", "no JSON\n"),
         ("a.jsonl", "5\n"),
         ("a.jsonl", '{"path": 1}\n'),
+        ("a.jsonl", '{"path": 1}'),
+        ("a.csv", "source,x\ra,1\r"),
+        ("a.csv", f"{','.join(COLUMNS)}\ra,1\r"),
     ],
 )
 def test_files_of_another_kind_are_refused(
