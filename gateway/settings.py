@@ -142,11 +142,7 @@ class Settings:
         _ADDRESSES,
     )
     fetch_deny: str = setting("", "what may never be fetched, written the same way", _ADDRESSES)
-    decode_limit: int = setting(
-        2,
-        "images that a process decodes at once; each may take 13 bytes a pixel, a transparent WebP or AVIF 21",
-        _COUNT,
-    )
+    decode_limit: int = setting(2, "images that a process decodes at once; each may take 21 bytes a pixel", _COUNT)
     top_k: int = setting(5, "predictions per image, for requests without top_k", _COUNT)
     unknown: str = setting(
         "on",
