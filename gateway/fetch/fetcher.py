@@ -61,6 +61,18 @@ def look_up(host: str, port: int) -> list[str]:
     return [str(answer[4][0]) for answer in answers]
 
 
+class _FinalAnswer(HTTPResponse):
+    """The answer after all that only inform, such as 103 Early Hints; `HTTPResponse` skips 100 alone.
+
+    101 is none of them, as nobody asked for another protocol. Source: RFC 9110, 15.2.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # type: ignore[misc]  # not in typeshed
+        is_informational = 101 < status < 200
+        return version, HTTPStatus.CONTINUE if is_informational else status, reason
+
+
 class Fetcher:
     """Fetches images for all threads of a process."""
 
@@ -186,6 +198,7 @@ class Fetcher:
                 return self._ask(reused, url, budget, is_reused=True)
         kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
         connection = kind(str(url.host), url.port)
+        connection.response_class = _FinalAnswer
         connection.auto_open = 0  # or it would connect by itself, and look the host up again
         connection.sock = self._open(url, self._checked_addresses(url, budget), budget)
         return self._ask(connection, url, budget)

@@ -19,6 +19,9 @@ from tests.programs.origins import Origin
 
 PHOTO = b"\xff\xd8photo"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+INFORMING = b"".join(
+    b"HTTP/1.1 %s\r\nLink: </a>\r\n\r\n" % each for each in (b"103 Early Hints", b"102 Any", b"100 Continue", b"199 ")
+)
 Listen = Callable[..., Origin]
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from gateway.errors import FetchFailed, GatewayError
-from tests.gateway.fetch.conftest import CHUNKED, PHOTO, Listen, Names, fetch, make_fetcher, takes
+from tests.gateway.fetch.conftest import CHUNKED, INFORMING, PHOTO, Listen, Names, fetch, make_fetcher, takes
 from tests.programs.origins import Origin, http_answer
 
 CODINGS = ("gzip", "X-GZIP", "br", "deflate", "zstd", "compress", "gzip, identity", "aws-chunked,gzip", "utf-8 , br")
@@ -26,8 +26,9 @@ LABELS = ("identity", "base64", "aws-chunked", "UTF-8", "none", "binary", "x-unk
         CHUNKED + b"5\r\n\xff\xd8pho\r\n2;ext=1\r\nto\r\n0\r\nTrailer: x\r\n\r\n",
         b"HTTP/1.0 200 OK\r\n\r\n" + PHOTO,
         http_answer(PHOTO + b"more", Content_Length=str(len(PHOTO))),
+        INFORMING + http_answer(PHOTO),
     ],
-    ids=["length", "chunks", "until close", "more than announced"],
+    ids=["length", "chunks", "until close", "more than announced", "after others that inform"],
 )
 def test_the_body_is_returned(listen: Listen, answer: bytes) -> None:
     """Return exactly the body of a 200 answer, however its end is marked (S11)."""
@@ -70,9 +71,11 @@ BROKEN = [
     b"HTTP/2.0 200 OK\r\n\r\n",
     b"\x15\x03\x01\x00\x02\x02\x46",
     b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+    INFORMING,
+    http_answer(PHOTO, "103 Early Hints"),
     reset,
 ]
-STATUSES = (103, 201, 204, 206, 300, 304, 305, 400, 401, 404, 407, 500, 502, 503, 999)
+STATUSES = (101, 201, 204, 206, 300, 304, 305, 400, 401, 404, 407, 500, 502, 503, 999)
 PACKED = gzip.compress(b"a" * 1_000_000)
 
 

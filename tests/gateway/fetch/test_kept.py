@@ -15,7 +15,7 @@ from gateway.errors import FetchFailed, FetchTimeout, TooLarge, UrlNotAllowed
 from gateway.fetch import kept
 from gateway.fetch.fetcher import Fetcher
 from gateway.fetch.urls import parse_url
-from tests.gateway.fetch.conftest import CHUNKED, PHOTO, Listen, Names, make_fetcher, server_tls, takes
+from tests.gateway.fetch.conftest import CHUNKED, INFORMING, PHOTO, Listen, Names, make_fetcher, server_tls, takes
 from tests.gateway.fetch.test_proxy import PUBLIC, tunnel_to
 from tests.programs.origins import Origin, http_answer
 
@@ -30,7 +30,9 @@ def fetch_twice(fetcher: Fetcher, origin: Origin, first: str = "http://photos.te
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize(
-    "answer", [http_answer(PHOTO), CHUNKED + b"7\r\n" + PHOTO + b"\r\n0\r\n\r\n"], ids=["length", "chunked"]
+    "answer",
+    [http_answer(PHOTO), CHUNKED + b"7\r\n" + PHOTO + b"\r\n0\r\n\r\n", INFORMING + http_answer(PHOTO)],
+    ids=["length", "chunked", "after others that inform"],
 )
 def test_one_connection_serves_a_host(listen: Listen, authority: trustme.CA, scheme: str, answer: bytes) -> None:
     """Its name is looked up once, as nothing connects again."""

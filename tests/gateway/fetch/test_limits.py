@@ -15,7 +15,17 @@ from gateway.errors import FetchFailed, FetchTimeout, GatewayError, TooLarge
 from gateway.fetch.fetcher import MAX_LOOK_UPS
 from gateway.fetch.sockets import Budget, PlainSocket, connect
 from gateway.fetch.urls import Address
-from tests.gateway.fetch.conftest import CHUNKED, PHOTO, Listen, Names, fetch, make_fetcher, server_tls, takes
+from tests.gateway.fetch.conftest import (
+    CHUNKED,
+    INFORMING,
+    PHOTO,
+    Listen,
+    Names,
+    fetch,
+    make_fetcher,
+    server_tls,
+    takes,
+)
 from tests.programs.origins import endless, http_answer
 from tests.programs.stack import wait_until
 
@@ -161,11 +171,12 @@ LARGE_HEAD = (FetchFailed, "sent over 32768 bytes of headers")
         (b"HTTP/1.1 200 OK\r\nA: ", b"a" * 65536, LARGE_HEAD),
         (b"HTTP/1.1 200 OK\r\n", b"Abcdefgh: " + b"a" * 1000 + b"\r\n", LARGE_HEAD),
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, LARGE_HEAD),
+        (b"", INFORMING * 100, LARGE_HEAD),
         (b"", b"H" * 65536, LARGE_HEAD),
     ],
     ids=[
         *("plain", "chunked", "tiny chunks", "long chunk extensions", "chunk of size -1", "trailers"),
-        *("one line", "many lines", "many answers", "status line"),
+        *("one line", "many lines", "many answers", "of many kinds", "status line"),
     ],
 )
 def test_endless_answers_are_cut(
