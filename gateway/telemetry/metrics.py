@@ -98,8 +98,10 @@ class Metrics:
 
     def observe(self, export: Export, seconds: Mapping[str, float], results: Sequence[Any]) -> None:
         """Count a request's results and measure its stages."""
+        is_predicted = any(isinstance(result, dict) for result in results)
         for stage, value in seconds.items():
-            self._child(self.stages, stage, *export).observe(value)
+            if is_predicted or stage != "predict":  # without an image, no model was asked
+                self._child(self.stages, stage, *export).observe(value)
         for error in (result for result in results if isinstance(result, GatewayError)):
             self.failures.labels(error.code).inc()
         for result in (result for result in results if isinstance(result, dict)):
