@@ -43,7 +43,7 @@ class Query:
     """What a request asks for.
 
     Attributes:
-        images: URLs to fetch, encoded images that came with the request, and in a list why one of them is none.
+        images: URLs to fetch, encoded images that came with the request, and why one of them is none.
         is_list: Whether the answer is a list. The form decides it, not the number of images.
         top_k: The most predictions in each answer.
     """
@@ -58,7 +58,7 @@ def read_query(request: Request, settings: Settings) -> Query:
 
     Raises:
         BadRequest: The request is none of the forms.
-        TooLarge: More images than allowed, or a single one with more bytes.
+        TooLarge: More images than allowed.
         UnsupportedMedia: The body is compressed.
     """
     coding = request.headers.get("Content-Encoding", "")
@@ -74,10 +74,7 @@ def read_query(request: Request, settings: Settings) -> Query:
         data = request.get_data(cache=False)
         with _READING_JSON:
             query = _read_json(data, top_k, settings)
-    images = [_within(settings.max_image_bytes, image) for image in query.images]
-    if not query.is_list and isinstance(images[0], GatewayError):
-        raise images[0]
-    return replace(query, images=images)
+    return replace(query, images=[_within(settings.max_image_bytes, image) for image in query.images])
 
 
 class _FormParser(MultiPartParser):

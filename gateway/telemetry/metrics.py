@@ -64,7 +64,7 @@ class Metrics:
         options: dict[str, Any] = {"registry": self._registry}
         self.answers = Counter("gateway_answers", "Answers, by path, status and error code.",
                                ["path", "status", "code"], **options)  # fmt: skip
-        self.failures = Counter("gateway_image_failures", "Images without a prediction, by error code.",
+        self.failures = Counter("gateway_image_failures", "Images that are none or were not fetched, by error code.",
                                 ["code"], **options)  # fmt: skip
         self.stages = Histogram("gateway_stage_seconds", "Time in each stage of a prediction, by model version.",
                                 ["stage", "version", "identity"], buckets=STAGE_BUCKETS_S, **options)  # fmt: skip

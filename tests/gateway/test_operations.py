@@ -87,14 +87,18 @@ def test_metrics_show_answers_stages_classes_and_versions(model_server: FakeMode
     try:
         for body in (IMAGE, IMAGE, b"no image"):
             app.post("/predict", data=body, content_type="image/jpeg")
+        for bad in ({"image": "#"}, {"images": ["#", "#"]}, {"url": "#"}):  # alone or in a list
+            app.post("/predict", json=bad)
         text = app.get("/metrics").get_data(as_text=True)
     finally:
         client.close()
     for line in (
-        'gateway_answers_total{code="",path="predict",status="200"} 2.0',
+        'gateway_answers_total{code="",path="predict",status="200"} 3.0',
         'gateway_answers_total{code="unsupported_media",path="predict",status="415"} 1.0',
+        'gateway_image_failures_total{code="unsupported_media"} 1.0',
+        'gateway_image_failures_total{code="bad_request"} 4.0',
         f'gateway_stage_seconds_count{{identity="{identity}",stage="predict",version="1"}} 2.0',
-        f'gateway_stage_seconds_count{{identity="{identity}",stage="decode",version="1"}} 3.0',
+        f'gateway_stage_seconds_count{{identity="{identity}",stage="decode",version="1"}} 6.0',
         f'gateway_confidence_count{{identity="{identity}",version="1"}} 2.0',
         f'gateway_version_accepted{{identity="{identity}",version="1"}} 1.0',
         'gateway_version_refused{identity="",version="2"} 1.0',
