@@ -131,7 +131,7 @@ def _rows_in(path: Path, content: bytes) -> Iterator[tuple[str, Row]]:
     taken = list[str]()
 
     def lines() -> Iterator[str]:
-        for line in io.TextIOWrapper(io.BytesIO(content), "utf-8", ANY_BYTES, newline=""):  # without a copy of it
+        for line in io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", ANY_BYTES, newline=""):  # without a copy
             taken.append(line)
             yield line
 

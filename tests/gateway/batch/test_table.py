@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,6 +94,22 @@ def test_a_second_run_asks_only_what_was_not_answered(
     assert sorted(Path(row["source"]).name for row in rows) == names
     assert [row["source"] for row in rows if row.get("error")] == [str(other)]
     assert rows[-1]["source"] == str(folder / "broken.jpg")
+
+
+def test_a_csv_that_excel_saved_is_taken_up_again(address: str, folder: Path, tmp_path: Path) -> None:
+    """With a byte order mark, which stays; an old error goes, and so does an image that was cut."""
+    out = tmp_path / "out.csv"
+    ask = ["--gateway", address, "--out", str(out), "--top-k", "2"]
+    assert main([str(folder), *ask]) == 3
+    saved = BOM_UTF8 + out.read_bytes()
+    (folder / "broken.jpg").write_bytes(encode(photo()))
+    for size in (len(saved), len(saved) - 30):
+        out.write_bytes(saved[:size])
+        assert main([str(folder), *ask]) == 0
+        assert out.read_bytes().startswith(saved[: saved.index(b"\n") + 1])
+        assert main(["--merge", str(out), "--out", str(tmp_path / f"{size}.csv")]) == 0
+        ranks = sorted((Path(row["source"]).name, row["rank"]) for row in read_csv(tmp_path / f"{size}.csv"))
+        assert ranks == [(name, rank) for name in ("a.jpg", "b.png", "broken.jpg") for rank in ("1", "2")]
 
 
 def test_a_full_disk_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
