@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = dict.fromkeys(named if options.sources else merged)
         part, parts = options.shard
         images = [image for image in found if crc32(os.fsencode(image)) % parts == part]  # by its name alone
-        table = Table(options.out)
+        table = Table(options.out, options.top_k)
         left = [image for image in images if image not in table.answered]
         may_fail = not options.sources  # with sources, what failed is asked about
         taken = {image: merged[image] for image in left if is_answered(merged.get(image, []), may_fail)}

@@ -26,14 +26,17 @@ Row = dict[str, Any]
 class Table:
     """A file that is appended to, or standard output; the suffix `.csv` or `.jsonl` decides on the form."""
 
-    def __init__(self, out: Path | None) -> None:
+    def __init__(self, out: Path | None, top_k: int = 1) -> None:
         """Read what it answers already.
+
+        A CSV's only answer with fewer rows than `top_k` may have been cut, as no other shows how many it has to have.
+        So it is none yet, but goes only if its image is asked about again.
 
         Raises:
             ValueError: No run wrote the file, or its folder does not exist.
             OSError: It cannot be read.
         """
-        self.answered, self._failed = set[str](), set[str]()
+        self.answered, self._unanswered, count = set[str](), set[str](), 0
         self._out, self._is_csv = out, out is not None and out.suffix == ".csv"
         self._found = self._kept = b""
         if out and not out.absolute().parent.is_dir():
@@ -42,10 +45,13 @@ class Table:
             self._found = out.read_bytes()
             self._kept = _complete(out, self._found)
             for _, row in _rows_in(out, self._kept):
-                (self._failed if row.get("error") else self.answered).add(row["source"])
+                (self._unanswered if row.get("error") else self.answered).add(row["source"])
+                count += not row.get("error")
+        if self._is_csv and len(self.answered) == 1 and count < top_k:
+            self._unanswered, self.answered = self._unanswered | self.answered, set()
 
     def open(self, asked: Sequence[str]) -> None:
-        """Begin to append, and drop the errors of the images that are asked about again.
+        """Begin to append, and drop the rows of the images that are asked about again.
 
         Raises:
             ValueError: Another run writes to the file.
@@ -55,8 +61,8 @@ class Table:
             self._file: BinaryIO = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
             return
         self._file = file = _open_alone(self._out, len(self._found))
-        dropped = self._failed.intersection(asked)
-        kept = _without_errors(self._out, self._kept, dropped) if dropped else self._kept
+        dropped = self._unanswered.intersection(asked)
+        kept = _without(dropped, self._out, self._kept) if dropped else self._kept
         if self._found.startswith(kept):
             file.truncate(len(kept))
         else:
@@ -177,10 +183,10 @@ def _open_alone(path: Path, size_bytes: int) -> BinaryIO:
     return file
 
 
-def _without_errors(path: Path, content: bytes, images: Set[str]) -> bytes:
-    """Return a file's content without the rows that have an error of one of the images."""
+def _without(images: Set[str], path: Path, content: bytes) -> bytes:
+    """Return a file's content without the rows of some images."""
     columns = content[: content.find(b"\n") + 1] if path.suffix == ".csv" else b""
-    kept = (text for text, row in _rows_in(path, content) if not row.get("error") or row["source"] not in images)
+    kept = (text for text, row in _rows_in(path, content) if row["source"] not in images)
     return b"".join((columns, *(text.encode("utf-8", ANY_BYTES) for text in kept)))  # as a text, four times the bytes
 
 
