@@ -16,6 +16,7 @@ from training.words import counted
 WHOLE = "all"  # a split's name for photos that are not split
 COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
 _MOST_SPLITS = 20  # different values of a column that may be one of splits
+_SURPLUS = ""  # the name of what a row has beyond its columns, which have other names
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_table(path: Path) -> list[Row]:
 
     Raises:
         DataError: It is no CSV in UTF-8, has no columns for path and label, two of one name, splits in another
-            column than `split`, or a cell of these with a line break.
+            column than `split`, a cell of these with a line break, or more cells than columns.
     """
     names, rows, ends = _read_cells(path)
     columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
@@ -71,12 +72,17 @@ def read_table(path: Path) -> list[Row]:
     labelled = {split for row, split in zip(rows, named, strict=True) if row[columns["label"]].strip()}
     result, splits = [], splits_of(set(named), set(named) - labelled) | {WHOLE: ""}
     for row, split, end in zip(rows, named, ends, strict=True):
+        start = end - sum(cell.count("\n") for cell in row.values())
         # A stray quote swallows rows until the next one.
         if "\n" in "".join(row[name] for name in columns.values() if name):
-            start = end - sum(cell.count("\n") for cell in row.values())
             raise DataError(
                 f"Expected paths, labels and splits without line breaks. Received others in {path}, from line {start}"
                 " on. Is there a quote too many, or too few?"
+            )
+        if row.get(_SURPLUS, "").strip():
+            raise DataError(
+                f"Expected no more cells than columns in {path}. Received more in line {start}. A cell with a comma"
+                ' needs quotes, such as "crane, bird"'
             )
         photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
         result.append(Row(photo, row[columns["label"]], splits.get(split, split)))
@@ -84,15 +90,15 @@ def read_table(path: Path) -> list[Row]:
 
 
 def _read_cells(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
-    """Return the columns' names in lower case, each row's cells by them, and the line in which it ends."""
+    """Return the columns' names in lower case, each row's cells by them and the surplus, and the line of its end."""
     rows, ends = list[dict[str, str]](), list[int]()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, restkey=_SURPLUS, skipinitialspace=True, strict=True)
             names = [name.strip().lower() or f"column {at}" for at, name in enumerate(reader.fieldnames or (), 1)]
             reader.fieldnames = names
             for cells in reader:
-                rows.append({name: cell or "" for name, cell in cells.items() if name is not None})
+                rows.append({name: "".join(cell or ()) for name, cell in cells.items()})
                 ends.append(reader.line_num)
     except UnicodeDecodeError as exc:
         raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc

@@ -33,12 +33,14 @@ def test_a_csv_of_labels_is_a_dataset(table):
     assert dataset.remarks[0].startswith("Left out 4 rows without a file or a label, such as ")
 
 
-@pytest.mark.parametrize("names", [("red", "red "), ("caf\u00e9", "cafe\u0301")])
+@pytest.mark.parametrize(
+    "names", [("red", "red "), ("caf\u00e9", "cafe\u0301"), ('"crane, bird"', ' "crane, bird",, ')]
+)
 def test_two_spellings_of_a_class_are_one(table, names):
-    """So a photo that a CSV names with each of them is one photo of one class."""
+    """So a photo that a CSV names with each of them is one photo of one class; also quoted after a space."""
     rows = [f"a/00{position}.jpg,{name}" for position in range(3) for name in names]
     dataset = read_folder(table("path,label", *rows, *(f"b/00{position}.jpg,dog" for position in range(3))))
-    assert dataset.classes == tuple(sorted((names[0].strip(), "dog")))
+    assert dataset.classes == tuple(sorted((names[0].strip('"'), "dog")))
     assert sum(map(len, dataset.splits.values())) == 6
 
 
@@ -129,6 +131,8 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
         (("path;label", "a/000.jpg;cat"), "with commas between them, in .*csv. Received: path;label"),
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', 'b/000.jpg,dog",x'), "line breaks. .*csv, from line 3 on"),
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', '"b/000.jpg",dog'), "csv, from line 3 on: ',' expected"),
+        (("path,label", "a/000.jpg,cat", "a/001.jpg,crane, bird"), 'in line 3. A .* quotes, such as "crane, bird"$'),
+        (("path,label", '"a/000.jpg,cat', 'b/000.jpg,dog",x,y'), "line breaks. .*csv, from line 2 on"),
         (("path,label,split", "a/000.jpg,cat,val", "b/000.jpg,dog,test"), "train in .* Received: validation, test$"),
         (("path,label,split", "a/000.jpg,cat,x"), "none. Left out rows of: x. .* none of train, validation, test$"),
         (("path,label", "a/000.jpg,a\tb", "b/000.jpg,b"), r"control characters.*csv: b'a\\tb'. Correct its rows\.$"),
@@ -156,7 +160,7 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
     ],
 )
 def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
-    """A photo of two classes, an unknown class, one class, a column for each class, quotes, no train, and no file.
+    """A photo of two classes, an unknown or only one class, a column for each, quotes, a comma, no train, and no file.
 
     Labels that are splits, splits in a column of another name, two columns of one name, and too few photos, as well.
     """
