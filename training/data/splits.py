@@ -70,7 +70,7 @@ def splits_of(names: Collection[str], unlabelled: Container[str] = ()) -> dict[s
     `evaluation` beside `validation` is the test split, or none if there is another that is not `unlabelled`.
     """
     found = {name: split for name in names if (split := split_of(name))}
-    longer = {name: _words(name) for name in names if name not in found and _splits_in(name)}
+    longer = {name: _words(name) for name in names if name not in found and splits_in(name)}
     shared = set.intersection(*map(set, longer.values())) if len(longer) > 1 else set()
     rests = {name: [word for word in words if word not in shared] for name, words in longer.items()}
     more = {name: split for name, rest in rests.items() if (split := _split_of_words(rest))}
@@ -87,11 +87,11 @@ def splits_of(names: Collection[str], unlabelled: Container[str] = ()) -> dict[s
 
 def read_like_splits(names: Collection[str]) -> bool:
     """Tell whether each name has the word of a split, and not all of the same: `train_cat`, `test_cat`."""
-    found = [_splits_in(name) for name in names]
+    found = [splits_in(name) for name in names]
     return all(found) and len(set().union(*found)) > 1
 
 
-def _splits_in(name: str) -> set[str]:
+def splits_in(name: str) -> set[str]:
     """Return the splits that a name, or a word of it, stands for."""
     return {split for word in (*_words(name), name) if (split := split_of(word))}
 
@@ -110,7 +110,7 @@ def find_splits(folder: Path) -> Splits:
         raise DataError(f"Expected a folder of photos. Received {received}: {folder}")
     folder = _root(folder)
     inside = class_folders(folder)
-    classes_in = {path: {each.name for each in class_folders(path)} for path in inside if _splits_in(path.name)}
+    classes_in = {path: {each.name for each in class_folders(path)} for path in inside if splits_in(path.name)}
     unlabelled = {path.name for path, names in classes_in.items() if not names}
     split_names = splits_of([path.name for path in classes_in], unlabelled)
     others = [path for path in inside if path.name not in split_names]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.splits import read_like_splits, splits_of
+from training.data.splits import read_like_splits, splits_in, splits_of
 from training.errors import DataError
 from training.words import counted
 
@@ -121,10 +121,12 @@ def left_out_rows(paths: Sequence[Path]) -> str:
 def _check_others(rows: Sequence[dict[str, str]], columns: Iterable[str], path: Path) -> None:
     """Refuse splits in a column of another name: photos to test with would be trained on."""
     for column in sorted(columns):
-        cells = {row[column].strip() for row in rows} - {""}
-        if len(cells) > _MOST_SPLITS:
+        cells = {row[column].strip() for row in rows}
+        values = cells - {""}
+        if len(values) > _MOST_SPLITS:
             continue
-        if len(set(splits_of(cells).values())) > 1 or read_like_splits(cells):
+        is_flag = len(cells) > 1 and len(values) <= 2 and splits_in(column)  # `is_valid`, of True and False
+        if is_flag or len(set(splits_of(values).values())) > 1 or read_like_splits(values):
             raise DataError(
                 f"Expected the splits of {path} in a column split. Received them in another: {column}."
                 f" Write train, validation or test into the column split, or remove {column} if it says something else."

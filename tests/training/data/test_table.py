@@ -111,11 +111,14 @@ def test_words_beside_splits_are_others(table, others):
         ("id", lambda number: f"Train_{number}"),
         ("checked", lambda number: ("valid", "")[number % 2]),
         ("class,class", lambda number: ("train,", "test,")[number % 2]),
+        ("test_date", lambda number: f"2026-03-0{number % 3}"),
+        ("validation", lambda number: "done"),
+        ("trained_by", lambda number: ("Ann", "Bob")[number % 2]),
         ("note", lambda number: f"{('train', 'test')[number % 2]} {number} {chr(65 + number)}"),
     ],
 )
 def test_a_column_that_says_something_else_is_no_column_of_splits(table, column, value):
-    """Ids, a column of one split's word, the labels in other words, and a column of many values."""
+    """Ids, a column of one split's word, the labels in other words, columns of one or many values, and other words."""
     rows = [f"{'ab'[number % 2]}/00{number // 2 % 3}.jpg,{'ab'[number % 2]},{value(number)}" for number in range(24)]
     assert read_folder(table(f"path,label,{column}", *rows)).remarks == ()
 
@@ -147,6 +150,10 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
             "Received them in another: x. Write",
         ),
         (("path,label,", "a/000.jpg,cat,pets-train", "b/000.jpg,dog,pets-val"), "another: column 3. Write"),
+        *(
+            ((f"path,label,{flag}", f"a/000.jpg,cat,{yes}", f"b/000.jpg,dog,{no}"), f"in another: {flag}. Write")
+            for flag, yes, no in (("is_valid", True, False), ("is_training_img", 1, 0), ("test", "x", ""))
+        ),
         (("path,label,split,set", "a/000.jpg,cat,,train", "b/000.jpg,dog,,val"), "them in another: set. Write"),
         (
             ("path,label,Usage", "a/000.jpg,cat,Training", "b/000.jpg,dog,PublicTest", "b/001.jpg,dog,PrivateTest"),
@@ -162,7 +169,8 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
 def test_a_csv_that_cannot_be_trained_on_is_refused(table, rows, message):
     """A photo of two classes, an unknown or only one class, a column for each, quotes, a comma, no train, and no file.
 
-    Labels that are splits, splits in a column of another name, two columns of one name, and too few photos, as well.
+    Labels that are splits, splits in a column of another name, a flag of a split, two columns of one name, and too few
+    photos, as well.
     """
     with pytest.raises(DataError, match=message):
         read_folder(table(*rows))
