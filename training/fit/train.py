@@ -159,7 +159,7 @@ def _log_ended(run: Path, preset: Preset) -> None:
 def _made_of(data: Data, preset: Preset) -> list[Any]:
     """Return all that makes a training what it is, but for its minutes, as JSON values."""
     digests = {split: pixels.digest for split, pixels in data.splits.items()}
-    network = [asdict(phases.start_of(preset)), preset.weights, preset.larger, asdict(preset.recipe)]
+    network = [*phases.start_of(preset).made_of(preset.weights), preset.larger, asdict(preset.recipe)]
     return [*network, digests, list(data.classes), keras.__version__, decoder()]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class Architecture:
     def origin(self, weights: str) -> dict[str, str]:
         """Return what a contract says of the network and its weights."""
         return {"architecture": self.name, "weights": weights}
+
+    def made_of(self, weights: str) -> tuple[dict[str, Any], str]:
+        """Return what tells the network and its weights from others, as JSON values."""
+        return asdict(self), weights
 
     def backbone(self, weights: str, include_top: bool, classes: int = 1000) -> keras.Model:
         """Build the model for preprocessed input, with its classes on top or ending in pooled features (n, c).

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -41,6 +42,10 @@ class File(Architecture):
     def origin(self, weights: str) -> dict[str, str]:
         """Return what the contract says of the network and its weights."""
         return {"architecture": self.name, "weights": self.file, "weights_sha256": self.sha256}
+
+    def made_of(self, weights: str) -> tuple[dict[str, Any], str]:
+        """Leave out where the file is, and its name: its hash is enough."""
+        return {name: value for name, value in asdict(self).items() if name not in ("path", "file")}, ""
 
     def backbone(self, weights: str, include_top: bool = False, classes: int = 0) -> keras.Model:
         """Load the network up to its pooled features (n, c); its classifier is never part of it."""

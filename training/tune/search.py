@@ -12,7 +12,7 @@ import logging
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -70,8 +70,7 @@ def tune(photos: Photos, space: Space, minutes: float, *, out: Path, runs: Path)
         costs.check(left)
     specs = {each.size_px: each.photo_spec for each in space.backbones}
     pixels = {size_px: photos.read("train", dataset.splits["train"], spec) for size_px, spec in specs.items()}
-    digest, backbones = pixels[space.backbones[0].size_px].digest, list(map(asdict, space.backbones))
-    made_of = [backbones, start.weights, asdict(start.recipe), digest, keras.__version__, decoder()]
+    made_of = [*space.made_of, pixels[space.backbones[0].size_px].digest, keras.__version__, decoder()]
     with folder_of(tuning, space.name, made_of) as path:
         folds: dict[Architecture, Folds] = {}
         for each in space.backbones:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -49,6 +49,12 @@ class Space:
     epochs: int
     values: dict[str, BaseDistribution]
     backbones: list[Architecture]
+
+    @property
+    def made_of(self) -> list[Any]:
+        """What tells its search of the same photos from others, as JSON values."""
+        networks, weights = zip(*(each.made_of(self.start.weights) for each in self.backbones), strict=True)
+        return [networks, weights[0], asdict(self.start.recipe)]
 
     def first(self) -> dict[str, Any]:
         """Return the values of the start, moved inside their bounds."""

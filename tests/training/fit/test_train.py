@@ -283,7 +283,7 @@ def _stop_after_epochs(compute):
 def test_a_run_is_a_starting_point(run, folder, tmp_path, capsys):
     """Other classes train on its features, of which only the upper half changes, and the file travels as origin.
 
-    Photos that are held out now may have trained it, which is said.
+    Photos that are held out now may have trained it, which is said. A copy of it elsewhere is the same.
     """
     from training.models.starting_points import find_start
     from training.runs.folder import sha256
@@ -303,6 +303,9 @@ def test_a_run_is_a_starting_point(run, folder, tmp_path, capsys):
     before, after = (find_start("", str(each)).backbone("").get_weights() for each in (run, mine))
     same = [np.array_equal(*pair) for pair in zip(before, after, strict=True)]
     assert same[:2] == [True, True] and not all(same)
+    options[1] = str(shutil.copytree(run, tmp_path / "copy") / "model.keras")
+    assert main(["train", str(tmp_path / "photos"), "--name", "two", *options]) == 0
+    assert f"Nothing is trained, as {mine} is made of the same" in capsys.readouterr().out
 
 
 @tensorflow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,13 +267,14 @@ def test_a_run_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("inside", ["", "model.keras"])
 def test_a_run_brings_its_pixels(run: Path, inside: str) -> None:
-    """Its preprocessing is inside, photos become pixels as in the run, and its model's hash is the file's."""
+    """Its preprocessing is inside, photos become pixels as in the run, and its model is known by the file's hash."""
     from training.runs.folder import sha256
 
     found = find_start("plain-cnn", str(run / inside))
     assert (found.name, found.preprocessing) == ("their-network", "none")
     assert found.photo_spec == ImageSpec(16, 20, "box", "pad")
-    assert asdict(found)["sha256"] == sha256(run / "model.keras")  # so another file is another unfinished training
+    network, _ = found.made_of(str(run / inside))  # so another file is another unfinished training
+    assert network["sha256"] == sha256(run / "model.keras")
     origin = found.origin("")
     assert origin["weights"] == f"shapes/{run.name}/model.keras"
     assert origin["weights_sha256"] == sha256(run / "model.keras")

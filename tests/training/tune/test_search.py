@@ -454,7 +454,10 @@ def test_the_same_choices_in_another_order_are_one_search(choices: tuple[list[An
 
 
 def test_a_file_is_the_only_network_of_its_search(tmp_path: Path) -> None:
-    """Photos are read as it needs them, square or not, and no other network or size is tried with its weights."""
+    """Photos are read as it needs them, square or not, and no other network or size is tried with its weights.
+
+    Under another name, it is the same search.
+    """
     import keras
 
     from training.fit.phases import start_of
@@ -470,6 +473,9 @@ def test_a_file_is_the_only_network_of_its_search(tmp_path: Path) -> None:
     for choices in ([["efficientnet-lite1"], []], [[], [32]]):
         with pytest.raises(TrainingError, match="Expected no --architectures nor --sizes"):
             find_space(preset, "theirs", *choices)
+    (tmp_path / "theirs.keras").rename(tmp_path / "moved.keras")
+    moved = replace(preset, weights=str(tmp_path / "moved.keras"))
+    assert find_space(moved, "theirs", [], []).made_of == space.made_of
 
 
 @pytest.mark.parametrize(
