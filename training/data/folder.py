@@ -80,7 +80,7 @@ def read_folder(folder: Path) -> Dataset:
         if split in found.folders:
             splits[split] = read_split(found.folders[split], classes, complete=False)
     read = [train_folder, *(folder for folder in found.folders.values() if folder != train_folder)]
-    remarks = [*found.remarks, *_suspicions(class_paths), *left_out_files(read)]
+    remarks = [*found.remarks, *_suspicions(class_paths), *_alike(classes), *left_out_files(read)]
     return Dataset(classes, _complete(splits, classes, train_folder), tuple(remarks))
 
 
@@ -122,6 +122,7 @@ def read_rows(
             received = ". ".join([_some(classes), *remarks])
             raise DataError(f"Expected labels of two or more classes in {table}. Received: {received}")
         _check_classes(classes, table)
+        remarks += _alike(classes)
     labels = {class_name(name): label for label, name in enumerate(classes)}
     _check_known({class_name(row.label) for rows in read.values() for row in rows}, classes, table)
     splits = {split: [Photo(row.path, labels[class_name(row.label)]) for row in rows] for split, rows in read.items()}
@@ -207,7 +208,7 @@ def _check_order(class_paths: Sequence[Path]) -> None:
 
 
 def _suspicions(class_paths: Sequence[Path]) -> list[str]:
-    """Return a warning for class folders that look like a copy of the whole, like variants of one set, or the same."""
+    """Return a warning for class folders that look like a copy of the whole, or like variants of one set."""
     names = {path.name for path in class_paths}
     inside = {path: {each.name for each in class_folders(path)} for path in class_paths}
     copies = [path for path in class_paths if names & inside[path] - {path.name}]
@@ -230,11 +231,14 @@ def _suspicions(class_paths: Sequence[Path]) -> list[str]:
         for path in only_folders
         if path not in variants
     ]
-    folded = Counter(name.casefold() for name in {class_name(path.name) for path in class_paths})
-    alike = sorted(name for name in names if folded[class_name(name).casefold()] > 1)
-    if alike:
-        warnings.append(f"Warning: classes that differ only in upper and lower case: {_some(alike)}")
     return warnings
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Return a warning for classes that differ only in upper and lower case."""
+    folded = Counter(map(str.casefold, classes))
+    alike = [name for name in classes if folded[name.casefold()] > 1]
+    return [f"Warning: classes that differ only in upper and lower case: {_some(alike)}"] if alike else []
 
 
 def _some(names: Iterable[str]) -> str:

@@ -81,12 +81,19 @@ def test_names_that_read_like_splits(name, split):
 
 
 def test_names_that_look_the_same_are_one_class(fill):
-    """Both Unicode forms of a letter, and a space at the end; only upper and lower case make two, with a warning."""
+    """Both Unicode forms of a letter, and a space at the end; only upper and lower case make two, with a warning.
+
+    So do they in a CSV.
+    """
     fill({"caf\u00e9": 3, "dog": 3, "Dog": 3}, "train")
-    dataset = read_folder(fill({"cafe\u0301": 1, "dog ": 2}, "val"))
-    assert dataset.classes == ("Dog", "caf\u00e9", "dog")
-    assert [each.label for each in dataset.splits["validation"]] == [1, 2, 2]
-    assert dataset.remarks == ("Warning: classes that differ only in upper and lower case: Dog, dog",)
+    folder = fill({"cafe\u0301": 1, "dog ": 2}, "val")
+    table = folder / "labels.csv"
+    rows = [f"{path},{path.parent.name},{path.parts[-3]}" for path in sorted(folder.rglob("*.jpg"))]
+    table.write_text("\n".join(["path,label,split", *rows]))
+    for dataset in map(read_folder, (folder, table)):
+        assert dataset.classes == ("Dog", "caf\u00e9", "dog")
+        assert [each.label for each in dataset.splits["validation"]] == [1, 2, 2]
+        assert dataset.remarks == ("Warning: classes that differ only in upper and lower case: Dog, dog",)
 
 
 def test_a_class_of_photos_that_must_be_converted_is_refused_with_a_word(fill):
