@@ -64,6 +64,8 @@ class Preset:
         of_recipe = {name: given.pop(name) for name in vars(self.recipe) if name in given}
         if any(name == "architecture" or value != getattr(self, name) for name, value in given.items()):
             given["larger"] = ""  # the network that was chosen is trained
+        if given.get("weights", self.weights) != self.weights:
+            given.setdefault("preprocessing", None)  # the preset's is that of its own weights
         return replace(self, **given, recipe=replace(self.recipe, **of_recipe))
 
     def check_trains(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,20 @@ def test_single_options_override() -> None:
     preset = find_preset("plain-cnn").changed({"epochs": 3, "patience": None, "size": 64, "weights": None})
     assert (preset.recipe.epochs, preset.recipe.patience, preset.recipe.batch_size) == (3, 10, 32)
     assert (preset.size, preset.weights) == (64, "none")
+
+
+@pytest.mark.parametrize(
+    ("given", "preprocessing"),
+    [
+        ({"weights": "theirs.keras", "size": 64}, "±1"),
+        ({"weights": "imagenet"}, None),
+        ({"weights": "other.keras", "preprocessing": "torch"}, "torch"),
+    ],
+)
+def test_preprocessing_is_that_of_the_weights(given: dict[str, Any], preprocessing: str | None) -> None:
+    """Other weights come without that of the preset's own."""
+    preset = Preset("a", "c", "e", "plain-cnn", "theirs.keras", preprocessing="±1")
+    assert preset.changed({"preprocessing": None, **given}).preprocessing == preprocessing
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
