@@ -20,7 +20,6 @@ from training.judge.predictors import StoredVersion
 from training.words import counted
 
 MAX_BYTES, TIMEOUT_S = 32 * 1024 * 1024, 20.0  # of a URL
-MAX_NAME = 24  # characters of a class name in columns
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ def write(answers: Iterator[Answer], version: StoredVersion, as_json: bool) -> N
 def _columns(answer: Answer, version: StoredVersion) -> str:
     if answer.error:
         return f"no answer  {answer.source}: {answer.error}"
-    width = min(MAX_NAME, max(map(len, version.contract.classes)))
-    columns = (f"{each['class'][:width]:<{width}} {each['probability']:.3f}" for each in answer.predictions)
+    width = max(map(len, version.contract.classes))
+    columns = (f"{each['class']:<{width}} {each['probability']:.3f}" for each in answer.predictions)
     return f"{'  '.join(columns)}  {'unknown: ' if answer.unknown else ''}{answer.source}"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +89,17 @@ def test_without_json_a_line_is_for_a_person(
     assert main(["predict", path, "--model", "tiny", "--store", str(tiny_store), "--top-k", "1"]) == 0
     name, probability, image = capsys.readouterr().out.split()
     assert name in ("cat", "dog", "bird") and 1 / 3 < float(probability) <= 1 and image == path
+
+
+def test_long_class_names_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of cars and birds often differ at their ends; shorter ones are padded."""
+    from training.judge.predict import Answer, write
+
+    long, short = names = ("Chevrolet Silverado 1500 Regular Cab", "Chevrolet Silverado 1500 Hybrid")
+    predictions = [{"class": name, "probability": 0.5} for name in names]
+    version: Any = SimpleNamespace(contract=SimpleNamespace(classes=names))
+    write(iter([Answer("a.jpg", predictions)]), version, as_json=False)
+    assert capsys.readouterr().out == f"{long} 0.500  {short}      0.500  a.jpg\n"
 
 
 @pytest.mark.parametrize(
