@@ -12,7 +12,15 @@ from hashlib import sha256
 from pathlib import Path
 
 from contract.photos import SUFFIXES, describe_others, files_in, is_hidden, photos_in
-from training.data.splits import SPLIT_NAMES, class_folders, class_name, find_splits, read_like_splits, split_of
+from training.data.splits import (
+    SPLIT_NAMES,
+    class_folders,
+    class_name,
+    find_splits,
+    left_out_photos,
+    read_like_splits,
+    split_of,
+)
 from training.data.table import Row, is_table, left_out_rows, no_photos, read_table, real_path
 from training.errors import DataError
 from training.words import counted
@@ -247,24 +255,14 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:5]) + (" …" if len(listed) > 5 else "")
 
 
-def _strays(folders: Sequence[Path]) -> list[str]:
-    """Return a line for each folder with photos beside its class folders."""
-    strays = {folder: [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES] for folder in folders}
-    photos = {folder: sorted(filter(_is_visible_file, paths)) for folder, paths in strays.items()}
-    return [
-        f"Left out {counted(len(paths), 'photo')} beside the class folders, such as {paths[0]}"
-        for paths in photos.values()
-        if paths
-    ]
-
-
 def left_out_files(folders: Sequence[Path]) -> list[str]:
     """Return lines with the photos beside class folders, and how many files in these are no photos, by suffix."""
     files = [path for folder in folders for inside in class_folders(folder) for path in files_in(inside)]
     images = sorted({path.suffix.lower() for path in files}.intersection(_CONVERTIBLE))
     advice = f". Convert {' and '.join(images)} to JPEG" if images else ""
     others = describe_others(files)
-    return [*_strays(folders), *([f"{others}{advice}"] if others else [])]
+    strays = [line for folder in folders for line in left_out_photos(folder, "class folders")]
+    return [*strays, *([f"{others}{advice}"] if others else [])]
 
 
 def _is_visible_file(path: Path) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract.photos import SUFFIXES, is_hidden
 from training.errors import DataError
+from training.words import counted
 
 SPLIT_NAMES = {  # in English, German, French, Spanish, Italian and Portuguese
     "train": (
@@ -129,7 +130,8 @@ def find_splits(folder: Path) -> Splits:
         classes = [f"{path.name}/ is taken for a class: folders beside it have photos" for path in named_with_classes]
         return Splits(folder, {}, tuple(classes))
     folders: dict[str, Path] = {}
-    remarks = [f"Left out {path.name}/: it is taken for no split" for path in others]
+    remarks = left_out_photos(folder, "split folders")
+    remarks += [f"Left out {path.name}/: it is taken for no split" for path in others]
     for path in sorted(named, key=lambda path: (path.name.lower() not in SPLIT_NAMES, len(path.name), path.name)):
         split = split_names[path.name]
         if path not in named_with_classes:
@@ -210,5 +212,16 @@ def _unwrap(split: Path, known: Collection[str]) -> Path:
     return inside[0] if is_wrapped and not _has_photos(split) else split
 
 
+def left_out_photos(folder: Path, beside: str) -> list[str]:
+    """Return a line with the photos beside the folders in a folder, if there are any."""
+    paths = sorted(_photos(folder))
+    return [f"Left out {counted(len(paths), 'photo')} beside the {beside}, such as {paths[0]}"] if paths else []
+
+
 def _has_photos(folder: Path) -> bool:
-    return any(path.suffix.lower() in SUFFIXES and not is_hidden(path) for path in folder.iterdir())
+    return any(_photos(folder))
+
+
+def _photos(folder: Path) -> Iterator[Path]:
+    files = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return (path for path in files if not (path.is_dir() or is_hidden(path)))

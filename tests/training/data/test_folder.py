@@ -110,14 +110,16 @@ def test_a_class_of_photos_that_must_be_converted_is_refused_with_a_word(fill):
 
 
 def test_photos_beside_class_folders_and_files_of_other_splits_are_counted(fill):
-    """Nothing is left out without a word, in linked folders either."""
+    """Nothing is left out without a word, in linked folders either; nor is what lies beside the split folders."""
     folder = fill({"cat": 3, "dog": 3}, "train")
     (fill({"cat": 1}, "val") / "val" / "cat" / "001.heic").write_bytes(b"")
-    (folder / "train" / "stray.jpg").write_bytes(b"")
+    for stray in ("b.jpg", "a.jpg", "train/stray.jpg"):
+        (folder / stray).write_bytes(b"")
     (folder.parent / "linked").mkdir()
     (folder.parent / "linked" / "a.heic").write_bytes(b"")
     (folder / "train" / "cat" / "linked").symlink_to(folder.parent / "linked")
-    stray, left_out = read_folder(folder).remarks
+    beside, stray, left_out = read_folder(folder).remarks
+    assert beside == f"Left out 2 photos beside the split folders, such as {folder / 'a.jpg'}"
     assert stray == f"Left out 1 photo beside the class folders, such as {folder / 'train' / 'stray.jpg'}"
     assert ": 2 .heic. " in left_out
 
