@@ -71,7 +71,8 @@ def read_folder(folder: Path) -> Dataset:
     """
     if is_table(folder):
         rows, named, left_out = read_rows(folder)
-        return Dataset(named, _complete(rows, named, folder), left_out)
+        by_split = {split or "train": photos for split, photos in rows.items()}
+        return Dataset(named, _complete(by_split, named, folder), left_out)
     found = find_splits(folder)
     if found.folders and "train" not in found.folders:
         received = [str(path) for path in found.folders.values()]
@@ -96,6 +97,8 @@ def read_rows(
     table: Path, classes: Sequence[str] = ()
 ) -> tuple[dict[str, list[Photo]], tuple[str, ...], tuple[str, ...]]:
     """Return the photos of a CSV by split, the classes, and remarks; the classes are those of train, if none are given.
+
+    Where no row has a split, all photos are by an empty name.
 
     Raises:
         DataError: No photo, none to train on, one of two classes, an unknown class, one named as another, or too few.
@@ -134,6 +137,8 @@ def read_rows(
     labels = {class_name(name): label for label, name in enumerate(classes)}
     _check_known({class_name(row.label) for rows in read.values() for row in rows}, classes, table)
     splits = {split: [Photo(row.path, labels[class_name(row.label)]) for row in rows] for split, rows in read.items()}
+    if not any(row.split for row in rows):
+        splits = {"": splits["train"]}
     return splits, tuple(classes), tuple(remarks)
 
 

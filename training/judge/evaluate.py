@@ -100,7 +100,7 @@ def choose_photos(photos: Photos, models: Models, split: str) -> tuple[list[Phot
         or_same = ", or the folder that the model was trained on, with the same photos" if split != "train" else ""
         raise DataError(
             f"Expected a {split} split in {folder}{or_same}."
-            f" Received: {', '.join(filter(None, splits)) or 'class folders'}.{other}"
+            f" Received: {', '.join(filter(None, splits)) or 'none'}.{other}"
         )
     chosen = _read(splits.values())
     description = f"all of {folder}, {counted(len(chosen), 'photo')}"

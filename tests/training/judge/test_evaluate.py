@@ -87,7 +87,7 @@ def test_what_is_left_out_of_the_photos_is_said(
 
 
 def test_a_csv_is_taken_as_a_folder_is(tmp_path: Path) -> None:
-    """What training held out of it is found again; a split by its name; and all of another CSV."""
+    """What training held out of it is found again; a split by its name; and all of another CSV, which may have none."""
     table = fill(tmp_path / "photos", 4) / "labels.csv"
     rows = [(f"{name}/{number}.jpg", name, "test" * (number == 3)) for name in CLASSES for number in range(4)]
     table.write_text("\n".join(map(",".join, [("path", "label", "split"), *rows])))
@@ -98,6 +98,10 @@ def test_a_csv_is_taken_as_a_folder_is(tmp_path: Path) -> None:
     held_out, description = choose_photos(photos, [("m", trained)], "validation")
     assert held_out == splits["validation"] and "which training held out for validation" in description
     assert len(choose_photos(photos, [("m", Contract("m", trained.classes, SPEC, Origin()))], "all")[0]) == 12
+    table.write_text("\n".join(map(",".join, [("path", "label"), *(row[:2] for row in rows)])))
+    assert choose_photos(photos, [("m", trained)], "auto")[1].startswith(f"all of {table}, 12 photos")
+    with pytest.raises(DataError, match=r"Expected a train split in .*csv\. Received: none\.$"):
+        choose_photos(photos, [("m", trained)], "train")
 
 
 @pytest.mark.parametrize(("train", "test"), [("", 0), ("train", 0), ("train", 2)])
