@@ -56,7 +56,7 @@ def test_a_mistyped_argument_is_one_line(arguments: list[str], said: str, capsys
 def test_what_needs_no_tensorflow_answers_at_once(tmp_path: Path, arguments: list[str], said: str) -> None:
     """Help, and the list of runs."""
     run = tmp_path / "m" / "20260101-000000"
-    run.mkdir(parents=True)
+    (run / "golden").mkdir(parents=True)
     (run / "contract.json").write_bytes(Contract("m", ("a", "b"), ImageSpec(8, 8)).to_json())
     code = f"import sys; from training.__main__ import main\ntry: main({[*arguments, '--runs', str(tmp_path)]})\n"
     code += "finally: assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)"

@@ -87,7 +87,7 @@ def find_runs(folder: Path) -> list[Run]:
     Raises:
         TrainingError: There are none.
     """
-    found = [Run(path) for path in folder.glob("[!.]*/*") if path.is_dir()]
+    found = [Run(path.parent) for path in folder.glob("[!.]*/*/golden")]  # which each begins with
     if not found:
         raise TrainingError(f"Expected runs in {folder}, which train leaves there. Received: none")
     return sorted(found, key=lambda run: run.path.name, reverse=True)

@@ -21,7 +21,7 @@ def runs(tmp_path: Path) -> Path:
     """Two runs of a model that differ in their weights and dropout, one that was stopped, one of another release."""
     for time, dropout, accuracy in (("20260101-000000", 0.3, 0.91), ("20260102-000000", 0.5, 0.89)):
         run = tmp_path / "runs" / "clothing" / time
-        run.mkdir(parents=True)
+        (run / "golden").mkdir(parents=True)
         origin = Origin(ARCHITECTURE, f"{dropout}[/b].h5", training_s=90, recipe={"dropout": dropout, "seed": 0})
         contract = Contract("clothing", ("a", "b"), ImageSpec(8, 8), origin, {"validation_accuracy": accuracy})
         (run / "contract.json").write_bytes(contract.to_json())
@@ -30,7 +30,7 @@ def runs(tmp_path: Path) -> Path:
         with (run / "releases.jsonl").open("a") as history:
             history.write('{"identity": "01')  # a release was killed
     for name in ("20260103-000000", "20260104-000000"):
-        (tmp_path / "runs" / "clothing" / name).mkdir()
+        (tmp_path / "runs" / "clothing" / name / "golden").mkdir(parents=True)
     (tmp_path / "runs" / "clothing" / name / "contract.json").write_text('{"contract_version": 0}')
     return tmp_path / "runs"
 
@@ -67,6 +67,7 @@ def test_compared_runs_show_figures_and_what_differs(
     ("arguments", "message"),
     [
         (["--runs", "{runs}/none"], "Expected runs in {runs}/none, which train leaves there. Received: none"),
+        (["--runs", "{runs}/clothing"], "Expected runs in {runs}/clothing, which train leaves there. Received: none"),
         (["{runs}/none"], "Expected a run folder that train has finished; `python -m training runs` lists them. Rec"),
         (["{runs}/clothing/20260103-000000"], "lists them. Received: {runs}/clothing/20260103-000000 ("),
         (["{runs}/clothing/20260104-000000"], "{runs}/clothing/20260104-000000 cannot be read, as it is damaged or of"),
@@ -75,7 +76,7 @@ def test_compared_runs_show_figures_and_what_differs(
 def test_missing_and_unfinished_runs_are_refused(
     runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    """A folder without runs, no such run, one that was stopped, one of another release."""
+    """A folder without runs or of one model, no such run, one that was stopped, one of another release."""
     assert main(["runs", *(argument.format(runs=runs) for argument in arguments)]) == 1
     assert message.format(runs=runs) in capsys.readouterr().err
 
