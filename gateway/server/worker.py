@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -98,6 +99,21 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         if self._must_end:
             self.loop.call_soon(self.handle_exit_signal)
         await super()._serve()
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the master took it for hung and sent SIGABRT since its last heartbeat; if so, SIGKILL is next.
+
+        gunicorn's flag stays set, so the next pause of the machine would end a worker that is well.
+        """
+        return bool(self._aborted_at > self.tmp.last_update())
+
+    @aborted.setter
+    def aborted(self, is_aborted: bool) -> None:
+        self._aborted_at = time.monotonic() if is_aborted else -math.inf
+
+    def handle_abort_signal(self) -> None:
+        """Go on, as a loop that hears of the signal runs: the machine was paused, and the master woke first."""
 
     def _let_signals_end_it(self) -> None:
         """End on a signal, instead of what gunicorn's master does on one; at once, unless it is SIGTERM."""

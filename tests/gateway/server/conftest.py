@@ -49,11 +49,11 @@ def client(server: FakeModelServer) -> Iterator[Gateway]:
 
 
 @contextmanager
-def start(server: FakeModelServer, **settings: str) -> Iterator[tuple[Gateway, subprocess.Popen[str]]]:
-    """Run a gateway in front of a model server."""
+def start(server: FakeModelServer, *command: str, **settings: str) -> Iterator[tuple[Gateway, subprocess.Popen[str]]]:
+    """Run a gateway in front of a model server, perhaps by another command than usual."""
     port = free_port()
     environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": server.address, "GATEWAY_PORT": str(port), **settings}
-    with running("-m", "gateway", **environ) as process:
+    with running(*command or ("-m", "gateway"), **environ) as process:
         gateway = Gateway(port, process.pid)
         gateway.wait(lambda: gateway.get("/readyz")[0] == 200)
         yield gateway, process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import resource
 import signal
 import socket
@@ -71,10 +72,7 @@ def test_a_second_ctrl_c_ends_at_once(server: FakeModelServer) -> None:
 def test_signals_for_other_kinds_of_gunicorn_change_nothing(server: FakeModelServer) -> None:
     """More or fewer workers than listeners would lose connections; under nohup, so would the end of a terminal."""
     program = "import signal; signal.signal(1, signal.SIG_IGN); from gateway.__main__ import main; main()"
-    environ = {**SETTINGS, "GATEWAY_MODEL_ADDRESS": server.address, "GATEWAY_PORT": str(free_port())}
-    with running("-c", program, **environ) as process:
-        gateway = Gateway(int(environ["GATEWAY_PORT"]), process.pid)
-        gateway.wait(lambda: gateway.get("/livez")[0] == 200)
+    with start(server, "-c", program) as (gateway, process):
         before = gateway.worker_pids()
         for number in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGHUP):
             process.send_signal(number)
@@ -129,6 +127,29 @@ def test_a_killed_worker_is_replaced(server: FakeModelServer) -> None:
         gateway.wait(lambda: gateway.get("/readyz")[0] == 200, timeout_s=3)  # 0 while the killed one's port goes
         assert post(gateway.port)[0] == 200
         assert b"gateway_ready 1.0" in metrics(gateway)
+
+
+def test_a_worker_that_was_paused_goes_on(server: FakeModelServer) -> None:
+    """Each time, though gunicorn's master wakes first and takes it for hung; here after 2 s without a heartbeat."""
+    program = "import gunicorn.config as c; c.Timeout.default = 2; from gateway.__main__ import main; main()"
+    with start(server, "-c", program) as (gateway, process):
+        (worker,) = gateway.worker_pids()
+        for _ in range(2):
+            os.kill(worker, signal.SIGSTOP)
+            wait_until(lambda: is_pending(worker, signal.SIGABRT))
+            process.send_signal(signal.SIGSTOP)  # or it would look again before the worker runs
+            os.kill(worker, signal.SIGCONT)
+            assert post(gateway.port)[0] == 200
+            process.send_signal(signal.SIGCONT)
+            time.sleep(1.5)  # the master looks each second
+            assert gateway.worker_pids() == [worker]
+            assert post(gateway.port)[0] == 200
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process, which may be stopped, has yet to get a signal."""
+    (pending,) = re.findall(r"^ShdPnd:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(pending, 16) & 1 << number - 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
