@@ -39,7 +39,7 @@ def render_with(folder: Path, *components: str, overlay: str = "production") -> 
     file = folder / "kube" / "overlays" / overlay / "kustomization.yaml"
     text = file.read_text()
     if components == ("model-volume",) and overlay == "production":
-        file.write_text(text.replace("# components: [", "components: ["))
+        file.write_text(text.replace("#components: [", "components: ["))
     else:
         file.write_text(f"{text}\ncomponents: [{', '.join(f'../../{each}' for each in components)}]\n")
     return render(file.parent)

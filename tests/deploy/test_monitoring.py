@@ -67,12 +67,16 @@ def test_the_errors_alert_counts_no_fault_of_others() -> None:
 def test_prometheus_scrapes_the_stack() -> None:
     """Its targets are the services, at the port of the gateway and at the path of the model server.
 
-    It reads edited files and upgraded alerts again, in a folder: a file that is mounted alone stays the old one.
+    Once the `#` is removed, it sends a key to the gateway alone. It reads edited files and upgraded alerts again, in a
+    folder: a file that is mounted alone stays the old one.
     """
-    jobs = {job["job_name"]: job for job in yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"]}
+    text = (FOLDER / "prometheus.yaml").read_text()
+    jobs = {job["job_name"]: job for job in yaml.safe_load(text)["scrape_configs"]}
     services = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"]
     assert set(jobs) == set(services) - {"prometheus", "release"}
     assert jobs["gateway"]["static_configs"] == [{"targets": [f"gateway:{Settings().port}"]}]
+    with_key = yaml.safe_load(text.replace("#authorization", "authorization"))["scrape_configs"][0]
+    assert with_key == {**jobs["gateway"], "authorization": {"credentials_file": "key"}}
     assert jobs["model"]["metrics_path"] in (ROOT / "serving" / "container" / "monitoring.config").read_text()
     assert jobs["model"]["static_configs"] == [{"targets": ["model:8501"]}]
     assert "--enable-feature=auto-reload-config" in services["prometheus"]["command"]
