@@ -178,11 +178,12 @@ def test_a_form_keeps_no_headers(gateway_with: Callable[..., FlaskClient]) -> No
 
 
 def test_what_is_fetched_finds_room_or_is_refused(gateway_with: Callable[..., FlaskClient], origin: Origin) -> None:
-    """Of four images two fit into what a process may keep at once; then there is room again."""
+    """Of four images two fit into what a process may keep at once, and an alert sees it; then there is room again."""
     client = gateway_with(fetch_allow=origin.authority, max_held_bytes=int(2.8 * len(IMAGE)))
     url = origin.add("image", IMAGE)
     results = client.post("/predict", json={"urls": [url] * 4}).get_json()["results"]
     assert sorted(result.get("error", {}).get("code", "") for result in results) == ["", "", "overloaded", "overloaded"]
+    assert 'gateway_image_failures_total{code="overloaded"} 2.0' in client.get("/metrics").get_data(as_text=True)
     again = client.post("/predict", json={"urls": [url] * 2}).get_json()["results"]
     assert all("predictions" in result for result in again)
 
