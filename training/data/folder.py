@@ -19,6 +19,7 @@ from training.data.splits import (
     find_splits,
     left_out_photos,
     read_like_splits,
+    several_splits,
     split_of,
 )
 from training.data.table import Row, is_table, left_out_rows, no_photos, read_table, real_path
@@ -206,7 +207,7 @@ def _check_order(class_paths: Sequence[Path]) -> None:
             f"Expected a folder for each class. Received parts of one set, with folders inside:"
             f" {_some(str(path) for path in class_paths)}. Put the folders of all parts together."
         )
-    splits = [path / names[0] for path, names in inside.items() if read_like_splits(names)]
+    splits = [path / found[0] for path, names in inside.items() if (found := several_splits(names))]
     below = [path / name for path, names in inside.items() for name in names]
     held_out = [path for path in below if split_of(path.name) in ("validation", "test")]
     if len({path.parent for path in held_out}) > 1:  # in one class alone, it may be no split

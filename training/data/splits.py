@@ -92,6 +92,14 @@ def read_like_splits(names: Collection[str]) -> bool:
     return all(found) and len(set().union(*found)) > 1
 
 
+def several_splits(names: Collection[str]) -> list[str]:
+    """Return the names that stand for splits, if these are more than one; all names, if they read like splits."""
+    found = splits_of(names)
+    if len(set(found.values())) > 1:
+        return sorted(found)
+    return sorted(names) if read_like_splits(names) else []
+
+
 def splits_in(name: str) -> set[str]:
     """Return the splits that a name, or a word of it, stands for."""
     return {split for word in (*_words(name), name) if (split := split_of(word))}

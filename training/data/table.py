@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.splits import read_like_splits, splits_in, splits_of
+from training.data.splits import several_splits, splits_in, splits_of
 from training.errors import DataError
 from training.words import counted
 
@@ -126,7 +126,7 @@ def _check_others(rows: Sequence[dict[str, str]], columns: Iterable[str], path: 
         if len(values) > _MOST_SPLITS:
             continue
         is_flag = len(cells) > 1 and len(values) <= 2 and splits_in(column)  # `is_valid`, of True and False
-        if is_flag or len(set(splits_of(values).values())) > 1 or read_like_splits(values):
+        if is_flag or several_splits(values):
             raise DataError(
                 f"Expected the splits of {path} in a column split. Received them in another: {column}."
                 f" Write train, validation or test into the column split, or remove {column} if it says something else."

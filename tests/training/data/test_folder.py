@@ -337,6 +337,7 @@ def test_missing_folder_is_named(tmp_path):
         ({"": {"train_cat": 3, "test_cat": 3}}, "read like splits, and no classes inside these: test_cat, train_cat"),
         ({"cat": {"train": 3, "val": 3}, "dog": {"train": 3, "val": 3}}, "splits inside a folder: .*cat/train"),
         ({"": {"cat": 3, "elk": 3}, "dog": {"train": 3, "val": 3}}, "splits inside a folder: .*dog/train"),
+        ({"cat": {"train": 3, "val": 3, "masks": 1}, "dog": {"train": 3, "masks": 1}}, "a folder: .*cat/train"),
         (
             {"": {"cat": 3, "dog": 3}, "cat": {"old": 1, "test": 1}, "dog": {"test": 1}},
             "splits inside a folder: .*cat/test. If cat is a class, move test above it; .* If test is no split, rename",
