@@ -67,7 +67,7 @@ def read_table(path: Path) -> list[Row]:
             f" Received: {', '.join(names) if rows else 'no rows'}"
         )
     named = [row[columns["split"]].strip().lower() if columns["split"] else "" for row in rows]
-    if not any(named):
+    if not set(named) - {"", WHOLE}:
         _check_others(rows, set(names) - {*COLUMNS["path"], *COLUMNS["label"]}, path)
     labelled = {split for row, split in zip(rows, named, strict=True) if row[columns["label"]].strip()}
     result, splits = [], splits_of(set(named), set(named) - labelled) | {WHOLE: ""}

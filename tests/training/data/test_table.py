@@ -154,7 +154,10 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
             ((f"path,label,{flag}", f"a/000.jpg,cat,{yes}", f"b/000.jpg,dog,{no}"), f"in another: {flag}. Write")
             for flag, yes, no in (("is_valid", True, False), ("is_training_img", 1, 0), ("test", "x", ""))
         ),
-        (("path,label,split,set", "a/000.jpg,cat,,train", "b/000.jpg,dog,,val"), "them in another: set. Write"),
+        *(
+            (("path,label,split,set", f"a/000.jpg,cat,{none},train", "b/000.jpg,dog,,val"), "another: set. Write")
+            for none in ("", "all")
+        ),
         (
             ("path,label,Usage", "a/000.jpg,cat,Training", "b/000.jpg,dog,PublicTest", "b/001.jpg,dog,PrivateTest"),
             "them in another: usage. Write",
