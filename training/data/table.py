@@ -16,7 +16,6 @@ from training.words import counted
 WHOLE = "all"  # a split's name for photos that are not split
 COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
 _MOST_SPLITS = 20  # different values of a column that may be one of splits
-_SURPLUS = ""  # the name of what a row has beyond its columns, which have other names
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ def read_table(path: Path) -> list[Row]:
 
     Raises:
         DataError: It is no CSV in UTF-8, has no columns for path and label, two of one name, splits in another
-            column than `split`, a cell of these with a line break, or more cells than columns.
+            column than `split`, a cell of these with a line break, or more cells than named columns.
     """
-    names, rows, ends = _read_cells(path)
+    names, surplus, rows, ends = _read_cells(path)
     columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
     if twice := [name for name in columns.values() if names.count(name) > 1]:
         raise DataError(
@@ -62,13 +61,14 @@ def read_table(path: Path) -> list[Row]:
             " Rename or remove all but one."
         )
     if not (rows and columns["path"] and columns["label"]):
+        received = ", ".join(names) or "an empty first line"
         raise DataError(
             f"Expected columns path and label, and perhaps split, with commas between them, in {path}."
-            f" Received: {', '.join(names) if rows else 'no rows'}"
+            f" Received: {received if rows else 'no rows'}"
         )
     named = [row[columns["split"]].strip().lower() if columns["split"] else "" for row in rows]
     if not set(named) - {"", WHOLE}:
-        _check_others(rows, set(names) - {*COLUMNS["path"], *COLUMNS["label"]}, path)
+        _check_others(rows, {*names, surplus} - {*COLUMNS["path"], *COLUMNS["label"]}, path)
     labelled = {split for row, split in zip(rows, named, strict=True) if row[columns["label"]].strip()}
     result, splits = [], splits_of(set(named), set(named) - labelled) | {WHOLE: ""}
     for row, split, end in zip(rows, named, ends, strict=True):
@@ -79,32 +79,38 @@ def read_table(path: Path) -> list[Row]:
                 f"Expected paths, labels and splits without line breaks. Received others in {path}, from line {start}"
                 " on. Is there a quote too many, or too few?"
             )
-        if row.get(_SURPLUS, "").strip():
+        if row[surplus].strip():
             raise DataError(
-                f"Expected no more cells than columns in {path}. Received more in line {start}. A cell with a comma"
-                ' needs quotes, such as "crane, bird"'
+                f"Expected no more cells than columns with a name in {path}. Received more in line {start}."
+                ' A cell with a comma needs quotes, such as "crane, bird"'
             )
         photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
         result.append(Row(photo, row[columns["label"]], splits.get(split, split)))
     return result
 
 
-def _read_cells(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
-    """Return the columns' names in lower case, each row's cells by them and the surplus, and the line of its end."""
+def _read_cells(path: Path) -> tuple[list[str], str, list[dict[str, str]], list[int]]:
+    """Return the columns' names in lower case, that of the surplus, each row's cells by them, and the line of its end.
+
+    What is below commas at the end of the first line is surplus too.
+    """
     rows, ends = list[dict[str, str]](), list[int]()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey=_SURPLUS, skipinitialspace=True, strict=True)
-            names = [name.strip().lower() or f"column {at}" for at, name in enumerate(reader.fieldnames or (), 1)]
-            reader.fieldnames = names
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            first = [name.strip().lower() for name in reader.fieldnames or ()]
+            while first and not first[-1]:
+                first.pop()
+            *names, surplus = [name or f"column {at}" for at, name in enumerate([*first, ""], 1)]
+            reader.fieldnames, reader.restkey = names, surplus
             for cells in reader:
-                rows.append({name: "".join(cell or ()) for name, cell in cells.items()})
+                rows.append({name: "".join(cells.get(name) or ()) for name in (*names, surplus)})
                 ends.append(reader.line_num)
     except UnicodeDecodeError as exc:
         raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
     except csv.Error as exc:
         raise DataError(f"Expected a CSV. Received {path}, from line {reader.line_num + 1} on: {exc}") from exc
-    return names, rows, ends
+    return names, surplus, rows, ends
 
 
 def no_photos(table: Path, left_out: Sequence[Path]) -> DataError:

@@ -134,7 +134,11 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
         (("path;label", "a/000.jpg;cat"), "with commas between them, in .*csv. Received: path;label"),
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', 'b/000.jpg,dog",x'), "line breaks. .*csv, from line 3 on"),
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', '"b/000.jpg",dog'), "csv, from line 3 on: ',' expected"),
-        (("path,label", "a/000.jpg,cat", "a/001.jpg,crane, bird"), 'in line 3. A .* quotes, such as "crane, bird"$'),
+        *(
+            ((first, "a/000.jpg,cat", "a/001.jpg,crane, bird"), 'in line 3. A .* quotes, such as "crane, bird"$')
+            for first in ("path,label", "path,label, ,")
+        ),
+        (("", "path,label", "a/000.jpg,cat"), "columns path and label.* Received: an empty first line$"),
         (("path,label", '"a/000.jpg,cat', 'b/000.jpg,dog",x,y'), "line breaks. .*csv, from line 2 on"),
         (("path,label,split", "a/000.jpg,cat,val", "b/000.jpg,dog,test"), "train in .* Received: validation, test$"),
         (("path,label,split", "a/000.jpg,cat,x"), "none. Left out rows of: x. .* none of train, validation, test$"),
