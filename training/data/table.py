@@ -54,8 +54,12 @@ def read_table(path: Path) -> list[Row]:
             column than `split`, a cell of these with a line break, or more cells than named columns.
     """
     names, surplus, rows, ends = _read_cells(path)
-    columns = {column: next((each for each in names_of if each in names), "") for column, names_of in COLUMNS.items()}
-    if twice := [name for name in columns.values() if names.count(name) > 1]:
+    lower = [name.lower() for name in names]
+    columns = {
+        column: next((names[lower.index(each)] for each in names_of if each in lower), "")
+        for column, names_of in COLUMNS.items()
+    }
+    if twice := [name for name in columns.values() if lower.count(name.lower()) > 1]:
         raise DataError(
             f"Expected one column of each name in {path}. Received several: {', '.join(twice)}."
             " Rename or remove all but one."
@@ -68,7 +72,8 @@ def read_table(path: Path) -> list[Row]:
         )
     named = [row[columns["split"]].strip().lower() if columns["split"] else "" for row in rows]
     if not set(named) - {"", WHOLE}:
-        _check_others(rows, {*names, surplus} - {*COLUMNS["path"], *COLUMNS["label"]}, path)
+        known = {*COLUMNS["path"], *COLUMNS["label"]}
+        _check_others(rows, [name for name in (*names, surplus) if name.lower() not in known], path)
     labelled = {split for row, split in zip(rows, named, strict=True) if row[columns["label"]].strip()}
     result, splits = [], splits_of(set(named), set(named) - labelled) | {WHOLE: ""}
     for row, split, end in zip(rows, named, ends, strict=True):
@@ -90,7 +95,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 def _read_cells(path: Path) -> tuple[list[str], str, list[dict[str, str]], list[int]]:
-    """Return the columns' names in lower case, that of the surplus, each row's cells by them, and the line of its end.
+    """Return the columns' names, that of the surplus, each row's cells by them, and the line of its end.
 
     What is below commas at the end of the first line is surplus too.
     """
@@ -98,7 +103,7 @@ def _read_cells(path: Path) -> tuple[list[str], str, list[dict[str, str]], list[
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            first = [name.strip().lower() for name in reader.fieldnames or ()]
+            first = [name.strip() for name in reader.fieldnames or ()]
             while first and not first[-1]:
                 first.pop()
             *names, surplus = [name or f"column {at}" for at, name in enumerate([*first, ""], 1)]
@@ -131,7 +136,7 @@ def _check_others(rows: Sequence[dict[str, str]], columns: Iterable[str], path: 
         values = cells - {""}
         if len(values) > _MOST_SPLITS:
             continue
-        is_flag = len(cells) > 1 and len(values) <= 2 and splits_in(column)  # `is_valid`, of True and False
+        is_flag = len(cells) > 1 and len(values) <= 2 and splits_in(column)  # `isValid`, of True and False
         if is_flag or several_splits(values):
             raise DataError(
                 f"Expected the splits of {path} in a column split. Received them in another: {column}."

@@ -156,7 +156,12 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
         (("path,label,", "a/000.jpg,cat,pets-train", "b/000.jpg,dog,pets-val"), "another: column 3. Write"),
         *(
             ((f"path,label,{flag}", f"a/000.jpg,cat,{yes}", f"b/000.jpg,dog,{no}"), f"in another: {flag}. Write")
-            for flag, yes, no in (("is_valid", True, False), ("is_training_img", 1, 0), ("test", "x", ""))
+            for flag, yes, no in (
+                ("is_valid", True, False),
+                ("isValid", True, False),
+                ("is_training_img", 1, 0),
+                ("test", "x", ""),
+            )
         ),
         *(
             (("path,label,split,set", f"a/000.jpg,cat,{none},train", "b/000.jpg,dog,,val"), "another: set. Write")
@@ -164,7 +169,7 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
         ),
         (
             ("path,label,Usage", "a/000.jpg,cat,Training", "b/000.jpg,dog,PublicTest", "b/001.jpg,dog,PrivateTest"),
-            "them in another: usage. Write",
+            "them in another: Usage. Write",
         ),
         (
             ("path,label,split, Split", "a/000.jpg,cat,train,"),
