@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
-from contract.answers import Outputs, most_probable
 from contract.document import ImageSpec
 from contract.image import DecodedImage
+from contract.outputs import Outputs, most_probable
 from gateway import errors, openapi
 from gateway.errors import GatewayError, InternalError, Overloaded, TooLarge, Unauthorized, VersionGone
 from gateway.inputs import MAX_PREDICTIONS, read_query

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.settings import Settings
 from gateway.telemetry import logs
-from serverless.function import create_handler
+from serverless.events import create_handler
 from serverless.model import OwnModel
 
 logging.config.dictConfig(logs.CONFIG)

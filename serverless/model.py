@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.answers import Outputs, describe
 from contract.document import IMAGES, Contract
+from contract.outputs import Outputs, describe
 from contract.release import FILE_NAME, read_release
 from contract.store import versions_of
 from gateway.errors import ModelFailed, ModelTimeout

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.answers import Outputs, describe
 from contract.disk import written_whole
 from contract.document import IMAGES, Contract, ImageSpec
 from contract.image import DecodedImage, decode
+from contract.outputs import Outputs, describe
 from serving.engines import TFLITE_FILES, Engine, open_engine
 from serving.errors import ServingError
 

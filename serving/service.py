@@ -17,8 +17,8 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from contract import messages_pb2 as messages
-from contract.answers import SECONDS
 from contract.messages_pb2 import Code
+from contract.outputs import SECONDS
 from serving.errors import BusyError, InvalidArgumentError, ServingError, UnavailableError
 from serving.lifecycle import Lifecycle
 from serving.prediction import predict

@@ -31,8 +31,8 @@ from urllib3.util.response import assert_header_parsing
 from gateway.errors import BadRequest, FetchFailed, FetchTimeout, Overloaded, TooLarge, UrlNotAllowed
 from gateway.fetch.addresses import AllowList, is_metadata, refusal
 from gateway.fetch.kept import KeptConnections
+from gateway.fetch.limits import MAX_HEADER_BYTES, Budget, Hold, PlainSocket, TlsSocket, connect
 from gateway.fetch.proxy import Proxy, ProxyError
-from gateway.fetch.sockets import MAX_HEADER_BYTES, Budget, Hold, PlainSocket, TlsSocket, connect
 from gateway.fetch.urls import DEFAULT_PORTS, Address, Url, checked_characters, parse_url
 from gateway.settings import Settings
 

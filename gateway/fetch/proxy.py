@@ -8,7 +8,7 @@ from http.client import HTTPException, HTTPResponse
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import FetchFailed
-from gateway.fetch.sockets import MAX_HEADER_BYTES, PlainSocket
+from gateway.fetch.limits import MAX_HEADER_BYTES, PlainSocket
 from gateway.fetch.urls import Address, Url, parse_authority
 
 _PROXY = re.compile(r"http://(?:([^/?#@]*)@)?([^/?#@]+)/?", re.IGNORECASE)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
-from contract.answers import SECONDS, Outputs
 from contract.document import (
     CONTRACT,
     DESCRIBE_SIGNATURE,
@@ -30,6 +29,7 @@ from contract.document import (
     Contract,
     identity_bits,
 )
+from contract.outputs import SECONDS, Outputs
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.trace import current_trace
 

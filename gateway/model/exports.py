@@ -13,8 +13,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.answers import Outputs
 from contract.document import DESCRIBE_SIGNATURE, Contract, ContractError, find_identity
+from contract.outputs import Outputs
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.model.client import SEARCH_S, ModelClient, search
 from gateway.model.gate import Refusal, open_gate

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.answers import Outputs
 from contract.document import Contract, ContractError
 from contract.image import ImageError, decode
+from contract.outputs import Outputs
 
 Predict = Callable[[Contract, NDArray[np.uint8]], Outputs]
 """A version's contract and pixels (n, h, w, 3) to what the model server gives for them."""

@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.answers import Outputs
 from contract.document import Contract
+from contract.outputs import Outputs
 from contract.release import Release, Trial
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
-from contract.answers import Outputs
+from contract.outputs import Outputs
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.model.client import SEARCH_PAUSE_S, SEARCH_S, ModelClient, search
 from gateway.model.exports import Exports

@@ -18,9 +18,9 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.answers import most_probable
 from contract.comparison import find_signs
 from contract.disk import written_whole
+from contract.outputs import most_probable
 from gateway.errors import GatewayError, ModelFailed, ModelTimeout, ModelUnavailable, Overloaded, VersionGone
 from gateway.memory import Held, Room
 from gateway.model.protocol import ActiveTrial, Model, Version

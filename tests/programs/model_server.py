@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from contract import messages_pb2 as messages
 from contract import tensor
-from contract.answers import SECONDS
 from contract.document import EXPORT_SIGNATURES, Contract, GoldenExample, ImageSpec, find_identity, identity_bits
 from contract.image import decode
+from contract.outputs import SECONDS
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 

@@ -21,9 +21,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from contract.answers import describe, most_probable
 from contract.document import IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
 from contract.image import decode
+from contract.outputs import describe, most_probable
 from serving.engines import open_engine
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from contract.answers import describe
 from contract.document import Contract
+from contract.outputs import describe
 from serving.engines import Engine
 
 

@@ -26,7 +26,7 @@ from gateway.errors import ModelFailed, ModelTimeout
 from gateway.model.gate import Refusal
 from gateway.model.versions import Versions
 from gateway.settings import Settings
-from serverless.function import Handler, create_handler
+from serverless.events import Handler, create_handler
 from serverless.model import OwnModel
 from serving.engines import open_engine
 from serving.errors import NotFoundError

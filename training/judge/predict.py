@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import urllib3
 
-from contract.answers import most_probable
 from contract.image import ImageError, decode
+from contract.outputs import most_probable
 from contract.photos import SUFFIXES, describe_others, files_in
 from training.errors import DataError, TrainingError
 from training.judge.predictors import StoredVersion

@@ -15,8 +15,8 @@ import numpy as np
 import urllib3
 from numpy.typing import NDArray
 
-from contract.answers import Outputs, describe
 from contract.document import DESCRIBE_SIGNATURE, IMAGES, Contract, ContractError
+from contract.outputs import Outputs, describe
 from contract.store import versions_of
 from serving.engines import open_engine
 from serving.errors import ServingError

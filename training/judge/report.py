@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from contract.answers import most_probable
 from contract.document import Contract
+from contract.outputs import most_probable
 from training import page
 from training.console import open_console
 from training.data.pixels import Pixels, spread

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from sklearn.utils.extmath import randomized_svd
 
-from contract.answers import Outputs
 from contract.document import NOVELTY, PROBABILITIES, Novelty
+from contract.outputs import Outputs
 from training.models.features import Features
 from training.words import counted
 

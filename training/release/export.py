@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from contract import answers, tensor
 from contract import messages_pb2 as messages
+from contract import outputs, tensor
 from contract.document import (
     CONTRACT,
     DESCRIBE_SIGNATURE,
@@ -75,8 +75,8 @@ def export(
     with_score = isinstance(model.output, dict)
 
     def ask(pixels: NDArray[np.uint8]) -> Mapping[str, Any]:
-        outputs = model(pixels.astype(np.float32), training=False)
-        return outputs if with_score else {PROBABILITIES: outputs}
+        given = model(pixels.astype(np.float32), training=False)
+        return given if with_score else {PROBABILITIES: given}
 
     expected = answer(images, ask)
     check_probabilities(expected)
@@ -131,7 +131,7 @@ class _Files:
 
     def _check(self, name: str, described: Contract) -> None:
         engine = open_engine(self.path, name, CORES)
-        if Contract.from_json(answers.describe(engine.run)) != described:
+        if Contract.from_json(outputs.describe(engine.run)) != described:
             raise ExportError(f"The {name} file describes itself by another contract than it was given.")
         received = answer(self.images, lambda pixels: engine.run(described.signature, {IMAGES: pixels}))
         # Single probabilities of int8 may differ: what ties it to Keras is its accuracy. NaN is refused all the same.

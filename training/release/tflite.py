@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 from tensorflow.lite.python.convert_phase import ConverterError
 
-from contract import answers
+from contract import outputs
 from contract.document import DESCRIBE_SIGNATURE, IMAGES, PREDICT_SIGNATURE, PROBABILITIES, Contract
 from serving.engines import TFLITE_FILES, open_engine
 from training.cores import INTERPRETERS, THREADS
@@ -51,7 +51,7 @@ def runner(content: bytes) -> Callable[[NDArray[np.uint8]], Mapping[str, NDArray
         (Path(scratch) / TFLITE_FILES["tflite"]).write_bytes(content)
         with quiet():
             engine = open_engine(Path(scratch), "tflite", threads=THREADS, runs=INTERPRETERS)
-            answers.describe(engine.run)  # XNNPACK announces itself at the first run
+            outputs.describe(engine.run)  # XNNPACK announces itself at the first run
     signature = next(name for name in engine.signatures if name != DESCRIBE_SIGNATURE)
     return lambda pixels: engine.run(signature, {IMAGES: pixels})
 

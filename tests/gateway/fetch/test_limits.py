@@ -13,7 +13,7 @@ import trustme
 
 from gateway.errors import FetchFailed, FetchTimeout, GatewayError, TooLarge
 from gateway.fetch.fetcher import MAX_LOOK_UPS
-from gateway.fetch.sockets import Budget, PlainSocket, connect
+from gateway.fetch.limits import Budget, PlainSocket, connect
 from gateway.fetch.urls import Address
 from tests.gateway.fetch.conftest import (
     CHUNKED,

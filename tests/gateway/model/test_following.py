@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from contract import messages_pb2 as messages
-from contract.answers import Outputs
+from contract.outputs import Outputs
 from contract.release import Release, Trial
 from gateway.app import create_app
 from gateway.errors import ModelTimeout, ModelUnavailable

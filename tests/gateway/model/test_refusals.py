@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from contract import messages_pb2 as messages
-from contract.answers import Outputs
 from contract.document import Novelty
+from contract.outputs import Outputs
 from gateway.errors import ModelTimeout, ModelUnavailable, VersionGone
 from gateway.model.client import SEARCH_S
 from gateway.model.protocol import Export

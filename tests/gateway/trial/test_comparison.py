@@ -15,8 +15,8 @@ import grpc
 import numpy as np
 import pytest
 
-from contract.answers import Outputs
 from contract.document import ImageSpec
+from contract.outputs import Outputs
 from contract.release import Trial
 from gateway.memory import Room
 from gateway.model.protocol import Version

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contract.answers import Outputs
 from contract.document import (
     IDENTITY,
     IMAGES,
@@ -21,6 +20,7 @@ from contract.document import (
     Origin,
 )
 from contract.image import decode
+from contract.outputs import Outputs
 from contract.store import versions_of
 from serving.engines import open_engine
 from tests.programs.photos import encode, photo

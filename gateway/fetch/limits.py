@@ -1,4 +1,4 @@
-"""Sockets that read no more bytes, and for no longer, than a fetch may."""
+"""The limits of one fetch, on bytes and time, and the sockets that keep them."""
 
 from __future__ import annotations
 
