@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,13 @@ from training.judge.report import Result
 from training.models import novelty
 from training.models.features import compute_features
 from training.models.starting_points import run_of
+from training.release.golden import telling_photos
 from training.runs.folder import Run, find_same, finish_run, provenance, write_run
 from training.runs.track import KNOWN, Tracking
 from training.runs.unfinished import Unfinished, digest_of, open_unfinished, read_kept
 from training.words import counted
 
 _log = logging.getLogger(__name__)
-
-GOLDEN_PHOTOS = 3
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,8 @@ def _train(data: Data, plan: Plan, name: str, unfinished: Unfinished, *, runs: P
         }
     contract = replace(contract, metrics={"train_photos": len(splits["train"].labels), **_metrics(results)})
     split, result = list(results.items())[-1]
-    photos, directions = _telling_photos(splits[split], result), score.directions if score else None
+    photos = telling_photos(splits[split].paths, result.probabilities)
+    directions = score.directions if score else None
     course = Course(plan.text, Run(first).contract.metrics if first else None, history)
     run = write_run(runs, network.model, contract, history, photos, directions=directions)
     write_report(run, network.model, contract, course=course, result=result, splits=splits, split=split, recipe=recipe)
@@ -255,17 +255,6 @@ def _metrics(results: Mapping[str, Result]) -> dict[str, float]:
         metrics[f"{split}_calibration_error"] = round(result.figures.calibration_error, 4)
         metrics[f"{split}_photos"] = result.figures.photos
     return metrics
-
-
-def _telling_photos(pixels: Pixels, result: Result) -> list[bytes]:
-    """Return the held-out photos that the model is least sure of: they show a change of pixels first."""
-    found: list[bytes] = []
-    for position in np.argsort(result.probabilities.max(axis=1)):
-        with suppress(OSError):  # it may have been moved while the network trained
-            found.append(pixels.paths[position].read_bytes())
-        if len(found) == GOLDEN_PHOTOS:
-            break
-    return found
 
 
 def find_strategy(name: str, batch_size: int) -> tf.distribute.Strategy:

@@ -33,20 +33,21 @@ from training.cores import CORES
 from training.errors import ExportError
 from training.models.frozen import freeze
 from training.release import quantization, tflite
-from training.release.golden import GoldenImage, answer, check_probabilities, golden_images, largest_difference
+from training.release.golden import (
+    INT8_TOLERANCE,
+    KERAS_TOLERANCE,
+    REPLAY_TOLERANCE,
+    GoldenImage,
+    answer,
+    check_probabilities,
+    golden_images,
+    largest_difference,
+)
 
 _log = logging.getLogger(__name__)
 
 Run = Callable[[NDArray[np.uint8]], Mapping[str, Any]]
 """Pixels (n, h, w, 3) to the outputs of a file, by their names."""
-
-# Largest difference in a probability between an fp32 file and the Keras model. Seen: 4e-6.
-KERAS_TOLERANCE = 1e-3
-# Largest difference between a file as checked and the golden examples inside it: the same file, run twice.
-REPLAY_TOLERANCE = 1e-5
-# Largest difference that a replay of an int8 file may show. It is 0 for any threads and batch on one processor. Other
-# kernels can round a value the other way: XNNPACK and TFLite's own differed by up to 0.037 on 120 photos.
-INT8_TOLERANCE = 0.05
 
 
 def export(

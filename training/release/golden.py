@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,15 @@ from training.errors import ExportError
 
 MAX_PHOTO_BYTES = 1024 * 1024  # of those that the contract contains as they are
 MAX_SPEC_PX = 4096  # as an `ImageSpec` allows
+PHOTOS = 3  # of a run
+# Largest difference in a probability between an fp32 file and the Keras model. Seen: 4e-6.
+KERAS_TOLERANCE = 1e-3
+# Largest difference between a file as checked and the golden examples inside it: the same file, run twice.
+REPLAY_TOLERANCE = 1e-5
+# Largest difference that a replay of an int8 file may show; of the others, the default of `Contract.tolerance`. It is 0
+# for any threads and batch on one processor. Other kernels can round a value the other way: XNNPACK and TFLite's own
+# differed by up to 0.037 on 120 photos.
+INT8_TOLERANCE = 0.05
 
 _ORIENTATION_TAG, _ROTATED_RIGHT = 0x0112, 6
 
@@ -29,6 +40,20 @@ class GoldenImage:
     name: str
     image: bytes
     pixels: NDArray[np.uint8]
+
+
+def telling_photos(paths: Sequence[Path], probabilities: NDArray[np.float32]) -> list[bytes]:
+    """Return the held-out photos (n) that a model is least sure of, by its probabilities (n, k).
+
+    They show a change of pixels first.
+    """
+    found: list[bytes] = []
+    for position in np.argsort(probabilities.max(axis=1)):
+        with suppress(OSError):  # it may have been moved while the network trained
+            found.append(paths[position].read_bytes())
+        if len(found) == PHOTOS:
+            break
+    return found
 
 
 def golden_images(spec: ImageSpec, photos: Sequence[bytes] = ()) -> list[GoldenImage]:

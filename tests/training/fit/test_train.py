@@ -108,19 +108,6 @@ def test_run_folder_is_complete(run):
 
 
 @tensorflow
-def test_photos_that_are_gone_cost_no_training(tmp_path):
-    """Of those that are left, the run keeps the ones that the model is least sure of."""
-    from training.fit import train
-
-    paths = [tmp_path / str(number) for number in range(5)]
-    for path in paths[1:]:
-        path.write_text(path.name)
-    probabilities = np.array([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]])
-    pixels, result = SimpleNamespace(paths=paths), SimpleNamespace(probabilities=probabilities)
-    assert train._telling_photos(pixels, result) == [b"3", b"4", b"2"]
-
-
-@tensorflow
 def test_run_report_shows_training_and_model(run):
     """One page shows the figures on test, the curves, augmented photos, the recipe and the layers."""
     page = (run / "report.html").read_text()

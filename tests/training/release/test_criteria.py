@@ -17,6 +17,7 @@ from tests.training.conftest import contract_of
 from training.data.folder import Photo
 from training.data.splits import class_name
 from training.errors import DataError, ExportError, TrainingError
+from training.release.golden import INT8_TOLERANCE
 
 pytestmark = pytest.mark.tensorflow
 
@@ -24,10 +25,10 @@ pytestmark = pytest.mark.tensorflow
 @pytest.fixture(scope="module", autouse=True)
 def tensorflow():
     """Import TensorFlow when a test of this file runs, so that collecting the others stays fast."""
-    global Criteria, Limit, Photos, Source, export, quantization, read_criteria, release, tiny_model
+    global Criteria, Limit, Photos, Source, quantization, read_criteria, release, tiny_model
     from tests.programs import tiny_model
     from training.data.pixels import Photos
-    from training.release import export, quantization
+    from training.release import quantization
     from training.release.criteria import Criteria, read_criteria
     from training.release.quantization import Limit
     from training.release.sources import Source, release
@@ -94,7 +95,7 @@ def test_int8_replays_its_own_golden_examples(store):
     """They are this file's answers, and differ from those of fp32."""
     engine, fp32 = (open_engine(store / "tiny" / "1", name, threads=1) for name in ("int8", "tflite"))
     written = contract_of(engine)
-    assert written.tolerance == export.INT8_TOLERANCE
+    assert written.tolerance == INT8_TOLERANCE
     for example in written.golden:
         pixels = decode(example.image, written.image).pixels[np.newaxis]
         received = engine.run(PREDICT_SIGNATURE, {IMAGES: pixels})[PROBABILITIES][0]

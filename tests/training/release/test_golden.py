@@ -10,7 +10,7 @@ from contract.document import ImageSpec
 from contract.image import decode
 from tests.programs.photos import encode, flip_bit, photo
 from training.errors import ExportError
-from training.release.golden import MAX_PHOTO_BYTES, golden_images
+from training.release.golden import MAX_PHOTO_BYTES, golden_images, telling_photos
 
 SPEC = ImageSpec(48, 32, aspect="crop")
 
@@ -45,6 +45,15 @@ def test_a_corrupt_photo_is_refused():
     """A run's folder may contain a PNG that was trained on with black pixels, before they were refused."""
     with pytest.raises(ExportError, match="Photo 1 for golden examples does not decode"):
         golden_images(SPEC, [encode(photo()), flip_bit(encode(photo(), "PNG"))])
+
+
+def test_photos_that_are_gone_cost_no_training(tmp_path):
+    """Of those that are left, the run keeps the ones that the model is least sure of."""
+    paths = [tmp_path / str(number) for number in range(5)]
+    for path in paths[1:]:
+        path.write_text(path.name)
+    probabilities = np.array([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]])
+    assert telling_photos(paths, probabilities) == [b"3", b"4", b"2"]
 
 
 def test_large_photos_stay_out_and_examples_are_made_of_them():
