@@ -11,7 +11,7 @@ The files of a version contain every fact about it. They have three signatures:
 
 A version's number is the name of its directory. Its identity is 64 random bits that each export makes once. A gateway
 asks by the identity, so another export under the same number cannot answer, and the answer repeats it. Exports before
-November 2026 have no identity; `serving_default` is asked there.
+28 November 2026 have no identity; `serving_default` is asked there.
 
 Normalisation is in the graph, so pixels travel as uint8: a quarter of the bytes of float32. `describe` takes and
 returns one string for each row, because TensorFlow Serving refuses anything else once batching is on.

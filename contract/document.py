@@ -156,7 +156,7 @@ class Contract:
         metrics: Figures on held-out data, by name, and how many photos trained it.
         golden: Examples that a gateway replays before it trusts the version.
         tolerance: Largest absolute difference in a probability, or in the score, that a replay may show.
-        identity: 64 random bits in hex that each export makes once. Empty in exports before November 2026.
+        identity: 64 random bits in hex that each export makes once. Empty in exports before 28 November 2026.
         novelty: When an image is unlike all training photos. None if the graph gives no score, as in older exports.
     """
 
