@@ -25,5 +25,6 @@ The JSON is `contract.document.Contract`. It contains:
 - golden examples: encoded images with the probabilities that this very file gave at export. A gateway replays them
   before it uses a version.
 
-This package has no network, no TensorFlow and no settings of its own; `settings.py` reads those of the programs.
+This package has no network, no TensorFlow and no settings of its own; `settings.py` and `client.py` read those of the
+programs.
 """

@@ -19,9 +19,10 @@ from zlib import crc32
 from tqdm import tqdm
 
 from contract.arguments import Arguments
+from contract.client import gateway_url
 from contract.photos import SUFFIXES, describe_others, files_in
 from contract.settings import number
-from gateway.batch.asking import NO_GATEWAY, Client, gateway_url, may_pass
+from gateway.batch.asking import NO_GATEWAY, Client, may_pass
 from gateway.batch.table import Table, is_answered, read_images
 
 ALL_ANSWERED, SOME_LEFT, NOT_STARTED, SOME_UNUSABLE = 0, 1, 2, 3

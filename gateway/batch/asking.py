@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
-import os
 import re
 import time
 from collections import deque
@@ -17,6 +15,8 @@ from typing import Any
 from urllib.parse import urljoin
 
 import urllib3
+
+from contract.client import key_header
 
 Answer = dict[str, Any]
 """Model, predictions, unknown and image; or `{"error": code, "detail": …}`."""
@@ -210,27 +210,3 @@ def may_pass(error: Mapping[str, Any]) -> bool:
     """Tell whether another run may not meet an answer's error; the others are an image's own."""
     is_of_host = error["error"] == "fetch_failed" and _PASSING_FETCH.search(str(error.get("detail")))
     return error["error"] in PASSING or bool(is_of_host)
-
-
-def key_header() -> dict[str, str]:
-    """Return the header with the key in `GATEWAY_KEY`, if there is one.
-
-    Raises:
-        ValueError: The key has a control character, such as a line break.
-    """
-    key = os.environb.get(b"GATEWAY_KEY", b"").strip()
-    if re.search(rb"[\x00-\x1f\x7f]", key):
-        raise ValueError("Expected a key of one line in GATEWAY_KEY. Received one with a control character")
-    return {"Authorization": f"Bearer {key.decode('latin-1')}"} if key else {}  # sent as the bytes that they are
-
-
-def gateway_url(text: str) -> str:
-    """Read a gateway's URL from the command line."""
-    try:
-        url = urllib3.util.parse_url(text)
-        (url.host or "").encode("idna")  # as a look-up does
-    except (urllib3.exceptions.LocationParseError, UnicodeError):
-        url = urllib3.util.Url()
-    if not text.startswith(("http://", "https://")) or not url.host or text.endswith("/predict"):
-        raise argparse.ArgumentTypeError(f"Expected http://HOST:PORT or https://HOST. Received: {text!r}")
-    return text.rstrip("/")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from contract.arguments import Arguments
+from contract.client import gateway_url
 from contract.release import Mode, Release, ReleaseError, Trial
 from contract.settings import number
-from gateway.batch.asking import gateway_url
 from gateway.release.gateways import find_addresses, wait_until_followed
 from gateway.release.history import Entry
 from gateway.release.ledger import Change, Ledger, Refused, State, open_ledger

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import urllib3
 
-from gateway.batch.asking import key_header
+from contract.client import key_header
 from gateway.release.ledger import Refused
 
 # A gateway's workers look at the document by themselves, every half second (GATEWAY_MODEL_POLL_S), and any of them may

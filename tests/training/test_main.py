@@ -40,6 +40,10 @@ def test_a_ctrl_c_that_python_drops_is_pressed_again(monkeypatch: pytest.MonkeyP
         ),
         (["explroe", "photos"], "python -m training: argument COMMAND: invalid choice: 'explroe'"),
         (["train", "", "--name", "m"], "python -m training train: argument folder: Expected a path. Received none"),
+        (
+            ["evaluate", "photos", "--gateway", "localhost:9"],
+            "python -m training evaluate: argument --gateway: Expected http://HOST:PORT",
+        ),
         (["runs", "--runs", ""], "python -m training runs: argument --runs: Expected a path. Received none"),
     ],
 )

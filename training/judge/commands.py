@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from contract.client import gateway_url
 from contract.settings import number
 from training.errors import TrainingError
 from training.models.quiet import import_tensorflow
@@ -19,7 +20,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("folder", type=Path, help="folder of photos, with class folders or split folders inside, or a .csv")
     add("--run", type=Path, help="run folder, to measure its Keras model; may be combined with --model and --gateway")
     add("--model", help="name of a model in the store")
-    add("--gateway", help="URL of a running gateway; its key comes from GATEWAY_KEY")
+    add("--gateway", type=gateway_url, help="URL of a running gateway; its key comes from GATEWAY_KEY")
     add(
         "--split",
         choices=("auto", "train", "validation", "test", "all"),

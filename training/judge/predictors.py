@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import urllib3
 from numpy.typing import NDArray
 
+from contract.client import key_header
 from contract.document import DESCRIBE_SIGNATURE, IMAGES, Contract, ContractError
 from contract.outputs import Outputs, describe
 from contract.store import versions_of
@@ -128,12 +127,11 @@ class Gateway:
     """A running gateway, which gets the files and decodes them itself."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        headers = {"Content-Type": "application/octet-stream"}
-        if key := os.environb.get(b"GATEWAY_KEY", b"").strip():
-            if re.search(rb"[\x00-\x1f\x7f]", key):
-                raise TrainingError("Expected a key of one line in GATEWAY_KEY. Received one with a control character")
-            headers["Authorization"] = f"Bearer {key.decode('latin-1')}"  # sent as the bytes that they are
+        try:
+            headers = {"Content-Type": "application/octet-stream", **key_header()}
+        except ValueError as exc:
+            raise TrainingError(str(exc)) from exc
+        self._url = url
         self._http = urllib3.PoolManager(maxsize=_CONCURRENCY, retries=_RETRIES, timeout=_TIMEOUT_S, headers=headers)
         model = self._ask("GET", "/model")
         self.contract = Contract.from_json(json.dumps(model["contract"]))
