@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import urllib3
@@ -23,15 +23,14 @@ from training.cores import CORES
 from training.data.pixels import Pixels
 from training.errors import TrainingError
 from training.models.quiet import quiet
-from training.progress import estimated
+from training.progress import Given, in_batches
 from training.runs.folder import Run, read_run
-from training.words import difference
+from training.words import counted, difference
 
 _log = logging.getLogger(__name__)
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels (n, h, w, 3) to probabilities (n, k)."""
-Given = TypeVar("Given")
 _BATCH = 32
 _NAMED = 20  # versions in a message, the newest
 _CONCURRENCY = 8  # requests at once, as in gateway.batch
@@ -106,7 +105,7 @@ class StoredVersion:
             ) from exc
 
     def predict(self, photos: Pixels) -> Predicted:
-        outputs = Outputs.joined(in_batches(self.run, photos.images, self._at_once))
+        outputs = Outputs.joined(predict_all(self.run, photos.images, self._at_once))
         return Predicted(outputs.probabilities, outputs.unknown(self.contract))
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
@@ -114,13 +113,10 @@ class StoredVersion:
         return Outputs.of(self._engine.run(self.contract.signature, {IMAGES: pixels}))
 
 
-def in_batches(run: Callable[[NDArray[np.uint8]], Given], pixels: NDArray[np.uint8], at_once: int) -> list[Given]:
+def predict_all(run: Callable[[NDArray[np.uint8]], Given], pixels: NDArray[np.uint8], at_once: int) -> list[Given]:
     """Return what a function gives for each batch of pixels (n, h, w, 3) on disk, some of them at once."""
-    steps = range(0, len(pixels), _BATCH)
-    waited = estimated(steps, f"Predicting {len(pixels)} photos")
-    with ThreadPoolExecutor(at_once) as pool:
-        parts = pool.map(lambda at: run(np.ascontiguousarray(pixels[at : at + _BATCH])), steps)
-        return [part for part, _ in zip(parts, waited)]  # noqa: B905, the latter goes on
+    (parts,) = in_batches(run, [pixels], _BATCH, at_once, f"Predicting {counted(len(pixels), 'photo')}")
+    return parts
 
 
 class Gateway:

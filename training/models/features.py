@@ -6,7 +6,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -21,7 +20,7 @@ from serving.errors import ServingError
 from training.cores import INTERPRETERS, THREADS
 from training.models.frozen import freeze, why_no_tflite
 from training.models.quiet import quiet
-from training.progress import estimated
+from training.progress import in_batches
 from training.words import counted
 
 _log = logging.getLogger(__name__)
@@ -34,17 +33,11 @@ _BATCH = 16  # photos of a task
 
 def compute_features(model: keras.Model, *splits: NDArray[np.uint8]) -> list[Features]:
     """Return the features (n, c) of several sets of images (n, h, w, 3), and log how long that took."""
-    started, steps = time.monotonic(), [range(0, len(images), _BATCH) for images in splits]
-    count = sum(map(len, splits))
-    waited = estimated(range(sum(map(len, steps))), f"Computing features of {counted(count, 'photo')}")
+    started, photos = time.monotonic(), counted(sum(map(len, splits)), "photo")
     run, workers = _runner(model)
-    found = []
-    with ThreadPoolExecutor(workers) as pool:
-        for images, starts in zip(splits, steps, strict=True):
-            parts = pool.map(lambda at, images=images: run(np.ascontiguousarray(images[at : at + _BATCH])), starts)
-            found.append(np.concatenate([part for part, _ in zip(parts, waited)]))  # noqa: B905, the latter goes on
-    _log.info(f"Computed the features of {counted(count, 'photo')} in {time.monotonic() - started:.0f} s")
-    return found
+    found = in_batches(run, splits, _BATCH, workers, f"Computing features of {photos}")
+    _log.info(f"Computed the features of {photos} in {time.monotonic() - started:.0f} s")
+    return [np.concatenate(parts) for parts in found]
 
 
 def _runner(model: keras.Model) -> tuple[Callable[[NDArray[np.uint8]], Features], int]:

@@ -18,7 +18,7 @@ from training.data.folder import Photo
 from training.data.pixels import Photos
 from training.data.splits import class_name
 from training.errors import DataError, ExportError, TrainingError
-from training.judge.predictors import Predict, StoredVersion, check_alike, in_batches
+from training.judge.predictors import Predict, StoredVersion, check_alike, predict_all
 from training.release.difference import measure_difference
 from training.release.quantization import CALIBRATION_PHOTOS, Limit
 from training.release.replacement import answering
@@ -71,7 +71,7 @@ class Criteria:
 
     def probabilities(self, predict: Predict, spec: ImageSpec, at_once: int = 1) -> NDArray[np.float32]:
         """Return probabilities (n, k) of the held-out photos; some batches are predicted at once."""
-        return np.concatenate(in_batches(predict, self.photos.pixels(self.held_out, spec).images, at_once))
+        return np.concatenate(predict_all(predict, self.photos.pixels(self.held_out, spec).images, at_once))
 
     @property
     def labels(self) -> NDArray[np.int64]:
