@@ -1,4 +1,4 @@
-"""Labelled photos that decide on a release: how it differs from the last version, and is int8 good enough."""
+"""Labelled photos that decide on a release: how it differs from the version that answers, and is int8 good enough."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Criteria:
         held_out: The test split, or validation without one; those that decode.
         split: Which of them it is.
         int8_drop: Most accuracy that int8 may lose against the Keras model.
-        margin: Most accuracy that a version may lose against the last one; None does not compare them.
+        margin: Most accuracy that a version may lose against the one that answers; None does not compare them.
     """
 
     photos: Photos
@@ -104,20 +104,20 @@ class Criteria:
             _log.info(f"Nothing to compare with: {store} has no version of {contract.model!r} yet")
             return {}
         try:
-            last = StoredVersion(store, contract.model, answering(store, contract.model), "tflite", INTERPRETERS)
-            check_alike([(last.title, last.contract), ("the new version", contract)])
-            before = last.predict(self.photos.pixels(self.held_out, last.contract.image)).probabilities
+            current = StoredVersion(store, contract.model, answering(store, contract.model), "tflite", INTERPRETERS)
+            check_alike([(current.title, current.contract), ("the new version", contract)])
+            before = current.predict(self.photos.pixels(self.held_out, current.contract.image)).probabilities
         except TrainingError as exc:
             if self.margin is not None:
                 raise
             _log.info(f"Not compared with the version that answers: {exc}")
             return {}
-        doubt = self.doubt(f"version {last.number}", last.contract)
+        doubt = self.doubt(f"version {current.number}", current.contract)
         if doubt:
             _log.info(f"Note: {doubt}. A {self.split}/ beside train/, whose photos stay, prevents this")
-        self._refuse_if_worse(self.accuracy_of(probabilities), last.number, self.accuracy_of(before), doubt)
-        recorded = last.contract.metrics.get(f"{self.split}_accuracy", 1.0)
-        return measure_difference(probabilities, before, self.labels, number=last.number, recorded=recorded)
+        self._refuse_if_worse(self.accuracy_of(probabilities), current.number, self.accuracy_of(before), doubt)
+        recorded = current.contract.metrics.get(f"{self.split}_accuracy", 1.0)
+        return measure_difference(probabilities, before, self.labels, number=current.number, recorded=recorded)
 
     def doubt(self, title: str, contract: Contract) -> str:
         """Return why a model's accuracy may be too high here; nothing if it was trained without these very photos."""

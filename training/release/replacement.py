@@ -31,14 +31,14 @@ def refuse_other_classes(store: Path, model: str, classes: Sequence[str]) -> Non
     if not versions_of(store, model):
         return
     try:
-        last = StoredVersion(store, model, answering(store, model), "tflite")
+        current = StoredVersion(store, model, answering(store, model), "tflite")
     except TrainingError:  # no contract, or a file that does not load: this release mends it
         return
-    before = last.contract.classes
+    before = current.contract.classes
     if tuple(classes) == before:
         return
     raise ExportError(
-        f"Version {last.number} of {model!r}, which answers, has {counted(len(before), 'class')}, this model"
+        f"Version {current.number} of {model!r}, which answers, has {counted(len(before), 'class')}, this model"
         f" {len(classes)}: {difference(classes, before)}. Nothing was released."
         f" Give it another name (--name), or let clients of {model!r} get these classes instead (--replace-classes)."
     )
@@ -49,8 +49,8 @@ def version_of(run: Path, store: Path, model: str) -> int | None:
 
     Of several it is the one that answers, or else the newest.
     """
-    last = answering(store, model)
-    for each in sorted(Run(run).releases, key=lambda each: (each["version"] == last, each["version"]), reverse=True):
+    current = answering(store, model)
+    for each in sorted(Run(run).releases, key=lambda each: (each["version"] == current, each["version"]), reverse=True):
         if each["model"] == model and each["version"] in versions_of(store, model):
             with suppress(TrainingError):  # no contract, or a file that does not load
                 if StoredVersion(store, model, each["version"], "tflite").contract.identity == each["identity"]:

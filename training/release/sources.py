@@ -118,13 +118,13 @@ def release(
     Args:
         source: What to release.
         store: The model-store.
-        criteria: Labelled photos, without which there is no int8 file and no comparison with the last version.
+        criteria: Labelled photos, without which there is no int8 file and no comparison with the version that answers.
         int8: Whether to make an int8 file; the search takes longer than all the rest.
         replace_classes: Whether it may have other classes than the version that answers.
 
     Raises:
-        ExportError: It has other classes, or is worse than the last version allows. Its files answer differently than
-            the model, or cannot be written. The store is as it was.
+        ExportError: It has other classes, or is worse than the version that answers allows. Its files answer
+            differently than the model, or cannot be written. The store is as it was.
     """
     contract = replace(source.contract, identity=new_identity())
     model = as_probabilities(source.model, len(contract.classes))
