@@ -33,8 +33,8 @@ from training.runs.track import Tracking, find_tracker
 
 _log = logging.getLogger(__name__)
 
-A_YEAR = number(float, 0.01, 60 * 24 * 365, "minutes from 0.01 to 525600, a year")  # of minutes, at most
-MINUTES = 30.0  # for a training
+MINUTES = number(float, 0.01, 60 * 24 * 365, "minutes from 0.01 to 525600, a year")
+USUAL_MINUTES = 30.0  # of a training
 OF_HEAD = {"seed", "class_weights"}  # what a first version takes of a recipe
 
 FOLDER = (
@@ -67,8 +67,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="PIXELS", type=PIXELS, help="input size in pixels (default: the architecture's)")
     add(
         "--minutes",
-        type=A_YEAR,
-        help="time for all, from the first version to the release (default: 30; with --epochs, as long as these take)",
+        type=MINUTES,
+        help="time for all, from the first version to the release"
+        f" (default: {USUAL_MINUTES:g}; with --epochs, as long as these take)",
     )
     add("--first-only", action="store_true", help="stop after the first version, which takes about a minute")
     add("--fresh", action="store_true", help="start again, even if the same training was interrupted or has ended")
@@ -105,7 +106,7 @@ def run_train(options: argparse.Namespace) -> int:
         raise TrainingError("Expected weights to begin with, for a first version. Received: --weights none")
     _check_start(preset, options.architecture)
     strategy = find_strategy("none" if options.first_only else options.distribute, preset.recipe.batch_size)
-    minutes = options.minutes or (MINUTES if options.epochs is None else None)
+    minutes = options.minutes or (USUAL_MINUTES if options.epochs is None else None)
     if minutes and not options.first_only:
         _log.info(f"Time for all: {minutes:g} min (--minutes)")
     photos = Photos(options.folder, options.cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from training.fit.commands import A_YEAR, FOLDER
+from training.fit.commands import FOLDER, MINUTES
 from training.fit.preset import find_preset
 from training.models.quiet import import_tensorflow
 from training.release.commands import PIXELS
@@ -18,7 +18,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
     add("folder", type=Path, help=FOLDER)
     add(
         "--minutes",
-        type=A_YEAR,
+        type=MINUTES,
         required=True,
         help="time for the whole search; the same command again continues it for as long",
     )
