@@ -221,13 +221,16 @@ def _check_start(preset: Preset, architecture: str | None) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add an option for each hyperparameter, described by the first sentence of its docstring."""
+    group = parser.add_argument_group(
+        "hyperparameters", "What is not given is the preset's; in brackets are the values of the preset `default`."
+    )
     docs = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", inspect.getdoc(Recipe) or "", re.DOTALL | re.MULTILINE))
     for field in fields(Recipe):
         meaning = " ".join(docs[field.name].split()).partition(". ")[0].rstrip(".")
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(
+        group.add_argument(
             flag,
             metavar="VALUE",
             type=type(field.default),
-            help=f"{meaning[0].lower()}{meaning[1:]} (default: {field.default})",
+            help=f"{meaning[0].lower()}{meaning[1:]} ({field.default})",
         )
