@@ -16,6 +16,7 @@ DESCRIBE_SIGNATURE = "describe"
 EXPORT_SIGNATURES = "export_"  # and the identity
 IMAGES, PROBABILITIES, NOVELTY, IDENTITY = "images", "probabilities", "novelty", "identity"
 QUERY, CONTRACT = "query", "contract"
+MAX_SPEC_PX = 4096  # a side of the pixels
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Aspect = Literal["crop", "stretch", "pad"]
@@ -52,7 +53,8 @@ class ImageSpec:
     orientation: Orientation = "exif"
 
     def __post_init__(self) -> None:
-        _expect(1 <= self.height <= 4096 and 1 <= self.width <= 4096, "height and width from 1 to 4096", self)
+        fits = 1 <= self.height <= MAX_SPEC_PX and 1 <= self.width <= MAX_SPEC_PX
+        _expect(fits, f"height and width from 1 to {MAX_SPEC_PX}", self)
         _expect(self.filter in get_args(Filter), f"a filter of {get_args(Filter)}", self.filter)
         _expect(self.aspect in get_args(Aspect), f"an aspect of {get_args(Aspect)}", self.aspect)
         _expect(self.orientation in get_args(Orientation), f"an orientation of {get_args(Orientation)}", self)

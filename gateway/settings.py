@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 
+from contract.image import MAX_PIXELS
 from contract.settings import expect, number, read_all, setting
 from gateway.fetch.addresses import AllowList
 from gateway.fetch.proxy import Proxy
@@ -113,7 +114,7 @@ class Settings:
     max_batch: int = setting(16, "images per call of the model server, not above the max_batch_size there", _COUNT)
     max_image_bytes: int = setting(10 * 1024 * 1024, "limit for an image's bytes, fetched or sent", _COUNT)
     max_pixels: int = setting(
-        50_000_000,
+        MAX_PIXELS,
         "limit for an image's width times height",
         number(int, 1, 178_956_970, "an integer from 1 to 178,956,970, Pillow's own limit"),
     )

@@ -196,8 +196,9 @@ def test_the_first_frame_counts() -> None:
 @pytest.mark.parametrize("data", [b"", b"<html>", b"%PDF-1.7", b"II*\0aaaa", b"hello", b"\x89PNG"])
 def test_other_content_is_unsupported(data: bytes) -> None:
     """What is no image of an accepted format is refused as such."""
-    with pytest.raises(UnsupportedImageError, match="Expected a JPEG, PNG, WebP, GIF, BMP or AVIF image"):
+    with pytest.raises(UnsupportedImageError, match="Expected a JPEG, PNG, WebP, GIF, BMP or AVIF image") as refused:
         decode(data, SPEC)
+    assert all(name in str(refused.value).upper() for name in FORMATS)
 
 
 @pytest.mark.parametrize(

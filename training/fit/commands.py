@@ -17,7 +17,7 @@ from contract.settings import number
 from contract.store import versions_of
 from serving.errors import ServingError
 from training.errors import TrainingError, WeightsError
-from training.fit.preset import Preset, find_preset
+from training.fit.preset import Preset, find_preset, names
 from training.fit.recipe import Recipe
 from training.models.quiet import import_tensorflow
 from training.release.commands import (
@@ -29,7 +29,7 @@ from training.release.commands import (
     refuse,
 )
 from training.runs.folder import Run
-from training.runs.track import Tracking, find_tracker
+from training.runs.track import TRACKERS, Tracking, find_tracker
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         default="default",
-        help="default, plain-cnn, vgg16, resnet50, or a .toml file (default: %(default)s)",
+        help=f"{', '.join(names())}, or a .toml file (default: %(default)s)",
     )
     add(
         "--architecture",
@@ -76,7 +76,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add("--distribute", default="none", choices=("none", "mirrored"), help="mirrored: share each batch among all GPUs")
     add(
         "--track",
-        choices=("tensorboard", "mlflow", "wandb"),
+        choices=tuple(TRACKERS),
         help="send each epoch, then the run, to an experiment tracker",
     )
     add_release_options(parser)
@@ -147,8 +147,8 @@ def _better(run: Path, first: Path | None) -> Path:
     if not first:
         return run
     now, before = (Run(each).contract.metrics for each in (run, first))
-    names = ("validation_accuracy", "validation_log_loss")
-    (accuracy, loss), (accuracy_before, loss_before) = ([each[name] for name in names] for each in (now, before))
+    figures = ("validation_accuracy", "validation_log_loss")
+    (accuracy, loss), (accuracy_before, loss_before) = ([each[name] for name in figures] for each in (now, before))
     best = run if (accuracy, -loss) > (accuracy_before, -loss_before) else first
     _log.info(
         f"{'Better' if best == run else 'Not better'} than the first version: accuracy {accuracy:.4f} on validation,"

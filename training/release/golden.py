@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
-from contract.document import NOVELTY, PROBABILITIES, GoldenExample, ImageSpec
+from contract.document import MAX_SPEC_PX, NOVELTY, PROBABILITIES, GoldenExample, ImageSpec
 from contract.image import MAX_PIXELS, MAX_SIDE_PX, ImageError, decode
 from training.errors import ExportError
 
 MAX_PHOTO_BYTES = 1024 * 1024  # of those that the contract contains as they are
-MAX_SPEC_PX = 4096  # as an `ImageSpec` allows
 PHOTOS = 3  # of a run
 # Largest difference in a probability between an fp32 file and the Keras model. Seen: 4e-6.
 KERAS_TOLERANCE = 1e-3
