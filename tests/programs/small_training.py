@@ -31,7 +31,7 @@ from training.tune import folds
 class Small(Architecture):
     """Pixels (n, h, w, 3) to 8 features, with a batch norm unless its name says so; its weights are always random."""
 
-    def backbone(self, weights: str, include_top: bool, classes: int = 1000) -> Model:
+    def backbone(self, weights: str) -> Model:
         inputs = Input((self.size_px, self.size_px, 3))
         x = layers.Conv2D(8, 3, strides=2)(inputs)
         if self.name == "small":

@@ -75,7 +75,7 @@ def _compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     from training.models.features import compute_features
 
     architecture = find_architecture(_NETWORK)
-    backbone = architecture.backbone("imagenet", include_top=False)
+    backbone = architecture.backbone("imagenet")
     (found,) = compute_features(with_preprocessing(backbone, architecture.preprocessing), pixels)
     return found
 

@@ -72,7 +72,7 @@ def build(preset: Preset, classes: int) -> Network:
     `training=False` for the backbone would not change that: in Keras 3, fit's own overrides it.
     """
     architecture = start_of(preset)
-    backbone = architecture.backbone(preset.weights, include_top=False)
+    backbone = architecture.backbone(preset.weights)
     inputs = keras.Input(backbone.input_shape[1:], name="pixels")
     features = backbone(preprocess(inputs, architecture.preprocessing))
     x = layers.Dropout(preset.recipe.dropout, name="head_dropout")(features)

@@ -64,14 +64,20 @@ class Architecture:
         """Return what tells the network and its weights from others, as JSON values."""
         return asdict(self), weights
 
-    def backbone(self, weights: str, include_top: bool, classes: int = 1000) -> keras.Model:
-        """Build the model for preprocessed input, with its classes on top or ending in pooled features (n, c).
+    def backbone(self, weights: str) -> keras.Model:
+        """Build the model for preprocessed input up to its pooled features (n, c); see `with_top` for the weights."""
+        return self._build(weights, include_top=False)
+
+    def with_top(self, weights: str, classes: int = 1000) -> keras.Model:
+        """Build the model for preprocessed input with its classes on top.
 
         Args:
             weights: `imagenet`, or `none` for random ones.
-            include_top: Whether the classes are on top.
             classes: How many there are.
         """
+        return self._build(weights, include_top=True, classes=classes)
+
+    def _build(self, weights: str, include_top: bool, classes: int = 1000) -> keras.Model:
         if self.name in efficientnet_lite.VARIANTS:
             return efficientnet_lite.build(self.name, weights, include_top, classes, self.size_px)
         if self.name == plain_cnn.NAME:
@@ -93,7 +99,7 @@ class Architecture:
 
     def classifier(self, weights: str, classes: int = 1000) -> keras.Model:
         """Build the whole model for pixels 0-255, float32 (n, h, w, 3), to class outputs (n, classes)."""
-        return with_preprocessing(self.backbone(weights, include_top=True, classes=classes), self.preprocessing)
+        return with_preprocessing(self.with_top(weights, classes), self.preprocessing)
 
 
 ARCHITECTURES = {

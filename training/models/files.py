@@ -97,7 +97,7 @@ def load_file(
         raise WeightsError(f"Expected --architecture with {path.name}, which contains weights and no model")
     if output:
         raise WeightsError(f"Expected no --output with {path.name}, as its architecture has only one")
-    model = architecture.backbone("none", include_top=True, classes=classes)
+    model = architecture.with_top("none", classes)
     load_weights(
         model, path, f"Expected are all weights of {architecture.name}, with {counted(classes, 'class')} on top."
     )

@@ -47,8 +47,8 @@ class File(Architecture):
         """Leave out where the file is, and its name: its hash is enough."""
         return {name: value for name, value in asdict(self).items() if name not in ("path", "file")}, ""
 
-    def backbone(self, weights: str, include_top: bool = False, classes: int = 0) -> keras.Model:
-        """Load the network up to its pooled features (n, c); its classifier is never part of it."""
+    def backbone(self, weights: str) -> keras.Model:
+        """Load the network up to its pooled features (n, c), with the weights of the file."""
         if self.image:
             return before_classifier(load_model(Path(self.path), size_px=self.size_px))
         return _filled(find_architecture(self.name, self.size_px), Path(self.path))
@@ -118,13 +118,13 @@ def _filled(architecture: Architecture, path: Path) -> keras.Model:
 
     Keras would load the first layers of a larger network without a word, so the numbers in the file are counted.
     """
-    backbone, received = architecture.backbone("none", include_top=False), count_numbers(path)
+    backbone, received = architecture.backbone("none"), count_numbers(path)
     advice = f"Expected are all weights of {architecture.name}."
     if received == backbone.count_params():
         load_weights(backbone, path, advice)
         return backbone
     own_size = find_architecture(architecture.name)  # the numbers in VGG's top depend on the size
-    whole = own_size.backbone("none", include_top=True)
+    whole = own_size.with_top("none")
     classes, a_class, rest = _top(whole)
     top_classes, left = divmod(received - rest, a_class)
     if left or top_classes < 1:
@@ -134,7 +134,7 @@ def _filled(architecture: Architecture, path: Path) -> keras.Model:
             " --architecture they may fit. What has other layers on top must be saved as a whole model, NAME.keras."
         )
     if top_classes != classes:
-        whole = own_size.backbone("none", include_top=True, classes=top_classes)
+        whole = own_size.with_top("none", top_classes)
     load_weights(whole, path, advice)
     full = [layer for layer in whole.layers if layer.weights]
     for layer, filled in zip([layer for layer in backbone.layers if layer.weights], full, strict=False):

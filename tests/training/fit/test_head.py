@@ -113,7 +113,7 @@ def test_features_are_those_of_keras_and_are_kept(
     from training.models.catalogue import with_preprocessing
 
     photos = load_pixels(read_folder(draw(tmp_path / "photos")).splits["train"], SMALL.photo_spec, tmp_path)
-    backbone = SMALL.backbone("none", include_top=False)
+    backbone = SMALL.backbone("none")
     model = with_preprocessing(backbone, SMALL.preprocessing)
     odd, even = (photos.part(np.arange(start, len(photos.labels), 2)) for start in (1, 0))
     parts = frozen_features(model, odd, even)

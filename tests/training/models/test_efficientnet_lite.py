@@ -50,7 +50,7 @@ def test_lite0_computes_the_same_without_its_batch_norms():
 
 def test_lite0_takes_another_size():
     """At 96 px it has the same weights."""
-    model = find_architecture("efficientnet-lite0", 96).backbone("imagenet", include_top=False)
+    model = find_architecture("efficientnet-lite0", 96).backbone("imagenet")
     assert model.input_shape == (None, 96, 96, 3) and model.output_shape == (None, 1280)
 
 

@@ -96,7 +96,7 @@ def dense():
     """An architecture of next to nothing."""
 
     class Dense(catalogue.Architecture):
-        def backbone(self, weights, include_top, classes=1000):
+        def with_top(self, weights, classes=1000):
             return small(layers.Dense(classes, activation="softmax"))
 
     return Dense("dense", 16, "none")
@@ -106,7 +106,7 @@ def dense():
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_weights_with_other_classes_are_refused(tmp_path, dense):
     """The message says how many classes were expected, and stays readable."""
-    dense.backbone("none", True, 3).save_weights(tmp_path / "mine.weights.h5")
+    dense.with_top("none", 3).save_weights(tmp_path / "mine.weights.h5")
     with pytest.raises(WeightsError, match="all weights of dense, with 4 classes on top") as refusal:
         load_file(tmp_path / "mine.weights.h5", dense, 4, "none")
     assert len(str(refusal.value)) < 1200 and "\n" not in str(refusal.value)
@@ -120,7 +120,7 @@ def test_weights_without_architecture_are_refused(weights_file):
 
 def test_what_a_file_has_itself_is_not_asked_for(weights_file, dense, tmp_path):
     """The architecture of a whole model, and one of the outputs where there is one; the contract would name either."""
-    dense.backbone("none", True, 3).save(tmp_path / "mine.keras")
+    dense.with_top("none", 3).save(tmp_path / "mine.keras")
     with pytest.raises(WeightsError, match=r"no --architecture with mine\.keras, which contains a whole model"):
         load_file(tmp_path / "mine.keras", dense, 3, "none")
     with pytest.raises(WeightsError, match=r"no --output with mine\.weights\.h5, as its architecture has only one"):

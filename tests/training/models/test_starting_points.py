@@ -31,7 +31,7 @@ def tensorflow() -> None:
 
 def start(path: Path, name: str = "plain-cnn", **options: Any) -> keras.Model:
     """Return the backbone that a training would start from."""
-    return find_start(name, str(path), **options).backbone("", include_top=False)
+    return find_start(name, str(path), **options).backbone("")
 
 
 def answer(model: Any) -> Any:
@@ -168,7 +168,8 @@ def test_weights_of_an_architecture_load_with_and_without_its_top(
     tmp_path: Path, name: str, top: int, keras_2: bool
 ) -> None:
     """Of any number of classes, by either Keras, and at another size than they were saved at."""
-    model = find_start(name, "none", size_px=64).backbone("none", include_top=top > 0, classes=top)
+    architecture = find_start(name, "none", size_px=64)
+    model = architecture.with_top("none", top) if top else architecture.backbone("none")
     for seed, weight in enumerate(model.weights):
         weight.assign(np.random.default_rng(seed).uniform(0, 0.1, weight.shape))
     save = save_as_keras_2 if keras_2 else type(model).save_weights
@@ -211,7 +212,7 @@ def test_an_efficientnet_of_imagenet_keeps_its_contrast(tmp_path: Path, monkeypa
 
 def test_an_optimizer_in_the_file_does_not_count(tmp_path: Path) -> None:
     """Keras saves it with the weights of a model that was trained."""
-    model = find_start("plain-cnn", "none", size_px=16).backbone("none", include_top=True, classes=2)
+    model = find_start("plain-cnn", "none", size_px=16).with_top("none", 2)
     model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
     model.fit(np.zeros((2, 16, 16, 3)), np.eye(2), verbose=0)
     model.save_weights(tmp_path / "mine.weights.h5")
@@ -222,7 +223,7 @@ def test_an_optimizer_in_the_file_does_not_count(tmp_path: Path) -> None:
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     """Also those of a larger one, whose first layers would fit; the message says how many numbers there would be."""
     inputs = keras.Input((16, 16, 3))
-    mine = find_start("plain-cnn", "none", size_px=16).backbone("none", include_top=False)
+    mine = find_start("plain-cnn", "none", size_px=16).backbone("none")
     keras.Model(inputs, layers.Dense(5)(layers.Dense(5)(mine(inputs)))).save_weights(tmp_path / "theirs.weights.h5")
     with pytest.raises(TrainingError, match=r"weights of plain-cnn: [\d,]+ numbers, or .* Received: [\d,]+\. With"):
         start(tmp_path / "theirs.weights.h5", size_px=16)
