@@ -1,4 +1,4 @@
-"""Answers events of API Gateway (REST and HTTP) and of function URLs, as the gateway would."""
+"""Answers events of API Gateway (REST and HTTP), of load balancers and of function URLs, as the gateway would."""
 
 from __future__ import annotations
 

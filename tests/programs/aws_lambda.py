@@ -1,4 +1,4 @@
-"""AWS Lambda as a function sees it: the events of its three front doors, and a stand-in of its runtime API."""
+"""AWS Lambda as a function sees it: the events of its four front doors, and a stand-in of its runtime API."""
 
 from __future__ import annotations
 
@@ -58,6 +58,23 @@ def url_event(method: str, path: str, body: bytes, headers: dict[str, str], quer
     return event
 
 
+def balancer_event(method: str, path: str, body: bytes, headers: dict[str, str], query: str = "") -> Event:
+    """Return what an Application Load Balancer sends: no version and no stage, and the query as it is in the URL.
+
+    Source: the example event of *Use Lambda functions as targets of an Application Load Balancer*.
+    """
+    sent = _body(body)
+    return {
+        "requestContext": {"elb": {"targetGroupArn": "arn:aws:elasticloadbalancing:eu-west-1:0:targetgroup/images/0"}},
+        "httpMethod": method,
+        "path": path,
+        "queryStringParameters": dict(each.split("=", 1) for each in query.split("&") if each),
+        "headers": {name.lower(): value for name, value in headers.items()},
+        **sent,
+        "body": sent["body"] or "",
+    }
+
+
 def _body(body: bytes) -> Event:
     """Return the members of a body: text as it is, anything else in base64."""
     try:
@@ -66,7 +83,7 @@ def _body(body: bytes) -> Event:
         return {"body": base64.b64encode(body).decode(), "isBase64Encoded": True}
 
 
-EVENTS = {"REST API": rest_event, "HTTP API": http_event, "function URL": url_event}
+EVENTS = {"REST API": rest_event, "HTTP API": http_event, "function URL": url_event, "load balancer": balancer_event}
 
 
 class RuntimeApi:
