@@ -72,7 +72,10 @@ def create_app(settings: Settings, model: Model, metrics: Metrics, room: Room | 
 
 
 class _Asked(NamedTuple):
-    """The version that answered, its images or why they have no pixels, its outputs, and if a trial had been over."""
+    """The version that answered, its images or why they have no pixels, and its outputs.
+
+    `is_late` says that it took longer than a trial may: half of the time that was left once images were decoded.
+    """
 
     version: Version
     decoded: list[DecodedImage | GatewayError]

@@ -310,7 +310,7 @@ def _redirected(url: Url, location: str) -> Url:
     try:
         location = checked_characters(_readable(location))
         if _HIDDEN_HOST.match(location):
-            raise BadRequest("Expected a URL without backslashes before its path. Received: one with.")
+            raise BadRequest("Expected a URL without backslashes before its path. Received: one that has some.")
         target = parse_url(urljoin(str(url), location))
         if (url.scheme, target.scheme) == ("https", "http"):
             raise UrlNotAllowed("A redirect left https for http.")

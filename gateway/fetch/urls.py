@@ -66,7 +66,7 @@ def parse_url(text: str) -> Url:
     if scheme not in DEFAULT_PORTS:
         raise UrlNotAllowed(f"Expected an http or https URL. Received: {shown!r}.")
     if "@" in authority:
-        raise UrlNotAllowed("Expected a URL without user name and password. Received: one with.")
+        raise UrlNotAllowed("Expected a URL without user name and password. Received: one that has them.")
     try:
         host, port = parse_authority(authority, DEFAULT_PORTS[scheme])
     except ValueError as exc:
@@ -84,8 +84,10 @@ def checked_characters(text: str) -> str:
     text = text.strip(" \t\r\n\f")
     if len(text) > MAX_URL_CHARACTERS:
         raise BadRequest(f"Expected a URL of at most {MAX_URL_CHARACTERS} characters. Received: {len(text)}.")
-    if _FORBIDDEN.search(text):
-        raise BadRequest("Expected a URL without tabs, line breaks and control characters. Received: one with.")
+    if found := _FORBIDDEN.search(text):
+        raise BadRequest(
+            f"Expected a URL without tabs, line breaks and control characters. Received: one with {found[0]!r}."
+        )
     return text
 
 

@@ -34,7 +34,7 @@ from training.words import counted
 _log = logging.getLogger(__name__)
 
 AT_ONCE = 256  # photos that are decoded ahead of the disk: all of them would fill the memory where it is slow
-ABANDONED_S = 3600  # without a byte more, which one that is written gets many times a second
+ABANDONED_S = 3600  # that a killed process' draft has not grown; one that is still written grows many times a second
 
 
 @dataclass(frozen=True)

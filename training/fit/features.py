@@ -17,7 +17,7 @@ def frozen_features(model: keras.Model, *splits: Pixels) -> list[Features]:
 
     Args:
         model: Pixels 0-255, float32 (n, h, w, 3), to features (n, c).
-        splits: The photos. Of a part of a split, the features of all its photos are computed, for other parts.
+        splits: The photos. If one is a part of a split, the whole split's features are computed, for its other parts.
     """
     name = _digest(model)
     files = [photos.file.with_suffix(f".{name}.npy") for photos in splits]

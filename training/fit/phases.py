@@ -155,7 +155,7 @@ class Phases:
             self._take_best([("the best epoch", best), ("its average with the last one", average)], validation)
 
     def _take_best(self, choices: Iterable[tuple[str, Weights]], validation: Pixels) -> None:
-        """Take the weights with the least loss on validation, of some choices and their names, if one is a number.
+        """Take the weights with the least loss on validation, of named choices; if all are NaN, the weights stay.
 
         Source: Wortsman et al., "Model soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022.
         """

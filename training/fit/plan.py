@@ -38,7 +38,8 @@ MOST_TRAININGS = 3
 # 80 of each, 2,004 held out: 0.888 after 12 epochs, where Lite0 has 0.872 after 24, in about the same time (one each).
 # Trash, 240 of each class, two fifths held out: 0.964 and 0.919, where Lite0 has 0.961 and 0.922.
 FEW_PHOTOS, LARGER_EPOCHS = 100, 12
-# Of weights, each with a pass over validation, at most: of the last training, of all and their average, of shares.
+# How often weights are compared on validation, at most: two of the last training, all trainings' and their average,
+# and shares.
 CHOICES = 2 + (MOST_TRAININGS + 1) + len(phases.SHARES)
 
 

@@ -77,8 +77,8 @@ def describe_data(dataset: Dataset) -> None:
     for line in dataset.describe():
         _log.info(line)
     if (few := len(dataset.splits["validation"])) < phases.FEW_PHOTOS:
-        decided = "" if "test" in dataset.splits else ", and to decide on int8"  # of which test photos decide
-        too_few = f"Note: only {counted(few, 'validation photo')} to choose the best epoch by{decided}"
+        decided = "" if "test" in dataset.splits else " and decide on int8"  # which test photos do, if there are any
+        too_few = f"Note: only {counted(few, 'validation photo')} to choose the best epoch{decided}"
         _log.info(f"{too_few}; they are too few to calibrate the network's probabilities")
 
 

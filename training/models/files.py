@@ -99,7 +99,7 @@ def load_file(
         raise WeightsError(f"Expected no --output with {path.name}, as its architecture has only one")
     model = architecture.with_top("none", classes)
     load_weights(
-        model, path, f"Expected are all weights of {architecture.name}, with {counted(classes, 'class')} on top."
+        model, path, f"It must contain all weights of {architecture.name}, with {counted(classes, 'class')} on top."
     )
     return with_preprocessing(model, preprocessing)
 

@@ -119,7 +119,7 @@ def _filled(architecture: Architecture, path: Path) -> keras.Model:
     Keras would load the first layers of a larger network without a word, so the numbers in the file are counted.
     """
     backbone, received = architecture.backbone("none"), count_numbers(path)
-    advice = f"Expected are all weights of {architecture.name}."
+    advice = f"It must contain all weights of {architecture.name}."
     if received == backbone.count_params():
         load_weights(backbone, path, advice)
         return backbone

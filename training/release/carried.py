@@ -1,4 +1,4 @@
-"""Copies what an image of the model carries: what the release document names and that, or else the last two versions.
+"""Copies what an image of the model carries: the release document and the versions it names, or else the last two.
 
 A previous version above the stable one was rolled back, so it stays behind: gateways without the document, as in a
 cluster without a release component, would take it for the newest.

@@ -318,14 +318,14 @@ def test_only_photos_that_figures_come_from_are_compared_with_a_run(
 
 
 @tensorflow
-@pytest.mark.parametrize(("splits", "decided"), [("validation test", ""), ("validation", ", and to decide on int8")])
+@pytest.mark.parametrize(("splits", "decided"), [("validation test", ""), ("validation", " and decide on int8")])
 def test_few_validation_photos_are_noted(lines, splits, decided):
     """With what they decide: where there is a test split, its photos decide on int8."""
     from training.data.folder import Dataset
     from training.fit import train
 
     train.describe_data(Dataset(("a", "b"), {split: [] for split in ("train", *splits.split())}))
-    note = f"Note: only 0 validation photos to choose the best epoch by{decided}; they are too few to calibrate the"
+    note = f"Note: only 0 validation photos to choose the best epoch{decided}; they are too few to calibrate the"
     assert lines[-1].startswith(note)
 
 
