@@ -92,14 +92,15 @@ class Exports:
         """
         self._replicas, self._model, self._on_call = replicas, model, on_call
         self._known: dict[tuple[int, str, str], _Known] = {}
-        self._looks, self._breaks = 0, 0
+        self._looks = 0
+        self.breaks = 0  # how many calls had found no server when the last look began
         self._began_s, self._before_s = 0.0, 0.0  # when the last look began, and the one before it
 
     def look(self, available: Iterable[int], breaks: int, *, is_thorough: bool) -> dict[Export, str]:
         """Find out which exports are under the numbers that are loaded, and try new ones at the golden gate.
 
         Args:
-            available: The numbers.
+            available: The numbers, in the order in which new ones are tried; what is known already comes before those.
             breaks: How many calls had found no server when the look began.
             is_thorough: Whether to ask also for exports that were met before.
 
@@ -107,8 +108,10 @@ class Exports:
             What could not be asked or tried, and why; the next look tries again.
         """
         self._begin()
-        self._breaks = breaks
-        unasked = {Export(number): reason for number in available if (reason := self._meet_all(number, is_thorough))}
+        self.breaks = breaks
+        decided = {known.number for known in self._known.values() if known.is_decided}
+        turns = sorted(available, key=lambda number: number not in decided)
+        unasked = {Export(number): reason for number in turns if (reason := self._meet_all(number, is_thorough))}
         self._known = {key: known for key, known in self._known.items() if self._is_recent(known, FORGET_AFTER_S)}
         return unasked
 
@@ -123,6 +126,10 @@ class Exports:
     def loaded(self) -> list[Version]:
         """Return those of the usable versions that were met recently."""
         return [version for known, version in self._usable() if self._is_recent(known, RECENT_S)]
+
+    def met(self) -> list[Version]:
+        """Return those of the usable versions that the last look met, or met so far."""
+        return [version for known, version in self._usable() if known.look == self._looks]
 
     def refused(self) -> dict[Export, str]:
         """Return what may not answer, and why; the newest comes first."""
@@ -214,7 +221,7 @@ class Exports:
 
     def _see(self, number: int, identity: str, digest: str) -> _Known:
         known = self._known.setdefault((number, identity, digest), _Known(number, identity, digest))
-        known.look, known.seen_s, known.breaks = self._looks, time.monotonic(), self._breaks
+        known.look, known.seen_s, known.breaks = self._looks, time.monotonic(), self.breaks
         return known
 
     def _admit(self, known: _Known, description: bytes) -> None:
@@ -268,7 +275,7 @@ class Exports:
 
         A look that cannot ask for it leaves it there, but after a break, another server may have its address.
         """
-        return bool(known.identity) or known.breaks == self._breaks
+        return bool(known.identity) or known.breaks == self.breaks
 
 
 def _identity(description: bytes) -> str:

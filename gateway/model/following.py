@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,20 @@ class Following:
             if not found or found.stable in usable:
                 self._follow(found)
             else:
-                error = f"{path} names version {found.stable} as stable, which is not loaded or was refused"
+                error = f"{path} names version {found.stable} as stable, which is not loaded or not accepted"
             if found and found.trial and found.trial.version not in usable:
-                error = error or f"{path} tries version {found.trial.version}, which is not loaded or was refused"
+                error = error or f"{path} tries version {found.trial.version}, which is not loaded or not accepted"
         self._miss(self.release or found, usable)
         if error and error != self.error:
             _log.warning("%s; %s", error, self._in_force())
         self.error = error
+
+    def stable(self) -> int | None:
+        """Return the version that the document names as stable now, whether it can be followed or not."""
+        with suppress(ReleaseError):
+            found = self._file.read() if self._file else None
+            return found.stable if found else None
+        return None
 
     def rank(self, number: int) -> Any:
         """Return the key of an order: what answers first comes first, and what is newer than the stable one last."""

@@ -214,16 +214,17 @@ class Versions:
             return
         self._failed_looks, self._silent_looks = 0, 0
         available = sorted((each.version for each in statuses if each.state == AVAILABLE), reverse=True)
-        unasked = self._exports.look(available, breaks, is_thorough=is_thorough)
+        stable = self._following.stable()
+        turns = sorted(available, key=lambda number: number != stable)
+        unasked = self._exports.look(turns, breaks, is_thorough=is_thorough)
+        self._available = bool(available)
         self._follow(self._exports.usable(), self._exports.loaded() if available else [])
-        self._available, self._described_after = bool(available), breaks
+        self._described_after = breaks
         refused = self._unloaded.name(statuses, available) | unasked | self._exports.refused()
         for export in refused.keys() - self.health.refused.keys():
             _log.warning("version %s of %s is refused: %s", export, self.model, refused[export])
         nothing = f"No usable version of {self.model!r} is loaded at the model server"
-        reasons = filter(None, (self._following.error, *refused.values(), nothing))
-        is_answered = any(self._following.lets_answer(version.number) for version in self._loaded)
-        error = None if is_answered else next(reasons)
+        error = next(filter(None, (self._following.error, *refused.values(), nothing)))
         engines = {each.version: each.engine for each in statuses if each.engine}
         self._set_health(refused=refused, error=error, engines=engines)
 
@@ -244,14 +245,19 @@ class Versions:
         self._set_health(error=failure.detail, engines={})
 
     def _keep(self) -> None:
-        """Leave what the last look found as it is, but for what is released."""
-        if self._usable:
+        """Leave what the last look found as it is, but for what is released; if it found nothing, take what is met."""
+        if self._usable and self._available:
             self._follow(self._usable, self._loaded)
+            self._set_health()
+        elif usable := self._exports.usable():
+            self._follow(usable, self._exports.met())
+            self._described_after = self._exports.breaks
             self._set_health()
 
     def _follow(self, usable: list[Version], loaded: list[Version]) -> None:
         """Read the release document anew, and keep the versions in its order."""
-        self._following.look([version.number for version in loaded or usable])
+        present = (self._available and loaded) or usable  # after a look that found nobody, not all were met yet
+        self._following.look([version.number for version in present])
         self._usable, self._loaded = self._in_order(usable), self._in_order(loaded)
 
     def _in_order(self, versions: list[Version]) -> list[Version]:
@@ -261,7 +267,9 @@ class Versions:
         return sorted(versions, key=lambda version: self._following.rank(version.number))
 
     def _set_health(self, **found: Any) -> None:
-        """Show what answers and what is released, and what else a look found."""
+        """Show what answers and what is released, and what else a look found; an error only if nothing answers."""
+        if any(self._following.lets_answer(version.number) for version in self._loaded):
+            found["error"] = None
         found |= {"release": self._following.release, "release_error": self._following.error}
         health = replace(self.health, accepted=[version.export for version in self._loaded], **found)
         if health.error and health.error != self.health.error:

@@ -113,6 +113,46 @@ def test_a_rollback_is_followed_while_the_gate_tries_a_version(
     assert (order(client)[0], answers) == (1, [4, 3, 2])
 
 
+@pytest.mark.parametrize("identity", [{}, {"identity": ""}], ids=["identity", "none"])
+@pytest.mark.parametrize(
+    ("release", "first", "rest"), [(None, 4, [3, 2, 1]), (Release(2, trial=Trial(3, "shadow")), 2, [4, 3, 1])]
+)
+def test_what_answers_first_does_not_wait_until_the_gate_has_tried_others(
+    client: Versions,
+    server: FakeModelServer,
+    golden: list[bytes],
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    identity: dict[str, str],
+    release: Release | None,
+    first: int,
+    rest: list[int],
+) -> None:
+    """At a start, and when a model server that was away comes back with one more."""
+    predict, answers = client._replicas.predict, {}
+
+    def note(number: int, *asked: Any) -> Outputs:
+        answers.setdefault(number, client.newest().number if client.health.ready else None)
+        return predict(number, *asked)
+
+    monkeypatch.setattr(client._replicas, "predict", note)
+    server.versions = {number: FakeVersion.of(golden, **identity) for number in server.versions}
+    if release:
+        file.write_text(release.to_json())
+    client._look_again()
+    assert list(answers.items()) == [(first, None), *((number, first) for number in rest)]
+    server.status_failure = grpc.StatusCode.UNAVAILABLE
+    client._look_again()
+    assert not client.health.ready
+    server.status_failure = None
+    server.versions[5] = FakeVersion.of(golden, **identity)
+    caplog.clear()
+    client._look_again()
+    assert answers[5] == first
+    assert identity or "release.json" not in caplog.text  # what has no identity must be described first
+
+
 @pytest.mark.parametrize("text", ["{", "", '{"stable": 9}', '{"stable": 4, "trail": 1}'])
 def test_bad_document_changes_nothing_and_is_named(client: Versions, file: Path, text: str) -> None:
     """One that does not parse, and one whose stable version is not there."""
