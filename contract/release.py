@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 FILE_NAME = "release.json"
 MOST_BYTES = 64 * 1024  # it is read twice a second, and a document takes 200 bytes
-SERIALS = 9 * 10**15  # a little below 2**53, where jq and metrics begin to round; nobody writes just the last of them
+SERIALS = 9 * 10**15  # a little below 2**53, where jq and metrics begin to round
 REMOVED_S = 3.0  # longer than an editor, a copy or a slow disk takes to put a new file in the place of the old one
 
 Mode = Literal["shadow", "share"]
@@ -174,7 +174,7 @@ class ReleaseFile:
 
 
 def expect_serial(value: Any) -> None:
-    """Refuse what is no serial, or leaves no next one.
+    """Refuse what is no serial.
 
     Raises:
         ReleaseError: It is none.

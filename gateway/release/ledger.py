@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from contract.disk import locked, sync, written_whole
-from contract.release import FILE_NAME, REMOVED_S, Mode, Release, ReleaseError, Trial, read_release
+from contract.release import FILE_NAME, REMOVED_S, SERIALS, Mode, Release, ReleaseError, Trial, read_release
 from contract.store import find_versions
 from gateway.release import history, model_config
 from gateway.release.history import BY_HAND, Entry, History, append, digest, read_history
@@ -37,6 +37,7 @@ from gateway.release.history import BY_HAND, Entry, History, append, digest, rea
 LOCK_NAME = ".release-lock"  # it contains the serial of the last change whose document was written
 LOCK_WAIT_S = 10.0  # the longest step of a change is the digest of a version, at about a second for a gigabyte
 RECENT_S = 60.0  # of a folder's last change, by a file server's clock, which may differ from ours
+SERIALS_BY_HAND = SERIALS - 10**9  # a person's end below this, so that commands never run out of them
 NUMBERS_SHOWN = 20  # of the versions on disk, in a refusal
 
 
@@ -238,6 +239,8 @@ class Ledger:
             found = self._find(file, logged)
             if found and found != logged and found.stable not in on_disk:
                 raise ReleaseError(f"{file} names version {found.stable} as stable, which is not on disk")
+            if found and found != logged and found.serial >= SERIALS_BY_HAND:
+                raise ReleaseError(f"Expected a serial below {SERIALS_BY_HAND} in {file}. Received: {found.serial}")
         except ReleaseError as exc:
             instead = f"release {logged.serial} of the history counts" if logged else "it does not count"
             note = f"{exc}. So {instead}, and the next change replaces the document."

@@ -21,7 +21,7 @@ from unittest.mock import Mock
 import pytest
 
 from contract.disk import locked
-from contract.release import Release, read_release
+from contract.release import SERIALS, Release, read_release
 from gateway.release import history, ledger
 from gateway.release.__main__ import main
 from gateway.release.history import read_history
@@ -176,18 +176,19 @@ def test_a_command_that_has_waited_is_refused(store: Store, monkeypatch: pytest.
         assert "Another command is changing" in store.refuse("promote", "1")
 
 
-def test_a_document_edited_by_hand_gets_its_line(store: Store) -> None:
+@pytest.mark.parametrize("serial", [40, ledger.SERIALS_BY_HAND - 1])
+def test_a_document_edited_by_hand_gets_its_line(store: Store, serial: int) -> None:
     """It counts, as gateways follow it; the next change goes on from it, under a serial that nobody used."""
     store.do("promote", "1")
-    (store.home / "release.json").write_text('{"stable": 3, "serial": 40}')
+    (store.home / "release.json").write_text(Release(3, serial).to_json())
     _, out, err = store.run("status")
     assert "answers      version 3" in out and "edited by hand" in err
     assert "version 3 answers." in store.do("at", datetime.now().isoformat())
     store.do("try", "4", "--shadow")
     assert [(line["what"], line["serial"], line["who"] == "") for line in store.lines] == [
         ("promote", 1, False),
-        ("by hand", 40, True),
-        ("try", 41, False),
+        ("by hand", serial, True),
+        ("try", serial + 1, False),
     ]
     assert list(store.lines[1]["digests"]) == ["3"]
     assert store.run("history")[2] == ""
@@ -254,7 +255,10 @@ def test_a_removed_document_is_waited_for_once(store: Store, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", '{"stable": 77}', '{"stable": "x"}', f'{{"stable": 3, "serial": {2**63 - 1}}}', "\0" * 10**5, "\udcff"],
+    [
+        *("{", "[]", '{"stable": 77}', '{"stable": "x"}', "\0" * 10**5, "\udcff"),
+        *(f'{{"stable": 3, "serial": {serial}}}' for serial in (ledger.SERIALS_BY_HAND, SERIALS - 1, 2**63 - 1)),
+    ],
 )
 def test_a_document_that_cannot_be_used(store: Store, text: str) -> None:
     """It is named, and the history counts: going back works, as it must at night."""
