@@ -125,8 +125,8 @@ def test_a_killed_worker_is_replaced(server: FakeModelServer) -> None:
         os.kill(gateway.worker_pids()[0], signal.SIGKILL)
         gateway.wait(lambda: len(gateway.worker_pids()) == 2, timeout_s=3)
         gateway.wait(lambda: gateway.get("/readyz")[0] == 200, timeout_s=3)  # 0 while the killed one's port goes
+        gateway.wait(lambda: b"gateway_ready 1.0" in metrics(gateway), timeout_s=3)  # the new one has found the model
         assert post(gateway.port)[0] == 200
-        assert b"gateway_ready 1.0" in metrics(gateway)
 
 
 def test_a_worker_that_was_paused_goes_on(server: FakeModelServer) -> None:
