@@ -30,6 +30,7 @@ from urllib3.util.response import assert_header_parsing
 
 from gateway.errors import BadRequest, FetchFailed, FetchTimeout, Overloaded, TooLarge, UrlNotAllowed
 from gateway.fetch.addresses import AllowList, is_metadata, refusal
+from gateway.fetch.answers import FinalAnswer
 from gateway.fetch.kept import KeptConnections
 from gateway.fetch.limits import MAX_HEADER_BYTES, Budget, Hold, PlainSocket, TlsSocket, connect
 from gateway.fetch.proxy import Proxy, ProxyError
@@ -59,18 +60,6 @@ def look_up(host: str, port: int) -> list[str]:
     # As bytes, because the standard library would encode a str once more, by an older IDNA.
     answers = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     return [str(answer[4][0]) for answer in answers]
-
-
-class _FinalAnswer(HTTPResponse):
-    """The answer after all that only inform, such as 103 Early Hints; `HTTPResponse` skips 100 alone.
-
-    101 is none of them, as nobody asked for another protocol. Source: RFC 9110, 15.2.
-    """
-
-    def _read_status(self) -> tuple[str, int, str]:
-        version, status, reason = super()._read_status()  # type: ignore[misc]  # not in typeshed
-        is_informational = 101 < status < 200
-        return version, HTTPStatus.CONTINUE if is_informational else status, reason
 
 
 class Fetcher:
@@ -198,7 +187,7 @@ class Fetcher:
                 return self._ask(reused, url, budget, is_reused=True)
         kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
         connection = kind(str(url.host), url.port)
-        connection.response_class = _FinalAnswer
+        connection.response_class = FinalAnswer
         connection.auto_open = 0  # or it would connect by itself, and look the host up again
         connection.sock = self._open(url, self._checked_addresses(url, budget), budget)
         return self._ask(connection, url, budget)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import FetchFailed
+from gateway.fetch.answers import FinalAnswer
 from gateway.fetch.limits import MAX_HEADER_BYTES, PlainSocket
 from gateway.fetch.urls import Address, Url, parse_authority
 
@@ -54,7 +55,7 @@ class Proxy:
         target = Url("http", address, port, "").authority
         sock.budget.allow(MAX_HEADER_BYTES, FetchFailed(f"The proxy sent over {MAX_HEADER_BYTES} bytes of headers."))
         sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{self._lines}\r\n".encode())
-        answer = HTTPResponse(sock, method="CONNECT")
+        answer = FinalAnswer(sock, method="CONNECT")
         try:
             answer.begin()
         except (HTTPException, ValueError) as exc:

@@ -15,7 +15,7 @@ import trustme
 
 from gateway.errors import FetchFailed, FetchTimeout, GatewayError, UrlNotAllowed
 from gateway.fetch.proxy import Proxy
-from tests.gateway.fetch.conftest import PHOTO, Listen, Names, make_fetcher, server_tls, takes
+from tests.gateway.fetch.conftest import INFORMING, PHOTO, Listen, Names, make_fetcher, server_tls, takes
 from tests.programs.origins import Origin, http_answer
 
 PUBLIC = {"public": [["8.8.8.8"]], "two": [["2606:4700::1111", "8.8.8.8"]], "inner": [["10.0.0.1"]]}
@@ -23,7 +23,7 @@ OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
 def tunnel_to(origin: Origin) -> Callable[[socket.socket], None]:
-    """Return what a proxy does that leads every tunnel to one origin."""
+    """Return what a proxy does that informs first, and leads every tunnel to one origin."""
 
     def pump(source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
@@ -33,7 +33,7 @@ def tunnel_to(origin: Origin) -> Callable[[socket.socket], None]:
 
     def serve(client: socket.socket) -> None:
         with socket.create_connection(("127.0.0.1", origin.port)) as server:
-            client.sendall(OPENED)
+            client.sendall(INFORMING + OPENED)
             back = threading.Thread(target=pump, args=(server, client))
             back.start()
             pump(client, server)
