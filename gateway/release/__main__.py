@@ -57,7 +57,8 @@ _WITHIN = "end after this time, such as 30m or 2h; the trial goes on (default: 1
 _STATUSES = """
 exit status:
   0   done, or nothing had to change
-  1   refused, and nothing has changed; of `history` and `at`: the history was edited. The message says why
+  1   refused, and nothing has changed but what an earlier command left undone; the message says both.
+      Of `history` and `at`: the history was edited
   2   the command line is wrong
   3   the change is made, but a gateway of --gateway, or models.config, does not follow; the message says which
   4   of `watch` and `try --watch`: the version was rolled back; the message says why
@@ -272,7 +273,7 @@ def _trial(trial: Trial) -> str:
 def _when_and_why(entry: Entry) -> str:
     """Return what a line of the history says of a change, without what could steer a terminal."""
     by, why = f" by {entry.who}" if entry.who else "", f" ({entry.why})" if entry.why else ""
-    text = f"{entry.time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {entry.what}{by}{why}"
+    text = f"{entry.time:%Y-%m-%d %H:%M:%S} UTC, {entry.what}{by}{why}"
     return "".join(each if each.isprintable() else "?" for each in text)
 
 

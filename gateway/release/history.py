@@ -75,9 +75,9 @@ class Entry:
 
     @property
     def time(self) -> datetime:
-        """When it was, with its zone."""
+        """When it was, in UTC."""
         time = datetime.fromisoformat(self.when)
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class History:
         problems: Where the chain is broken, and how; each names its line.
         last_hash: That of the last line; empty if there is none.
         size: Bytes of all whole lines.
+        last_start: Bytes before the last line that could be read.
         torn: What follows them: the start of a line that a command was writing when it was ended, or still writes.
         is_open: Whether the last whole line lacks its end.
     """
@@ -97,6 +98,7 @@ class History:
     problems: tuple[str, ...] = ()
     last_hash: str = ""
     size: int = 0
+    last_start: int = 0
     torn: bytes = b""
     is_open: bool = False
 
@@ -122,7 +124,7 @@ class History:
         return [
             f"The time of {which} is later than {following}: a clock was wrong, so `at` may name another version."
             for (time, which), (limit, following) in pairwise(times)
-            if time > limit + CLOCKS_DIFFER
+            if time - limit > CLOCKS_DIFFER
         ]
 
     def at(self, time: datetime, *, is_owed: bool) -> Entry | None:
@@ -145,7 +147,7 @@ def read_history(file: Path) -> History:
         lines, torn, is_open = [*lines, torn], b"", True
     entries: list[Entry] = []
     problems = []
-    last_hash = ""
+    last_hash, start, last_start = "", 0, 0
     for number, line in enumerate(lines, start=1):
         try:
             entry = Entry.from_line(line)
@@ -153,12 +155,14 @@ def read_history(file: Path) -> History:
             problems.append(f"Line {number} cannot be read: {exc}")
         else:
             entries.append(entry)
+            last_start = start
             if entry.before != last_hash:
                 what = f"line {number - 1} was edited, or lines between them removed"
                 what = what if number > 1 else "lines before it were removed"
                 problems.append(f"Line {number} does not continue line {number - 1}: {what}")
         last_hash = hashlib.sha256(line + b"\n").hexdigest()
-    return History(entries, tuple(problems), last_hash, len(content) - len(torn), torn, is_open)
+        start += len(line) + 1
+    return History(entries, tuple(problems), last_hash, len(content) - len(torn), last_start, torn, is_open)
 
 
 def append(file: Path, history: History, entry: Entry) -> None:

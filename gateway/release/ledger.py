@@ -9,7 +9,7 @@ What a command that was killed leaves, the next change finds and finishes:
 | the document | new | new | old | old | writes the lock and models.config |
 | the lock | new | new | new | old | writes models.config |
 
-A `rollback` that finishes another change is refused after that, unless it ends a trial.
+A `rollback` takes back a change that the document lacks, and goes back from what really answers.
 
 If the document is the old one though the lock has the serial of the new one, a person put it back: that counts as a
 change by hand, as does any other document that the history's last line does not have.
@@ -62,7 +62,7 @@ class State:
         history: What changed before.
         on_disk: The folder of each version.
         notes: What is wrong, and what the next change does about it.
-        is_owed: Whether the document lacks what the last line of the history says, or did until this change.
+        is_owed: Whether the document still lacks what the last line of the history says.
         by_hand: The line that the history lacks, because somebody edited the document.
     """
 
@@ -186,13 +186,10 @@ class Ledger:
             _expect_trial(release.trial, trial_serial)
             if release.trial:
                 return replace(release, serial=serial, trial=None)
-            if last and (last.what == "rollback" or state.is_owed):
-                # Two people in a hurry would bring the bad version back. So would one who wants to go back from the
-                # version that answered until now, when this command finished the change after it.
-                what = "was a rollback already, by" if last.what == "rollback" else f"is finished now: {last.what} by"
+            if last and last.what == "rollback":  # two people in a hurry would bring the bad version back
                 before = f"; before it was version {release.previous}" if release.previous is not None else ""
                 raise Refused(
-                    f"The last change {what} {last.who} at {last.when}."
+                    f"The last change was a rollback already, by {last.who} at {last.when}."
                     f" Version {release.stable} is the stable one{before}. {instead}"
                 )
             if release.previous in (None, release.stable):
@@ -205,7 +202,7 @@ class Ledger:
     def _change(self, what: str, reason: str, decide: Callable[[State, int], Release]) -> Change:
         """Make a change under the lock, after what an ended command left undone."""
         with self.alone():
-            state, lag = self._recover(self._look())
+            state, lag = self._recover(self._look(), takes_back=what == "rollback")
             before, last = state.release, state.history.last
             try:
                 after = decide(state, max(state.history.next_serial, before.serial + 1 if before else 0))
@@ -249,7 +246,8 @@ class Ledger:
         if found == logged:
             return State(found, past, on_disk)
         if last and found == past.before_last and not self._is_published(last):
-            note = f"The command of release {last.serial} was ended before it wrote {FILE_NAME}; the next change does."
+            note = f"The command of release {last.serial} was ended before it wrote {FILE_NAME}."
+            note = f"{note} The next change does; `rollback` takes it back instead."
             return State(found, past, on_disk, (note,), is_owed=True)
         when = datetime.now(UTC)
         if found:
@@ -272,19 +270,20 @@ class Ledger:
         self._is_removed = found is None
         return found
 
-    def _recover(self, state: State) -> tuple[State, str]:
-        """Finish what an ended command left undone; return what the store says then, and what went wrong."""
+    def _recover(self, state: State, *, takes_back: bool) -> tuple[State, str]:
+        """Finish or take back what an ended command left undone; return what the store says then, and what is wrong."""
         for name in (FILE_NAME, model_config.FILE_NAME):
             for draft in self.home.glob(f"{name}.draft-*"):
                 draft.unlink(missing_ok=True)
+        if takes_back and state.is_owed:
+            os.truncate(self.home / history.FILE_NAME, state.history.last_start)
+            state = replace(self._look(), notes=state.notes)
         last, lag = state.history.last, ""
         if state.by_hand:
             lag = self._write(_with_digests(state.by_hand, last.digests if last else {}, state.on_disk), state.history)
         elif last:
             lag = self._publish(last)
-        if not state.is_unfinished:
-            return state, lag
-        return replace(self._look(), notes=state.notes, is_owed=state.is_owed), lag
+        return replace(self._look(), notes=state.notes) if state.is_unfinished else state, lag
 
     def _write(self, entry: Entry, past: History) -> str:
         """Make a change: the history first, so that it can be finished when this command is ended; return as below."""

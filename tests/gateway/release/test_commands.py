@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -220,14 +221,22 @@ def test_history(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("days", "said"), [(1, "release 2 is later than now"), (-365, "release 1 is later than release 2")]
+    ("wrong", "said"),
+    [
+        (lambda now: now + timedelta(days=1), "release 2 is later than now"),
+        (lambda now: datetime.max.replace(tzinfo=UTC), "release 2 is later than now"),
+        (lambda now: now - timedelta(days=365), "release 1 is later than release 2"),
+    ],
+    ids=["tomorrow", "the last second", "a year ago"],
 )
-def test_a_clock_that_was_wrong_is_named(store: Store, monkeypatch: pytest.MonkeyPatch, days: int, said: str) -> None:
+def test_a_clock_that_was_wrong_is_named(
+    store: Store, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[datetime], datetime], said: str
+) -> None:
     """By what shows times, which is no damage of the history."""
     store.do("promote", "1")
     text = ledger._text
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "_text", lambda time: text(time + timedelta(days=days)))
+        patch.setattr(ledger, "_text", lambda time: text(wrong(time)))
         store.do("promote", "2")
     for command in (["history"], ["at", datetime.now().isoformat()]):
         status, _, err = store.run(*command)
