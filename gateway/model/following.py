@@ -33,6 +33,7 @@ class Following:
         self.release: Release | None = None
         self.error: str | None = None
         self.is_pending, self.is_missed = bool(file), False
+        self._found: Release | None = None  # what the document says now, if it can be read
         self._awaited: Release | None = None  # what is in force, or should be, while its stable version is missing
         self._waits_until = 0.0
 
@@ -52,6 +53,7 @@ class Following:
                 error = f"{path} names version {found.stable} as stable, which is not loaded or not accepted"
             if found and found.trial and found.trial.version not in usable:
                 error = error or f"{path} tries version {found.trial.version}, which is not loaded or not accepted"
+        self._found = found
         self._miss(self.release or found, usable)
         if error and error != self.error:
             _log.warning("%s; %s", error, self._in_force())
@@ -72,8 +74,13 @@ class Following:
         return number != stable, number > stable, number != self.release.previous, -number
 
     def lets_answer(self, number: int) -> bool:
-        """Tell whether a version may answer: what is newer than the stable one is only tried, or was rolled back."""
-        return not self.release or number <= self.release.stable or self.is_missed
+        """Tell whether a version may answer: not one in shadow, nor one just rolled back, for the stable one.
+
+        They may once that was missed for long. Other versions answer at once where it is not loaded, also newer ones.
+        """
+        if not self.release or number == self.release.stable or self.is_missed:
+            return True
+        return not any(_holds_back(each, number) for each in (self.release, self._found) if each)
 
     def _miss(self, awaited: Release | None, usable: Collection[int]) -> None:
         """Find out for how long no look has met a stable version; at a start, the one before it then stands in."""
@@ -107,3 +114,10 @@ class Following:
         trial = self.release.trial
         beside = f", and version {trial.version} is tried ({trial.mode} {trial.share:.0%})" if trial else ""
         return f"version {self.release.stable} answers{beside} (release {self.release.serial})"
+
+
+def _holds_back(release: Release, number: int) -> bool:
+    """Tell whether a document names a version that is tried in shadow, or was just rolled back."""
+    trial = release.trial
+    is_in_shadow = trial is not None and trial.mode == "shadow" and trial.version == number
+    return is_in_shadow or release.stable < number == release.previous

@@ -194,7 +194,7 @@ class Versions:
         return [version for version in versions if described or version.contract.identity]
 
     def _answering(self, versions: list[Version]) -> list[Version]:
-        """Return the current versions, without those that may only be tried."""
+        """Return the current versions, without those that the release document holds back."""
         return [version for version in self._current(versions) if self._following.lets_answer(version.number)]
 
     def _look(self, is_thorough: bool) -> None:

@@ -238,15 +238,11 @@ def test_a_replica_without_the_stable_version_changes_nothing(
     assert "version 3 as stable" in (client.health.release_error or "")
 
 
-NOT_PROMOTED = {
-    "in shadow": Release(3, 7, trial=Trial(4, "shadow")),
-    "beyond its share": Release(3, 7, trial=Trial(4, "share", 1e-9)),
-    "rolled back": Release(3, 7, previous=4),
-}
+HELD_BACK = {"in shadow": Release(3, 7, trial=Trial(4, "shadow")), "rolled back": Release(3, 7, previous=4)}
 
 
-@pytest.mark.parametrize("release", NOT_PROMOTED.values(), ids=NOT_PROMOTED)
-def test_what_is_newer_does_not_answer_where_a_replica_lacks_the_stable_version(
+@pytest.mark.parametrize("release", HELD_BACK.values(), ids=HELD_BACK)
+def test_what_is_held_back_does_not_answer_where_a_replica_lacks_the_stable_version(
     server: FakeModelServer, file: Path, golden: list[bytes], release: Release
 ) -> None:
     """The other replica answers all requests; they take turns."""
@@ -264,11 +260,41 @@ def test_what_is_newer_does_not_answer_where_a_replica_lacks_the_stable_version(
         other.stop()
 
 
-@pytest.mark.parametrize("release", NOT_PROMOTED.values(), ids=NOT_PROMOTED)
-def test_what_is_newer_answers_once_the_stable_version_was_missed_for_long(
+@pytest.mark.parametrize(
+    ("release", "then"),
+    [
+        (Release(3, 7), Release(3, 7)),
+        (Release(3, 7, trial=Trial(4, "share", 1e-9)), Release(3, 7, trial=Trial(4, "share", 1e-9))),
+        (Release(3, 7), Release(9, 9, previous=4)),
+    ],
+    ids=["by image", "beyond its share", "promoted, and another before it was loaded"],
+)
+def test_another_newer_version_answers_at_once(
+    client: Versions,
+    server: FakeModelServer,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    release: Release,
+    then: Release,
+) -> None:
+    """While nothing else is loaded, also before a look has noticed."""
+    file.write_text(release.to_json())
+    assert order(client)[0] == 3
+    file.write_text(then.to_json())
+    server.versions = {4: server.versions[4]}
+    assert ask(client)[0] == 4
+    for limit in ("RECENT_S", "FORGET_AFTER_S"):
+        monkeypatch.setattr(f"gateway.model.exports.{limit}", 0.0)
+    client._look_again()
+    assert order(client) == [4] and client.health.ready and bool(client.trial()) == bool(release.trial)
+    assert ask(client)[0] == client.newest().number == 4
+
+
+@pytest.mark.parametrize("release", HELD_BACK.values(), ids=HELD_BACK)
+def test_what_is_held_back_answers_once_the_stable_version_was_missed_for_long(
     client: Versions, server: FakeModelServer, file: Path, monkeypatch: pytest.MonkeyPatch, release: Release
 ) -> None:
-    """A model server that restarts may load it first. Until then it is only tried; what is older answers at once."""
+    """A model server that restarts may load it first. What is older answers at once."""
     for limit in ("RECENT_S", "FORGET_AFTER_S"):
         monkeypatch.setattr(f"gateway.model.exports.{limit}", 0.0)
     all_versions = server.versions
@@ -306,6 +332,7 @@ def test_at_a_start_nothing_answers_before_the_stable_version(
     assert order(client) == []
     time.sleep(0.3)
     assert order(client)[0] == 2 and client.trial() is None
+    assert not client._following.lets_answer(4)
     assert "version 3 as stable" in (client.health.release_error or "")
     server.versions[3] = FakeVersion.of(golden)
     server.unloaded = []
