@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from contract.document import ImageSpec
 from contract.image import DecodedImage, ImageError, decode
-from gateway.errors import GatewayError, Overloaded, from_image_error
+from gateway.errors import FetchTimeout, GatewayError, Overloaded, from_image_error
 from gateway.fetch.fetcher import Fetcher
 from gateway.memory import Held
 from gateway.settings import Settings
@@ -46,8 +46,8 @@ class Stages:
         deadline = now + FETCH_SHARE * (deadline - now)
 
         def fetch(url: str) -> bytes:
-            if (left_s := deadline - time.monotonic()) <= 0:  # in a list of which others took the time
-                raise Overloaded("The request took too long: no time was left to fetch the image.")
+            if (left_s := deadline - time.monotonic()) <= 0:  # slow hosts of other images took the time
+                raise FetchTimeout("The request took too long: no time was left to fetch the image.")
             return self._fetcher.fetch(url, left_s, held.add)
 
         urls = [image for image in images if isinstance(image, str)]

@@ -150,7 +150,7 @@ class Client:
             answer = json.loads(response.data)
             results = [_kept({"model": answer["model"], **each}) for each in answer["results"]]
             asked = dict(zip(bodies, results, strict=True))
-            return {image: each for image, each in asked.items() if each.get("error") != "overloaded"}, False
+            return {image: each for image, each in asked.items() if _was_tried(each)}, False
         except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError):
             return {}, False
 
@@ -167,6 +167,11 @@ class Client:
         except (ValueError, KeyError, TypeError):
             detail = f"Something other than a gateway answers at {self._url}, with status {response.status}"
             return {"error": "not_a_gateway", "detail": detail}
+
+
+def _was_tried(answer: Answer) -> bool:
+    """Tell whether a gateway got to an image of a list, for which it may be too busy, or have no time left."""
+    return answer.get("error") != "overloaded" and "no time was left to fetch" not in str(answer.get("detail"))
 
 
 def _take(left: deque[str], size: int) -> list[str]:

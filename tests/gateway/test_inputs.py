@@ -70,7 +70,7 @@ def test_slow_hosts_spoil_no_other_image(gateway_with: Callable[..., FlaskClient
     client = gateway_with(fetch_allow=origin.authority, fetch_timeout_s=2, request_timeout_s=5, fetch_limit=8)
     good, slow = origin.add("good", IMAGE), f"http://{origin.authority}/slow"
     origin.answers["/slow"] = lambda _: origin.stopped.wait(10)
-    for urls in ([good, slow, *[good] * 4, slow, good], [good, *[slow] * 8]):
+    for urls in ([good, slow, *[good] * 4, slow, good], [good, *[slow] * 12]):
         results = client.post("/predict", json={"urls": urls}).get_json()["results"]
         codes = [result.get("error", {}).get("code") for result in results]
         assert codes == ["fetch_timeout" if url == slow else None for url in urls]
