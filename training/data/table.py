@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.splits import several_splits, splits_in, splits_of
+from training.data.splits import several_splits, split_of, splits_in, splits_of
 from training.errors import DataError
 from training.words import counted
 
 WHOLE = "all"  # a split's name for photos that are not split
 COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
 _MOST_SPLITS = 20  # different values of a column that may be one of splits
+_FLAGS = {"", "0", "1", "0.0", "1.0", "true", "false", "yes", "no", "t", "f", "y", "n", "x"}
+_SURPLUS = ""  # the key of cells below no name
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def read_table(path: Path) -> list[Row]:
         DataError: It is no CSV in UTF-8, has no columns for path and label, two of one name, splits in another
             column than `split`, a cell of these with a line break, or more cells than named columns.
     """
-    names, surplus, rows, ends = _read_cells(path)
+    names, rows, ends = _read_cells(path)
     lower = [name.lower() for name in names]
     columns = {
         column: next((names[lower.index(each)] for each in names_of if each in lower), "")
@@ -73,7 +75,8 @@ def read_table(path: Path) -> list[Row]:
     named = [row[columns["split"]].strip().lower() if columns["split"] else "" for row in rows]
     if not set(named) - {"", WHOLE}:
         known = {*COLUMNS["path"], *COLUMNS["label"]}
-        _check_others(rows, [name for name in (*names, surplus) if name.lower() not in known], path)
+        others = {name: name for name in names if name.lower() not in known}
+        _check_others(rows, others | {_SURPLUS: f"column {len(names) + 1}"}, path)
     labelled = {split for row, split in zip(rows, named, strict=True) if row[columns["label"]].strip()}
     result, splits = [], splits_of(set(named), set(named) - labelled) | {WHOLE: ""}
     for row, split, end in zip(rows, named, ends, strict=True):
@@ -84,18 +87,18 @@ def read_table(path: Path) -> list[Row]:
                 f"Expected paths, labels and splits without line breaks. Received others in {path}, from line {start}"
                 " on. Is there a quote too many, or too few?"
             )
-        if row[surplus].strip():
+        if row[_SURPLUS].strip():
             raise DataError(
                 f"Expected no more cells than columns with a name in {path}. Received more in line {start}."
-                ' A cell with a comma needs quotes, such as "crane, bird"'
+                ' Each column needs a name, and a cell with a comma needs quotes, such as "crane, bird"'
             )
         photo = path.parent / row[columns["path"]].strip()  # an absolute path stays as it is
         result.append(Row(photo, row[columns["label"]], splits.get(split, split)))
     return result
 
 
-def _read_cells(path: Path) -> tuple[list[str], str, list[dict[str, str]], list[int]]:
-    """Return the columns' names, that of the surplus, each row's cells by them, and the line of its end.
+def _read_cells(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
+    """Return the columns' names, each row's cells by them and the surplus, and the line of its end.
 
     What is below commas at the end of the first line is surplus too.
     """
@@ -106,16 +109,16 @@ def _read_cells(path: Path) -> tuple[list[str], str, list[dict[str, str]], list[
             first = [name.strip() for name in reader.fieldnames or ()]
             while first and not first[-1]:
                 first.pop()
-            *names, surplus = [name or f"column {at}" for at, name in enumerate([*first, ""], 1)]
-            reader.fieldnames, reader.restkey = names, surplus
+            names = [name or f"column {at}" for at, name in enumerate(first, 1)]
+            reader.fieldnames, reader.restkey = names, _SURPLUS
             for cells in reader:
-                rows.append({name: "".join(cells.get(name) or ()) for name in (*names, surplus)})
+                rows.append({name: "".join(cells.get(name) or ()) for name in (*names, _SURPLUS)})
                 ends.append(reader.line_num)
     except UnicodeDecodeError as exc:
         raise DataError(f"Expected a CSV in UTF-8. Received {path}: {exc}") from exc
     except csv.Error as exc:
         raise DataError(f"Expected a CSV. Received {path}, from line {reader.line_num + 1} on: {exc}") from exc
-    return names, surplus, rows, ends
+    return names, rows, ends
 
 
 def no_photos(table: Path, left_out: Sequence[Path]) -> DataError:
@@ -129,15 +132,15 @@ def left_out_rows(paths: Sequence[Path]) -> str:
     return f"Left out {rows}; paths start at the CSV's folder"
 
 
-def _check_others(rows: Sequence[dict[str, str]], columns: Iterable[str], path: Path) -> None:
-    """Refuse splits in a column of another name: photos to test with would be trained on."""
-    for column in sorted(columns):
-        cells = {row[column].strip() for row in rows}
+def _check_others(rows: Sequence[dict[str, str]], columns: Mapping[str, str], path: Path) -> None:
+    """Refuse splits in another of the columns, which have what they are called: photos to test would be trained on."""
+    for key, column in sorted(columns.items()):
+        cells = {row[key].strip() for row in rows}
         values = cells - {""}
         if len(values) > _MOST_SPLITS:
             continue
-        is_flag = len(cells) > 1 and len(values) <= 2 and splits_in(column)  # `isValid`, of True and False
-        if is_flag or several_splits(values):
+        are_flags = len(cells) > 1 and all(cell.lower() in _FLAGS or split_of(cell) for cell in cells)
+        if (are_flags and splits_in(column)) or several_splits(values):  # `isValid`, of True and False
             raise DataError(
                 f"Expected the splits of {path} in a column split. Received them in another: {column}."
                 f" Write train, validation or test into the column split, or remove {column} if it says something else."

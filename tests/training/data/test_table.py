@@ -111,14 +111,16 @@ def test_words_beside_splits_are_others(table, others):
         ("id", lambda number: f"Train_{number}"),
         ("checked", lambda number: ("valid", "")[number % 2]),
         ("class,class", lambda number: ("train,", "test,")[number % 2]),
-        ("test_date", lambda number: f"2026-03-0{number % 3}"),
+        ("test_date", lambda number: f"2026-03-0{number % 2}"),
+        ("test", lambda number: ("positive", "negative")[number % 2]),
+        ("note,column 5", lambda number: f"{number},x"),
         ("validation", lambda number: "done"),
         ("trained_by", lambda number: ("Ann", "Bob")[number % 2]),
         ("note", lambda number: f"{('train', 'test')[number % 2]} {number} {chr(65 + number)}"),
     ],
 )
 def test_a_column_that_says_something_else_is_no_column_of_splits(table, column, value):
-    """Ids, a column of one split's word, the labels in other words, columns of one or many values, and other words."""
+    """Ids, a column of one split's word, the labels in other words, values that are no flags, and other words."""
     rows = [f"{'ab'[number % 2]}/00{number // 2 % 3}.jpg,{'ab'[number % 2]},{value(number)}" for number in range(24)]
     assert read_folder(table(f"path,label,{column}", *rows)).remarks == ()
 
@@ -135,7 +137,10 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', 'b/000.jpg,dog",x'), "line breaks. .*csv, from line 3 on"),
         (("path,label", "a/000.jpg,cat", '"a/001.jpg,cat', '"b/000.jpg",dog'), "csv, from line 3 on: ',' expected"),
         *(
-            ((first, "a/000.jpg,cat", "a/001.jpg,crane, bird"), 'in line 3. A .* quotes, such as "crane, bird"$')
+            (
+                (first, "a/000.jpg,cat", "a/001.jpg,crane, bird"),
+                'line 3. Each column needs a name, .* quotes, such as "crane, bird"$',
+            )
             for first in ("path,label", "path,label, ,")
         ),
         (("", "path,label", "a/000.jpg,cat"), "columns path and label.* Received: an empty first line$"),
@@ -161,6 +166,7 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
                 ("isValid", True, False),
                 ("is_training_img", 1, 0),
                 ("test", "x", ""),
+                ("test", "Test", "no"),
             )
         ),
         *(
