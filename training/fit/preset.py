@@ -11,6 +11,7 @@ from typing import Any
 
 from training.errors import TrainingError
 from training.fit.recipe import Recipe, check_types
+from training.runs.folder import run_of
 
 FOLDER = Path(__file__).parent / "presets"
 
@@ -64,8 +65,9 @@ class Preset:
         of_recipe = {name: given.pop(name) for name in vars(self.recipe) if name in given}
         if any(name == "architecture" or value != getattr(self, name) for name, value in given.items()):
             given["larger"] = ""  # the network that was chosen is trained
-        if given.get("weights", self.weights) != self.weights:
-            given.setdefault("preprocessing", None)  # the preset's is that of its own weights
+        weights = given.get("weights", self.weights)
+        if weights != self.weights and (weights in ("imagenet", "none") or run_of(Path(weights))):
+            given.setdefault("preprocessing", None)  # these bring their own; a file may be the preset's, moved
         return replace(self, **given, recipe=replace(self.recipe, **of_recipe))
 
     def check_trains(self) -> None:

@@ -29,9 +29,8 @@ from training.judge.metrics import measure
 from training.judge.report import Result
 from training.models import novelty
 from training.models.features import compute_features
-from training.models.starting_points import run_of
 from training.release.golden import telling_photos
-from training.runs.folder import Run, find_same, finish_run, provenance, write_run
+from training.runs.folder import Run, find_same, finish_run, provenance, run_of, write_run
 from training.runs.track import KNOWN, Tracking
 from training.runs.unfinished import Unfinished, digest_of, open_unfinished, read_kept
 from training.words import counted

@@ -14,7 +14,7 @@ from training.models import plain_cnn
 from training.models.backbones import before_classifier
 from training.models.catalogue import PREPROCESSING, Architecture, check_preprocessing, find_architecture
 from training.models.files import contains_only_weights, copy_weights, count_numbers, load_model, load_weights
-from training.runs.folder import Run, sha256
+from training.runs.folder import run_of, sha256
 from training.words import as_utf8
 
 
@@ -100,12 +100,6 @@ def find_start(
     own = (run.contract.origin.architecture if run else "") or model.name
     called = as_utf8(f"{run.name}/{path.name}" if run else path.name)
     return File(own, height, preprocessing, path=str(path), file=called, sha256=sha256(path), image=image)
-
-
-def run_of(path: Path) -> Run | None:
-    """Return the run of its folder or of the model in it; None if it is neither."""
-    folder = path.parent if path.name == "model.keras" else path
-    return Run(folder.resolve()) if (folder / "contract.json").is_file() else None
 
 
 def _expect_no(preprocessing: str | None, beside: str) -> None:

@@ -81,6 +81,12 @@ class Run:
             ) from exc
 
 
+def run_of(path: Path) -> Run | None:
+    """Return the run of its folder or of the model in it; None if it is neither."""
+    folder = path.parent if path.name == "model.keras" else path
+    return Run(folder.resolve()) if (folder / "contract.json").is_file() else None
+
+
 def find_runs(folder: Path) -> list[Run]:
     """Return the runs in `folder/MODEL/TIME`, the newest first.
 

@@ -43,12 +43,22 @@ def test_single_options_override() -> None:
     ("given", "preprocessing"),
     [
         ({"weights": "theirs.keras", "size": 64}, "±1"),
+        ({"weights": "./theirs.keras"}, "±1"),
+        ({"weights": "moved/theirs.keras"}, "±1"),
         ({"weights": "imagenet"}, None),
+        ({"weights": "none"}, None),
+        ({"weights": "run"}, None),
+        ({"weights": "run/model.keras"}, None),
         ({"weights": "other.keras", "preprocessing": "torch"}, "torch"),
     ],
 )
-def test_preprocessing_is_that_of_the_weights(given: dict[str, Any], preprocessing: str | None) -> None:
-    """Other weights come without that of the preset's own."""
+def test_preprocessing_is_that_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], preprocessing: str | None
+) -> None:
+    """Weights that bring their own, as a run does, come without the preset's; a file may be the preset's, moved."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "contract.json").touch()
     preset = Preset("a", "c", "e", "plain-cnn", "theirs.keras", preprocessing="±1")
     assert preset.changed({"preprocessing": None, **given}).preprocessing == preprocessing
 
