@@ -95,7 +95,7 @@ def find_runs(folder: Path) -> list[Run]:
     """
     found = [Run(path.parent) for path in folder.glob("[!.]*/*/golden")]  # which each begins with
     if not found:
-        raise TrainingError(f"Expected runs in {folder}, which train leaves there. Received: none")
+        raise TrainingError(f"Expected runs in {folder}/NAME/TIME, where train leaves them. Received: none")
     return sorted(found, key=lambda run: run.path.name, reverse=True)
 
 

@@ -66,8 +66,8 @@ def test_compared_runs_show_figures_and_what_differs(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runs", "{runs}/none"], "Expected runs in {runs}/none, which train leaves there. Received: none"),
-        (["--runs", "{runs}/clothing"], "Expected runs in {runs}/clothing, which train leaves there. Received: none"),
+        (["--runs", "{runs}/none"], "Expected runs in {runs}/none/NAME/TIME, where train leaves them. Received: none"),
+        (["--runs", "{runs}/clothing"], "Expected runs in {runs}/clothing/NAME/TIME, where train leaves them. Rec"),
         (["{runs}/none"], "Expected a run folder that train has finished; `python -m training runs` lists them. Rec"),
         (["{runs}/clothing/20260103-000000"], "lists them. Received: {runs}/clothing/20260103-000000 ("),
         (["{runs}/clothing/20260104-000000"], "{runs}/clothing/20260104-000000 cannot be read, as it is damaged or of"),
