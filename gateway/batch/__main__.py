@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.sources and not options.merge:
             raise ValueError("Expected a URL, an image, a folder, a list of them, or files to --merge. Received none")
         _check_parts(options.merge, options.out)
-        merged = read_images(options.merge)
+        merged = read_images(options.merge, options.top_k if options.sources else 0)  # without, nobody is asked
         expanded = [_expand(source) for source in options.sources]
         named = (image for images, _ in expanded for image in images)
         found = dict.fromkeys(named if options.sources else merged)

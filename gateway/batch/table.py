@@ -19,6 +19,7 @@ from gateway.batch.asking import Answer
 
 ANY_BYTES = "surrogateescape"  # a file's name need not be UTF-8
 COLUMNS = ("source", "version", "rank", "class", "index", "probability", "error", "detail", "unknown")
+CUT_WORDS = {None, "t", "tr", "tru", "f", "fa", "fal", "fals"}  # in the last column
 
 Row = dict[str, Any]
 
@@ -29,26 +30,23 @@ class Table:
     def __init__(self, out: Path | None, top_k: int = 1) -> None:
         """Read what it answers already.
 
-        A CSV's only answer with fewer rows than `top_k` may have been cut, as no other shows how many it has to have.
-        So it is none yet, but goes only if its image is asked about again.
+        An answer at its end that may have been cut is none yet, but goes only if its image is asked about again.
 
         Raises:
             ValueError: No run wrote the file, or its folder does not exist.
             OSError: It cannot be read.
         """
-        self.answered, self._unanswered, count = set[str](), set[str](), 0
+        self.answered, self._unanswered = set[str](), set[str]()
         self._out, self._is_csv = out, out is not None and out.suffix == ".csv"
         self._found = self._kept = b""
         if out and not out.absolute().parent.is_dir():
             raise ValueError(f"Expected --out in a folder that exists. Received: {out}")
         if out and out.is_file():
             self._found = out.read_bytes()
-            self._kept = _complete(out, self._found)
+            self._kept, doubtful = _whole(out, self._found, top_k)
             for _, row in _rows_in(out, self._kept):
-                (self._unanswered if row.get("error") else self.answered).add(row["source"])
-                count += not row.get("error")
-        if self._is_csv and len(self.answered) == 1 and count < top_k:
-            self._unanswered, self.answered = self._unanswered | self.answered, set()
+                is_answer = not row.get("error") and row["source"] != doubtful
+                (self.answered if is_answer else self._unanswered).add(row["source"])
 
     def open(self, asked: Sequence[str]) -> None:
         """Begin to append, and drop the rows of the images that are asked about again.
@@ -99,8 +97,10 @@ class Table:
             raise
 
 
-def read_images(paths: Sequence[Path]) -> dict[str, list[Row]]:
+def read_images(paths: Sequence[Path], top_k: int) -> dict[str, list[Row]]:
     """Return the rows of each image in the files of some runs: its first answer, or its last error if there is none.
+
+    An answer at the end of a file that may have been cut is none, but with a `top_k` of 0 its whole rows are one.
 
     Raises:
         ValueError: No run wrote one of the files.
@@ -108,9 +108,9 @@ def read_images(paths: Sequence[Path]) -> dict[str, list[Row]]:
     """
     found: dict[str, list[Row]] = {}
     for path in paths:
-        content = _complete(path, path.read_bytes())
+        content, doubtful = _whole(path, path.read_bytes(), top_k)
         for image, group in groupby(_rows_in(path, content), key=lambda each: each[1]["source"]):
-            if not is_answered(found.get(image, [])):
+            if image != doubtful and not is_answered(found.get(image, [])):
                 rows = [row for _, row in group]
                 found[image] = [row for row in rows if not row.get("error")] or rows[-1:]
     return found
@@ -190,23 +190,39 @@ def _without(images: Set[str], path: Path, content: bytes) -> bytes:
     return b"".join((columns, *(text.encode("utf-8", ANY_BYTES) for text in kept)))  # as a text, four times the bytes
 
 
-def _complete(path: Path, content: bytes) -> bytes:
-    """Return what is in a file, without the last image if a run was killed before all of its rows were there.
+def _whole(path: Path, content: bytes, top_k: int) -> tuple[bytes, str | None]:
+    """Return a file's content without an image whose last row a kill cut, and the image then last if it is doubtful.
+
+    It is if it has fewer rows than `top_k` and than the answer before it, as the cut may lie between rows. A row that
+    ends in a comma is not counted: a word may have followed.
 
     Raises:
         ValueError: No run wrote it.
     """
     start = b",".join(map(str.encode, COLUMNS)) + b"\r\n" if path.suffix == ".csv" else b'{"source": '
-    if b"\n" not in content and content[: len(start)] != start[: len(content)]:  # else it was cut in its first line
+    if b"\n" not in content and content[: len(start)] != start[: len(content)]:
         raise ValueError(_other(path))
-    end = b"\r\n" if path.suffix == ".csv" and b"\r\n" in content else b"\n"  # unlike a line break in a name
-    kept = content[: content.rfind(end) + len(end)] if end in content else b""
+    if start.startswith(content):  # it was cut in its first line
+        return b"", None
     if path.suffix != ".csv":
-        return kept
-    last, count, others = "", 0, 0  # text and rows of the last image, and rows of an answered one before it
-    for _, group in groupby(_rows_in(path, kept), key=lambda each: each[1]["source"]):
+        return _whole_lines(content), None
+    image, count, before, cut = None, 0, 0, ""  # of the last whole image; rows of the answer before it; a cut image
+    for source, group in groupby(_rows_in(path, content), key=lambda each: each[1]["source"]):
         texts, rows = zip(*group, strict=True)
-        others, last, count = count or others, "".join(texts), sum(not row.get("error") for row in rows)
-    if len(kept) == len(content) and not 0 < count < others:
-        return kept
-    return kept[: kept.rfind(last.encode("utf-8", ANY_BYTES))]
+        if rows[-1]["unknown"] in CUT_WORDS:
+            cut = "".join(texts)
+        else:
+            image, before, count, cut = source, count or before, sum(not row.get("error") for row in rows), ""
+    kept = content[: len(content) - len(cut.encode("utf-8", ANY_BYTES))]
+    wanted = min(top_k, before or (0 if content.endswith(b"\n") and not cut else top_k))
+    doubtful = image if count and count - kept.endswith(b",") < wanted else None
+    return kept if kept.endswith(b"\n") else kept.removesuffix(b"\r") + b"\r\n", doubtful
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Return JSON lines without a last one that was cut; one that only lacks its line break gets it."""
+    end = content.rfind(b"\n") + 1
+    with suppress(json.JSONDecodeError):
+        json.loads(content[end:].decode("utf-8", ANY_BYTES))
+        return content + b"\n"
+    return content[:end]

@@ -259,12 +259,47 @@ def test_a_csv_that_was_cut_anywhere_becomes_whole(address: str, tmp_path: Path)
     ask = [*map(str, images), "--gateway", address, "--out", str(out), "--top-k", "2"]
     assert main(ask) == 0
     whole = out.read_bytes()
-    ends = {*range(0, len(whole), 13), *(each.end() for each in re.finditer(b"\r\n", whole))}
+    first_of_one = whole.find(b"\r\n", whole.find(b"\r\n") + 1) + 2  # with nothing to compare it with
+    ends = {*range(0, len(whole), 13), *(each.end() for each in re.finditer(b"\r\n", whole))} - {first_of_one}
     for size in sorted(ends):
         out.write_bytes(whole[:size])
         assert main(ask) == 0
         rows = [(row["source"], row["rank"]) for row in read_csv(out)]
         assert sorted(rows) == [(str(image), rank) for image in images for rank in ("1", "2")]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+def test_fewer_predictions_than_asked_for_are_an_answer(address: str, folder: Path, tmp_path: Path, name: str) -> None:
+    """Where the model has no more classes, and after an answer that has more: nobody is asked again."""
+    ask = ["--out", str(tmp_path / name), "--gateway"]
+    for image, top_k in (("a.jpg", "99"), ("b.png", "1")):
+        for gateway in (address, "http://127.0.0.1:1"):
+            assert main([str(folder / image), *ask, gateway, "--top-k", top_k]) == 0
+
+
+@pytest.mark.parametrize("score", [None, lambda pixels: np.ones(len(pixels))])
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+def test_an_answer_that_nobody_asks_for_again_stays(
+    address: str,
+    model_server: FakeModelServer,
+    golden: list[bytes],
+    photos: Path,
+    tmp_path: Path,
+    name: str,
+    score: Any,
+) -> None:
+    """A last one with fewer predictions, and one without its line break, in a run for another image and in a merge."""
+    model_server.versions[1] = FakeVersion.of(golden, score=score, novelty=Novelty(0.5) if score else None)
+    out, merged = tmp_path / name, tmp_path / f"merged-{name}"
+    ask, images = ["--gateway", address, "--out", str(out), "--top-k"], [str(photos / f"{i}.png") for i in range(3)]
+    assert main([*images[:2], *ask, "2"]) == main([images[2], *ask, "1"]) == 0
+    whole = out.read_bytes()
+    for content in (whole, whole.rstrip(b"\r\n")):
+        out.write_bytes(content)
+        assert main(["--merge", str(out), "--out", str(merged), "--top-k", "2"]) == 0
+        assert main([images[0], *ask, "2"]) == 0
+        assert out.read_bytes() == merged.read_bytes() == whole
+        merged.unlink()
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
