@@ -247,7 +247,9 @@ class Ledger:
             return State(found, past, on_disk)
         if last and found == past.before_last and not self._is_published(last):
             note = f"The command of release {last.serial} was ended before it wrote {FILE_NAME}."
-            note = f"{note} The next change does; `rollback` takes it back instead."
+            note = f"{note} The next change does"
+            back = "" if last.what == "try" else "; `rollback` takes it back, and goes back from what answers now"
+            note = f"{note}{back}."
             return State(found, past, on_disk, (note,), is_owed=True)
         when = datetime.now(UTC)
         if found:
@@ -271,14 +273,18 @@ class Ledger:
         return found
 
     def _recover(self, state: State, *, takes_back: bool) -> tuple[State, str]:
-        """Finish or take back what an ended command left undone; return what the store says then, and what is wrong."""
+        """Finish or take back what an ended command left undone; return what the store says then, and what is wrong.
+
+        A trial is finished: who rolls it back wants to end it, and to keep the stable version.
+        """
         for name in (FILE_NAME, model_config.FILE_NAME):
             for draft in self.home.glob(f"{name}.draft-*"):
                 draft.unlink(missing_ok=True)
-        if takes_back and state.is_owed:
+        last, lag = state.history.last, ""
+        if takes_back and state.is_owed and last and last.what != "try":
             os.truncate(self.home / history.FILE_NAME, state.history.last_start)
             state = replace(self._look(), notes=state.notes)
-        last, lag = state.history.last, ""
+            last = state.history.last
         if state.by_hand:
             lag = self._write(_with_digests(state.by_hand, last.digests if last else {}, state.on_disk), state.history)
         elif last:
