@@ -37,13 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.sources and not options.merge:
             raise ValueError("Expected a URL, an image, a folder, a list of them, or files to --merge. Received none")
         _check_parts(options.merge, options.out)
-        merged = read_images(options.merge, options.top_k if options.sources else 0)  # without, nobody is asked
+        most = options.top_k if options.sources else 0  # without, nobody is asked
+        merged = read_images(options.merge, most)
         expanded = [_expand(source) for source in options.sources]
         named = (image for images, _ in expanded for image in images)
         found = dict.fromkeys(named if options.sources else merged)
         part, parts = options.shard
         images = [image for image in found if crc32(os.fsencode(image)) % parts == part]  # by its name alone
-        table = Table(options.out, options.top_k)
+        table = Table(options.out, most)
         left = [image for image in images if image not in table.answered]
         may_fail = not options.sources  # with sources, what failed is asked about
         taken = {image: merged[image] for image in left if is_answered(merged.get(image, []), may_fail)}

@@ -150,8 +150,7 @@ def _rows_in(path: Path, content: bytes) -> Iterator[tuple[str, Row]]:
                 raise ValueError(f"Expected a file of an earlier run in {path}: {columns}. Received: {received}")
             taken.clear()
         for row in rows:
-            row["source"]
-            if None in row:  # a field too many
+            if not isinstance(row["source"], str) or None in row:  # a field too many
                 raise ValueError(_other(path))
             yield "".join(taken), row
             taken.clear()
@@ -191,10 +190,10 @@ def _without(images: Set[str], path: Path, content: bytes) -> bytes:
 
 
 def _whole(path: Path, content: bytes, top_k: int) -> tuple[bytes, str | None]:
-    """Return a file's content without an image whose last row a kill cut, and the image then last if it is doubtful.
+    """Return a file's content without a last row that a kill cut, and the image then last if it may lack rows.
 
-    It is if it has fewer rows than `top_k` and than the answer before it, as the cut may lie between rows. A row that
-    ends in a comma is not counted: a word may have followed.
+    It may if the row that was cut can be its own, or if it has fewer rows than `top_k` and, where the last line has its
+    end, than the answer before it. It may lack a word if it ends in a comma. With a `top_k` of 0, nothing is missing.
 
     Raises:
         ValueError: No run wrote it.
@@ -205,24 +204,33 @@ def _whole(path: Path, content: bytes, top_k: int) -> tuple[bytes, str | None]:
     if start.startswith(content):  # it was cut in its first line
         return b"", None
     if path.suffix != ".csv":
-        return _whole_lines(content), None
-    image, count, before, cut = None, 0, 0, ""  # of the last whole image; rows of the answer before it; a cut image
+        return _whole_lines(path, content), None
+    image, count, before, cut, is_own = "", 0, 0, "", False  # of the last image; rows of the answer before; a cut row
     for source, group in groupby(_rows_in(path, content), key=lambda each: each[1]["source"]):
         texts, rows = zip(*group, strict=True)
-        if rows[-1]["unknown"] in CUT_WORDS:
-            cut = "".join(texts)
-        else:
-            image, before, count, cut = source, count or before, sum(not row.get("error") for row in rows), ""
+        if _is_cut(texts[-1]) and rows[-1]["unknown"] in CUT_WORDS:
+            cut, rows = texts[-1], rows[:-1]
+        if rows:
+            image, before, count = source, count or before, sum(not row.get("error") for row in rows)
+        is_own = bool(cut) and os.fsencode(image).startswith(os.fsencode(source))
     kept = content[: len(content) - len(cut.encode("utf-8", ANY_BYTES))]
-    wanted = min(top_k, before or (0 if content.endswith(b"\n") and not cut else top_k))
-    doubtful = image if count and count - kept.endswith(b",") < wanted else None
-    return kept if kept.endswith(b"\n") else kept.removesuffix(b"\r") + b"\r\n", doubtful
+    wanted = min(top_k, before) if content.endswith(b"\n") else top_k
+    is_doubtful = top_k and count and (is_own or kept.endswith(b",") or count < wanted)
+    return kept if kept.endswith(b"\n") else kept.removesuffix(b"\r") + b"\r\n", image if is_doubtful else None
 
 
-def _whole_lines(content: bytes) -> bytes:
+def _is_cut(text: str) -> bool:
+    """Tell whether a row has no end, or a quote is still open there."""
+    return not text.endswith("\n") or text.count('"') % 2 == 1
+
+
+def _whole_lines(path: Path, content: bytes) -> bytes:
     """Return JSON lines without a last one that was cut; one that only lacks its line break gets it."""
     end = content.rfind(b"\n") + 1
-    with suppress(json.JSONDecodeError):
+    try:
         json.loads(content[end:].decode("utf-8", ANY_BYTES))
-        return content + b"\n"
-    return content[:end]
+    except json.JSONDecodeError as exc:
+        if exc.msg == "Extra data":  # several in a line
+            raise ValueError(_other(path)) from exc
+        return content[:end]
+    return content + b"\n"

@@ -9,7 +9,8 @@ What a command that was killed leaves, the next change finds and finishes:
 | the document | new | new | old | old | writes the lock and models.config |
 | the lock | new | new | new | old | writes models.config |
 
-A `rollback` takes back a change that the document lacks, and goes back from what really answers.
+A `rollback` takes back a change that the document lacks, unless that is a trial, and goes back from what really
+answers.
 
 If the document is the old one though the lock has the serial of the new one, a person put it back: that counts as a
 change by hand, as does any other document that the history's last line does not have.
