@@ -123,6 +123,7 @@ class Tabs:
             page.on("request", lambda asked: LOCAL.match(asked.url) or said.append(asked.url))
             self._tabs[key] = page, said
         page, said = self._tabs[key]
+        page.unroute_all()  # those of a test that failed
         said.clear()
         return page, said
 
@@ -570,7 +571,7 @@ def test_an_api_key_is_taken_while_no_model_is_ready(page: Page, gateway: Gatewa
     fail = lambda route: route.fulfill(status=502, body="of a proxy")  # noqa: E731
     with page.expect_response("**/model"):
         page.keyboard.press("Enter")
-    assert page.is_visible("text=No connection to the classifier")
+    page.wait_for_selector("text=No connection to the classifier")
     fail = lambda route: route.fulfill(status=503, json={"code": "model_unavailable"})  # noqa: E731
     page.keyboard.press("Enter")
     page.wait_for_selector("#access", state="hidden")
