@@ -190,7 +190,7 @@ def _without(images: Set[str], path: Path, content: bytes) -> bytes:
 
 
 def _whole(path: Path, content: bytes, top_k: int) -> tuple[bytes, str | None]:
-    """Return a file's content without a last row that a kill cut, and the image then last if it may lack rows.
+    """Return a file's content without what a kill cut, and the image then last if it may lack rows.
 
     It may if the row that was cut can be its own, or if it has fewer rows than `top_k` and, where the last line has its
     end, than the answer before it. It may lack a word if it ends in a comma. With a `top_k` of 0, nothing is missing.
@@ -209,7 +209,10 @@ def _whole(path: Path, content: bytes, top_k: int) -> tuple[bytes, str | None]:
     for source, group in groupby(_rows_in(path, content), key=lambda each: each[1]["source"]):
         texts, rows = zip(*group, strict=True)
         if _is_cut(texts[-1]) and rows[-1]["unknown"] in CUT_WORDS:
-            cut, rows = texts[-1], rows[:-1]
+            is_named = (
+                rows[-1]["version"] is not None
+            )  # so the name is whole, and all rows are of the image that was cut
+            cut, rows = ("".join(texts), ()) if is_named else (texts[-1], rows[:-1])
         if rows:
             image, before, count = source, count or before, sum(not row.get("error") for row in rows)
         is_own = bool(cut) and os.fsencode(image).startswith(os.fsencode(source))

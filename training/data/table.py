@@ -16,7 +16,10 @@ from training.words import counted
 WHOLE = "all"  # a split's name for photos that are not split
 COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
 _MOST_SPLITS = 20  # different values of a column that may be one of splits
-_FLAGS = {"", "0", "1", "0.0", "1.0", "true", "false", "yes", "no", "t", "f", "y", "n", "x"}
+_FLAGS = {"", "-1", "0", "1", "0.0", "1.0", "true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "x"}
+# As spreadsheets write them in the languages in which splits are known.
+_FLAGS |= {"wahr", "falsch", "ja", "nein", "vrai", "faux", "oui", "non", "verdadero", "falso", "vero", "verdadeiro"}
+_FLAGS |= {"si", "sí", "sì", "sim", "não"}
 _SURPLUS = ""  # the key of cells below no name
 
 

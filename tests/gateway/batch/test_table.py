@@ -303,6 +303,19 @@ def test_an_answer_that_nobody_asks_for_again_stays(
         merged.unlink()
 
 
+def test_a_merge_takes_no_answer_that_was_cut(address: str, folder: Path, tmp_path: Path) -> None:
+    """Within a second or a last row of an image, which another part has whole."""
+    parts, images = [tmp_path / "old.csv", tmp_path / "new.csv"], [str(folder / name) for name in ("a.jpg", "b.png")]
+    for part in parts:
+        assert main([*images, "--gateway", address, "--out", str(part), "--top-k", "3"]) == 0
+    whole = parts[0].read_bytes()
+    for row in list(re.finditer(re.escape(images[1].encode()), whole))[1:]:
+        parts[0].write_bytes(whole[: row.end() + 2])
+        merged = tmp_path / f"{row.end()}.csv"
+        assert main(["--merge", *map(str, parts), "--out", str(merged)]) == 0
+        assert sorted(row["source"] for row in read_csv(merged)) == sorted(images * 3)
+
+
 @pytest.mark.parametrize("start", ["", "http", "http://h/1"])
 def test_a_row_that_was_cut_costs_no_other(tmp_path: Path, start: str) -> None:
     """It may be of the image before, which is asked about again, but else stays; as here, where it was of another."""

@@ -163,7 +163,7 @@ def test_a_column_that_says_something_else_is_no_column_of_splits(table, column,
             ((f"path,label,{flag}", f"a/000.jpg,cat,{yes}", f"b/000.jpg,dog,{no}"), f"in another: {flag}. Write")
             for flag, yes, no in (
                 ("is_valid", True, False),
-                ("isValid", True, False),
+                ("isValid", "WAHR", "FALSCH"),
                 ("is_training_img", 1, 0),
                 ("test", "x", ""),
                 ("test", "Test", "no"),
